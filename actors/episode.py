@@ -1,0 +1,148 @@
+"""What an episode is, and the state machine that decides what happens after each of its turns.
+
+Token ids are the truth: what the engine was given and what it sampled. Text is decoded from them for parsing and for
+people, and never encoded again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+View = Literal["quarter", "full"]
+FinishReason = Literal["stop", "length"]
+
+
+class Status(StrEnum):
+    """How an episode ended. Every one of them is data and is scored."""
+
+    ANSWERED = "answered"
+    """The last turn gave exactly one answer."""
+    MALFORMED = "malformed"
+    """A turn broke the format: there is no answer to judge."""
+    TRUNCATED = "truncated"
+    """A turn hit the token limit, or the next prompt would not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRef:
+    """Where a sample lies. All that the driver ever holds of it."""
+
+    dataset: str
+    """Path of the data set, as in the config."""
+    row: int
+    """Row number in reading order."""
+    uid: str
+    """Unique in a run: epoch and row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One question about one picture."""
+
+    ref: SampleRef
+    question: str
+    answer: str
+    """The reference answer."""
+    image: bytes
+    """The encoded picture, as stored."""
+    needs_full: bool | None
+    """Whether the full view is needed, where the data set records it. For reports; never for training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeId:
+    """Every buffer takes each id once (rule A of the reliability rules)."""
+
+    run: str
+    step: int
+    sample: str
+    index: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One prompt and what the policy sampled for it."""
+
+    prompt_ids: tuple[int, ...]
+    """[P] the whole prompt so far, image placeholders expanded to one id per visual token."""
+    completion_ids: tuple[int, ...]
+    """[C] as sampled, the end token included when there is one."""
+    logprobs: tuple[float, ...]
+    """[C] of the sampled ids under the distribution they were sampled from."""
+    policy_version: int
+    """Version of the weights that sampled them: the learner's optimizer step."""
+    finish_reason: FinishReason
+    text: str
+    """`completion_ids` decoded, without the end token."""
+    view: View
+    """The picture that this turn's prompt added."""
+    num_visual_tokens: int
+    """Visual tokens of that picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One to two turns. Turn 2's prompt starts with turn 1's prompt and completion ids."""
+
+    id: EpisodeId
+    turns: tuple[Turn, ...]
+    status: Status
+    answer: str | None
+    """What stood between the answer tags; None unless the status is ANSWERED."""
+    is_well_formed: bool
+    """Every turn kept the format (R_format of Eq. 4)."""
+
+    @property
+    def asked(self) -> bool:
+        """The policy asked for the full image and was shown it."""
+        return len(self.turns) > 1
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(turn.num_visual_tokens for turn in self.turns)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(len(turn.completion_ids) for turn in self.turns)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """[T] the whole episode: the last turn's prompt and completion."""
+        return self.turns[-1].prompt_ids + self.turns[-1].completion_ids
+
+    def __post_init__(self) -> None:
+        assert self.turns, "an episode has a turn"
+        for turn in self.turns:
+            assert len(turn.completion_ids) == len(turn.logprobs), (len(turn.completion_ids), len(turn.logprobs))
+        for earlier, later in zip(self.turns, self.turns[1:], strict=False):
+            spoken = earlier.prompt_ids + earlier.completion_ids
+            assert later.prompt_ids[: len(spoken)] == spoken, "a turn's prompt starts with all that went before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayedGroup:
+    """The G episodes of one sample, and what scoring and reporting need of it. Holds no pixel."""
+
+    ref: SampleRef
+    question: str
+    answer: str
+    """The reference answer."""
+    needs_full: bool | None
+    episodes: tuple[Episode, ...]
+    full_size: tuple[int, int]
+    """(height, width) in pixels of the full view, which travels beside the group as uint8 [H, W, 3]."""
+    num_full_tokens: int
+    """Visual tokens of the full view: what always-full would have spent per episode."""
+    image_sha256: str
+    """Of the encoded picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedSample:
+    """A sample that could not be played because its row is unusable."""
+
+    ref: SampleRef
+    reason: str

@@ -47,7 +47,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.min_pixels > 0, "model.min_pixels", self.min_pixels, "give a positive number of pixels")
-        require(self.max_pixels >= self.min_pixels, "model.max_pixels", self.max_pixels, f"at least model.min_pixels={self.min_pixels}")
+        require(
+            self.max_pixels >= self.min_pixels,
+            "model.max_pixels",
+            self.max_pixels,
+            f"at least model.min_pixels={self.min_pixels}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +69,15 @@ class DataConfig:
     """Refuse a picture whose longer side is more than this many times the shorter."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.max_skipped_fraction <= 1, "data.max_skipped_fraction", self.max_skipped_fraction, "a share from 0 to 1")
-        require(self.max_source_pixels > 0, "data.max_source_pixels", self.max_source_pixels, "a positive number of pixels")
+        require(
+            0 <= self.max_skipped_fraction <= 1,
+            "data.max_skipped_fraction",
+            self.max_skipped_fraction,
+            "a share from 0 to 1",
+        )
+        require(
+            self.max_source_pixels > 0, "data.max_source_pixels", self.max_source_pixels, "a positive number of pixels"
+        )
         require(self.max_side_ratio >= 1, "data.max_side_ratio", self.max_side_ratio, "a ratio of at least 1")
 
 
@@ -103,14 +115,37 @@ class RolloutConfig:
     """Skip graph capture and compilation: slower steps, a much faster start."""
 
     def __post_init__(self) -> None:
-        require(self.group_size >= 2, "rollout.group_size", self.group_size, "a group needs 2 episodes or more to have an advantage")
-        require(self.temperature > 0, "rollout.temperature", self.temperature, "training samples; use `visionthink eval` for greedy play")
-        for name in ("max_turn_tokens", "max_prompt_tokens", "num_workers", "max_groups_in_flight", "tensor_parallel_size", "kv_cache_gib", "num_threads"):
+        require(
+            self.group_size >= 2,
+            "rollout.group_size",
+            self.group_size,
+            "a group needs 2 episodes or more to have an advantage",
+        )
+        require(
+            self.temperature > 0,
+            "rollout.temperature",
+            self.temperature,
+            "training samples; use `visionthink eval` for greedy play",
+        )
+        for name in (
+            "max_turn_tokens",
+            "max_prompt_tokens",
+            "num_workers",
+            "max_groups_in_flight",
+            "tensor_parallel_size",
+            "kv_cache_gib",
+            "num_threads",
+        ):
             require(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "at least 1")
         for name in ("group_timeout_s", "start_timeout_s"):
             require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "a positive number of seconds")
         require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "0 for CPU, or GPUs per worker")
-        require(0 < self.gpu_memory_fraction <= 1, "rollout.gpu_memory_fraction", self.gpu_memory_fraction, "a share above 0, at most 1")
+        require(
+            0 < self.gpu_memory_fraction <= 1,
+            "rollout.gpu_memory_fraction",
+            self.gpu_memory_fraction,
+            "a share above 0, at most 1",
+        )
 
     @property
     def max_model_len(self) -> int:
@@ -137,7 +172,12 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         require(self.min_replicas >= 1, "judge.min_replicas", self.min_replicas, "at least 1")
-        require(self.max_replicas >= self.min_replicas, "judge.max_replicas", self.max_replicas, f"at least judge.min_replicas={self.min_replicas}")
+        require(
+            self.max_replicas >= self.min_replicas,
+            "judge.max_replicas",
+            self.max_replicas,
+            f"at least judge.min_replicas={self.min_replicas}",
+        )
         require(self.timeout_s > 0, "judge.timeout_s", self.timeout_s, "a positive number of seconds")
         require(self.max_tries >= 1, "judge.max_tries", self.max_tries, "at least 1")
         require(self.relative_tolerance >= 0, "judge.relative_tolerance", self.relative_tolerance, "0 or more")
@@ -206,7 +246,13 @@ class LearnerConfig:
     """Deadline for one update on all ranks."""
 
     def __post_init__(self) -> None:
-        for name in ("num_ranks", "num_threads", "prompts_per_mini_batch", "max_tokens_per_micro_batch", "max_skipped_updates"):
+        for name in (
+            "num_ranks",
+            "num_threads",
+            "prompts_per_mini_batch",
+            "max_tokens_per_micro_batch",
+            "max_skipped_updates",
+        ):
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
@@ -214,7 +260,12 @@ class LearnerConfig:
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
             require(0 < getattr(self, name), f"learner.{name}", getattr(self, name), "above 0")
-        require(not (self.offload_optimizer and self.zero_stage == 0), "learner.offload_optimizer", True, "needs learner.zero_stage 1, 2 or 3")
+        require(
+            not (self.offload_optimizer and self.zero_stage == 0),
+            "learner.offload_optimizer",
+            True,
+            "needs learner.zero_stage 1, 2 or 3",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +307,9 @@ class TrainConfig:
         require(self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "0 (on-policy) or more")
         require(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more")
         require(self.max_draws >= 1, "train.max_draws", self.max_draws, "at least 1")
-        require(0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "a share from 0 to 1")
+        require(
+            0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "a share from 0 to 1"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +318,9 @@ class EvalConfig:
     """Rows of the split that an evaluation plays; 0 plays all."""
 
     def __post_init__(self) -> None:
-        require(self.num_samples >= 0, "eval.num_samples", self.num_samples, "0 for the whole split, or a number of rows")
+        require(
+            self.num_samples >= 0, "eval.num_samples", self.num_samples, "0 for the whole split, or a number of rows"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,10 +338,30 @@ class Config:
 
     def __post_init__(self) -> None:
         mini_batch, per_step = self.learner.prompts_per_mini_batch, self.train.prompts_per_step
-        require(per_step % mini_batch == 0, "learner.prompts_per_mini_batch", mini_batch, f"must divide train.prompts_per_step={per_step}")
-        require(self.train.min_scored <= self.rollout.group_size, "train.min_scored", self.train.min_scored, f"at most rollout.group_size={self.rollout.group_size}")
+        require(
+            per_step % mini_batch == 0,
+            "learner.prompts_per_mini_batch",
+            mini_batch,
+            f"must divide train.prompts_per_step={per_step}",
+        )
+        require(
+            self.train.min_scored <= self.rollout.group_size,
+            "train.min_scored",
+            self.train.min_scored,
+            f"at most rollout.group_size={self.rollout.group_size}",
+        )
         on_cpu = self.rollout.num_gpus == 0 or self.learner.num_gpus == 0
-        require(not (on_cpu and self.model.dtype != "float32"), "model.dtype", self.model.dtype, "the CPU engines need float32; give rollout.num_gpus and learner.num_gpus")
+        require(
+            not (on_cpu and self.model.dtype != "float32"),
+            "model.dtype",
+            self.model.dtype,
+            "the CPU engines need float32; give rollout.num_gpus and learner.num_gpus",
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
-        require(budget >= longest, "learner.max_tokens_per_micro_batch", budget, f"one episode may be {longest} tokens long (rollout.max_prompt_tokens + rollout.max_turn_tokens)")
+        require(
+            budget >= longest,
+            "learner.max_tokens_per_micro_batch",
+            budget,
+            f"one episode may be {longest} tokens long (rollout.max_prompt_tokens + rollout.max_turn_tokens)",
+        )

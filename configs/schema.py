@@ -259,7 +259,7 @@ class LearnerConfig:
         for name in ("kl_coefficient", "entropy_coefficient", "warmup_steps", "weight_decay", "num_gpus"):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
-            require(0 < getattr(self, name), f"learner.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
         require(
             not (self.offload_optimizer and self.zero_stage == 0),
             "learner.offload_optimizer",

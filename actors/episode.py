@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from actors.prompts import Answer, Malformed, Reply, ToolCall
+
 View = Literal["quarter", "full"]
 FinishReason = Literal["stop", "length"]
 
@@ -146,3 +148,30 @@ class SkippedSample:
 
     ref: SampleRef
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowFull:
+    """Move: go on with a turn that shows the full view."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Move: the episode is over."""
+
+    status: Status
+    answer: str | None
+    is_well_formed: bool
+
+
+def next_move(reply: Reply, finish_reason: FinishReason, *, offers_tool: bool) -> ShowFull | Finish:
+    """What follows a turn. A call where no tool is on offer breaks the format, as a second call does."""
+    if finish_reason == "length":
+        return Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)
+    match reply:
+        case Answer(text=text):
+            return Finish(status=Status.ANSWERED, answer=text, is_well_formed=True)
+        case ToolCall() if offers_tool:
+            return ShowFull()
+        case ToolCall() | Malformed():
+            return Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)

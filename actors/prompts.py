@@ -172,8 +172,8 @@ def parse_reply(text: str) -> Reply:
         return Malformed(reason="not one <think> followed by one <answer> or one <tool_call>")
     if any(_TAG.search(part) for part in match.groupdict().values() if part):
         return Malformed(reason="a tag inside another")
-    if any(token in text for token in VISION_TOKENS):
-        return Malformed(reason="a vision token in the reply")
+    if _SPECIAL.search(text):
+        return Malformed(reason="a special token in the reply")
     if match["answer"] is not None:
         return Answer(text=match["answer"].strip())
     return _parse_call(match["call"])

@@ -1,0 +1,146 @@
+"""Plays episodes against anything that can generate: the engine in a run, a script in tests.
+
+Every episode is a coroutine of its own. Its second turn starts the moment its first one ends: no barrier between the
+episodes of a group, between groups, or between workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from actors.episode import Episode, EpisodeId, Finish, FinishReason, Status, Turn, View, next_move
+from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
+from actors.prompts import ChatRenderer, parse_reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownImage:
+    """One picture as the engine gets it."""
+
+    pixels: np.ndarray
+    """uint8 [H, W, 3]."""
+    key: str
+    """Names the content: equal keys, equal pixels. Engines cache by it."""
+    num_visual_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine sampled for one prompt."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    temperature: float
+    """0 is greedy."""
+    max_tokens: int
+
+
+class Generate(Protocol):
+    """Samples one completion. Prompt ids hold one placeholder per visual token of `images`, in order."""
+
+    async def __call__(
+        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+    ) -> Completion: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """What one sample's episodes can be shown."""
+
+    full: ShownImage
+    quarter: ShownImage | None
+    """None where the image is too small to quarter."""
+
+
+def make_views(full: np.ndarray, spec: ViewSpec, image_sha256: str) -> Views:
+    """Views of one full view uint8 [H, W, 3]. Size is part of the key: equal bytes in another shape are another image."""
+
+    def shown(pixels: np.ndarray, view: View) -> ShownImage:
+        height, width = pixels.shape[:2]
+        count = num_visual_tokens(height, width, spec)
+        return ShownImage(pixels=pixels, key=f"{image_sha256}:{view}:{height}x{width}", num_visual_tokens=count)
+
+    height, width = full.shape[:2]
+    quarter = shown(quarter_view(full), "quarter") if can_quarter(height, width, spec) else None
+    return Views(full=shown(full, "full"), quarter=quarter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How an episode is played."""
+
+    first_view: View
+    """`quarter` unless the image is too small for it."""
+    offers_tool: bool
+    """The full view can be asked for, provided the first view was the quarter."""
+    sampling: Sampling
+    max_prompt_tokens: int
+
+
+async def play_episode(
+    generate: Generate, renderer: ChatRenderer, views: Views, question: str, rules: Rules, episode_id: EpisodeId
+) -> Episode:
+    """One or two turns, the second with the full view if the first asked for it."""
+    quarter = views.quarter if rules.first_view == "quarter" else None
+    offers_tool = rules.offers_tool and quarter is not None
+    images: tuple[ShownImage, ...] = (quarter or views.full,)
+    prompt_ids = renderer.first_turn(question, images[0].num_visual_tokens, offers_tool=offers_tool)
+    turns: list[Turn] = []
+    while True:
+        completion = await generate(prompt_ids, images, rules.sampling)
+        text = renderer.reply_text(completion.token_ids)
+        turns.append(_turn(prompt_ids, completion, text, images[-1], "quarter" if images[-1] is quarter else "full"))
+        move = next_move(parse_reply(text), completion.finish_reason, offers_tool=offers_tool and len(turns) == 1)
+        if not isinstance(move, Finish):
+            images = (*images, views.full)
+            prompt_ids = renderer.second_turn(prompt_ids, completion.token_ids, views.full.num_visual_tokens)
+            if len(prompt_ids) <= rules.max_prompt_tokens:
+                continue
+            move = Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)
+        return Episode(
+            id=episode_id,
+            turns=tuple(turns),
+            status=move.status,
+            answer=move.answer,
+            is_well_formed=move.is_well_formed,
+        )
+
+
+def _turn(prompt_ids: tuple[int, ...], completion: Completion, text: str, image: ShownImage, view: View) -> Turn:
+    return Turn(
+        prompt_ids=prompt_ids,
+        completion_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        policy_version=completion.policy_version,
+        finish_reason=completion.finish_reason,
+        text=text,
+        view=view,
+        num_visual_tokens=image.num_visual_tokens,
+    )
+
+
+async def play_group(
+    generate: Generate,
+    renderer: ChatRenderer,
+    views: Views,
+    question: str,
+    rules: Rules,
+    episode_ids: tuple[EpisodeId, ...],
+) -> tuple[Episode, ...]:
+    """All episodes of one sample at once. If one fails, its siblings are cancelled and the error is theirs too."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(play_episode(generate, renderer, views, question, rules, episode_id))
+            for episode_id in episode_ids
+        ]
+    return tuple(task.result() for task in tasks)

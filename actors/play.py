@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from actors.episode import Episode, EpisodeId, Finish, FinishReason, Status, Turn, View, next_move
+from actors.errors import DataError
 from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
 from actors.prompts import ChatRenderer, parse_reply
 
@@ -63,7 +64,7 @@ class Views:
 
 
 def make_views(full: np.ndarray, spec: ViewSpec, image_sha256: str) -> Views:
-    """Views of one full view uint8 [H, W, 3]. Size is part of the key: equal bytes in another shape are another image."""
+    """Views of one full view uint8 [H, W, 3]. The size is part of the key: equal bytes can have another shape."""
 
     def shown(pixels: np.ndarray, view: View) -> ShownImage:
         height, width = pixels.shape[:2]
@@ -137,7 +138,16 @@ async def play_group(
     rules: Rules,
     episode_ids: tuple[EpisodeId, ...],
 ) -> tuple[Episode, ...]:
-    """All episodes of one sample at once. If one fails, its siblings are cancelled and the error is theirs too."""
+    """All episodes of one sample at once. If one fails, its siblings are cancelled and the error is theirs too.
+
+    Raises:
+        DataError: the first prompt alone is longer than `rules.max_prompt_tokens`.
+        ExceptionGroup: what `generate` raised.
+    """
+    longest = max(view.num_visual_tokens for view in (views.full, views.quarter) if view is not None)
+    num_tokens = len(renderer.first_turn(question, longest, offers_tool=rules.offers_tool))
+    if num_tokens > rules.max_prompt_tokens:
+        raise DataError(f"a prompt of {num_tokens} tokens is over rollout.max_prompt_tokens={rules.max_prompt_tokens}")
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(play_episode(generate, renderer, views, question, rules, episode_id))

@@ -1,0 +1,165 @@
+"""Weights as they travel: a manifest with a checksum per tensor, and buckets of raw bytes.
+
+A sync is prepare, transfer under a deadline, verify, commit (rule E of the reliability rules): whoever receives is
+wholly on the old version or wholly on the new one, and one that is neither says STALE and serves nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from blake3 import blake3
+
+from actors.errors import WeightSyncError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor inside a bucket."""
+
+    name: str
+    """As in the Hugging Face checkpoint."""
+    dtype: str
+    """PyTorch's name: float32, bfloat16."""
+    shape: tuple[int, ...]
+    bucket: int
+    offset: int
+    """Byte at which it starts in its bucket."""
+    num_bytes: int
+    digest: str
+    """blake3 of the bytes, in hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """All tensors of one version. `version` is the learner's optimizer step."""
+
+    version: int
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def digest(self) -> str:
+        """One checksum of the whole version: names, shapes and contents."""
+        total = blake3()
+        for tensor in self.tensors:
+            total.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.digest}\n".encode())
+        return total.hexdigest()
+
+
+def bytes_digest(content: np.ndarray | bytes | memoryview) -> str:
+    """blake3 in hex of raw bytes."""
+    return blake3(content).hexdigest()
+
+
+def verified_tensors(
+    manifest: WeightManifest, buckets: Sequence[np.ndarray]
+) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+    """Each tensor's bytes (uint8 [num_bytes], a view into its bucket), its checksum compared.
+
+    Raises:
+        WeightSyncError: a bucket is missing or short, or bytes differ from what the learner sent.
+    """
+    for tensor in manifest.tensors:
+        if tensor.bucket >= len(buckets):
+            raise WeightSyncError(
+                f"version {manifest.version}: {tensor.name} is in bucket {tensor.bucket}, got {len(buckets)} buckets"
+            )
+        content = buckets[tensor.bucket][tensor.offset : tensor.offset + tensor.num_bytes]
+        if content.nbytes != tensor.num_bytes:
+            raise WeightSyncError(
+                f"version {manifest.version}: {tensor.name} has {content.nbytes} bytes, expected {tensor.num_bytes}"
+            )
+        found = bytes_digest(content.data)
+        if found != tensor.digest:
+            raise WeightSyncError(
+                f"version {manifest.version}: checksum of {tensor.name} is {found[:12]}, expected {tensor.digest[:12]}"
+            )
+        yield tensor, content
+
+
+class SyncState(StrEnum):
+    STALE = "stale"
+    """Holds no version it could vouch for: serves nobody until a sync succeeds."""
+    CURRENT = "current"
+    """Holds `version`, whole."""
+
+
+class WeightTarget(Protocol):
+    """An engine, as a sync sees it."""
+
+    async def stage_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
+        """Put verified weights beside the ones in use. Changes nothing that generation reads."""
+
+    async def commit_weights(self, manifest: WeightManifest) -> dict[str, str]:
+        """Swap the staged weights in; returns the checksum of every tensor as the engine now holds it."""
+
+
+class WeightReceiver:
+    """Moves one engine from version to version."""
+
+    def __init__(self, target: WeightTarget) -> None:
+        self._target = target
+        self._staged: WeightManifest | None = None
+        self.state = SyncState.STALE
+        self.version = -1
+
+    async def prepare(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
+        """Verify and stage a version. On failure the version in use stays in use."""
+        self._staged = None
+        for _ in verified_tensors(manifest, buckets):
+            pass
+        await self._target.stage_weights(manifest, buckets)
+        self._staged = manifest
+
+    async def commit(self, version: int) -> str:
+        """Switch to the staged version and compare what the engine holds with what was sent.
+
+        Returns the version's digest. Raises WeightSyncError and turns STALE if anything differs.
+        """
+        manifest = self._staged
+        if manifest is None or manifest.version != version:
+            held = "none" if manifest is None else manifest.version
+            raise WeightSyncError(f"commit of version {version}, but the staged version is {held}")
+        self.state, self._staged = SyncState.STALE, None
+        digests = await self._target.commit_weights(manifest)
+        check_engine_digests(manifest, digests)
+        self.state, self.version = SyncState.CURRENT, version
+        return manifest.digest
+
+
+def check_engine_digests(manifest: WeightManifest, digests: dict[str, str]) -> None:
+    """Raise WeightSyncError unless the engine holds every tensor of the manifest bit for bit."""
+    wrong = [tensor.name for tensor in manifest.tensors if digests.get(tensor.name) != tensor.digest]
+    if wrong:
+        raise WeightSyncError(
+            f"version {manifest.version}: {len(wrong)} of {len(manifest.tensors)} tensors differ in the engine, "
+            f"first {wrong[0]}"
+        )
+
+
+def manifest_to_json(manifest: WeightManifest) -> dict[str, Any]:
+    """Plain types, for the hop into the engine's own process."""
+    return {
+        "version": manifest.version,
+        "tensors": [
+            [t.name, t.dtype, list(t.shape), t.bucket, t.offset, t.num_bytes, t.digest] for t in manifest.tensors
+        ],
+    }
+
+
+def manifest_from_json(plain: dict[str, Any]) -> WeightManifest:
+    return WeightManifest(
+        version=plain["version"],
+        tensors=tuple(
+            TensorSpec(name=n, dtype=d, shape=tuple(s), bucket=b, offset=o, num_bytes=c, digest=h)
+            for n, d, s, b, o, c, h in plain["tensors"]
+        ),
+    )

@@ -1,0 +1,202 @@
+"""The vision tower of Qwen2.5-VL, fed with batches of equal segments.
+
+The library's tower attends to one image or window after the other in a Python loop and works out the same indices at
+every call. Here segments of equal length share one attention call, and all that depends on an image's grid alone is
+worked out once per grid. The numbers are the library's own (tests/learner/test_model.py compares them).
+
+Legend: P patches, D values of a patch, S visual tokens (merged patches), E width of the tower, W width of the language
+model, N segments of one length, L their length, A attention heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+Grid = tuple[int, int, int]
+"""(frames, patch rows, patch columns) of one picture."""
+
+ROTARY_BASE = 10_000.0
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def patchify(
+    view_HWC: NDArray[np.uint8],
+    *,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> tuple[NDArray[np.float32], Grid]:
+    """Normalised patches [P, D] of a picture whose sides are multiples of patch_size * merge_size, and its grid.
+
+    Rows are ordered by merged token, as the Hugging Face image processor orders them, and hold its values.
+
+    Raises:
+        ValueError: a side is no multiple of a visual token's side.
+    """
+    height, width, channels = view_HWC.shape
+    side = patch_size * merge_size
+    if height % side or width % side:
+        raise ValueError(f"a view of {height}x{width} pixels does not divide into visual tokens of {side}x{side}")
+    # One table of 256 values per channel instead of arithmetic on every pixel.
+    levels = np.arange(256, dtype=np.float32)[:, None] / 255
+    table = ((levels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).astype(np.float32)
+    rows, columns = height // patch_size, width // patch_size
+    blocks = view_HWC.reshape(
+        rows // merge_size, merge_size, patch_size, columns // merge_size, merge_size, patch_size, channels
+    )
+    ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, channels, 1, patch_size * patch_size)
+    values = table[ordered, np.arange(channels)[None, :, None, None]]
+    # A still picture fills every frame of the temporal patch.
+    return np.repeat(values, temporal_patch_size, axis=2).reshape(rows * columns, -1), (1, rows, columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segments:
+    """Which patches attend to each other: equal lengths gathered side by side."""
+
+    order_P: Tensor | None
+    """[P] where the patches of the gathered order come from; None when they already lie so."""
+    inverse_P: Tensor | None
+    groups: tuple[tuple[int, int], ...]
+    """(N, L) per length, in the gathered order."""
+
+
+def group_segments(lengths: Sequence[int], device: torch.device) -> Segments:
+    """Gather segments of consecutive patches, given by their lengths, into one group per length."""
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    by_length: dict[int, list[int]] = {}
+    for start, length in zip(starts.tolist(), lengths, strict=False):
+        if length:
+            by_length.setdefault(length, []).append(start)
+    order = np.concatenate([(np.array(at)[:, None] + np.arange(length)).ravel() for length, at in by_length.items()])
+    groups = tuple((len(at), length) for length, at in by_length.items())
+    if np.array_equal(order, np.arange(len(order))):
+        return Segments(order_P=None, inverse_P=None, groups=groups)
+    to = torch.from_numpy
+    return Segments(order_P=to(order).to(device), inverse_P=to(np.argsort(order)).to(device), groups=groups)
+
+
+def grouped_attention(
+    self: Any,
+    hidden_states: Tensor,
+    cu_seqlens: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    segments: Segments | None = None,
+    **unused: Any,
+) -> Tensor:
+    """`forward` of the tower's attention [P, E] -> [P, E], one call per segment length instead of one per segment."""
+    if segments is None:
+        assert cu_seqlens is not None
+        segments = group_segments(cu_seqlens.diff().tolist(), hidden_states.device)
+    assert position_embeddings is not None
+    qkv = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1)
+    query, key = qwen.apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
+    packed = [query, key, qkv[:, 2]]
+    if segments.order_P is not None:
+        packed = [each[segments.order_P] for each in packed]
+    outputs, start = [], 0
+    for count, length in segments.groups:
+        stop = start + count * length
+        q, k, v = (each[start:stop].reshape(count, length, self.num_heads, -1).transpose(1, 2) for each in packed)
+        attended_NALK = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        outputs.append(attended_NALK.transpose(1, 2).reshape(stop - start, -1))
+        start = stop
+    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    if segments.inverse_P is not None:
+        out = out[segments.inverse_P]
+    result: Tensor = self.proj(out)
+    return result
+
+
+def install_fast_vision_attention() -> None:
+    """Make every Qwen2.5-VL vision tower of this process attend by groups. Repeating it changes nothing."""
+    qwen.Qwen2_5_VLVisionAttention.forward = grouped_attention  # type: ignore[method-assign, assignment]
+
+
+class PatchProjection(nn.Conv3d):
+    """The patch embedding as the matrix product that it is: each patch is one kernel's worth of values."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridLayout:
+    """What the tower needs to know of one grid."""
+
+    window_order_S: NDArray[np.int64]
+    """Visual tokens of the picture in the order of its windows."""
+    window_lengths: tuple[int, ...]
+    """Patches per window."""
+    coordinates_P2: NDArray[np.int64]
+    """(row, column) of each patch, in the order of the windows."""
+
+
+@lru_cache(maxsize=256)
+def grid_layout(grid: Grid, *, merge_size: int, window_tokens: int) -> GridLayout:
+    """Windows and coordinates of a picture; a window is `window_tokens` visual tokens on a side."""
+    frames, rows, columns = grid
+    token_rows, token_columns = rows // merge_size, columns // merge_size
+    tokens = np.arange(frames * token_rows * token_columns).reshape(frames, token_rows, token_columns)
+    windows = [
+        tokens[t, r : r + window_tokens, c : c + window_tokens].ravel()
+        for t in range(frames)
+        for r in range(0, token_rows, window_tokens)
+        for c in range(0, token_columns, window_tokens)
+    ]
+    order = np.concatenate(windows)
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    coordinates = np.stack([row, column], axis=-1)
+    merged = coordinates.reshape(token_rows, merge_size, token_columns, merge_size, 2).transpose(0, 2, 1, 3, 4)
+    per_token = np.tile(merged.reshape(token_rows * token_columns, merge_size**2, 2), (frames, 1, 1))
+    return GridLayout(
+        window_order_S=order,
+        window_lengths=tuple(len(window) * merge_size**2 for window in windows),
+        coordinates_P2=per_token[order].reshape(-1, 2),
+    )
+
+
+def rotary_embeddings(coordinates_P2: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [P, K] of the axial rotary embedding: a half of the frequencies turns by row, one by column."""
+    axis_width = head_width // 2
+    exponents = torch.arange(0, axis_width, 2, dtype=torch.float32, device=coordinates_P2.device) / axis_width
+    angles_P2F = coordinates_P2[..., None].float() * (1.0 / ROTARY_BASE**exponents)
+    angles_PK = angles_P2F.flatten(1).repeat(1, 2)
+    return angles_PK.cos(), angles_PK.sin()
+
+
+def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Embeddings [S, W] of pictures, one after the other, by the submodules of the tower `visual`."""
+    config, device = visual.config, patches_PD.device
+    merge_size = config.spatial_merge_size
+    window_tokens = config.window_size // merge_size // config.patch_size
+    layouts = [grid_layout(grid, merge_size=merge_size, window_tokens=window_tokens) for grid in grids]
+    firsts = np.cumsum([0, *(len(layout.window_order_S) for layout in layouts)])
+    order = np.concatenate([layout.window_order_S + first for layout, first in zip(layouts, firsts, strict=False)])
+    order_S, inverse_S = torch.from_numpy(order).to(device), torch.from_numpy(np.argsort(order)).to(device)
+    coordinates = torch.from_numpy(np.concatenate([layout.coordinates_P2 for layout in layouts])).to(device)
+    embeddings = rotary_embeddings(coordinates, config.hidden_size // config.num_heads)
+    windowed = group_segments([length for layout in layouts for length in layout.window_lengths], device)
+    whole = group_segments([rows * columns for frames, rows, columns in grids for _ in range(frames)], device)
+
+    hidden_PE = visual.patch_embed(patches_PD)
+    unit = merge_size**2
+    hidden_PE = hidden_PE.reshape(len(order), unit, -1)[order_S].reshape(len(hidden_PE), -1)
+    for index, block in enumerate(visual.blocks):
+        segments = whole if index in config.fullatt_block_indexes else windowed
+        hidden_PE = block(hidden_PE, cu_seqlens=None, position_embeddings=embeddings, segments=segments)
+    merged: Tensor = visual.merger(hidden_PE)[inverse_S]
+    return merged

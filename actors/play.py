@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from actors.episode import Episode, EpisodeId, Finish, FinishReason, Status, Tur
 from actors.errors import DataError
 from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
 from actors.prompts import ChatRenderer, parse_reply
+from configs.schema import RolloutConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,21 @@ class Rules:
     """The full view can be asked for, provided the first view was the quarter."""
     sampling: Sampling
     max_prompt_tokens: int
+
+
+Kind = Literal["policy", "always_full", "always_quarter"]
+"""`policy`: as the config trains it. The other two are what it is measured against: one view, one turn, no tool."""
+
+
+def rules_for(kind: Kind, config: RolloutConfig, *, greedy: bool) -> Rules:
+    """How episodes of one kind are played."""
+    efficient = config.mode == "efficient"
+    return Rules(
+        first_view="quarter" if kind == "always_quarter" or (kind == "policy" and efficient) else "full",
+        offers_tool=kind == "policy" and efficient,
+        sampling=Sampling(temperature=0.0 if greedy else config.temperature, max_tokens=config.max_turn_tokens),
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
 
 
 async def play_episode(

@@ -1,0 +1,131 @@
+"""All rollout workers as one: groups go to the least loaded, weights to every one.
+
+Knows its workers by a Protocol alone. A group whose worker fails is played once more elsewhere, under the next attempt
+number; a worker that fails or misses a sync is dropped, and the run goes on while one is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from actors.episode import PlayedGroup, SkippedSample
+from actors.errors import RolloutError, WeightSyncError
+from actors.rollout_worker import PlayRequest
+from actors.weight_receiver import WeightManifest
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 2
+
+
+class Worker(Protocol):
+    """A rollout worker, wherever it runs. All failures of worker or engine are RolloutError."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        """The group, and a handle of its full view."""
+
+    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None: ...
+
+    async def commit_weights(self, version: int) -> str: ...
+
+
+class RolloutPool:
+    """Routes groups and weights. `group_timeout_s` bounds one attempt, `sync_timeout_s` one version's way to all."""
+
+    def __init__(
+        self, workers: Sequence[Worker], *, max_groups_in_flight: int, group_timeout_s: float, sync_timeout_s: float
+    ) -> None:
+        self._num_in_flight: dict[Worker, int] = dict.fromkeys(workers, 0)
+        self._max_groups_in_flight = max_groups_in_flight
+        self._group_timeout_s = group_timeout_s
+        self._sync_timeout_s = sync_timeout_s
+        self._changed = asyncio.Condition()
+        self.version = -1
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._num_in_flight)
+
+    async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        """Play one group on the least loaded worker, and once more on another should that one fail.
+
+        Raises:
+            RolloutError: both attempts failed, or no worker is left.
+        """
+        failures: list[str] = []
+        while len(failures) < MAX_ATTEMPTS:
+            worker = await self._acquire()
+            try:
+                async with asyncio.timeout(self._group_timeout_s):
+                    return await worker.play(dataclasses.replace(request, attempt=request.attempt + len(failures)))
+            except (RolloutError, TimeoutError) as error:
+                cause = str(error) or f"no reply within rollout.group_timeout_s={self._group_timeout_s:g}"
+                failures.append(f"{worker.name}: {cause}")
+                await self._drop(worker, cause)
+            finally:
+                await self._release(worker)
+        raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
+
+    async def publish(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
+        """Bring every worker to this version: prepare all, then commit all. Who fails or is late is dropped.
+
+        Raises:
+            WeightSyncError: no worker holds the version.
+        """
+        ready = await self._sync(list(self._num_in_flight), "prepare", manifest, buckets)
+        current = await self._sync(ready, "commit", manifest, buckets)
+        if not current:
+            raise WeightSyncError(f"version {manifest.version} reached no rollout worker")
+        self.version = manifest.version
+
+    async def _sync(
+        self, workers: list[Worker], phase: str, manifest: WeightManifest, buckets: Sequence[Any]
+    ) -> list[Worker]:
+        async def one(worker: Worker) -> bool:
+            try:
+                async with asyncio.timeout(self._sync_timeout_s):
+                    if phase == "prepare":
+                        await worker.prepare_weights(manifest, buckets)
+                    else:
+                        digest = await worker.commit_weights(manifest.version)
+                        if digest != manifest.digest:
+                            raise WeightSyncError(f"digest {digest[:12]}, expected {manifest.digest[:12]}")
+            except (RolloutError, WeightSyncError, TimeoutError) as error:
+                await self._drop(worker, f"{phase} of version {manifest.version}: {error or 'deadline passed'}")
+                return False
+            return True
+
+        kept = await asyncio.gather(*(one(worker) for worker in workers))
+        return [worker for worker, is_kept in zip(workers, kept, strict=True) if is_kept]
+
+    async def _acquire(self) -> Worker:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._num_in_flight or self._least_loaded() is not None)
+            worker = self._least_loaded()
+            if worker is None:
+                raise RolloutError("no rollout worker is left")
+            self._num_in_flight[worker] += 1
+            return worker
+
+    def _least_loaded(self) -> Worker | None:
+        free = [worker for worker, num in self._num_in_flight.items() if num < self._max_groups_in_flight]
+        return min(free, key=self._num_in_flight.__getitem__, default=None)
+
+    async def _release(self, worker: Worker) -> None:
+        async with self._changed:
+            if worker in self._num_in_flight:
+                self._num_in_flight[worker] -= 1
+            self._changed.notify_all()
+
+    async def _drop(self, worker: Worker, cause: str) -> None:
+        async with self._changed:
+            if self._num_in_flight.pop(worker, None) is not None:
+                logger.warning("rollout worker %s dropped: %s", worker.name, cause)
+            self._changed.notify_all()

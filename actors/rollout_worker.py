@@ -107,6 +107,10 @@ class RolloutWorker:
         """Switch to the staged version; returns the digest of what the engine then holds."""
         return await self._receiver.commit(version)
 
+    async def serve_loaded_weights(self) -> None:
+        """Serve what the engine read from `model.path`, where no learner sends any."""
+        self._receiver.trust_loaded()
+
     async def check_health(self) -> int:
         """The version in use; raises RolloutError if the engine is gone."""
         await self._engine.check_health()

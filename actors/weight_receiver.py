@@ -111,6 +111,10 @@ class WeightReceiver:
         self.state = SyncState.STALE
         self.version = -1
 
+    def trust_loaded(self) -> None:
+        """Vouch for the weights that the engine loaded from disk itself, as version 0."""
+        self.state, self.version = SyncState.CURRENT, 0
+
     async def prepare(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
         """Verify and stage a version. On failure the version in use stays in use."""
         self._staged = None

@@ -1,0 +1,262 @@
+"""The `visionthink` command. Heavy imports wait until a command needs them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+
+from actors.errors import VisionThinkError
+from configs.load import describe_fields, load_config, to_yaml
+from configs.schema import Config
+
+app = typer.Typer(
+    name="visionthink",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Teach a vision-language model to look at a quarter of the visual tokens first and to ask for the full image "
+    "only when the question needs it.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+app.add_typer(data_app, name="data")
+console = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
+]
+ConfigName = Annotated[str, typer.Option("--config", "-c", help="A name in configs/ or the path of a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+DEFAULT_SHAPES = Path("data/shapes")
+"""The data set that `train` makes by itself when it is missing."""
+
+
+def process_started_at() -> float:
+    """When this process began, on the monotonic clock: what `first_step_s` and `wall_s` count from."""
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Known failures end in one clear line and exit code 1; a bug keeps its traceback."""
+    try:
+        yield
+    except (VisionThinkError, ValueError) as error:
+        console.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("stopped; go on with --resume", style="yellow")
+        raise typer.Exit(130) from None
+
+
+def print_json(figures: dict[str, Any]) -> None:
+    typer.echo(json.dumps(figures))
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the newest checkpoint of the newest run of this name.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a policy: rollouts, judges, learner, weights back; then play the held-out split.
+
+    Leaves runs/NAME/ with config.yaml, metrics.jsonl, TensorBoard events, every episode, checkpoints, the exported
+    policy and report.html.
+    """
+    started_at = process_started_at()
+    with shown_errors():
+        from cluster.display import Display, evaluation_table
+        from cluster.folders import resolve_run
+        from cluster.launch import launcher
+        from cluster.train import train as train_loop
+
+        settings = resolve_run(config, overrides or [], resume=resume)
+        make_missing_data(settings)
+        display = Display(settings)
+        display.say(f"run folder {settings.run.dir}/{settings.run.name}")
+        summary = run_async(train_loop(settings, launcher(resume=resume, display=display, started_at=started_at)))
+        console.print(evaluation_table(summary["heldout"]))
+        console.print(f"report: {summary['run']}/report.html", highlight=False)
+        if as_json:
+            print_json(summary)
+
+
+@app.command(name="eval")
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    policy: Annotated[
+        str | None, typer.Option(help="Run folder or exported model to play; model.path of the config otherwise.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play a split greedily: the policy, always-quarter and always-full side by side."""
+    with shown_errors():
+        from cluster.display import Display, evaluation_table
+        from cluster.evaluate import evaluate as play_split
+        from cluster.folders import exported_model
+        from cluster.launch import launch_players
+
+        chosen = [f"model.path={exported_model(policy)}"] if policy else []
+        settings = load_config(config, [*(overrides or []), *chosen])
+        make_missing_data(settings)
+
+        async def play() -> dict[str, object]:
+            async with launch_players(settings, display=Display(settings)) as players:
+                return (await play_split(players, settings)).figures()
+
+        figures = run_async(play())
+        console.print(evaluation_table(figures))
+        if as_json:
+            print_json(figures)
+
+
+@data_app.command(name="make")
+def data_make(
+    out: Annotated[Path, typer.Option(help="Folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
+    train_rows: Annotated[int, typer.Option(help="Rows of the training split.")] = 8000,
+    heldout_rows: Annotated[int, typer.Option(help="Rows of the held-out split.")] = 500,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw the task family whose need for resolution is known: shapes, colours, coarse and fine stripes."""
+    with shown_errors():
+        make_data(out, train_rows, heldout_rows, seed)
+        if as_json:
+            print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
+
+
+@app.command()
+def warmstart(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/warmstart"),
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seeds weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train the tiny model from scratch on supervised episodes, as the shipped configs/tiny was made."""
+    with shown_errors():
+        from learner.warmstart import warm_start
+
+        figures = warm_start(out, seed=seed, steps=steps, device=device)
+        console.print(figures)
+        if as_json:
+            print_json(figures)
+
+
+@app.command(name="config")
+def show_config(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    fields: Annotated[bool, typer.Option(help="Explain every setting instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a run would use, defaults and overrides merged; or, with --fields, what each setting means."""
+    with shown_errors():
+        if fields:
+            from rich.table import Table
+
+            table = Table("setting", "type", "default", "meaning")
+            for field in describe_fields():
+                table.add_row(field.key, field.type, field.default, field.doc)
+            Console().print(table)
+            return
+        settings = load_config(config, overrides or [])
+        if as_json:
+            from dataclasses import asdict
+
+            print_json(asdict(settings))
+        else:
+            typer.echo(to_yaml(settings), nl=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write a run's report.html again: curves, and episodes with their pictures."""
+    with shown_errors():
+        from cluster.report import write_report
+
+        typer.echo(str(write_report(run)))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. one per penalty.")],
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("compare.png"),
+) -> None:
+    """Draw several runs into one figure: share that asks and accuracy over steps (Fig. 3a of the paper)."""
+    with shown_errors():
+        from cluster.plots import plot_penalties
+
+        plot_penalties(runs, [run.name for run in runs], out)
+        typer.echo(str(out))
+
+
+@app.command()
+def submit(
+    arguments: Annotated[list[str], typer.Argument(help="The command to run there, e.g. train train.num_steps=40.")],
+    address: Annotated[str, typer.Option(help="Dashboard of the cluster.")] = "http://127.0.0.1:8265",
+) -> None:
+    """Run a visionthink command as a Ray job from this folder; follows its log and ends with its exit code."""
+    with shown_errors():
+        from cluster.submit import submit_job
+
+        raise typer.Exit(run_async(submit_job(["visionthink", *arguments], address)))
+
+
+def run_async(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end; of several failures at once the first known one is shown."""
+    try:
+        return asyncio.run(main)
+    except BaseExceptionGroup as group:
+        known = group.subgroup(lambda error: isinstance(error, VisionThinkError | ValueError))
+        if known is None:
+            raise
+        first: BaseException = known
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+
+
+def make_missing_data(settings: Config) -> None:
+    """Draw the default data set if it is wanted and not there. Any other path has to exist."""
+    wanted = (DEFAULT_SHAPES / "train.parquet", DEFAULT_SHAPES / "heldout.parquet")
+    if (Path(settings.data.train), Path(settings.data.heldout)) == wanted and not all(path.exists() for path in wanted):
+        make_data(DEFAULT_SHAPES, 8000, 500, 0)
+
+
+def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
+    from rich.progress import Progress
+
+    from actors.shapes import make_shapes
+
+    with Progress(console=console) as progress:
+        bar = progress.add_task(f"drawing {out}", total=train_rows + heldout_rows)
+        make_shapes(
+            out,
+            train_rows=train_rows,
+            heldout_rows=heldout_rows,
+            seed=seed,
+            progress=lambda n: progress.advance(bar, n),
+        )
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Which folder a run gets, and where a model lies in one: pure but for looking at the file system."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.errors import RunError
+from configs.load import load_config
+from configs.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's folder, where the shipped model and configs lie."""
+
+
+def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Config:
+    """The config of a run, its folder decided: the next free one, or on `resume` the newest that exists.
+
+    A resumed run keeps the settings it was started with; overrides given now win.
+
+    Raises:
+        RunError: nothing to resume.
+    """
+    settings = with_found_paths(load_config(config, overrides))
+    existing = runs_of(Path(settings.run.dir), settings.run.name)
+    if not resume:
+        return _named(settings, _free_name(settings.run.name, existing))
+    if not existing:
+        raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/: start it without --resume")
+    saved = existing[-1] / "config.yaml"
+    source = str(saved) if saved.is_file() else config
+    return _named(with_found_paths(load_config(source, overrides)), existing[-1].name)
+
+
+def runs_of(folder: Path, name: str) -> list[Path]:
+    """Folders NAME, NAME-2, NAME-3 … that exist, oldest first."""
+    numbered = {}
+    for path in folder.glob(f"{name}*"):
+        tail = path.name.removeprefix(name)
+        if path.is_dir() and tail == "":
+            numbered[1] = path
+        elif path.is_dir() and tail.startswith("-") and tail[1:].isdigit():
+            numbered[int(tail[1:])] = path
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _free_name(name: str, existing: Sequence[Path]) -> str:
+    if not existing:
+        return name
+    last = existing[-1].name.removeprefix(name)
+    return f"{name}-{int(last[1:]) + 1 if last else 2}"
+
+
+def _named(settings: Config, name: str) -> Config:
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, name=name))
+
+
+def with_found_paths(settings: Config) -> Config:
+    """The shipped model is found from any working directory."""
+    path = Path(settings.model.path)
+    if path.is_absolute() or path.exists() or not (ROOT / path).exists():
+        return settings
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(ROOT / path)))
+
+
+def exported_model(policy: str) -> Path:
+    """A model folder as it is, or the export inside a run folder.
+
+    Raises:
+        RunError: neither.
+    """
+    for folder in (Path(policy) / "export", Path(policy)):
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise RunError(f"{policy} is neither a model folder nor a finished run: it holds no safetensors")

@@ -1,0 +1,248 @@
+"""Brings a run up on Ray and takes it down: the only code that knows actors, references and Ray's own errors.
+
+Workers, ranks and judges are plain classes elsewhere. Here each becomes an actor, and each actor gets a small adapter
+that speaks the Protocol its pool expects and turns Ray's failures into ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+
+from actors.dataset import Dataset
+from actors.episode import PlayedGroup, SkippedSample
+from actors.errors import CheckpointError, LearnerError, RolloutError, VisionThinkError
+from actors.rollout_pool import RolloutPool
+from actors.rollout_worker import PlayRequest, RolloutWorker
+from actors.weight_receiver import WeightManifest
+from cluster.display import Display
+from cluster.evaluate import Players
+from cluster.placement import Placement, Resources, check_capacity, place
+from cluster.recorder import lock_run_folder
+from cluster.run import Run
+from configs.load import to_yaml
+from configs.schema import Config
+from judge.deployment import delete_judges, deploy_judges
+from judge.pool import JudgePool
+from learner.checkpoint import newest_checkpoint
+from learner.group import LearnerGroup
+from learner.worker import LearnerRank
+
+T = TypeVar("T")
+
+SHUTDOWN_S = 20.0
+RAY_FAILURES = (RayActorError, ObjectLostError, GetTimeoutError)
+
+
+async def crossing(call: Awaitable[T], failure: type[VisionThinkError], what: str) -> T:
+    """Await a remote call; a dead actor or lost object becomes `failure`, what the call itself raised passes."""
+    try:
+        return await call
+    except RAY_FAILURES as error:
+        raise failure(f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, VisionThinkError | ValueError):
+            raise error.cause from error
+        raise
+
+
+class RayWorker:
+    """`rollout_pool.Worker` over a Ray actor. Full views stay in the object store; only their references pass here."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    async def ready(self) -> None:
+        await crossing(self._actor.check_health.remote(), RolloutError, self.name)
+
+    async def serve_loaded_weights(self) -> None:
+        await crossing(self._actor.serve_loaded_weights.remote(), RolloutError, self.name)
+
+    async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        played, image = self._actor.play.options(num_returns=2).remote(request)
+        return await crossing(played, RolloutError, self.name), image
+
+    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
+        await crossing(self._actor.prepare_weights.remote(manifest, *buckets), RolloutError, self.name)
+
+    async def commit_weights(self, version: int) -> str:
+        return await crossing(self._actor.commit_weights.remote(version), RolloutError, self.name)
+
+    async def shutdown(self) -> None:
+        await crossing(self._actor.shutdown.remote(), RolloutError, self.name)
+
+
+class RayRank:
+    """`learner.group.Rank` over a Ray actor."""
+
+    def __init__(self, actor: Any, rank: int) -> None:
+        self._actor = actor
+        self._name = f"learner rank {rank}"
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await crossing(getattr(self._actor, method).remote(*args), LearnerError, self._name)
+
+    def reference(self, method: str, *args: Any) -> Any:
+        """Start a call and hand on its result unseen: it goes from actor to actor, never through here."""
+        return getattr(self._actor, method).remote(*args)
+
+
+def _actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
+    return {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **environment}},
+    }
+
+
+def _start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+    threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+    actor_class = ray.remote(RolloutWorker).options(**_actor_options(placement.worker, threads))
+    return [
+        RayWorker(
+            f"rollout worker {i}",
+            actor_class.remote(
+                model=config.model, rollout=config.rollout, data=config.data, seed=config.run.seed * 1000 + i
+            ),
+        )
+        for i in range(config.rollout.num_workers)
+    ]
+
+
+def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
+    environment = {}
+    if not config.learner.num_gpus:
+        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(config.learner.num_threads)}
+    actor_class = ray.remote(LearnerRank).options(**_actor_options(placement.rank, environment))
+
+    def start_rank(rank: int, world_size: int, master_address: str, master_port: int) -> RayRank:
+        actor = actor_class.remote(
+            config.learner,
+            config.model,
+            rank=rank,
+            world_size=world_size,
+            master_address=master_address,
+            master_port=master_port,
+            seed=config.run.seed,
+            temperature=config.rollout.temperature,
+        )
+        return RayRank(actor, rank)
+
+    return LearnerGroup(config.learner, start_rank)
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
+    # The environment is the one this process runs in: no node needs another `uv run` per worker.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", namespace="visionthink")
+
+
+@contextlib.asynccontextmanager
+async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Run]:
+    """All parts of a run, restored from its newest checkpoint where `resume` says so; gone on any exit.
+
+    Raises:
+        ValueError: the cluster cannot hold the run.
+        CheckpointError: nothing to resume from.
+        RolloutError, LearnerError: a part did not come up in time.
+    """
+    folder = Path(config.run.dir) / config.run.name
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(lock_run_folder(folder))
+        cleanup.enter_context(display)
+        train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
+        (folder / "config.yaml").write_text(to_yaml(config))
+        connect()
+        cleanup.callback(ray.shutdown)
+        check_capacity(config, ray.cluster_resources())
+        placement = place(config)
+        workers = _start_workers(config, placement)
+        learner = _start_learner(config, placement)
+        judges = await asyncio.to_thread(deploy_judges, config.judge, f"judges-{config.run.name}")
+        cleanup.callback(delete_judges, f"judges-{config.run.name}")
+        async with asyncio.timeout(config.rollout.start_timeout_s):
+            await asyncio.gather(learner.start(), *(worker.ready() for worker in workers))
+        run = Run(
+            config,
+            folder,
+            rollouts=_pool(config, workers),
+            judges=JudgePool(judges, config.judge),
+            learner=learner,
+            train_set=train_set,
+            heldout=heldout,
+            display=display,
+            started_at=started_at,
+        )
+        if resume:
+            await run.restore(_checkpoint(folder, display))
+        run.start_recording()
+        try:
+            yield run
+        finally:
+            await _shut_down([learner.shutdown(), *(worker.shutdown() for worker in workers)])
+
+
+@contextlib.asynccontextmanager
+async def launch_players(config: Config, *, display: Display) -> AsyncIterator[Players]:
+    """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(display)
+        heldout = Dataset.open(config.data.heldout)
+        connect()
+        cleanup.callback(ray.shutdown)
+        workers = _start_workers(config, place(config))
+        judges = await asyncio.to_thread(deploy_judges, config.judge, "judges-eval")
+        cleanup.callback(delete_judges, "judges-eval")
+        async with asyncio.timeout(config.rollout.start_timeout_s):
+            await asyncio.gather(*(worker.serve_loaded_weights() for worker in workers))
+        try:
+            yield Players(
+                rollouts=_pool(config, workers),
+                judges=JudgePool(judges, config.judge),
+                display=display,
+                heldout=heldout,
+            )
+        finally:
+            await _shut_down([worker.shutdown() for worker in workers])
+
+
+def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
+    return RolloutPool(
+        workers,
+        max_groups_in_flight=config.rollout.max_groups_in_flight,
+        group_timeout_s=config.rollout.group_timeout_s,
+        sync_timeout_s=config.weights.timeout_s,
+    )
+
+
+def _checkpoint(folder: Path, display: Display) -> Path:
+    found = newest_checkpoint(folder / "checkpoints")
+    for reason in found.rejected:
+        display.warn(reason)
+    if found.path is None:
+        raise CheckpointError(f"{folder} holds no checkpoint that verifies: start it anew without --resume")
+    return found.path
+
+
+async def _shut_down(goodbyes: Sequence[Awaitable[None]]) -> None:
+    """Let engines end their own processes. What does not answer in time goes with its actor."""
+    with contextlib.suppress(TimeoutError, VisionThinkError):
+        async with asyncio.timeout(SHUTDOWN_S):
+            await asyncio.gather(*goodbyes)
+
+
+def launcher(*, resume: bool, display: Display, started_at: float | None = None) -> Callable[[Config], Any]:
+    """`launch` with everything but the config filled in."""
+    at = time.monotonic() if started_at is None else started_at
+    return lambda config: launch(config, resume=resume, display=display, started_at=at)

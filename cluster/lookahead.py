@@ -1,0 +1,62 @@
+"""Generation that runs ahead of learning by a bounded number of versions; by none at depth 0.
+
+Batch number n (from 0) is learned from under version n of the loop. Its production may start once n - depth batches
+have been asked for before it, so what it was sampled under is never more than `depth` trips old, and at depth 0 it is
+produced only when the loop asks for it: the strictly on-policy loop is the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Lookahead(Generic[T]):
+    """`take()` hands out the batches of `produce()`, one after the other, in order."""
+
+    def __init__(self, produce: Callable[[], Awaitable[T]], *, depth: int) -> None:
+        self._produce = produce
+        self._depth = depth
+        self._num_asked = 0
+        self._asked = asyncio.Condition()
+        self._ready: asyncio.Queue[T] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="lookahead")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def take(self) -> T:
+        """The next batch. What `produce` raises is raised here; a producer that just ends is an error as well."""
+        assert self._task is not None, "use `async with`"
+        async with self._asked:
+            self._num_asked += 1
+            self._asked.notify_all()
+        ready = asyncio.create_task(self._ready.get())
+        try:
+            await asyncio.wait([ready, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                return ready.result()
+            self._task.result()
+            raise AssertionError("the producer ended")
+        finally:
+            ready.cancel()
+
+    async def _run(self) -> None:
+        num_started = 0
+        while True:
+            async with self._asked:
+                await self._asked.wait_for(lambda: num_started < self._num_asked + self._depth)  # noqa: B023 (awaited here)
+            num_started += 1
+            await self._ready.put(await self._produce())

@@ -1,0 +1,86 @@
+"""Figures of a step and of an evaluation, from the groups themselves: pure functions, floats out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from actors.episode import Episode, PlayedGroup
+from cluster.collect import Collected, ScoredGroup
+from judge.reward import Reward
+from judge.verdict import Outcome, Verdict
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Mean, or None of nothing: an absent figure is not a zero."""
+    found = list(values)
+    return fmean(found) if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayScore:
+    """How a set of episodes did. Shares are None where no episode is of the kind they speak of."""
+
+    num_episodes: int
+    num_unscored: int
+    """Episodes without a verdict: in no share below that depends on one."""
+    accuracy: float | None
+    well_formed_share: float | None
+    ask_share: float | None
+    ask_share_needed: float | None
+    """Of the samples recorded as needing the full view."""
+    ask_share_unneeded: float | None
+    visual_token_share: float | None
+    """Visual tokens spent, against showing every full view once."""
+    need_share: float | None
+    """Of the samples, those recorded as needing the full view."""
+
+
+def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> PlayScore:
+    """One figure each over all episodes of all groups."""
+    episodes: list[tuple[PlayedGroup, Episode]] = [(group, e) for group, _ in groups for e in group.episodes]
+    verdicts = [outcome for _, outcomes in groups for outcome in outcomes if isinstance(outcome, Verdict)]
+    spent = sum(episode.num_visual_tokens for _, episode in episodes)
+    always_full = sum(group.num_full_tokens for group, _ in episodes)
+    known = [(group.needs_full, e) for group, e in episodes if group.needs_full is not None]
+    return PlayScore(
+        num_episodes=len(episodes),
+        num_unscored=len(episodes) - len(verdicts),
+        accuracy=mean(verdict.is_correct for verdict in verdicts),
+        well_formed_share=mean(episode.is_well_formed for _, episode in episodes),
+        ask_share=mean(episode.asked for _, episode in episodes),
+        ask_share_needed=mean(episode.asked for needs_full, episode in known if needs_full),
+        ask_share_unneeded=mean(episode.asked for needs_full, episode in known if not needs_full),
+        visual_token_share=spent / always_full if always_full else None,
+        need_share=mean(bool(needs_full) for needs_full, _ in known),
+    )
+
+
+def summarize(collected: Collected, policy_version: int) -> dict[str, float]:
+    """Figures of one step's groups. `policy_version`: the version that the update started from."""
+    scored: tuple[ScoredGroup, ...] = collected.scored
+    play = score_play([(group.played, group.outcomes) for group in scored])
+    rewards: list[Reward] = [reward for group in scored for reward in group.rewards if reward is not None]
+    episodes = [episode for group in scored for episode in group.played.episodes]
+    versions = [turn.policy_version for group in collected.trained for e in group.played.episodes for turn in e.turns]
+    figures = {
+        "reward/mean": mean(reward.total for reward in rewards),
+        "reward/accuracy": play.accuracy,
+        "reward/format": play.well_formed_share,
+        "reward/penalty": mean(reward.penalty for reward in rewards),
+        "policy/ask_share": play.ask_share,
+        "policy/ask_share_needed": play.ask_share_needed,
+        "policy/ask_share_unneeded": play.ask_share_unneeded,
+        "policy/visual_token_share": play.visual_token_share,
+        "policy/completion_tokens": mean(episode.num_generated_tokens for episode in episodes),
+        "policy/staleness_max": max((policy_version - version for version in versions), default=None),
+        "groups/trained": len(collected.trained),
+        "groups/no_signal": len(collected.without_signal),
+        "groups/lost": len(collected.lost),
+        "groups/drawn": len(collected.drawn),
+        "episodes/scored": len(rewards),
+        "episodes/unscored": play.num_unscored,
+        "time/collect_s": collected.seconds,
+    }
+    return {name: float(figure) for name, figure in figures.items() if figure is not None}

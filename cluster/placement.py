@@ -1,0 +1,54 @@
+"""What each kind of process asks of the cluster: a pure function of the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.schema import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What Ray reserves for one process."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    worker: Resources
+    """One rollout worker."""
+    rank: Resources
+    """One learner rank."""
+
+    def total(self, config: Config) -> Resources:
+        """What the whole run asks for; judges take no reserved share."""
+        num_workers, num_ranks = config.rollout.num_workers, config.learner.num_ranks
+        return Resources(
+            num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
+            num_gpus=num_workers * self.worker.num_gpus + num_ranks * self.rank.num_gpus,
+        )
+
+
+def place(config: Config) -> Placement:
+    """On CPUs the engine and the ranks take turns on the same cores, so each reserves a fraction of one."""
+    return Placement(
+        worker=Resources(
+            num_cpus=1.0 if config.rollout.num_gpus else 0.5,
+            num_gpus=config.rollout.num_gpus * config.rollout.tensor_parallel_size,
+        ),
+        rank=Resources(num_cpus=1.0 if config.learner.num_gpus else 0.5, num_gpus=config.learner.num_gpus),
+    )
+
+
+def check_capacity(config: Config, available: dict[str, float]) -> None:
+    """Raise ValueError where the cluster can never hold the run: better than a wait without end."""
+    wanted = place(config).total(config)
+    for kind, num in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)):
+        held = available.get(kind, 0.0)
+        if num > held:
+            raise ValueError(
+                f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks} "
+                f"need {num:g} {kind}s, the cluster has {held:g}: start fewer of them, or add nodes"
+            )

@@ -1,0 +1,132 @@
+"""Small models and groups of episodes with pictures, made from a seed: what the learner's tests work on."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn
+from learner.advantage import group_advantages
+from learner.batch import TrainingGroup
+from learner.collate import VisionSpec
+
+IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
+FORBIDDEN_IDS = (START_ID, END_ID, IMAGE_ID, VIDEO_ID)
+SPEC = VisionSpec(image_token_id=IMAGE_ID, patch_size=14, merge_size=2)
+
+
+def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -> Qwen2_5_VLForConditionalGeneration:
+    text = {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 16,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": True,
+        "initializer_range": 0.08,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    }
+    vision = {
+        "depth": layers,
+        "hidden_size": vision_width,
+        "intermediate_size": 2 * vision_width,
+        "num_heads": vision_width // 16,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [1, 3],
+        "window_size": 112,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "initializer_range": 0.08,
+    }
+    torch.manual_seed(seed)
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            tie_word_embeddings=True,
+            image_token_id=IMAGE_ID,
+            video_token_id=VIDEO_ID,
+            vision_start_token_id=START_ID,
+            vision_end_token_id=END_ID,
+        )
+    )
+
+
+def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96) -> Episode:
+    """An episode about a picture of this size: the quarter view first, the full view if it asks."""
+
+    def words(count):
+        return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
+
+    full, prompt, turns = (height // 28) * (width // 28), (), []
+    for view, tokens in (("quarter", full // 4), ("full", full))[: 2 if asks else 1]:
+        prompt += (*words(4), START_ID, *[IMAGE_ID] * tokens, END_ID, *words(rng.randint(4, 10)))
+        spoken = words(rng.randint(num_words // 2, num_words))
+        turns.append(
+            Turn(
+                prompt_ids=prompt,
+                completion_ids=spoken,
+                logprobs=tuple(-rng.uniform(3.0, 6.0) for _ in spoken),
+                policy_version=0,
+                finish_reason="stop",
+                text="",
+                view=view,
+                num_visual_tokens=tokens,
+            )
+        )
+        prompt += spoken
+    return Episode(
+        id=EpisodeId(run="test", step=0, sample="0:0", index=index, attempt=0),
+        turns=tuple(turns),
+        status=Status.ANSWERED,
+        answer="red",
+        is_well_formed=True,
+    )
+
+
+def make_group(
+    seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96
+) -> TrainingGroup:
+    """G episodes about one picture; rewards at the places in `lost` are missing."""
+    rng = random.Random(seed)
+    height, width = size
+    episodes = tuple(
+        make_episode(
+            rng,
+            asks=rng.random() < ask_share,
+            height=height,
+            width=width,
+            index=index,
+            num_words=num_words,
+            vocab_size=vocab_size,
+        )
+        for index in range(group_size)
+    )
+    rewards = tuple(None if i in lost else rng.choice((0.0, 0.5, 1.4, 1.5)) for i in range(group_size))
+    return TrainingGroup(
+        played=PlayedGroup(
+            ref=SampleRef(dataset="test", row=seed, uid=f"0:{seed}"),
+            question="what colour is the shape?",
+            answer="red",
+            needs_full=None,
+            episodes=episodes,
+            full_size=size,
+            num_full_tokens=(height // 28) * (width // 28),
+            image_sha256="",
+        ),
+        rewards=rewards,
+        advantages=group_advantages(rewards),
+        image=np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
+    )
+
+
+def images_of(plan, groups):
+    """The full views that a rank's plan refers to, as the group of ranks hands them over."""
+    return [groups[index].image for index in plan.image_groups]

@@ -1,0 +1,153 @@
+"""The judges as an autoscaled Ray Serve deployment, called once per group through a handle; there is no HTTP proxy.
+
+A backend is anything with the `Judge` protocol. A replica builds its own from the judge section of the config, so a
+new backend is a branch of `make_judge` and a name in `JudgeConfig.backend`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.errors import JudgeError
+from configs.schema import JudgeConfig
+from judge.rules import RulesJudge
+from judge.verdict import Judge, JudgeRequest, Outcome
+
+DEPLOYMENT_NAME = "judge"
+# The pool follows a queue that builds up and empties within one training step, so it must react within seconds.
+UPSCALE_DELAY_S = 1.0
+DOWNSCALE_DELAY_S = 10.0
+METRICS_INTERVAL_S = 0.5
+LOOK_BACK_PERIOD_S = 2.0
+SHUTDOWN_GRACE_S = 5.0
+
+
+def make_judge(config: JudgeConfig) -> Judge:
+    """The backend that the config names."""
+    match config.backend:
+        case "rules":
+            return RulesJudge(relative_tolerance=config.relative_tolerance)
+
+
+class JudgeReplica:
+    """One judge of the pool. Waiting for a backend does not block its other calls."""
+
+    def __init__(self, config: JudgeConfig, make: Callable[[JudgeConfig], Judge]) -> None:
+        self._judge = make(config)
+
+    async def grade(self, request: JudgeRequest) -> list[Outcome]:
+        return await self._judge.grade(request)
+
+    async def pid(self) -> int:
+        """Process id on its node, for fault drills."""
+        return os.getpid()
+
+
+class ServeJudgeHandle:
+    """A Serve handle as the `JudgeHandle` of a pool: sorts failures of the cluster from bugs in a judge."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def grade(self, request: JudgeRequest) -> object:
+        """Reply of whichever replica Serve picks.
+
+        Raises:
+            JudgeError: a replica, its node or its queue was lost, or the backend said that it failed.
+        """
+        response = self._handle.grade.remote(request)
+        try:
+            return await response
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # Past the deadline: without this the replica would go on for a caller that has left.
+                response.cancel()  # type: ignore[no-untyped-call]
+                raise
+            raise JudgeError("Serve cancelled the call") from error
+        except (RayError, RayServeException) as error:
+            if is_retryable(error):
+                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {_first_line(error)}") from error
+            raise
+
+
+def is_retryable(error: Exception) -> bool:
+    """Whether another try may mend a failed call.
+
+    An exception raised by the code of a replica comes as a `RayTaskError`: a bug, unless it says that it is the
+    backend's failure. All other errors of Ray and Serve tell of lost or busy processes.
+    """
+    return isinstance(error, JudgeError) or not isinstance(error, RayTaskError)
+
+
+def serve_options(config: JudgeConfig) -> dict[str, Any]:
+    """Options of the deployment.
+
+    Replicas reserve no CPU: they wait for others most of the time, and the pool must fit beside rollouts and learner
+    on the smallest machine. A replica takes twice its target before Serve queues at the handle, so that work is at
+    hand while another replica starts.
+    """
+    return {
+        "name": DEPLOYMENT_NAME,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": max(1, math.ceil(2 * config.target_ongoing_requests)),
+        "autoscaling_config": _autoscaling(config),
+        "graceful_shutdown_timeout_s": SHUTDOWN_GRACE_S,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+    }
+
+
+def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
+    with warnings.catch_warnings():
+        # Ray 2.60 announces environment variables in its place, but this field is still the one that it reads.
+        warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing_requests,
+            upscale_delay_s=UPSCALE_DELAY_S,
+            downscale_delay_s=DOWNSCALE_DELAY_S,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_PERIOD_S,
+        )
+
+
+def deploy_judges(
+    config: JudgeConfig, app_name: str, *, make: Callable[[JudgeConfig], Judge] = make_judge
+) -> ServeJudgeHandle:
+    """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
+
+    Raises:
+        JudgeError: Serve could not bring the pool up.
+    """
+    serve.start(proxy_location="Disabled")
+    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
+    try:
+        handle = serve.run(application, name=app_name, route_prefix=None)
+    except (RayServeException, RuntimeError) as error:
+        raise JudgeError(f"the judge pool {app_name!r} did not come up: {_first_line(error)}") from error
+    return ServeJudgeHandle(handle)
+
+
+def delete_judges(app_name: str) -> None:
+    """Stop a pool and wait until its replicas are gone."""
+    serve.delete(app_name)
+
+
+def _first_line(error: BaseException) -> str:
+    """The message, without the remote traceback that Ray puts in front of a replica's own."""
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return next(iter(str(error).splitlines()), "")

@@ -1,0 +1,111 @@
+"""The judge pool as Ray Serve runs it."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+import ray
+from ray import serve
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError
+
+from actors.errors import JudgeError
+from configs.schema import JudgeConfig
+from judge.deployment import delete_judges, deploy_judges, is_retryable, make_judge, serve_options
+from judge.pool import JudgePool
+from judge.rules import RulesJudge
+from judge.verdict import JudgeRequest, NoVerdict, Verdict
+
+
+def request(answer: str = "red") -> JudgeRequest:
+    return JudgeRequest(question="Which colour?", reference="red", predictions=(answer, "blue", ""))
+
+
+def slow_judge(config: JudgeConfig):
+    """Rules that take as long as a model would, so that calls are in flight when a replica dies."""
+
+    class Slow:
+        async def grade(self, request):
+            await asyncio.sleep(0.3)
+            if request.reference == "bug":
+                raise KeyError("a bug in the judge")
+            if request.reference == "outage":
+                raise JudgeError("the endpoint is down")
+            return await make_judge(config).grade(request)
+
+    return Slow()
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        serve.shutdown()
+        ray.shutdown()
+
+
+def test_lost_processes_are_retried_and_bugs_are_not():
+    for error in (ActorDiedError(), TaskCancelledError(), GetTimeoutError(), BackPressureError(1, 1)):
+        assert is_retryable(error)
+    task_error = RayTaskError("grade", "traceback", KeyError("bug"))
+    assert not is_retryable(task_error)
+    assert not is_retryable(task_error.as_instanceof_cause())
+    assert is_retryable(RayTaskError("grade", "traceback", JudgeError("endpoint down")).as_instanceof_cause())
+
+
+def test_options_follow_the_config_and_reserve_no_cpu():
+    options = serve_options(JudgeConfig(min_replicas=2, max_replicas=5, target_ongoing_requests=3.5))
+    scaling = options["autoscaling_config"]
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.5)
+    assert options["max_ongoing_requests"] == 7
+    assert options["ray_actor_options"] == {"num_cpus": 0}
+
+
+def test_the_config_picks_the_backend():
+    assert make_judge(JudgeConfig(relative_tolerance=0.5)) == RulesJudge(relative_tolerance=0.5)
+
+
+@pytest.mark.ray
+async def test_the_pool_grades_groups(local_ray):
+    config = JudgeConfig()
+    pool = JudgePool(deploy_judges(config, "grades"), config)
+    groups = await asyncio.gather(*(pool.grade(request()) for _ in range(40)))
+    for outcomes in groups:
+        assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
+    assert pool.take_counts().num_calls == 40
+    delete_judges("grades")
+    assert "grades" not in serve.status().applications
+
+
+@pytest.mark.ray
+async def test_killing_a_replica_with_calls_in_flight_loses_nothing(local_ray):
+    config = JudgeConfig(min_replicas=2, max_replicas=2)
+    handle = deploy_judges(config, "killed", make=slow_judge)
+    pool = JudgePool(handle, config)
+    num_retries = 0
+    for _ in range(2):
+        calls = [asyncio.create_task(pool.grade(request(f"red{'.' * n}"))) for n in range(24)]
+        await asyncio.sleep(0.15)
+        os.kill(await serve.get_app_handle("killed").pid.remote(), signal.SIGKILL)
+        for outcomes in await asyncio.gather(*calls):
+            assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
+        num_retries += pool.take_counts().num_retries
+    assert num_retries > 0, "no call was in flight when its replica died"
+    delete_judges("killed")
+
+
+@pytest.mark.ray
+async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
+    config = JudgeConfig(max_tries=2)
+    pool = JudgePool(deploy_judges(config, "broken", make=slow_judge), config)
+    outcomes = await pool.grade(JudgeRequest(question="", reference="outage", predictions=("red",)))
+    assert isinstance(outcomes[0], NoVerdict)
+    assert "the endpoint is down" in outcomes[0].reason
+    with pytest.raises(KeyError, match="a bug in the judge"):
+        await pool.grade(JudgeRequest(question="", reference="bug", predictions=("red",)))
+    late = JudgePool(pool._handle, JudgeConfig(timeout_s=0.1))
+    assert await late.grade(request()) == (NoVerdict(reason="no verdict within 0.1 s"),) * 3
+    delete_judges("broken")

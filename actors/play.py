@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from actors.episode import Episode, EpisodeId, Finish, FinishReason, Status, Turn, View, next_move
+from actors.episode import Episode, EpisodeId, Finish, FinishReason, SampleRef, Status, Turn, View, next_move
 from actors.errors import DataError
 from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
 from actors.prompts import ChatRenderer, parse_reply
@@ -102,6 +102,26 @@ def rules_for(kind: Kind, config: RolloutConfig, *, greedy: bool) -> Rules:
         sampling=Sampling(temperature=0.0 if greedy else config.temperature, max_tokens=config.max_turn_tokens),
         max_prompt_tokens=config.max_prompt_tokens,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayRequest:
+    """One group to play."""
+
+    ref: SampleRef
+    kind: Kind
+    greedy: bool
+    num_episodes: int
+    run: str
+    step: int
+    attempt: int
+
+    @property
+    def episode_ids(self) -> tuple[EpisodeId, ...]:
+        return tuple(
+            EpisodeId(run=self.run, step=self.step, sample=self.ref.uid, index=index, attempt=self.attempt)
+            for index in range(self.num_episodes)
+        )
 
 
 async def play_episode(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import RolloutError, WeightSyncError
-from actors.rollout_worker import PlayRequest
+from actors.play import PlayRequest
 from actors.weight_receiver import WeightManifest
 
 logger = logging.getLogger(__name__)

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 
 from actors.dataset import Dataset
-from actors.episode import EpisodeId, PlayedGroup, SampleRef, SkippedSample
+from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import DataError, RolloutError
 from actors.images import ViewSpec, check_and_decode, full_view
-from actors.play import Kind, make_views, play_group, rules_for
+from actors.play import PlayRequest, make_views, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.vllm_engine import VllmEngine
 from actors.weight_receiver import SyncState, WeightManifest, WeightReceiver
 from configs.schema import DataConfig, ModelConfig, RolloutConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlayRequest:
-    """One group to play."""
-
-    ref: SampleRef
-    kind: Kind
-    greedy: bool
-    num_episodes: int
-    run: str
-    step: int
-    attempt: int
-
-    @property
-    def episode_ids(self) -> tuple[EpisodeId, ...]:
-        return tuple(
-            EpisodeId(run=self.run, step=self.step, sample=self.ref.uid, index=index, attempt=self.attempt)
-            for index in range(self.num_episodes)
-        )
 
 
 class RolloutWorker:

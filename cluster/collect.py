@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from actors.dataset import CursorState
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
-from actors.rollout_worker import PlayRequest
+from actors.play import PlayRequest
 from configs.schema import Config
 from judge.pool import JudgePool
 from judge.reward import Reward, group_rewards

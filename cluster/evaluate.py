@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from actors.dataset import Dataset
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
-from actors.play import Kind
+from actors.play import Kind, PlayRequest
 from actors.rollout_pool import RolloutPool
-from actors.rollout_worker import PlayRequest
 from cluster.collect import judge_group
 from cluster.display import Display
 from cluster.metrics import PlayScore, score_play

@@ -20,8 +20,9 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors.dataset import Dataset
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import CheckpointError, LearnerError, RolloutError, VisionThinkError
+from actors.play import PlayRequest
 from actors.rollout_pool import RolloutPool
-from actors.rollout_worker import PlayRequest, RolloutWorker
+from actors.rollout_worker import RolloutWorker
 from actors.weight_receiver import WeightManifest
 from cluster.display import Display
 from cluster.evaluate import Players

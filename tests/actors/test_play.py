@@ -1,0 +1,125 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from actors.episode import EpisodeId, Status
+from actors.errors import DataError
+from actors.images import ViewSpec
+from actors.play import Completion, make_views, play_episode, play_group, rules_for
+from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
+from configs.schema import RolloutConfig
+from tests.fakes import ASK, DIRECT, ScriptedEngine
+
+SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=224 * 224)
+CONFIG = RolloutConfig()
+EPISODE = EpisodeId(run="r", step=1, sample="s", index=0, attempt=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("configs/tiny")
+
+
+@pytest.fixture(scope="module")
+def renderer(tokenizer):
+    return ChatRenderer(tokenizer, load_prompt_style("tiny"))
+
+
+@pytest.fixture
+def views():
+    return make_views(np.zeros((224, 224, 3), np.uint8), SPEC, "sha")
+
+
+def engine(tokenizer, *replies, **how):
+    return ScriptedEngine(lambda text: tokenizer.encode(text, add_special_tokens=False), replies, **how)
+
+
+async def play(generate, renderer, views, kind="policy"):
+    return await play_episode(generate, renderer, views, "what?", rules_for(kind, CONFIG, greedy=False), EPISODE)
+
+
+async def test_a_direct_answer_sees_a_quarter_of_the_tokens(tokenizer, renderer, views):
+    episode = await play(engine(tokenizer, DIRECT), renderer, views)
+    assert (episode.status, episode.answer, episode.asked) == (Status.ANSWERED, "red", False)
+    assert episode.num_visual_tokens * 4 == views.full.num_visual_tokens
+
+
+async def test_asking_shows_the_full_view_and_continues_the_very_same_tokens(tokenizer, renderer, views):
+    generate = engine(tokenizer, ASK, DIRECT)
+    episode = await play(generate, renderer, views)
+    first, second = episode.turns
+    assert [turn.view for turn in episode.turns] == ["quarter", "full"]
+    assert second.prompt_ids[: len(first.prompt_ids + first.completion_ids)] == first.prompt_ids + first.completion_ids
+    assert generate.calls[1][1] == (views.quarter, views.full)
+    assert [turn.policy_version for turn in episode.turns] == [1, 2]
+
+
+async def test_a_second_request_is_malformed(tokenizer, renderer, views):
+    episode = await play(engine(tokenizer, ASK, ASK), renderer, views)
+    assert (episode.status, episode.is_well_formed, episode.asked) == (Status.MALFORMED, False, True)
+
+
+async def test_a_turn_that_hits_the_limit_is_truncated(tokenizer, renderer, views):
+    episode = await play(engine(tokenizer, DIRECT, finish_reason="length"), renderer, views)
+    assert (episode.status, episode.answer) == (Status.TRUNCATED, None)
+
+
+@pytest.mark.parametrize(("kind", "view"), [("always_full", "full"), ("always_quarter", "quarter")])
+async def test_the_baselines_have_one_turn_and_no_tool(tokenizer, renderer, views, kind, view):
+    answered = await play(engine(tokenizer, DIRECT), renderer, views, kind)
+    assert [turn.view for turn in answered.turns] == [view]
+    asked = await play(engine(tokenizer, ASK), renderer, views, kind)
+    assert (asked.status, asked.asked) == (Status.MALFORMED, False)
+
+
+async def test_general_mode_shows_the_full_view_at_once(tokenizer, renderer, views):
+    rules = rules_for("policy", RolloutConfig(mode="general"), greedy=False)
+    episode = await play_episode(engine(tokenizer, ASK), renderer, views, "what?", rules, EPISODE)
+    assert ([turn.view for turn in episode.turns], episode.status) == (["full"], Status.MALFORMED)
+
+
+async def test_an_image_too_small_to_quarter_is_shown_full_without_the_tool(tokenizer, renderer):
+    small = make_views(np.zeros((28, 28, 3), np.uint8), SPEC, "sha")
+    assert small.quarter is None
+    episode = await play(engine(tokenizer, ASK), renderer, small)
+    assert ([turn.view for turn in episode.turns], episode.status) == (["full"], Status.MALFORMED)
+
+
+async def test_evaluation_is_greedy():
+    assert rules_for("policy", CONFIG, greedy=True).sampling.temperature == 0
+    assert rules_for("policy", CONFIG, greedy=False).sampling.temperature == CONFIG.temperature
+
+
+async def test_no_episode_of_a_group_waits_for_another(tokenizer, renderer, views):
+    """One episode hangs in turn 1 until its sibling is through turn 2."""
+    release = asyncio.Event()
+    encode = tokenizer.encode
+
+    async def generate(prompt_ids, images, sampling):
+        generate.num_calls += 1
+        if generate.num_calls == 1:
+            await release.wait()
+        if len(images) == 2:
+            release.set()
+        ids = tuple(encode((ASK if len(images) == 1 else DIRECT) + "<|im_end|>", add_special_tokens=False))
+        return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), finish_reason="stop", policy_version=0)
+
+    generate.num_calls = 0
+    ids = tuple(EpisodeId(run="r", step=1, sample="s", index=index, attempt=0) for index in range(2))
+    async with asyncio.timeout(5):
+        episodes = await play_group(generate, renderer, views, "what?", rules_for("policy", CONFIG, greedy=False), ids)
+    assert [episode.id.index for episode in episodes] == [0, 1]
+    assert all(episode.asked for episode in episodes)
+
+
+async def test_a_prompt_that_cannot_fit_makes_the_sample_unusable(tokenizer, renderer, views):
+    rules = rules_for("policy", RolloutConfig(max_prompt_tokens=40), greedy=False)
+    with pytest.raises(DataError, match="max_prompt_tokens=40"):
+        await play_group(engine(tokenizer, DIRECT), renderer, views, "what?", rules, (EPISODE,))
+
+
+def test_equal_bytes_in_another_shape_have_another_key():
+    wide = make_views(np.zeros((56, 112, 3), np.uint8), SPEC, "sha")
+    high = make_views(np.zeros((112, 56, 3), np.uint8), SPEC, "sha")
+    assert wide.full.key != high.full.key

@@ -1,0 +1,141 @@
+"""Hand-written stand-ins for engines, workers, judges and the learner: for tests of pure logic only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn
+from actors.play import Completion, PlayRequest, Sampling, ShownImage
+from actors.prompts import TOOL_CALL
+from actors.weight_receiver import WeightManifest
+from judge.verdict import JudgeRequest, Outcome, Verdict
+
+DIRECT = "<think>clear</think><answer>red</answer>"
+ASK = f"<think>unclear</think><tool_call>{TOOL_CALL}</tool_call>"
+
+
+class ScriptedEngine:
+    """Replies in order, whatever it is asked; keeps what it was shown."""
+
+    def __init__(
+        self, encode: Callable[[str], list[int]], replies: Sequence[str], *, finish_reason: str = "stop"
+    ) -> None:
+        self._encode = encode
+        self._replies = list(replies)
+        self._finish_reason = finish_reason
+        self.calls: list[tuple[tuple[int, ...], tuple[ShownImage, ...]]] = []
+
+    async def __call__(
+        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+    ) -> Completion:
+        self.calls.append((prompt_ids, images))
+        token_ids = tuple(self._encode(self._replies.pop(0) + "<|im_end|>"))
+        return Completion(
+            token_ids=token_ids,
+            logprobs=tuple(-0.5 for _ in token_ids),
+            finish_reason="length" if self._finish_reason == "length" else "stop",
+            policy_version=len(self.calls),
+        )
+
+
+def make_turn(view: str = "quarter", *, version: int = 0, prompt: tuple[int, ...] = (1, 2)) -> Turn:
+    return Turn(
+        prompt_ids=prompt,
+        completion_ids=(3, 4),
+        logprobs=(-0.1, -0.2),
+        policy_version=version,
+        finish_reason="stop",
+        text="said",
+        view="full" if view == "full" else "quarter",
+        num_visual_tokens=64 if view == "full" else 16,
+    )
+
+
+def make_episode(
+    *, asked: bool = False, answer: str | None = "red", version: int = 0, index: int = 0, sample: str = "0-0"
+) -> Episode:
+    turns = (make_turn(version=version),)
+    if asked:
+        turns = (*turns, make_turn("full", version=version, prompt=(1, 2, 3, 4, 5)))
+    return Episode(
+        id=EpisodeId(run="run", step=1, sample=sample, index=index, attempt=0),
+        turns=turns,
+        status=Status.MALFORMED if answer is None else Status.ANSWERED,
+        answer=answer,
+        is_well_formed=answer is not None,
+    )
+
+
+def make_group(
+    episodes: Sequence[Episode], *, ref: SampleRef | None = None, needs_full: bool | None = None
+) -> PlayedGroup:
+    return PlayedGroup(
+        ref=ref or SampleRef(dataset="train", row=0, uid="0-0"),
+        question="what colour is the shape?",
+        answer="red",
+        needs_full=needs_full,
+        episodes=tuple(episodes),
+        full_size=(224, 224),
+        num_full_tokens=64,
+        image_sha256="00",
+    )
+
+
+class FakeWorker:
+    """A rollout worker whose failures are scripted: one entry per call, None plays, an exception is raised."""
+
+    def __init__(self, name: str, script: Sequence[Exception | None] = (), *, seconds: float = 0.0) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.version = -1
+        self.num_played = 0
+        self.most_in_flight = 0
+        self.commit_digest: str | None = None
+        self._script = list(script)
+        self._in_flight = 0
+        self._staged: WeightManifest | None = None
+
+    async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            await asyncio.sleep(self.seconds)
+            step = self._script.pop(0) if self._script else None
+            if step is not None:
+                raise step
+        finally:
+            self._in_flight -= 1
+        self.num_played += 1
+        # Half of a group asks, and the other half is wrong: rewards differ, so the group teaches something.
+        episodes = [
+            make_episode(
+                asked=index % 2 == 1,
+                answer="red" if index % 2 else "blue",
+                version=self.version,
+                index=index,
+                sample=request.ref.uid,
+            )
+            for index in range(request.num_episodes)
+        ]
+        return make_group(episodes, ref=request.ref), f"image of {request.ref.uid}"
+
+    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
+        self._staged = manifest
+
+    async def commit_weights(self, version: int) -> str:
+        assert self._staged is not None
+        assert self._staged.version == version
+        self.version = version
+        return self.commit_digest or self._staged.digest
+
+
+class ExactJudges:
+    """Right is what equals the reference."""
+
+    async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
+        return tuple(
+            Verdict(is_correct=prediction == request.reference, judge="exact", reason="compared")
+            for prediction in request.predictions
+        )

@@ -223,7 +223,9 @@ class LearnerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from 0."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of Adam's running means of the gradient and of its square."""
     weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     prompts_per_mini_batch: int = 32

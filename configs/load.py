@@ -1,0 +1,170 @@
+"""From YAML and `section.key=value` overrides to a checked `Config`. The only file that knows OmegaConf.
+
+After `load_config` nobody sees anything but frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs import schema
+from configs.schema import Config
+
+FOLDER = Path(__file__).resolve().parent
+"""Where the shipped configs lie."""
+DEFAULT = "tiny"
+HELP = "`visionthink config --fields` lists every setting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldDescription:
+    """One setting, for people."""
+
+    key: str
+    """section.name, as an override takes it."""
+    type: str
+    default: str
+    doc: str
+    """The docstring under the field."""
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run: the schema's defaults, then a YAML file, then overrides.
+
+    Args:
+        path: the name of a file in `configs/` without its ending (`tiny`), or the path of a YAML file; None is `tiny`.
+        overrides: `section.key=value`, the value in YAML; for a text setting it is taken as it stands.
+
+    Raises:
+        ValueError: no such file, not YAML, an unknown key, a value of the wrong type, or a combination that cannot
+            work. The message names the key, the value and the remedy.
+    """
+    file = find_config(path or DEFAULT)
+    merged = _merge(OmegaConf.structured(Config), _read(file), str(file))
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), override)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file.name}: {_explain(error)}; {HELP}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """All settings as YAML, defaults included: what `load_config` reads back as the same config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def find_config(name: str) -> Path:
+    """The file that a name or path means; ValueError with the shipped names when there is none."""
+    candidates = (Path(name), FOLDER / f"{name}.yaml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+    raise ValueError(f"config={name!r} cannot work: no such file; give a path, or one of {shipped}")
+
+
+def describe_fields() -> list[FieldDescription]:
+    """Every setting in the order of the schema, with its type, default and docstring."""
+    docs = _field_docs(inspect.getsource(schema))
+    described = []
+    for section in fields(Config):
+        section_type = _section_type(section)
+        for field in fields(section_type):
+            default = "required" if field.default is MISSING else str(field.default)
+            doc = docs.get((section_type.__name__, field.name), "")
+            key = f"{section.name}.{field.name}"
+            described.append(FieldDescription(key=key, type=str(field.type), default=default, doc=doc))
+    return described
+
+
+def _read(file: Path) -> DictConfig:
+    try:
+        content = OmegaConf.create(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {_one_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise ValueError(f"{file} must map sections to settings, as configs/{DEFAULT}.yaml does")
+    return content
+
+
+def _parse_override(override: str) -> DictConfig:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"override {override!r} cannot work: write section.key=value; {HELP}")
+    if _is_text(key.strip()):
+        # YAML would read run.name=007 as a number and lose its zeros.
+        value: object = text.strip().strip("'\"")
+    else:
+        try:
+            value = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r} cannot work: {_one_line(error)}") from error
+        # YAML 1.1 takes 1e-4 for a text; the schema's type turns it into a number.
+    parsed = OmegaConf.create({})
+    OmegaConf.update(parsed, key.strip(), value)
+    return parsed
+
+
+def _is_text(key: str) -> bool:
+    """Whether the schema says that this key holds a text."""
+    section_name, _, name = key.partition(".")
+    for section in fields(Config):
+        if section.name == section_name:
+            return any(field.name == name and str(field.type) == "str" for field in fields(_section_type(section)))
+    return False
+
+
+def _section_type(section: Field[Any]) -> type[Any]:
+    """The dataclass of a section; the schema's annotations are strings."""
+    section_type = vars(schema)[str(section.type)]
+    assert is_dataclass(section_type)
+    return cast(type[Any], section_type)
+
+
+def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
+    plain = OmegaConf.to_container(added)
+    assert isinstance(plain, dict)
+    for section, settings in plain.items():
+        if section in base and not isinstance(settings, dict):
+            raise ValueError(f"{source}: {section} is a section: give settings of it, {section}.NAME; {HELP}")
+    try:
+        merged = OmegaConf.merge(base, added)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{source}: {_explain(error)}; {HELP}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """OmegaConf's first line says what is wrong (and suggests a key); the full key says where."""
+    where = f"{error.full_key}: " if error.full_key else ""
+    return f"{where}{next(iter(str(error).splitlines()), '')}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _field_docs(source: str) -> dict[tuple[str, str], str]:
+    """(class, field) -> the string that stands under the field."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return {(owner.name, name): doc for owner in classes for name, doc in _docs_of(owner)}
+
+
+def _docs_of(owner: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for field, after in zip(owner.body, owner.body[1:], strict=False):
+        match field, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                yield name, " ".join(doc.split())

@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import pytest
+
+from configs.load import FOLDER, describe_fields, load_config, to_yaml
+from configs.schema import Config
+
+SHIPPED = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    assert isinstance(config, Config)
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config(str(saved)) == config
+
+
+def test_the_default_is_the_tiny_run_and_equals_the_schema():
+    assert load_config(None) == load_config("tiny") == Config()
+
+
+def test_the_7b_config_has_the_papers_settings():
+    config = load_config("visionthink_7b")
+    assert (config.train.prompts_per_step, config.learner.prompts_per_mini_batch) == (512, 32)
+    assert (config.rollout.group_size, config.rollout.temperature) == (16, 1.0)
+    assert (config.learner.learning_rate, config.learner.kl_coefficient) == (1e-6, 0.001)
+    assert config.learner.entropy_coefficient == 0.001
+    assert (config.rollout.max_prompt_tokens, config.rollout.max_turn_tokens) == (8192, 8192)
+    assert (config.model.min_pixels, config.model.max_pixels) == (512**2, 2048**2)
+    assert (config.train.checkpoint_every, config.train.eval_every) == (5, 5)
+    assert (config.model.dtype, config.learner.zero_stage) == ("bfloat16", 3)
+    assert config.learner.gradient_checkpointing
+    num_rollout_gpus = config.rollout.num_workers * config.rollout.num_gpus * config.rollout.tensor_parallel_size
+    assert num_rollout_gpus + config.learner.num_ranks * config.learner.num_gpus == 32
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
+    config = load_config("visionthink_7b", ["train.num_steps=7", "reward.penalty=never", "train.num_steps=8"])
+    assert (config.train.num_steps, config.reward.penalty) == (8, "never")
+    assert config.train.prompts_per_step == 512
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("learner.learning_rate=1e-4", "learner", "learning_rate", 1e-4),
+        ("learner.adam_betas=[0.8,0.9]", "learner", "adam_betas", (0.8, 0.9)),
+        ("learner.gradient_checkpointing=true", "learner", "gradient_checkpointing", True),
+        ("learner.zero_stage=3", "learner", "zero_stage", 3),
+        ("run.name=007", "run", "name", "007"),
+        ("run.name='x'", "run", "name", "x"),
+        ("data.train=a=b/c d.parquet", "data", "train", "a=b/c d.parquet"),
+    ],
+)
+def test_values_take_the_type_of_their_field(override, section, name, value):
+    found = getattr(getattr(load_config("tiny", [override]), section), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rollout.groupsize=4", ["rollout.groupsize", "Did you mean: 'group_size'", "--fields"]),
+        ("rollot.group_size=4", ["rollot", "Did you mean: 'rollout'"]),
+        ("rollout.group_size=many", ["rollout.group_size", "many", "Integer"]),
+        ("rollout.group_size=1.5", ["rollout.group_size", "1.5"]),
+        ("rollout.group_size=", ["rollout.group_size", "None"]),
+        ("rollout.mode=fast", ["rollout.mode", "fast", "efficient", "general"]),
+        ("learner.adam_betas=[0.9]", ["adam_betas"]),
+        ("rollout=3", ["rollout=3", "rollout.NAME"]),
+        ("rollout.group_size", ["section.key=value"]),
+        ("=3", ["section.key=value"]),
+        ("rollout.group_size=[1", ["rollout.group_size"]),
+        ("model.max_pixels=${nothing.here}", ["nothing"]),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
+    with pytest.raises(ValueError, match=r".") as refused:
+        load_config("tiny", [override])
+    for word in words:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rollout.group_size=1"], ["rollout.group_size=1", "2 episodes"]),
+        (["train.prompts_per_step=33"], ["learner.prompts_per_mini_batch=32", "33"]),
+        (["train.min_scored=9"], ["train.min_scored=9", "rollout.group_size=8"]),
+        (["model.dtype=bfloat16"], ["model.dtype='bfloat16'", "rollout.num_gpus"]),
+        (["learner.max_tokens_per_micro_batch=100"], ["learner.max_tokens_per_micro_batch=100", "tokens long"]),
+        (["model.max_pixels=10"], ["model.max_pixels=10", "model.min_pixels=3136"]),
+        (["judge.max_replicas=1", "judge.min_replicas=2"], ["judge.max_replicas=1", "judge.min_replicas=2"]),
+        (["run.name=../x"], ["run.name='../x'", "letters"]),
+        (["learner.offload_optimizer=true", "learner.zero_stage=0"], ["learner.offload_optimizer", "zero_stage"]),
+        (["reward.theta=2"], ["reward.theta=2", "0 to 1"]),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_field_value_and_remedy(overrides, words):
+    with pytest.raises(ValueError, match="cannot work") as refused:
+        load_config("tiny", overrides)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rollout: {groupsize: 4}", ["groupsize", "group_size"]),
+        ("rollout: [1, 2]", ["rollout.NAME"]),
+        ("- 1\n- 2", ["sections"]),
+        ("rollout: {", ["not YAML"]),
+        ("just words", ["just words"]),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(text, words, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml") as refused:
+        load_config(str(file))
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing\n")
+    assert load_config(str(file)) == Config()
+
+
+def test_a_missing_file_is_refused_with_the_shipped_names():
+    with pytest.raises(ValueError, match="visionthink_7b"):
+        load_config("visionthink_70b")
+
+
+def test_a_config_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("tiny") == Config()
+    assert not Path("configs").exists()
+
+
+def test_every_setting_is_described():
+    described = {field.key: field for field in describe_fields()}
+    assert described["rollout.group_size"].type == "int"
+    assert described["rollout.group_size"].default == "8"
+    assert described["rollout.group_size"].doc == "G, episodes per prompt."
+    assert len(described) > 60
+    assert [key for key, field in described.items() if not field.doc] == []

@@ -136,7 +136,7 @@ def _section_type(section: Field[Any]) -> type[Any]:
 def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
     plain = OmegaConf.to_container(added)
     assert isinstance(plain, dict)
-    for section, settings in plain.items():
+    for section, settings in ((str(key), value) for key, value in plain.items()):
         if section in base and not isinstance(settings, dict):
             raise ValueError(f"{source}: {section} is a section: give settings of it, {section}.NAME; {HELP}")
     try:

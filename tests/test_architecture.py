@@ -1,0 +1,183 @@
+"""The rules of the code's shape, held by reading the code: who may import whom, and what nobody may write."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("configs", "actors", "judge", "learner", "cluster")
+"""Imports go from right to left, never the other way."""
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+OWNERS = {
+    "ray": ("cluster/", "judge/deployment.py"),
+    "vllm": ("actors/vllm_engine.py", "actors/vllm_extension.py"),
+    "deepspeed": ("learner/engine.py",),
+    "omegaconf": ("configs/load.py",),
+    "openai": ("judge/",),
+}
+"""Package to the files that may import it."""
+
+PURE = (
+    "configs/schema.py",
+    "configs/load.py",
+    "actors/errors.py",
+    "actors/episode.py",
+    "actors/images.py",
+    "actors/prompts.py",
+    "actors/play.py",
+    "judge/verdict.py",
+    "judge/rules.py",
+    "judge/normalise.py",
+    "judge/quantity.py",
+    "judge/reward.py",
+    "judge/pool.py",
+    "learner/advantage.py",
+    "cluster/lookahead.py",
+    "cluster/placement.py",
+)
+"""Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
+HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
+
+FORBIDDEN_MODULES = ("pickle", "cloudpickle", "dill", "shelve", "marshal")
+FORBIDDEN_CALLS = ("torch.load", "np.load", "numpy.load", "eval", "exec")
+"""Ways in which a file read from disk could run code."""
+NOTES_TO_SELF = tuple(f"{first}{second}" for first, second in (("TO", "DO"), ("FIX", "ME"), ("XX", "X")))
+
+
+def source_files() -> list[Path]:
+    return sorted(file for folder in ORDER for file in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted modules imported anywhere in the tree, inside functions as well."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+
+
+def imports_at_start(tree: ast.Module) -> Iterator[str]:
+    """Modules that importing the file imports; those under `if TYPE_CHECKING` and in functions are not."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+
+
+def calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+FILES = pytest.mark.parametrize("file", source_files(), ids=name_of)
+
+
+@FILES
+def test_imports_go_one_way(file):
+    rank = ORDER.index(name_of(file).split("/")[0])
+    later = [module for module in imports(parse(file)) if module.split(".")[0] in ORDER[rank + 1 :]]
+    assert later == [], f"{name_of(file)} imports from a later folder"
+
+
+@FILES
+def test_each_framework_is_known_to_its_own_files_alone(file):
+    packages = {module.split(".")[0] for module in imports(parse(file))}
+    strangers = {
+        package
+        for package, owners in OWNERS.items()
+        if package in packages and not any(name_of(file).startswith(owner) for owner in owners)
+    }
+    assert strangers == set()
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_files_import_no_framework(name):
+    packages = {module.split(".")[0] for module in imports_at_start(parse(ROOT / name))}
+    assert packages.isdisjoint(HEAVY)
+
+
+@FILES
+def test_files_and_functions_are_short(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    long = [
+        node.name
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+@FILES
+def test_no_blind_except(file):
+    blind = [
+        node.lineno
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None or any(name in ast.unparse(node.type).split() for name in ("Exception", "BaseException"))
+        )
+    ]
+    assert blind == []
+
+
+@FILES
+def test_nothing_read_from_disk_can_run_code(file):
+    tree = parse(file)
+    assert {module.split(".")[0] for module in imports(tree)}.isdisjoint(FORBIDDEN_MODULES)
+    for call in calls(tree):
+        assert ast.unparse(call.func) not in FORBIDDEN_CALLS
+        for keyword in call.keywords:
+            if keyword.arg in ("trust_remote_code", "allow_pickle"):
+                assert isinstance(keyword.value, ast.Constant)
+                assert keyword.value.value is False
+
+
+@FILES
+def test_nothing_is_left_for_later(file):
+    text = file.read_text(encoding="utf-8")
+    assert [note for note in NOTES_TO_SELF if note in text] == []
+
+
+@FILES
+def test_control_plane_types_are_frozen_or_a_word_says_why(file):
+    """A dataclass that crosses a process is frozen; one that is not says so by being private or mutable on purpose."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for decorator in node.decorator_list:
+                text = ast.unparse(decorator)
+                if text.startswith("dataclass") and "frozen=True" not in text:
+                    assert ast.get_docstring(node), f"{node.name} is mutable: its docstring has to say why"
+
+
+def test_importing_the_pure_files_loads_no_framework():
+    modules = [name.removesuffix(".py").replace("/", ".") for name in PURE]
+    program = (
+        "import importlib, json, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_folder_of_the_tests_mirrors_one_of_the_code():
+    folders = {file.parent.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").glob("*/**/test_*.py")}
+    assert folders <= {*ORDER, "ray", "gpu", "bench"}

@@ -1,0 +1,273 @@
+"""DeepSpeed, and the only file that imports it: sharded optimizer steps, and the learner's state free of any sharding.
+
+DeepSpeed averages gradients over data-parallel ranks; losses here are shares of a sum (`learner.loss`), so each is
+scaled by the number of ranks first. Its own count of accumulation steps is switched off
+(`managed_gradient_accumulation`): a mini-batch has as many micro-batches as its tokens need.
+
+A loss or gradient that is not finite skips the update on all ranks together (rule I of the reliability rules):
+DeepSpeed refuses a step whose gradient norm, which all ranks share, is not finite, and a non-finite loss is made to
+reach that norm.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.schema import LearnerConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+GATHER_ELEMENTS = 2**28
+"""Parameters gathered at a time from ZeRO-3 shards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    is_applied: bool
+    """False where the step was skipped on all ranks."""
+    grad_norm: float
+    """Before clipping; inf where the step was skipped."""
+
+
+def join_process_group(*, rank: int, world_size: int, address: str, port: int, timeout_s: float, on_gpu: bool) -> None:
+    """Meet the other ranks, over NCCL or gloo; a collective that waits longer than `timeout_s` fails."""
+    # Read at import: DeepSpeed otherwise takes the GPU of a machine whose learner is to stay on the CPU.
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
+    # A rank sees its own device only, whatever launched it.
+    os.environ["LOCAL_RANK"] = "0"
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world_size)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # An all-reduce through shared memory, for inference on CPUs: two minutes of compilation that training never uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=timeout_s),
+            init_method=f"tcp://{address}:{port}",
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+def leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO stage 0 that clips, and skips a step without a finite norm, as the ZeRO optimizers do."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, max_norm: float, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self.max_norm = max_norm
+        self.overflow = False
+        self._global_grad_norm = 0.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_norm))
+        self.overflow = not math.isfinite(norm)
+        self._global_grad_norm = math.inf if self.overflow else norm
+        if not self.overflow:
+            super().step(closure)
+
+
+class LearnerEngine:
+    """A module under DeepSpeed: forward, backward, step, and its whole state by parameter name."""
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, *, dtype: torch.dtype) -> None:
+        import deepspeed
+
+        if config.zero_stage == 0 and dtype != torch.float32:
+            raise ValueError(
+                f"learner.zero_stage=0 cannot work: {dtype} needs the float32 master weights of stages 1 to 3"
+            )
+        self._config = config
+        self.world_size = dist.get_world_size()
+        self.dtype = dtype
+        self.optimizer_step = 0
+        """Steps applied so far: the version of the weights."""
+        optimizer = None
+        if config.zero_stage == 0:
+            optimizer = ClippedAdamW(
+                list(module.parameters()), max_norm=config.max_grad_norm, **_adamw_settings(config)
+            )
+        self._engine: Any = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_settings(config, dtype), dist_init_required=False
+        )[0]
+        self._reset_moments()
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def __call__(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this loss's gradient to the mini-batch's."""
+        poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        self._engine.backward(loss * poison * self.world_size)
+
+    def step(self) -> StepResult:
+        """One optimizer step with the gradients gathered since the last, clipped; or none, if they are not finite."""
+        rate = learning_rate(self._config, self.optimizer_step)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        norm = math.inf if norm is None else float(norm)
+        applied = bool(self._engine.was_step_applied()) and math.isfinite(norm)
+        self.optimizer_step += int(applied)
+        return StepResult(is_applied=applied, grad_norm=norm)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3."""
+        import deepspeed
+
+        for chunk in _chunks(list(self.module.named_parameters())):
+            with deepspeed.zero.GatheredParameters([p for _, p in chunk], enabled=self._config.zero_stage == 3):
+                for name, parameter in chunk:
+                    yield name, parameter.detach()
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """(key, whole float32 tensor) of weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
+
+        The same whatever the number of ranks or the ZeRO stage. A collective: every rank must take every item.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for name, parameter in self.module.named_parameters():
+            if self._config.zero_stage == 0:
+                yield f"weight/{name}", parameter.detach()
+                for moment in MOMENTS:
+                    yield f"{moment}/{name}", self._engine.optimizer.state[parameter][moment]
+            else:
+                yield f"weight/{name}", safe_get_full_fp32_param(parameter)
+                for moment in MOMENTS:
+                    yield f"{moment}/{name}", safe_get_full_optimizer_state(parameter, moment)
+
+    def load_state(self, state: Iterator[tuple[str, Tensor]], *, optimizer_step: int) -> None:
+        """Take over what `state` gave, in any order. A collective: every rank must load the same."""
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        by_name = dict(self.module.named_parameters())
+        for key, value in state:
+            kind, name = key.split("/", 1)
+            parameter = by_name[name]
+            value = value.to(self.device)
+            if kind == "weight":
+                with deepspeed.zero.GatheredParameters(
+                    [parameter], modifier_rank=0, enabled=self._config.zero_stage == 3
+                ):
+                    # Under ZeRO-3 the modifying rank's copy goes to all; in the other stages each rank writes its own.
+                    parameter.data.copy_(value)
+                if self._config.zero_stage:
+                    safe_set_full_fp32_param(parameter, value)
+            elif self._config.zero_stage == 0:
+                self._engine.optimizer.state[parameter][kind].copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, kind)
+        self.optimizer_step = optimizer_step
+        self._set_adam_step(optimizer_step)
+
+    def _reset_moments(self) -> None:
+        """Make Adam's state exist from the start, at zero steps, so that it can be saved and loaded at any time."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        for flat in self._optimized:
+            self._adam.state[flat].update({moment: torch.zeros_like(flat) for moment in MOMENTS})
+        if self._config.zero_stage in (1, 2):
+            for parameters, flat in zip(self._engine.optimizer.bit16_groups, self._optimized, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
+        self._set_adam_step(0)
+
+    def _set_adam_step(self, step: int) -> None:
+        for flat in self._optimized:
+            self._adam.state[flat]["step"] = torch.tensor(float(step))
+
+    @property
+    def _optimized(self) -> list[Tensor]:
+        """The tensors that Adam steps: parameters, or this rank's flat float32 shards of them."""
+        optimizer: Any = self._engine.optimizer
+        match self._config.zero_stage:
+            case 0:
+                return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            case 3:
+                return list(optimizer.fp32_partitioned_groups_flat)
+            case _:
+                return list(optimizer.single_partition_of_fp32_groups)
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        optimizer: Any = self._engine.optimizer
+        adam: torch.optim.Optimizer = optimizer if self._config.zero_stage == 0 else optimizer.optimizer
+        return adam
+
+
+def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The DeepSpeed configuration of a learner."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "steps_per_print": 2**31,
+        "gradient_clipping": config.max_grad_norm if config.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }
+    if dtype == torch.bfloat16 and config.zero_stage > 1:
+        # Many micro-batches add up in a mini-batch: in bfloat16 the small ones would be lost.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.zero_stage:
+        settings["optimizer"] = {"type": "AdamW", "params": {**_adamw_settings(config), "torch_adam": True}}
+    return settings
+
+
+def _adamw_settings(config: LearnerConfig) -> dict[str, Any]:
+    return {"lr": config.learning_rate, "betas": tuple(config.adam_betas), "weight_decay": config.weight_decay}
+
+
+def learning_rate(config: LearnerConfig, optimizer_step: int) -> float:
+    """Rate of the step after `optimizer_step` applied ones: a linear rise over the warm-up, then constant."""
+    if not config.warmup_steps:
+        return config.learning_rate
+    return config.learning_rate * min(1.0, (optimizer_step + 1) / config.warmup_steps)
+
+
+def _chunks(named: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    """Parameters in runs of bounded size; a sharded one counts at its whole size."""
+    chunk: list[tuple[str, Any]] = []
+    elements = 0
+    for name, parameter in named:
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        if chunk and elements + size > GATHER_ELEMENTS:
+            yield chunk
+            chunk, elements = [], 0
+        chunk.append((name, parameter))
+        elements += size
+    if chunk:
+        yield chunk

@@ -142,19 +142,31 @@ def data_make(
 @app.command()
 def warmstart(
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/warmstart"),
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3000,
     seed: Annotated[int, typer.Option(help="Seeds weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    num_workers: Annotated[int, typer.Option(help="Processes that draw pictures; 0 draws them in this one.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train the tiny model from scratch on supervised episodes, as the shipped configs/tiny was made."""
+    """Train the tiny model from scratch on supervised episodes, as the shipped configs/tiny was made, and probe it."""
     with shown_errors():
+        from rich.progress import Progress
+
+        from learner.probe import probe, probe_rows
         from learner.warmstart import warm_start
 
-        figures = warm_start(out, seed=seed, steps=steps, device=device)
-        console.print(figures)
+        with Progress(console=console) as progress:
+            bar = progress.add_task("warm start", total=steps)
+
+            def shown(step: int, loss: float) -> None:
+                progress.update(bar, completed=step + 1, description=f"warm start, loss {loss:.3f}")
+
+            warm_start(out, seed=seed, steps=steps, device=device, num_workers=num_workers, progress=shown)
+        figures = probe(out, probe_rows(600, seed=seed + 1), device=device)
+        for name, figure in figures.items():
+            console.print(f"{name:40} {figure:.3f}", highlight=False)
         if as_json:
-            print_json(figures)
+            print_json(dict(figures))
 
 
 @app.command(name="config")
@@ -250,7 +262,7 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
             train_rows=train_rows,
             heldout_rows=heldout_rows,
             seed=seed,
-            progress=lambda n: progress.advance(bar, n),
+            progress=lambda split, num_rows: progress.advance(bar, num_rows),
         )
 
 

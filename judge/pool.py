@@ -34,7 +34,7 @@ class JudgeHandle(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeCounts:
-    """What judging took since the counts were last taken."""
+    """What judging has taken since the pool came up."""
 
     num_groups: int = 0
     num_calls: int = 0
@@ -52,7 +52,7 @@ class JudgePool:
     def __init__(self, handle: JudgeHandle, config: JudgeConfig) -> None:
         self._handle = handle
         self._config = config
-        self._counts = JudgeCounts()
+        self.counters = JudgeCounts()
 
     async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """One outcome per prediction, within `timeout_s` whatever the judges do.
@@ -76,11 +76,6 @@ class JudgePool:
             total_s=time.monotonic() - started,
         )
         return graded
-
-    def take_counts(self) -> JudgeCounts:
-        """Counts since the last call; the next ones start from zero."""
-        counts, self._counts = self._counts, JudgeCounts()
-        return counts
 
     async def _judge_into(self, outcomes: dict[str, Outcome], request: JudgeRequest) -> None:
         """Fill in verdicts, try by try, until all are there or the tries are used up."""
@@ -110,13 +105,13 @@ class JudgePool:
         num_unjudged: int = 0,
         total_s: float = 0.0,
     ) -> None:
-        counts = self._counts
-        self._counts = JudgeCounts(
-            num_groups=counts.num_groups + num_groups,
-            num_calls=counts.num_calls + num_calls,
-            num_retries=counts.num_retries + num_retries,
-            num_unjudged=counts.num_unjudged + num_unjudged,
-            total_s=counts.total_s + total_s,
+        so_far = self.counters
+        self.counters = JudgeCounts(
+            num_groups=so_far.num_groups + num_groups,
+            num_calls=so_far.num_calls + num_calls,
+            num_retries=so_far.num_retries + num_retries,
+            num_unjudged=so_far.num_unjudged + num_unjudged,
+            total_s=so_far.total_s + total_s,
         )
 
 

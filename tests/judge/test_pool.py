@@ -8,7 +8,7 @@ import pytest
 from actors.errors import JudgeError
 from configs.schema import JudgeConfig
 from judge import pool as pool_module
-from judge.pool import JudgeCounts, JudgePool, backoff_s
+from judge.pool import JudgePool, backoff_s
 from judge.verdict import JudgeRequest, NoVerdict, Outcome, Verdict
 
 REQUEST = JudgeRequest(question="?", reference="red", predictions=("red", "blue", "red"))
@@ -70,9 +70,8 @@ async def test_a_call_that_fails_twice_is_tried_a_third_time():
     handle = ScriptedHandle(JudgeError("replica died"), JudgeError("replica died"), honest)
     judges = JudgePool(handle, JudgeConfig(max_tries=3))
     assert correctness(await judges.grade(REQUEST)) == [True, False, True]
-    counts = judges.take_counts()
+    counts = judges.counters
     assert (counts.num_groups, counts.num_calls, counts.num_retries, counts.num_unjudged) == (1, 3, 2, 0)
-    assert judges.take_counts() == JudgeCounts()
 
 
 async def test_judges_that_never_reply_give_no_verdict_and_never_a_zero():
@@ -80,7 +79,7 @@ async def test_judges_that_never_reply_give_no_verdict_and_never_a_zero():
     judges = JudgePool(handle, JudgeConfig(max_tries=4))
     assert await judges.grade(REQUEST) == (NoVerdict(reason="replica died"),) * 3
     assert len(handle.seen) == 4
-    assert judges.take_counts().num_unjudged == 3
+    assert judges.counters.num_unjudged == 3
 
 
 async def test_a_hanging_judge_is_left_at_the_deadline():
@@ -88,7 +87,7 @@ async def test_a_hanging_judge_is_left_at_the_deadline():
     async with asyncio.timeout(2):
         outcomes = await judges.grade(REQUEST)
     assert outcomes == (NoVerdict(reason="no verdict within 0.05 s"),) * 3
-    assert judges.take_counts().total_s >= 0.05
+    assert judges.counters.total_s >= 0.05
 
 
 async def test_all_tries_share_one_deadline():

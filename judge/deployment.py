@@ -66,14 +66,14 @@ class ServeJudgeHandle:
         Raises:
             JudgeError: a replica, its node or its queue was lost, or the backend said that it failed.
         """
-        response = self._handle.grade.remote(request)
+        response: Any = self._handle.grade.remote(request)
         try:
             return await response
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # Past the deadline: without this the replica would go on for a caller that has left.
-                response.cancel()  # type: ignore[no-untyped-call]
+                response.cancel()
                 raise
             raise JudgeError("Serve cancelled the call") from error
         except (RayError, RayServeException) as error:

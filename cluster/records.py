@@ -1,0 +1,63 @@
+"""Reading back what a run recorded: figures by step, and episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+Row = dict[str, Any]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Figures of each step in order, `step` among them. Lines of one step are merged; what is no line is left out.
+
+    The last line of a run that was killed may be torn, and a run that never finished a step has no file at all.
+    """
+    path = run_dir / "metrics.jsonl"
+    steps: dict[float, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
+            figures = {str(key): float(value) for key, value in entry.items() if isinstance(value, int | float)}
+            steps.setdefault(figures["step"], {}).update(figures)
+    return [steps[step] for step in sorted(steps)]
+
+
+def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """(steps, figures) of the steps that have this figure."""
+    points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
+    return [step for step, _ in points], [figure for _, figure in points]
+
+
+def read_episodes(run_dir: Path) -> list[Row]:
+    """Episodes of the first and of the last recorded step: what training began and ended with."""
+    files = sorted((run_dir / "episodes").glob("*.parquet"))
+    ends = files if len(files) < 2 else [files[0], files[-1]]
+    return [row for file in ends for row in pq.read_table(file).to_pylist()]
+
+
+def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:
+    """Some episodes of each step, as unlike each other as can be.
+
+    The first of each kind (needs the full view, asked, right) comes first, then the first ones of further samples.
+    """
+    chosen: list[Row] = []
+    for step in sorted({row["step"] for row in rows}):
+        of_step = [row for row in rows if row["step"] == step]
+        kinds = {_kind(row): row for row in reversed(of_step)}
+        first_of_kind = sorted(kinds.values(), key=of_step.index)
+        samples = {row["sample"]: row for row in reversed(of_step)}
+        others = [row for row in sorted(samples.values(), key=of_step.index) if row not in first_of_kind]
+        chosen += [*first_of_kind, *others][:num_per_step]
+    return chosen
+
+
+def _kind(row: Row) -> tuple[object, object, object]:
+    return row.get("needs_full"), row.get("asked"), row.get("is_correct")

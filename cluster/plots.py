@@ -101,6 +101,9 @@ def draw_chart(axes: Axes, chart: Chart, metrics: Sequence[dict[str, float]]) ->
         _dress(axes, chart)
         if len(chart.curves) > 1:
             axes.legend(fontsize=8, frameon=False)
+    if chart.is_log and any(figure > 0 for key, _ in chart.curves for figure in curve(metrics, key)[1]):
+        # Figures of exactly 0 have no place on a logarithmic axis: they are left out.
+        axes.set_yscale("log", nonpositive="mask")
     return is_drawn
 
 
@@ -155,6 +158,3 @@ def _dress(axes: Axes, chart: Chart) -> None:
     if chart.is_share:
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.02), max(high, 1.05))
-    if chart.is_log:
-        # Figures of exactly 0 have no place on the axis: they are left out.
-        axes.set_yscale("log", nonpositive="mask")

@@ -63,7 +63,7 @@ def _typed(content: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
     return content.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
 
 
-def engine_digests(model: torch.nn.Module, manifest: WeightManifest) -> dict[str, str]:
+def engine_digests(model: Any, manifest: WeightManifest) -> dict[str, str]:
     """Checksums of the manifest's tensors, cut out of the engine's own parameters.
 
     vLLM stacks some checkpoint tensors into one parameter (q, k, v; gate, up) row after row, and pads the vocabulary.

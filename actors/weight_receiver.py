@@ -54,7 +54,7 @@ class WeightManifest:
         return total.hexdigest()
 
 
-def bytes_digest(content: np.ndarray | bytes | memoryview) -> str:
+def bytes_digest(content: bytes | memoryview) -> str:
     """blake3 in hex of raw bytes."""
     return blake3(content).hexdigest()
 

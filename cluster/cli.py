@@ -42,7 +42,7 @@ DEFAULT_SHAPES = Path("data/shapes")
 
 def process_started_at() -> float:
     """When this process began, on the monotonic clock: what `first_step_s` and `wall_s` count from."""
-    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
+    return time.monotonic() - max(0.0, time.time() - float(psutil.Process().create_time()))
 
 
 @contextmanager

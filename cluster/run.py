@@ -125,12 +125,15 @@ class Run:
         now = time.monotonic()
         self._first_step_at = self._first_step_at or now
         self.step = step
+        judging = self.judges.counters
         figures = {
             **summarize(collected, update.start_version),
             **update.metrics,
             "policy/version": float(update.optimizer_step),
-            "judge/calls": float(self.judges.counters.num_calls),
-            "judge/retries": float(self.judges.counters.num_retries),
+            "judge/calls": float(judging.num_calls),
+            "judge/retries": float(judging.num_retries),
+            "judge/unjudged": float(judging.num_unjudged),
+            "judge/mean_s": judging.total_s / max(1, judging.num_groups),
             "time/update_s": update.seconds,
             "time/publish_s": self._publish_seconds,
             "time/step_s": now - self._ready_at,

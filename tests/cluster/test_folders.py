@@ -1,0 +1,39 @@
+import pytest
+
+from actors.errors import RunError
+from cluster.folders import exported_model, resolve_run, runs_of
+
+
+def resolve(tmp_path, *, resume=False):
+    return resolve_run("tiny", [f"run.dir={tmp_path}", "run.name=demo"], resume=resume).run.name
+
+
+def test_every_new_run_gets_a_folder_of_its_own(tmp_path):
+    assert resolve(tmp_path) == "demo"
+    (tmp_path / "demo").mkdir()
+    assert resolve(tmp_path) == "demo-2"
+    (tmp_path / "demo-9").mkdir()
+    (tmp_path / "demo-old").mkdir()
+    assert resolve(tmp_path) == "demo-10"
+    assert [path.name for path in runs_of(tmp_path, "demo")] == ["demo", "demo-9"]
+
+
+def test_resume_takes_the_newest_run_and_its_own_settings(tmp_path):
+    (tmp_path / "demo-2").mkdir()
+    (tmp_path / "demo-2" / "config.yaml").write_text("train: {num_steps: 77}\n")
+    config = resolve_run("tiny", [f"run.dir={tmp_path}", "run.name=demo", "reward.theta=0.3"], resume=True)
+    assert (config.run.name, config.train.num_steps, config.reward.theta) == ("demo-2", 77, 0.3)
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(RunError, match="start it without --resume"):
+        resolve(tmp_path, resume=True)
+
+
+def test_a_policy_is_a_model_folder_or_a_run(tmp_path):
+    assert exported_model("configs/tiny").name == "tiny"
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.safetensors").touch()
+    assert exported_model(str(tmp_path)) == tmp_path / "export"
+    with pytest.raises(RunError, match="holds no safetensors"):
+        exported_model(str(tmp_path / "nothing"))

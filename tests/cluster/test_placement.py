@@ -1,0 +1,24 @@
+from dataclasses import replace
+
+import pytest
+
+from cluster.placement import check_capacity, place
+from configs.load import load_config
+from configs.schema import Config
+
+
+def test_the_tiny_run_fits_two_cores():
+    check_capacity(Config(), {"CPU": 2.0})
+
+
+def test_a_cluster_that_can_never_hold_the_run_is_refused_with_what_it_has():
+    config = replace(Config(), rollout=replace(Config().rollout, num_workers=64))
+    with pytest.raises(ValueError, match=r"rollout.num_workers=64.*need 32.5 CPUs, the cluster has 2"):
+        check_capacity(config, {"CPU": 2.0})
+    with pytest.raises(ValueError, match="GPUs, the cluster has 0"):
+        check_capacity(load_config("visionthink_7b", []), {"CPU": 999.0})
+
+
+def test_the_paper_run_takes_four_nodes_of_eight():
+    config = load_config("visionthink_7b", [])
+    assert place(config).total(config).num_gpus == 32

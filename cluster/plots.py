@@ -67,11 +67,15 @@ CHARTS = (
     ),
     Chart(title="Loss", curves=(("learner/loss", "loss"),)),
     Chart(
+        title="KL estimate (k3)",
+        curves=(("learner/reference_kl", "to the reference"), ("learner/policy_kl", "to the sampler")),
+    ),
+    Chart(
         title="Gradient norm, entropy", curves=(("learner/grad_norm", "gradient norm"), ("learner/entropy", "entropy"))
     ),
     Chart(
         title="|log-probability by the engine - by the learner|",
-        curves=(("learner/logprob_mismatch", "mean over sampled tokens"),),
+        curves=(("learner/mismatch", "mean over sampled tokens"), ("learner/mismatch_max", "largest")),
         is_log=True,
     ),
 )

@@ -125,16 +125,15 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(config.learner.num_threads)}
     actor_class = ray.remote(LearnerRank).options(**_actor_options(placement.rank, environment))
 
-    def start_rank(rank: int, world_size: int, master_address: str, master_port: int) -> RayRank:
+    def start_rank(rank: int, world_size: int) -> RayRank:
         actor = actor_class.remote(
             config.learner,
             config.model,
             rank=rank,
             world_size=world_size,
-            master_address=master_address,
-            master_port=master_port,
             seed=config.run.seed,
             temperature=config.rollout.temperature,
+            bucket_mib=config.weights.bucket_mib,
         )
         return RayRank(actor, rank)
 

@@ -6,8 +6,10 @@ tokens of the distinct views, P their patches, D values of a patch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,23 @@ class VisionSpec:
     temporal_patch_size: int = 2
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+
+
+def read_vision_spec(folder: Path) -> VisionSpec:
+    """The spec of a Hugging Face model folder; without a preprocessor file, CLIP's mean and std."""
+    config = json.loads((folder / "config.json").read_text())
+    vision = config["vision_config"]
+    processor = {}
+    if (folder / "preprocessor_config.json").is_file():
+        processor = json.loads((folder / "preprocessor_config.json").read_text())
+    return VisionSpec(
+        image_token_id=config["image_token_id"],
+        patch_size=vision["patch_size"],
+        merge_size=vision["spatial_merge_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        mean=tuple(processor.get("image_mean", CLIP_MEAN)),
+        std=tuple(processor.get("image_std", CLIP_STD)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

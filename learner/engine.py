@@ -148,6 +148,10 @@ class LearnerEngine:
                 for name, parameter in chunk:
                     yield name, parameter.detach()
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each whole parameter."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """(key, whole float32 tensor) of weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
 

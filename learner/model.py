@@ -84,7 +84,7 @@ def load_policy(
     if load == "random":
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device(device):
-            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
     else:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
@@ -143,9 +143,9 @@ def _score(
 class Policy(nn.Module):
     """The model behind one call, so that whatever wraps it sees a single forward pass per micro-batch."""
 
-    def __init__(self, model: nn.Module, *, temperature: float, forbidden_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, *, temperature: float, forbidden_ids: Sequence[int]) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.temperature = temperature
         self.forbidden_ids = tuple(forbidden_ids)
 

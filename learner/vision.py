@@ -123,7 +123,7 @@ def grouped_attention(
 
 def install_fast_vision_attention() -> None:
     """Make every Qwen2.5-VL vision tower of this process attend by groups. Repeating it changes nothing."""
-    qwen.Qwen2_5_VLVisionAttention.forward = grouped_attention  # type: ignore[method-assign, assignment]
+    qwen.Qwen2_5_VLVisionAttention.forward = grouped_attention
 
 
 class PatchProjection(nn.Conv3d):

@@ -125,8 +125,3 @@ def make_group(
         advantages=group_advantages(rewards),
         image=np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
     )
-
-
-def images_of(plan, groups):
-    """The full views that a rank's plan refers to, as the group of ranks hands them over."""
-    return [groups[index].image for index in plan.image_groups]

@@ -1,0 +1,136 @@
+"""All ranks of the learner, seen from the driver: one call per stage, one result or one error.
+
+Ranks are plain actors that are handed their share of each batch, not Ray Train workers that pull theirs. Ray Train's
+elastic `num_workers=(min, max)` restarts a training function that owns the loop; here the loop belongs to
+`cluster/train.py`, where `update` is one awaited call between collecting and publishing, and an error in any rank is an
+exception at that line. A pull-based function would need queues in both directions, its own error channel, and a way to
+take the loop back at a resize. And the one thing that elasticity must solve is solved already: a checkpoint holds
+nothing of the number of ranks (`learner.state`) and a plan is made anew for every batch (`learner.batch`), so a resize
+is save, drop the ranks, start another number, load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.errors import LearnerError
+from actors.weight_receiver import WeightManifest
+from configs.schema import LearnerConfig
+from learner.batch import RankPlan, TrainingGroup, plan_mini_batches
+from learner.worker import UpdateReport
+
+
+class Rank(Protocol):
+    """A `learner.worker.LearnerRank` somewhere."""
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Run a method and await its result. Object references among the arguments arrive as what they refer to.
+
+        Raises LearnerError where the rank is gone.
+        """
+
+    def reference(self, method: str, *args: Any) -> Any:
+        """Start a method and hand on its result unseen."""
+
+
+StartRank = Callable[[int, int], Rank]
+"""Makes the rank of this number out of so many."""
+
+
+class LearnerGroup:
+    """The learner of a run."""
+
+    def __init__(self, config: LearnerConfig, start_rank: StartRank) -> None:
+        self._config = config
+        self._start_rank = start_rank
+        self._ranks: list[Rank] = []
+        self._optimizer_step = 0
+
+    async def start(self) -> None:
+        """Bring the ranks up; they meet at an address of rank 0's machine."""
+        world_size = self._config.num_ranks
+        self._ranks = [self._start_rank(rank, world_size) for rank in range(world_size)]
+        async with _deadline(self._config.update_timeout_s, "start"):
+            address, port = await self._ranks[0].call("rendezvous")
+            await self._all("start", address, port)
+
+    async def update(self, groups: Sequence[TrainingGroup]) -> UpdateReport:
+        """Learn from these groups: one optimizer step per mini-batch. Without a group nothing changes."""
+        if not groups:
+            return UpdateReport(
+                start_version=self._optimizer_step,
+                optimizer_step=self._optimizer_step,
+                num_tokens=0,
+                seconds=0.0,
+                metrics={},
+            )
+        plans = plan_mini_batches(
+            groups,
+            prompts_per_mini_batch=self._config.prompts_per_mini_batch,
+            num_ranks=len(self._ranks),
+            max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
+        )
+        calls = [
+            rank.call("update", plan, *images_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)
+        ]
+        async with _deadline(self._config.update_timeout_s, "update"):
+            reports: list[UpdateReport] = await _gather(calls)
+        self._optimizer_step = reports[0].optimizer_step
+        return reports[0]
+
+    async def export_weights(self) -> tuple[WeightManifest, list[Any]]:
+        """Manifest of the current weights, and a handle per bucket: the bytes go straight to whoever takes it."""
+        async with _deadline(self._config.update_timeout_s, "export_weights"):
+            manifest: WeightManifest = (await self._all("pack_weights"))[0]
+        num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
+        return manifest, [self._ranks[0].reference("take_bucket", index) for index in range(num_buckets)]
+
+    async def save(self, folder: Path) -> None:
+        """Write the learner's state into a folder that rank 0 can reach."""
+        async with _deadline(self._config.update_timeout_s, "save"):
+            await self._all("save", str(folder.resolve()))
+
+    async def load(self, folder: Path) -> None:
+        """Take over a saved state."""
+        async with _deadline(self._config.update_timeout_s, "load"):
+            steps = await self._all("load", str(folder.resolve()))
+        self._optimizer_step = steps[0]
+
+    async def export_hf(self, folder: Path) -> None:
+        """Write a model folder that vLLM and transformers load."""
+        async with _deadline(self._config.update_timeout_s, "export_hf"):
+            await self._all("export_hf", str(folder.resolve()))
+
+    async def shutdown(self) -> None:
+        await self._all("shutdown")
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await _gather([rank.call(method, *args) for rank in self._ranks])
+
+
+def images_of(plan: RankPlan, groups: Sequence[TrainingGroup]) -> list[Any]:
+    """Handles of the full views that a plan refers to, as `LearnerRank.update` takes them."""
+    return [groups[index].image for index in plan.image_groups]
+
+
+async def _gather(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Results of all ranks, or the first error; the others are then waited for no more."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@asynccontextmanager
+async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise LearnerError(f"the learner's {what} took more than {seconds:g} s") from error

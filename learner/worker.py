@@ -1,0 +1,341 @@
+"""One data-parallel rank of the learner: a plain class, blocking, driven call by call by `learner.group`.
+
+The methods marked as collectives must run on all ranks at the same time.
+
+Legend: N generated tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import resource
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from actors.errors import LearnerError
+from actors.prompts import vision_token_ids
+from actors.weight_receiver import WeightManifest
+from configs.schema import LearnerConfig, ModelConfig
+from learner.batch import RankPlan
+from learner.collate import MicroBatch, collate, read_vision_spec
+from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
+from learner.loss import MAXIMA, SUMS, LossInputs, grpo_loss, token_metrics
+from learner.model import Policy, load_policy
+from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
+from learner.weight_sender import pack_weights, save_hf
+
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What one update did. The same on every rank, but for seconds and memory."""
+
+    start_version: int
+    """Version of the weights before the update."""
+    optimizer_step: int
+    """And after it: optimizer steps applied so far."""
+    num_tokens: int
+    """Generated tokens learned from, over all ranks."""
+    seconds: float
+    metrics: dict[str, float]
+    """For the records, by full name (`learner/...`, `time/...`)."""
+
+
+class LearnerRank:
+    """Model, optimizer and reference of one rank.
+
+    `start` comes first; everything before it is free of memory and devices.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        model: ModelConfig,
+        *,
+        rank: int,
+        world_size: int,
+        seed: int,
+        temperature: float,
+        bucket_mib: int = 512,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self._temperature = temperature
+        self._bucket_bytes = bucket_mib << 20
+        self._device = torch.device("cuda" if config.num_gpus else "cpu")
+        self._buckets: list[NDArray[np.uint8]] = []
+        self._num_skipped_in_a_row = 0
+        self._num_skipped = 0
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address and a free port of this rank's machine, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port: int = probe.getsockname()[1]
+        return _own_address(), port
+
+    def start(self, address: str, port: int) -> None:
+        """Join the other ranks and load the policy. A collective."""
+        if self._device.type == "cpu":
+            torch.set_num_threads(self._config.num_threads)
+            keep_freed_memory()
+        join_process_group(
+            rank=self._rank,
+            world_size=self._world_size,
+            address=address,
+            port=port,
+            timeout_s=self._config.update_timeout_s,
+            on_gpu=self._device.type == "cuda",
+        )
+        disable_progress_bar()
+        self._spec = read_vision_spec(Path(self._model.path))
+        tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
+        self._forbidden_ids = vision_token_ids(tokenizer)
+        policy = self._load_policy()
+        if self._config.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
+        self._reference = None
+        if self._config.kl_coefficient > 0:
+            # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
+            self._reference = self._load_policy().eval().requires_grad_(False)
+
+    def update(self, plan: RankPlan, *full_views: NDArray[np.uint8]) -> UpdateReport:
+        """One optimizer step per mini-batch of the plan. A collective.
+
+        `full_views` are the plan's images, uint8 [H, W, 3] each.
+
+        Raises:
+            LearnerError: pictures and placeholders disagree, or too many steps in a row were not finite.
+        """
+        started, start_version = time.monotonic(), self._engine.optimizer_step
+        seconds: dict[str, float] = {}
+        with self._timed(seconds, "collate_s"):
+            collated = [
+                [collate(rows, full_views, self._spec).to(self._device) for rows in micro_batches]
+                for micro_batches in plan.mini_batches
+            ]
+        with self._timed(seconds, "reference_s"):
+            references = [[self._reference_logprobs(batch) for batch in batches] for batches in collated]
+        steps: list[dict[str, float]] = []
+        for batches, logprobs in zip(collated, references, strict=True):
+            steps.append(self._learn(batches, logprobs, seconds))
+        metrics = summarize_steps(steps)
+        return UpdateReport(
+            start_version=start_version,
+            optimizer_step=self._engine.optimizer_step,
+            num_tokens=int(sum(step["num_tokens"] for step in steps)),
+            seconds=time.monotonic() - started,
+            metrics={
+                **{f"learner/{name}": value for name, value in metrics.items()},
+                "learner/skipped_updates": float(self._num_skipped),
+                "learner/peak_memory_gib": self.peak_memory_bytes() / 2**30,
+                **{f"time/learner_{name}": value for name, value in seconds.items()},
+            },
+        )
+
+    def _learn(
+        self, batches: list[MicroBatch], references: list[Tensor | None], seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """One optimizer step; its figures over all ranks. `is_applied` is 0 for a step that was skipped."""
+        totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
+        maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
+        with self._timed(seconds, "forward_backward_s"):
+            for batch, reference in zip(batches, references, strict=True):
+                logprobs_N, entropy_N = self._engine(batch)
+                output = grpo_loss(
+                    LossInputs(
+                        logprobs_N=logprobs_N,
+                        entropy_N=entropy_N,
+                        sampler_logprobs_N=batch.sampler_logprobs_N,
+                        reference_logprobs_N=reference,
+                        advantages_N=batch.advantages_N,
+                        weights_N=batch.weights_N,
+                    ),
+                    clip_low=self._config.clip_low,
+                    clip_high=self._config.clip_high,
+                    kl_coefficient=self._config.kl_coefficient,
+                    entropy_coefficient=self._config.entropy_coefficient,
+                )
+                self._engine.backward(output.loss)
+                totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
+                maxima = torch.maximum(maxima, output.maxima)
+        with self._timed(seconds, "optimizer_s"):
+            dist.all_reduce(totals)
+            dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+            result = self._engine.step()
+        self._count_skips(result.is_applied)
+        return {
+            "loss": float(totals[0]),
+            **token_metrics(totals[1:], maxima),
+            "grad_norm": result.grad_norm,
+            "is_applied": float(result.is_applied),
+        }
+
+    def _count_skips(self, is_applied: bool) -> None:
+        self._num_skipped_in_a_row = 0 if is_applied else self._num_skipped_in_a_row + 1
+        self._num_skipped += int(not is_applied)
+        if self._num_skipped_in_a_row >= self._config.max_skipped_updates:
+            raise LearnerError(
+                f"{self._num_skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite "
+                f"(learner.max_skipped_updates={self._config.max_skipped_updates}), the last after step "
+                f"{self._engine.optimizer_step}"
+            )
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
+        if self._reference is None:
+            return None
+        logprobs_N: Tensor = self._reference(batch)[0]
+        return logprobs_N
+
+    def pack_weights(self) -> WeightManifest | None:
+        """Copy the weights into buckets, under version = optimizer step. A collective; rank 0 gives the manifest."""
+        parameters = self._parameters()
+        if self._rank:
+            exhaust(parameters)
+            return None
+        manifest, self._buckets = pack_weights(
+            parameters, version=self._engine.optimizer_step, bucket_bytes=self._bucket_bytes
+        )
+        return manifest
+
+    def take_bucket(self, index: int) -> NDArray[np.uint8]:
+        """A bucket uint8 [num_bytes] of the weights packed last; gone from here once the last one is taken."""
+        bucket = self._buckets[index]
+        if index == len(self._buckets) - 1:
+            self._buckets = []
+        return bucket
+
+    def export_hf(self, folder: str | Path) -> None:
+        """Write a folder that vLLM and transformers load. A collective; rank 0 writes."""
+        parameters = self._parameters()
+        if self._rank:
+            exhaust(parameters)
+        else:
+            save_hf(parameters, Path(folder), source=Path(self._model.path))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        state = self._engine.state()
+        if self._rank:
+            exhaust(state)
+            return
+        counters = Counters(
+            optimizer_step=self._engine.optimizer_step,
+            num_skipped=self._num_skipped,
+            num_skipped_in_a_row=self._num_skipped_in_a_row,
+        )
+        write_state(Path(folder), counters, itertools.chain(state, rng_states()))
+
+    def load(self, folder: str | Path) -> int:
+        """Take over a saved state, whatever number of ranks or ZeRO stage wrote it. A collective.
+
+        Returns the optimizer step. Raises CheckpointError if it is not a learner's state, or another model's.
+        """
+        source = Path(folder)
+        counters = read_counters(source)
+        check_shapes(source, self._engine.shapes())
+        learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
+        self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
+        self._num_skipped, self._num_skipped_in_a_row = counters.num_skipped, counters.num_skipped_in_a_row
+        restore_rng(read_tensors(source, "rng/"))
+        return self._engine.optimizer_step
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory held so far: of the device, or of this process on the CPU."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def shutdown(self) -> None:
+        leave_process_group()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
+
+    def _load_policy(self) -> Policy:
+        torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
+        model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
+        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())
+
+    @contextmanager
+    def _timed(self, seconds: dict[str, float], name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def summarize_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over an update's applied steps, and sums and maxima where the name says so.
+
+    The mismatch between sampler and learner is the first step's: later ones compare weights that have moved.
+    """
+    applied = [step for step in steps if step["is_applied"]]
+    figures: dict[str, float] = {"num_steps": float(len(applied)), "num_tokens": sum(s["num_tokens"] for s in steps)}
+    for name in applied[0] if applied else ():
+        values = [step[name] for step in applied]
+        if name.endswith("_max"):
+            figures[name] = max(values)
+        elif name not in ("num_tokens", "is_applied"):
+            figures[name] = sum(values) / len(values)
+    if steps[0]["is_applied"]:
+        figures.update({name: steps[0][name] for name in ("mismatch", "mismatch_max")})
+    return figures
+
+
+def exhaust(items: Iterable[object]) -> None:
+    """Take part in a collective whose results another rank keeps."""
+    deque(items, maxlen=0)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed blocks of up to 32 MiB for the next tensor.
+
+    By default each goes back to the kernel, and the next one is filled with zeroed pages again: on a CPU that was more
+    than half of an update's time.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(MALLOC_TRIM_THRESHOLD, (2 << 30) - 1)
+
+
+def _own_address() -> str:
+    """The address that other machines reach this one at. Connecting a datagram socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:  # no route to anywhere: all ranks are here
+            return "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address

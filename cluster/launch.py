@@ -105,7 +105,8 @@ def _actor_options(resources: Resources, environment: dict[str, str]) -> dict[st
     }
 
 
-def _start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+    """Start the config's rollout workers on the cluster this process is connected to; they come up on their own."""
     threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
     actor_class = ray.remote(RolloutWorker).options(**_actor_options(placement.worker, threads))
     return [
@@ -167,7 +168,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         cleanup.callback(ray.shutdown)
         check_capacity(config, ray.cluster_resources())
         placement = place(config)
-        workers = _start_workers(config, placement)
+        workers = start_workers(config, placement)
         learner = _start_learner(config, placement)
         judges = await asyncio.to_thread(deploy_judges, config.judge, f"judges-{config.run.name}")
         cleanup.callback(delete_judges, f"judges-{config.run.name}")
@@ -201,7 +202,7 @@ async def launch_players(config: Config, *, display: Display) -> AsyncIterator[P
         heldout = Dataset.open(config.data.heldout)
         connect()
         cleanup.callback(ray.shutdown)
-        workers = _start_workers(config, place(config))
+        workers = start_workers(config, place(config))
         judges = await asyncio.to_thread(deploy_judges, config.judge, "judges-eval")
         cleanup.callback(delete_judges, "judges-eval")
         async with asyncio.timeout(config.rollout.start_timeout_s):

@@ -1,0 +1,168 @@
+"""A real vLLM engine in a real Ray actor, beside the same model in PyTorch."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.dataset import PromptCursor
+from actors.errors import WeightSyncError
+from actors.play import PlayRequest
+from actors.prompts import load_tokenizer, vision_token_ids
+from actors.shapes import make_shapes
+from cluster import launch
+from cluster.placement import place
+from configs.schema import Config, DataConfig
+from learner.advantage import group_advantages
+from learner.batch import TrainingGroup, plan_mini_batches
+from learner.collate import collate, read_vision_spec
+from learner.model import load_policy, token_logprobs
+from learner.weight_sender import pack_weights
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),  # Ray's own, at its start and end
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    paths = make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=32, heldout_rows=8, seed=5)
+    return Config(data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"])))
+
+
+@pytest.fixture(scope="module")
+def forbidden_ids(config):
+    return vision_token_ids(load_tokenizer(config.model.path))
+
+
+@pytest.fixture(scope="module")
+def loop():
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def worker(config, loop):
+    launch.connect()
+    (worker,) = launch.start_workers(config, place(config))
+    yield worker
+    loop.run(worker.shutdown())
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def policy(config):
+    """The shipped model with every weight moved a little, so that an engine that missed a sync shows it."""
+    model = load_policy(config.model.path)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def synced(worker, policy, loop):
+    manifest, buckets = pack_weights(policy.named_parameters(), version=7, bucket_bytes=1 << 20)
+    assert len(buckets) > 1, "several buckets travel"
+    loop.run(worker.prepare_weights(manifest, buckets))
+    digest = loop.run(worker.commit_weights(7))
+    return manifest, buckets, digest
+
+
+@pytest.fixture(scope="module")
+def groups(worker, config, loop, synced):
+    """Six groups sampled at temperature 1 under the synced weights, with their full views."""
+
+    async def play_all():
+        refs = PromptCursor(dataset=config.data.train, num_rows=32, seed=0).take(6)
+        requests = [
+            PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=8, run="t", step=1, attempt=0)
+            for ref in refs
+        ]
+        return await asyncio.gather(*(worker.play(request) for request in requests))
+
+    return [(played, ray.get(image, timeout=30)) for played, image in loop.run(play_all())]
+
+
+def test_after_a_sync_the_engine_holds_the_learners_weights_bit_for_bit(synced):
+    manifest, _, digest = synced
+    assert digest == manifest.digest
+
+
+def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy, config, forbidden_ids):
+    training = [
+        TrainingGroup(
+            played=played,
+            rewards=(1.0, 0.0) * 4,
+            advantages=group_advantages((1.0, 0.0) * 4),
+            image=image,
+        )
+        for played, image in groups
+    ]
+    (plan,) = plan_mini_batches(training, prompts_per_mini_batch=6, num_ranks=1, max_tokens_per_micro_batch=4096)
+    spec = read_vision_spec(config.model.path)
+    images = [training[index].image for index in plan.image_groups]
+    worst, total, num_tokens = 0.0, 0.0, 0
+    for rows in plan.mini_batches[0]:
+        batch = collate(rows, images, spec)
+        with torch.no_grad():
+            logprobs_N, _ = token_logprobs(
+                policy, batch, temperature=config.rollout.temperature, forbidden_ids=forbidden_ids
+            )
+        gaps = (logprobs_N - batch.sampler_logprobs_N).abs()
+        worst, total, num_tokens = max(worst, gaps.max().item()), total + gaps.sum().item(), num_tokens + len(gaps)
+    assert num_tokens > 300
+    assert total / num_tokens <= 1e-4
+    assert worst <= 1e-3
+
+
+def test_every_turn_records_the_version_and_continues_the_same_tokens(groups):
+    asked = [episode for played, _ in groups for episode in played.episodes if episode.asked]
+    assert asked
+    assert {turn.policy_version for played, _ in groups for e in played.episodes for turn in e.turns} == {7}
+    for episode in asked:
+        first, second = episode.turns
+        spoken = first.prompt_ids + first.completion_ids
+        assert second.prompt_ids[: len(spoken)] == spoken
+
+
+def test_full_views_are_the_pictures_of_their_rows(groups):
+    for played, image in groups:
+        assert image.shape == (*played.full_size, 3)
+        assert image.dtype == np.uint8
+    assert len({image.tobytes() for _, image in groups}) == len({played.image_sha256 for played, _ in groups})
+
+
+def test_a_flipped_byte_is_refused_and_the_engine_keeps_serving_the_old_version(worker, config, loop, synced):
+    manifest, buckets, _ = synced
+    broken = [bucket.copy() for bucket in buckets]
+    broken[-1][100] ^= 1
+    with pytest.raises(WeightSyncError, match="checksum"):
+        loop.run(worker.prepare_weights(replace(manifest, version=8), broken))
+    (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=1).take(1)
+    request = PlayRequest(ref=ref, kind="always_full", greedy=True, num_episodes=2, run="t", step=2, attempt=0)
+    played, _ = loop.run(worker.play(request))
+    assert {turn.policy_version for episode in played.episodes for turn in episode.turns} == {7}
+    assert played.episodes[0].token_ids == played.episodes[1].token_ids, "greedy play is repeatable"
+
+
+def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, config, loop, policy, forbidden_ids):
+    """Fault 10: whatever the weights say, the ids are ruled out in sampling."""
+    bent = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    head = next(name for name in bent if name.endswith("embed_tokens.weight"))  # tied: it is the output layer too
+    bent[head][list(forbidden_ids)] = bent[head].mean(0) + 40 * bent[head].std(0)
+    manifest, buckets = pack_weights(bent.items(), version=9, bucket_bytes=64 << 20)
+    loop.run(worker.prepare_weights(manifest, buckets))
+    loop.run(worker.commit_weights(9))
+    (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=2).take(1)
+    request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=8, run="t", step=3, attempt=0)
+    played, _ = loop.run(worker.play(request))
+    said = {token for episode in played.episodes for turn in episode.turns for token in turn.completion_ids}
+    assert said
+    assert said.isdisjoint(forbidden_ids)

@@ -1,0 +1,161 @@
+"""The command as a person runs it: real Ray, vLLM, DeepSpeed, Parquet and pictures; killed and resumed on the way.
+
+The tests of this module share one run, in the order they stand in: two steps, then a resumption that is killed, then
+one that ends. What they check is what the run left on disk.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from actors.dataset import Dataset, PromptCursor
+from actors.shapes import make_shapes
+from learner.checkpoint import newest_checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Job:
+    """The run's folder, and the command with this module's settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shapes = make_shapes(folder / "shapes", train_rows=64, heldout_rows=8, seed=3)
+        self.runs = folder / "runs"
+        self.run = self.runs / "job"
+
+    def start(self, num_steps: int, *flags: str) -> subprocess.Popen[str]:
+        settings = [
+            "run.name=job",
+            f"run.dir={self.runs}",
+            f"data.train={self.shapes['train']}",
+            f"data.heldout={self.shapes['heldout']}",
+            f"train.num_steps={num_steps}",
+            "train.prompts_per_step=8",
+            "train.max_draws=1.5",
+            "train.checkpoint_every=1",
+            "learner.prompts_per_mini_batch=4",
+            "rollout.group_size=4",
+        ]
+        command = [sys.executable, "-m", "cluster.cli", "train", "--json", *flags, *settings]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, num_steps: int, *flags: str) -> dict:
+        process = self.start(num_steps, *flags)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-4000:]
+        return json.loads(out.splitlines()[-1])
+
+    def lines(self, name: str) -> list[dict]:
+        path = self.run / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def episodes(self, step: int) -> list[dict]:
+        return pq.read_table(self.run / "episodes" / f"step-{step:06d}.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def summary(job):
+    return job.finish(2)
+
+
+def test_the_summary_has_the_figures_it_promises(summary):
+    wanted = {"accuracy", "accuracy_full", "accuracy_quarter", "ask_share", "ask_share_needed"}
+    wanted |= {"ask_share_unneeded", "visual_token_share"}
+    assert wanted <= summary["heldout"].keys()
+    assert {"first_step_s", "wall_s", "steps", "episodes_per_s"} <= summary.keys()
+    assert summary["steps"] == 2
+    assert 0 < summary["first_step_s"] < summary["wall_s"]
+
+
+def test_every_episode_was_sampled_under_the_version_it_was_learned_from(summary, job):
+    metrics = [line for line in job.lines("metrics.jsonl") if "policy/version" in line]
+    version = 0
+    for line in metrics:
+        turns = [turn for row in job.episodes(line["step"]) for turn in row["turns"]]
+        assert turns
+        assert {turn["policy_version"] for turn in turns} == {version}
+        assert line["policy/staleness_max"] == 0
+        version = int(line["policy/version"])
+    assert version == 4, "two steps of two mini-batches"
+
+
+def test_sampler_and_learner_agree_on_every_token(summary, job):
+    for line in job.lines("metrics.jsonl"):
+        if line["step"] == 1 and "learner/mismatch" in line:
+            assert line["learner/mismatch"] <= 1e-4
+            break
+    else:
+        pytest.fail("no mismatch was recorded")
+
+
+def test_rewards_follow_from_what_the_episode_shows(summary, job):
+    rows = job.episodes(1)
+    assert {row["sample"] for row in rows} <= set(job.lines("ledger.jsonl")[0]["samples"])
+    for row in rows:
+        least = 1.0 * row["is_correct"] + 0.5 * row["is_well_formed"]
+        assert row["reward"] == pytest.approx(least) or row["reward"] == pytest.approx(least - 0.1)
+        assert row["asked"] == (len(row["turns"]) == 2)
+        assert all(len(turn["completion_ids"]) == len(turn["logprobs"]) for turn in row["turns"])
+
+
+def test_the_exported_policy_loads_and_differs_from_the_first_one(summary, job):
+    from safetensors.numpy import load_file
+
+    before = load_file(ROOT / "configs" / "tiny" / "model.safetensors")
+    after = load_file(job.run / "export" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_the_report_shows_pictures(summary, job):
+    html = (job.run / "report.html").read_text()
+    assert "data:image/png;base64," in html
+    assert "which way do the stripes run?" in html or "what colour is the shape?" in html
+
+
+def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job):
+    process = job.start(5, "--resume")
+    deadline = time.monotonic() + 240
+    while len(job.lines("ledger.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    found = newest_checkpoint(job.run / "checkpoints")
+    assert found.path is not None
+
+    resumed = job.finish(5, "--resume")
+    assert resumed["steps"] == 5
+    ledger = job.lines("ledger.jsonl")
+    assert [entry["step"] for entry in ledger] == [1, 2, 3, 4, 5]
+    consumed = [uid for entry in ledger for uid in entry["samples"]]
+    num_rows = len(Dataset.open(str(job.shapes["train"])))
+    cursor = PromptCursor(dataset=str(job.shapes["train"]), num_rows=num_rows, seed=0)
+    assert consumed == [ref.uid for ref in cursor.take(len(consumed))]
+    for step in range(1, 6):
+        assert {row["sample"] for row in job.episodes(step)} <= set(ledger[step - 1]["samples"])
+
+
+def test_no_process_of_a_killed_run_stays_behind(summary, job):
+    import psutil
+
+    left = [
+        process.info
+        for process in psutil.process_iter(["name", "cmdline"])
+        if any(str(job.runs) in part for part in process.info["cmdline"] or [])
+    ]
+    assert left == []

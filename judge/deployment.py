@@ -7,6 +7,7 @@ new backend is a branch of `make_judge` and a name in `JudgeConfig.backend`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import warnings
@@ -25,6 +26,7 @@ from judge.rules import RulesJudge
 from judge.verdict import Judge, JudgeRequest, Outcome
 
 DEPLOYMENT_NAME = "judge"
+SERVE_LOGGER = "ray.serve"
 # The pool follows a queue that builds up and empties within one training step, so it must react within seconds.
 UPSCALE_DELAY_S = 1.0
 DOWNSCALE_DELAY_S = 10.0
@@ -132,7 +134,9 @@ def deploy_judges(
     Raises:
         JudgeError: Serve could not bring the pool up.
     """
-    serve.start(proxy_location="Disabled")
+    # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
+    logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
     try:
         handle = serve.run(application, name=app_name, route_prefix=None)

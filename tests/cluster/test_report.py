@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.images import quarter_view
+from actors.shapes import write_split
 from cluster.plots import CHARTS, chart_svg, plot_penalties
 from cluster.records import choose_episodes, curve, read_episodes, read_metrics
-from cluster.report import picture_uri, render_episode, render_page, write_report
+from cluster.report import load_views, picture_uri, render_episode, render_page, write_report
 from configs.load import to_yaml
 from configs.schema import Config
 
@@ -184,3 +186,16 @@ def test_a_figure_of_a_run_that_never_trained_is_refused(run_dir, tmp_path):
         plot_penalties([run_dir, tmp_path], ["a", "b"], tmp_path / "x.png")
     with pytest.raises(ValueError, match="labels"):
         plot_penalties([run_dir], [], tmp_path / "x.png")
+
+
+def test_pictures_are_cut_from_the_data_set_as_the_engine_cut_them(run_dir, tmp_path):
+    path = tmp_path / "shapes.parquet"
+    write_split(path, num_rows=2, seed=0, split="train")
+    row = episode(dataset=str(path))
+    opened: dict = {}
+    views = load_views(Config(), opened, row)
+    assert not isinstance(views, str), views
+    quarter, full = views
+    assert full.shape == (2 * quarter.shape[0], 2 * quarter.shape[1], 3)
+    assert np.array_equal(quarter, quarter_view(full))
+    assert list(opened) == [str(path)]

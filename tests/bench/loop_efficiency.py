@@ -1,0 +1,182 @@
+"""M1: episodes per second through the whole loop, against a bare vLLM script playing the same two-turn episodes.
+
+    uv run python -m tests.bench.loop_efficiency [--rounds 5] [section.key=value ...]
+
+Both run on this machine in one command, in alternating rounds over equal prompts: ours collects, updates and publishes
+(the judges included); the peer calls `LLM.generate` once for all first turns and once for all second turns. Also printed:
+where a step's seconds go, and the ratio for collecting alone. Medians over the rounds, after one warm-up each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from statistics import median
+
+from actors.dataset import Dataset, PromptCursor
+from actors.images import ViewSpec, check_and_decode, full_view
+from actors.play import make_views
+from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
+from actors.vllm_engine import collapse_placeholders, set_engine_environment
+from cluster.cli import make_missing_data
+from cluster.collect import collect
+from cluster.display import Display
+from cluster.launch import launch
+from configs.load import load_config, to_yaml
+from configs.schema import Config
+
+
+def bare_rounds(config: Config) -> None:
+    """The peer, in a process of its own: one round per line of stdin; prints episodes and seconds as JSON."""
+    set_engine_environment(config.rollout)
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
+    tokenizer = load_tokenizer(config.model.path)
+    renderer = ChatRenderer(tokenizer, load_prompt_style(config.model.prompt))
+    spec = ViewSpec.from_model(
+        config.model.path, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
+    )
+    engine = LLM(
+        model=config.model.path,
+        dtype=config.model.dtype,
+        load_format="dummy" if config.model.load == "random" else "auto",
+        max_model_len=config.rollout.max_model_len,
+        max_num_seqs=config.rollout.max_groups_in_flight * config.rollout.group_size,
+        limit_mm_per_prompt={"image": 2, "video": 0},
+        enforce_eager=config.rollout.enforce_eager,
+        generation_config="vllm",
+    )
+    params = SamplingParams(
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_turn_tokens,
+        stop_token_ids=[renderer.end_id],
+        logprobs=0,
+        logit_bias=dict.fromkeys(vision_token_ids(tokenizer), -100.0),
+    )
+    dataset = Dataset.open(config.data.train)
+    cursor = PromptCursor(dataset=config.data.train, num_rows=len(dataset), seed=config.run.seed)
+
+    def prompt(ids: tuple[int, ...], views: list) -> dict:
+        images = [Image.fromarray(view.pixels) for view in views]
+        collapsed = collapse_placeholders(ids, renderer.image_pad_id)
+        return {"prompt_token_ids": collapsed, "multi_modal_data": {"image": images}}
+
+    for _ in sys.stdin:
+        started = time.monotonic()
+        first = []
+        for ref in cursor.take(config.train.prompts_per_step):
+            sample = dataset.read(ref)
+            picture = check_and_decode(sample.image, max_pixels=10**8, max_side_ratio=100)
+            views = make_views(full_view(picture, spec), spec, ref.uid)
+            ids = renderer.first_turn(sample.question, views.quarter.num_visual_tokens)
+            first += [(ids, views)] * config.rollout.group_size
+        replies = engine.generate([prompt(ids, [v.quarter]) for ids, v in first], params, use_tqdm=False)
+        second = []
+        for (ids, views), reply in zip(first, replies, strict=True):
+            said = tuple(reply.outputs[0].token_ids)
+            if isinstance(parse_reply(renderer.reply_text(said)), ToolCall):
+                follow = renderer.second_turn(ids, said, views.full.num_visual_tokens)
+                second.append(prompt(follow, [views.quarter, views.full]))
+        if second:
+            engine.generate(second, params, use_tqdm=False)
+        print(json.dumps({"episodes": len(first), "seconds": time.monotonic() - started}), flush=True)
+
+
+class Peer:
+    def __init__(self, config: Config) -> None:
+        command = [sys.executable, "-m", "tests.bench.loop_efficiency", "--bare"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(to_yaml(config)) + "\n")
+        self._process.stdin.flush()
+
+    def round(self) -> float:
+        """Episodes per second of one round."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).startswith("{"):
+            assert line, "the bare script ended"
+        figures = json.loads(line)
+        return figures["episodes"] / figures["seconds"]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+async def measure(config: Config, num_rounds: int) -> dict[str, float]:
+    peer = Peer(config)
+    rounds: list[dict[str, float]] = []
+    try:
+        async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
+            await run.publish()
+            for number in range(num_rounds + 1):
+                bare = await asyncio.to_thread(peer.round)
+                started = time.monotonic()
+                batch = await collect(run, config, number + 1)
+                collected = time.monotonic()
+                await run.learner.update([group.training for group in batch.trained])
+                updated = time.monotonic()
+                await run.publish()
+                ended = time.monotonic()
+                num_episodes = len(batch.scored) * config.rollout.group_size
+                rounds.append(
+                    {
+                        "bare_episodes_per_s": bare,
+                        "collect_episodes_per_s": num_episodes / (collected - started),
+                        "loop_episodes_per_s": num_episodes / (ended - started),
+                        "collect_s": collected - started,
+                        "update_s": updated - collected,
+                        "publish_s": ended - updated,
+                    }
+                )
+    finally:
+        peer.close()
+    counted = rounds[1:]
+    figures = {name: median(each[name] for each in counted) for name in counted[0]}
+    for kind in ("collect", "loop"):
+        figures[f"{kind}_ratio"] = median(r[f"{kind}_episodes_per_s"] / r["bare_episodes_per_s"] for r in counted)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--config", default="tiny")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.bare:
+        text = json.loads(sys.stdin.readline())
+        from tempfile import NamedTemporaryFile
+
+        with NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text)
+            file.flush()
+            bare_rounds(load_config(file.name, []))
+        return
+    config = load_config(arguments.config, arguments.overrides)
+    # Every prompt drawn counts once on both sides, and learning must not change what is played.
+    config = replace(
+        config,
+        run=replace(config.run, name="bench-loop"),
+        train=replace(config.train, max_draws=1.0),
+        learner=replace(config.learner, learning_rate=1e-12),
+    )
+    make_missing_data(config)
+    figures = asyncio.run(measure(config, arguments.rounds))
+    for name, figure in figures.items():
+        print(f"{name:28} {figure:8.2f}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn
+from actors.images import quarter_view
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup
 from learner.collate import VisionSpec
 
+TINY = Path(__file__).parents[2] / "configs" / "tiny"
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
 FORBIDDEN_IDS = (START_ID, END_ID, IMAGE_ID, VIDEO_ID)
 SPEC = VisionSpec(image_token_id=IMAGE_ID, patch_size=14, merge_size=2)
@@ -125,3 +129,36 @@ def make_group(
         advantages=group_advantages(rewards),
         image=np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
     )
+
+
+def library_logprobs(model, episode, image, *, temperature=1.0):
+    """[(position, log-probability, entropy)] of an episode's generated tokens, through the library alone.
+
+    Its image processor, its positions, its whole forward pass with all logits: slow, and nothing in it is ours.
+    """
+    processor = Qwen2VLImageProcessor(min_pixels=1, max_pixels=10**9)
+    views = [quarter_view(image), image][: len(episode.turns)]
+    pictures = processor(images=views, return_tensors="pt")
+    token_ids = torch.tensor([episode.token_ids])
+    logits = model(
+        input_ids=token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        mm_token_type_ids=(token_ids == IMAGE_ID).int(),
+        pixel_values=pictures["pixel_values"],
+        image_grid_thw=pictures["image_grid_thw"],
+    ).logits[0]
+    allowed = [token for token in range(logits.shape[1]) if token not in FORBIDDEN_IDS]
+    logprobs = torch.log_softmax(logits[:, allowed].float() / temperature, dim=-1)
+    found = []
+    for turn in episode.turns:
+        for at, token in enumerate(turn.completion_ids, start=len(turn.prompt_ids)):
+            row = logprobs[at - 1]
+            found.append((at, row[allowed.index(token)], -(row.exp() * row).sum()))
+    return found
+
+
+def save_model(folder, model):
+    """A model folder as a learner loads it: the model, and the tokenizer of the tiny model."""
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copyfile(TINY / name, folder / name)

@@ -1,0 +1,134 @@
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.errors import LearnerError
+from actors.weight_receiver import TensorSpec, WeightManifest
+from configs.schema import LearnerConfig
+from learner.batch import RankPlan
+from learner.group import LearnerGroup
+from learner.worker import UpdateReport
+from tests.learner.builders import make_group
+
+MANIFEST = WeightManifest(
+    version=7,
+    tensors=tuple(
+        TensorSpec(name=f"w{i}", dtype="float32", shape=(1,), bucket=i, offset=0, num_bytes=4, digest="")
+        for i in range(3)
+    ),
+)
+
+
+class FakeRank:
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
+        self.calls = []
+        self.failure = None
+        self.hangs = False
+
+    async def call(self, method, *arguments):
+        self.calls.append((method, *arguments))
+        await asyncio.sleep(0)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failure:
+            raise self.failure
+        match method:
+            case "rendezvous":
+                return "10.0.0.1", 1234
+            case "update":
+                return UpdateReport(start_version=6, optimizer_step=7, num_tokens=9, seconds=0.1, metrics={"a": 1.0})
+            case "pack_weights":
+                return MANIFEST if self.rank == 0 else None
+            case "load":
+                return 5
+
+    def reference(self, method, *arguments):
+        return (self.rank, method, *arguments)
+
+
+@pytest.fixture
+def ranks():
+    return []
+
+
+async def started(ranks, **settings):
+    def start_rank(rank, world_size):
+        ranks.append(FakeRank(rank, world_size))
+        return ranks[-1]
+
+    group = LearnerGroup(LearnerConfig(num_ranks=2, prompts_per_mini_batch=4, **settings), start_rank)
+    await group.start()
+    return group
+
+
+async def test_ranks_meet_at_an_address_of_the_first(ranks):
+    await started(ranks)
+    assert [(rank.rank, rank.world_size) for rank in ranks] == [(0, 2), (1, 2)]
+    assert ranks[0].calls == [("rendezvous",), ("start", "10.0.0.1", 1234)]
+    assert ranks[1].calls == [("start", "10.0.0.1", 1234)]
+
+
+async def test_each_rank_gets_its_plan_and_the_images_of_that_plan(ranks):
+    group = await started(ranks)
+    groups = [make_group(seed) for seed in range(4)]
+    report = await group.update([replace(each, image=f"image {i}") for i, each in enumerate(groups)])
+    assert report.optimizer_step == 7
+    for rank in ranks:
+        method, plan, *images = rank.calls[-1]
+        assert method == "update"
+        assert isinstance(plan, RankPlan)
+        assert images == [f"image {i}" for i in plan.image_groups]
+
+
+async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
+    group = await started(ranks)
+    await group.load(Path("/checkpoint"))
+    num_calls = [len(rank.calls) for rank in ranks]
+    report = await group.update([])
+    assert (report.start_version, report.optimizer_step, report.num_tokens) == (5, 5, 0)
+    assert [len(rank.calls) for rank in ranks] == num_calls
+
+
+async def test_weights_are_handed_on_as_references_to_the_first_ranks_buckets(ranks):
+    group = await started(ranks)
+    manifest, buckets = await group.export_weights()
+    assert manifest == MANIFEST
+    assert buckets == [(0, "take_bucket", 0), (0, "take_bucket", 1), (0, "take_bucket", 2)]
+    assert ranks[1].calls[-1] == ("pack_weights",)
+
+
+@pytest.mark.parametrize("method", ["save", "load", "export_hf"])
+async def test_every_rank_takes_part_and_gets_an_absolute_path(ranks, method):
+    group = await started(ranks)
+    await getattr(group, method)(Path("runs/x"))
+    assert all(rank.calls[-1] == (method, str(Path("runs/x").resolve())) for rank in ranks)
+
+
+async def test_an_error_of_one_rank_is_the_error_of_the_update(ranks):
+    group = await started(ranks)
+    ranks[0].hangs = True
+    ranks[1].failure = LearnerError("rank 1 is gone")
+    with pytest.raises(LearnerError, match="rank 1 is gone"):
+        await group.update([make_group(1)])
+
+
+@pytest.mark.parametrize("method", ["update", "export_weights", "save", "load", "export_hf"])
+async def test_every_wait_has_a_deadline(ranks, method):
+    group = await started(ranks, update_timeout_s=0.05)
+    ranks[1].hangs = True
+    given = {"update": [[make_group(1)]], "export_weights": []}.get(method, [Path("x")])
+    with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
+        await getattr(group, method)(*given)
+
+
+async def test_full_views_reach_the_ranks_untouched(ranks):
+    group = await started(ranks)
+    one = make_group(1)
+    await group.update([one])
+    _, _, image = ranks[0].calls[-1]
+    assert image is one.image
+    assert image.dtype == np.uint8

@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+
+from learner.loss import MAXIMA, SUMS, LossInputs, grpo_loss, k3, token_metrics
+
+PLAIN = {"clip_low": 0.2, "clip_high": 0.2, "kl_coefficient": 0.0, "entropy_coefficient": 0.0}
+
+
+def inputs(logprobs, old, advantages, weights, *, entropy=None, reference=None):
+    def tensor(values):
+        return None if values is None else torch.tensor(values, dtype=torch.float64)
+
+    return LossInputs(
+        logprobs_N=tensor(logprobs).requires_grad_(),
+        entropy_N=tensor(entropy or [0.0] * len(logprobs)).requires_grad_(),
+        sampler_logprobs_N=tensor(old),
+        reference_logprobs_N=tensor(reference),
+        advantages_N=tensor(advantages),
+        weights_N=tensor(weights),
+    )
+
+
+def test_the_loss_is_the_hand_computed_one():
+    # ratios 1.5 (clipped to 1.2 for A = 2), 0.5 (clipped to 0.8 for A = -1), 1.0
+    given = inputs([math.log(1.5), math.log(0.5), -1.0], [0.0, 0.0, -1.0], [2.0, -1.0, 3.0], [0.5, 0.3, 0.2])
+    assert grpo_loss(given, **PLAIN).loss.item() == pytest.approx(-(0.5 * 2.4 + 0.3 * -0.8 + 0.2 * 3.0))
+
+
+def test_clipping_is_pessimistic():
+    # A high ratio on a bad token and a low one on a good token keep their gradient.
+    given = inputs([math.log(1.5), math.log(0.5)], [0.0, 0.0], [-1.0, 1.0], [0.5, 0.5])
+    loss = grpo_loss(given, **PLAIN).loss
+    assert loss.item() == pytest.approx(-(0.5 * -1.5 + 0.5 * 0.5))
+    loss.backward()
+    assert given.logprobs_N.grad.tolist() == pytest.approx([0.75, -0.25])
+
+
+def test_low_and_high_clip_apply_each_on_their_side():
+    given = inputs([math.log(2.0), math.log(0.1)], [0.0, 0.0], [1.0, -1.0], [1.0, 1.0])
+    loss = grpo_loss(given, **{**PLAIN, "clip_low": 0.3, "clip_high": 0.5}).loss
+    assert loss.item() == pytest.approx(-(1.5 - 0.7))
+
+
+def test_at_ratio_1_the_gradient_is_that_of_reinforce():
+    old, advantages, weights = [-0.3, -2.0, -5.0], [1.5, -0.5, 0.25], [0.5, 0.25, 0.25]
+    given = inputs(old, old, advantages, weights)
+    grpo_loss(given, **PLAIN).loss.backward()
+    assert given.logprobs_N.grad.tolist() == pytest.approx([-w * a for w, a in zip(weights, advantages, strict=True)])
+
+
+def test_a_clipped_token_gets_no_gradient():
+    given = inputs([math.log(1.5), math.log(0.5)], [0.0, 0.0], [1.0, -1.0], [0.5, 0.5])
+    grpo_loss(given, **PLAIN).loss.backward()
+    assert given.logprobs_N.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_token_of_weight_0_gets_no_gradient_and_enters_no_figure():
+    given = inputs([-1.0, -9.0], [-1.0, -1.0], [1.0, 5.0], [1.0, 0.0], reference=[-1.0, -4.0], entropy=[0.5, 9.0])
+    output = grpo_loss(given, **{**PLAIN, "kl_coefficient": 0.1, "entropy_coefficient": 0.1})
+    output.loss.backward()
+    assert given.logprobs_N.grad[1].item() == 0.0
+    assert given.entropy_N.grad[1].item() == 0.0
+    figures = token_metrics(output.sums, output.maxima)
+    assert figures["num_tokens"] == 1
+    assert figures["entropy"] == 0.5
+    assert figures["mismatch_max"] == 0.0
+
+
+def test_the_reference_kl_is_k3_and_its_gradient_pulls_towards_the_reference():
+    given = inputs([-1.0], [-1.0], [0.0], [1.0], reference=[-1.5])
+    output = grpo_loss(given, **{**PLAIN, "kl_coefficient": 0.1})
+    assert output.loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1))
+    output.loss.backward()
+    # d k3 / d logprob = 1 - exp(ref - lp): the policy is too sure of the token, so descent lowers its log-probability.
+    assert given.logprobs_N.grad.item() == pytest.approx(0.1 * (1 - math.exp(-0.5)))
+
+
+def test_k3_is_never_negative_and_0_where_both_agree():
+    values = k3(torch.linspace(-3, 3, 61, dtype=torch.float64))
+    assert values.min().item() >= -1e-12
+    assert values[30].item() == pytest.approx(0, abs=1e-12)
+
+
+def test_entropy_is_a_bonus():
+    given = inputs([-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0], [0.75, 0.25], entropy=[2.0, 4.0])
+    output = grpo_loss(given, **{**PLAIN, "entropy_coefficient": 0.01})
+    assert output.loss.item() == pytest.approx(-0.01 * (0.75 * 2 + 0.25 * 4))
+
+
+def test_losses_and_figures_of_a_split_add_up_to_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand((6, 12), generator=generator, dtype=torch.float64).tolist()
+
+    def part(chosen):
+        lp, old, ref, entropy, advantage, weight = [[column[i] for i in chosen] for column in columns]
+        given = inputs(lp, old, [a - 0.5 for a in advantage], weight, entropy=entropy, reference=ref)
+        return grpo_loss(given, **{**PLAIN, "kl_coefficient": 0.1, "entropy_coefficient": 0.01})
+
+    whole, parts = part(range(12)), [part(range(5)), part(range(5, 12))]
+    assert sum(p.loss for p in parts).item() == pytest.approx(whole.loss.item(), abs=1e-12)
+    torch.testing.assert_close(parts[0].sums + parts[1].sums, whole.sums)
+    torch.testing.assert_close(torch.maximum(parts[0].maxima, parts[1].maxima), whole.maxima)
+
+
+def test_figures_are_means_and_maxima_over_tokens():
+    given = inputs([math.log(1.5), -1.0], [0.0, -1.0], [1.0, 1.0], [0.9, 0.1], entropy=[1.0, 3.0])
+    output = grpo_loss(given, **PLAIN)
+    figures = token_metrics(output.sums, output.maxima)
+    assert set(figures) == {*SUMS, *MAXIMA}
+    assert figures["clipped"] == 0.5
+    assert figures["mismatch"] == pytest.approx(math.log(1.5) / 2)
+    assert figures["mismatch_max"] == pytest.approx(math.log(1.5))
+    assert figures["ratio_max"] == pytest.approx(1.5)
+    assert figures["policy_kl"] == pytest.approx((1.5 - math.log(1.5) - 1) / 2)
+    assert figures["entropy"] == 2.0

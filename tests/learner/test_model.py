@@ -1,0 +1,265 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Qwen2VLImageProcessor
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+from actors.errors import LearnerError
+from learner import model as model_module
+from learner.batch import plan_mini_batches
+from learner.collate import VisionSpec, collate, mrope_positions, placeholder_spans, read_vision_spec
+from learner.group import images_of
+from learner.model import FORBIDDEN_LOGIT, Policy, load_policy, token_logprobs
+from learner.vision import PatchProjection, encode_views, grouped_attention, install_fast_vision_attention, patchify
+from tests.learner.builders import FORBIDDEN_IDS, IMAGE_ID, SPEC, library_logprobs, make_group, small_model
+
+LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
+GRIDS = ((1, 8, 8), (1, 16, 16), (1, 10, 14), (1, 8, 8), (1, 6, 20), (2, 4, 6))
+
+
+@pytest.fixture(autouse=True)
+def library_attention(monkeypatch):
+    """Each test starts from the library's own vision attention."""
+    assert LIBRARY_ATTENTION is not grouped_attention
+    monkeypatch.setattr(qwen.Qwen2_5_VLVisionAttention, "forward", LIBRARY_ATTENTION)
+
+
+def fast(model):
+    install_fast_vision_attention()
+    model.model.visual.patch_embed.proj.__class__ = PatchProjection
+    return model
+
+
+def micro_batches(groups, budget=10**6):
+    (plan,) = plan_mini_batches(
+        groups, prompts_per_mini_batch=len(groups), num_ranks=1, max_tokens_per_micro_batch=budget
+    )
+    return [collate(rows, images_of(plan, groups), SPEC) for rows in plan.mini_batches[0]]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_the_vision_tower_gives_the_librarys_embeddings_and_gradients(implementation):
+    model = small_model()
+    model.set_attn_implementation(implementation)
+    tower = model.model.visual
+    patches = torch.randn(sum(t * h * w for t, h, w in GRIDS), 1176)
+    probe = torch.randn(len(patches) // 4, 32)
+
+    def run(encode):
+        tower.zero_grad()
+        embeddings = encode()
+        (embeddings * probe).sum().backward()
+        return embeddings.detach(), {name: p.grad.clone() for name, p in tower.named_parameters()}
+
+    expected, expected_grads = run(lambda: tower(patches, grid_thw=torch.tensor(GRIDS)).pooler_output)
+    install_fast_vision_attention()
+    patched, _ = run(lambda: tower(patches, grid_thw=torch.tensor(GRIDS)).pooler_output)
+    fast(model)
+    ours, grads = run(lambda: encode_views(tower, patches, GRIDS))
+    torch.testing.assert_close(patched, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (112, 224), (280, 168)])
+def test_patches_are_those_of_the_librarys_processor(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    patches, grid = patchify(picture, patch_size=14, merge_size=2)
+    theirs = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=10**7)(images=[picture], return_tensors="np")
+    assert grid == tuple(theirs["image_grid_thw"][0])
+    assert patches.dtype == np.float32
+    np.testing.assert_allclose(patches, theirs["pixel_values"], atol=1e-6)
+
+
+def test_a_view_that_does_not_divide_into_tokens_is_refused():
+    with pytest.raises(ValueError, match="57x56"):
+        patchify(np.zeros((57, 56, 3), np.uint8), patch_size=14, merge_size=2)
+
+
+def test_positions_are_those_of_the_librarys_rope_index():
+    model = small_model()
+    groups = [make_group(seed, size=size) for seed, size in enumerate([(112, 112), (56, 224), (168, 112)])]
+    for group in groups:
+        for batch in micro_batches([group]):
+            token_ids = batch.token_ids_BT
+            for row, positions in zip(token_ids, batch.positions_3BT.unbind(1), strict=True):
+                length = int(row.nonzero().max()) + 1
+                height, width = group.played.full_size
+                is_image = (row[:length] == IMAGE_ID).long()
+                starts = int((is_image.diff() == 1).sum())
+                grids = [(1, height // 28, width // 28), (1, height // 14, width // 14)][:starts]
+                expected, _ = model.model.get_rope_index(
+                    row[None, :length], mm_token_type_ids=is_image[None], image_grid_thw=torch.tensor(grids)
+                )
+                assert torch.equal(positions[:, :length], expected[:, 0])
+
+
+def test_positions_after_a_picture_continue_behind_its_longer_side():
+    positions = mrope_positions(9, [(2, 8)], [(1, 4, 6)], 2)
+    assert positions.tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5],
+    ]
+
+
+@pytest.mark.parametrize("budget", [300, 10**6])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, temperature):
+    model = small_model()
+    groups = [make_group(1, size=(112, 112)), make_group(2, size=(56, 168), lost=(1,))]
+    expected = {
+        (episode.token_ids, at): (logprob.item(), entropy.item())
+        for group in groups
+        for episode, reward in zip(group.played.episodes, group.rewards, strict=True)
+        if reward is not None
+        for at, logprob, entropy in library_logprobs(model, episode, group.image, temperature=temperature)
+    }
+    fast(model)
+    (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=budget)
+    seen = 0
+    for rows in plan.mini_batches[0]:
+        batch = collate(rows, images_of(plan, groups), SPEC)
+        logprobs, entropies = token_logprobs(model, batch, temperature=temperature, forbidden_ids=FORBIDDEN_IDS)
+        keys = [(tuple(row.token_ids.tolist()), int(at)) for row in rows for at in row.generated_at]
+        for key, logprob, entropy in zip(keys, logprobs.tolist(), entropies.tolist(), strict=True):
+            assert (logprob, entropy) == pytest.approx(expected[key], abs=1e-5)
+            seen += 1
+    assert seen == len(expected)
+
+
+def test_padding_changes_no_logprob():
+    model = fast(small_model())
+    (batch,) = micro_batches([make_group(1)])
+    width = batch.token_ids_BT.shape[1]
+    wider = width + 7
+
+    def moved(flat):
+        return flat // width * wider + flat % width
+
+    padded = replace(
+        batch,
+        token_ids_BT=F.pad(batch.token_ids_BT, (0, 7), value=77),
+        positions_3BT=F.pad(batch.positions_3BT, (0, 7), value=3),
+        placeholder_at_M=moved(batch.placeholder_at_M),
+        predicted_from_N=moved(batch.predicted_from_N),
+    )
+    expected = token_logprobs(model, batch, temperature=1.0, forbidden_ids=())[0]
+    found = token_logprobs(model, padded, temperature=1.0, forbidden_ids=())[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_logits_in_chunks_give_the_same_values_and_gradients(monkeypatch):
+    model = fast(small_model())
+    (batch,) = micro_batches([make_group(1)])
+
+    def run():
+        model.zero_grad()
+        logprobs, entropies = token_logprobs(model, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+        (logprobs.sum() + 0.1 * entropies.sum()).backward()
+        return logprobs.detach(), model.lm_head.weight.grad.clone()
+
+    whole = run()
+    monkeypatch.setattr(model_module, "MAX_LOGITS", 96 * 5)
+    torch.testing.assert_close(run(), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_forbidden_ids_have_no_probability():
+    model = fast(small_model())
+    (batch,) = micro_batches([make_group(1)])
+    forbidden = replace(batch, target_ids_N=torch.full_like(batch.target_ids_N, IMAGE_ID))
+    logprobs, entropies = token_logprobs(model, forbidden, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    assert logprobs.max().item() < FORBIDDEN_LOGIT / 2
+    assert torch.isfinite(entropies).all()
+    assert entropies.max().item() <= np.log(96 - len(FORBIDDEN_IDS)) + 1e-5
+
+
+def test_the_views_of_a_group_are_encoded_once():
+    (batch,) = micro_batches([make_group(1, group_size=8)])
+    assert len(batch.grids) == 2
+    assert len(batch.placeholder_at_M) > len(batch.feature_of_M.unique())
+
+
+def test_placeholders_that_disagree_with_the_pictures_are_refused_with_both_numbers():
+    group = make_group(1, size=(112, 112), ask_share=0.0)
+    (plan,) = plan_mini_batches([group], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    with pytest.raises(LearnerError, match=r"4 image placeholders \[4\] for 8 visual tokens \[8\]"):
+        collate(plan.mini_batches[0][0], [np.zeros((112, 224, 3), np.uint8)], SPEC)
+
+
+def test_two_pictures_side_by_side_are_not_one():
+    row = plan_mini_batches(
+        [make_group(1, ask_share=1.0)], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6
+    )[0].mini_batches[0][0][0]
+    spans = placeholder_spans(row, [(1, 4, 4), (1, 8, 8)], SPEC)
+    assert [stop - start for start, stop in spans] == [4, 16]
+
+
+def test_a_policy_is_loaded_from_its_folder(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
+    for (name, expected), (_, found) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(found, expected), name
+    assert loaded.training
+    assert loaded.config._attn_implementation == "sdpa"
+
+
+def test_random_weights_need_the_configuration_alone_and_follow_the_seed(tmp_path):
+    small_model().config.save_pretrained(tmp_path)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        drawn.append(load_policy(tmp_path, load="random", dtype=torch.bfloat16))
+    assert drawn[0].dtype == torch.bfloat16
+    assert torch.equal(drawn[0].lm_head.weight, drawn[1].lm_head.weight)
+    assert drawn[0].lm_head.weight is drawn[0].model.language_model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"auto_map": {"AutoModel": "theirs.py"}}, "auto_map"), ({"model_type": "llama"}, "llama")],
+)
+def test_a_folder_with_foreign_code_or_another_family_is_refused(tmp_path, change, reason):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=reason):
+        load_policy(tmp_path)
+
+
+def test_a_name_that_is_no_folder_is_refused():
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_policy("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def test_the_vision_spec_is_read_from_the_folder(tmp_path):
+    small_model().config.save_pretrained(tmp_path)
+    assert read_vision_spec(tmp_path) == SPEC
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
+    assert read_vision_spec(tmp_path) == VisionSpec(
+        image_token_id=IMAGE_ID, patch_size=14, merge_size=2, mean=(0.5, 0.5, 0.5), std=(1, 1, 1)
+    )
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model = fast(small_model())
+    policy = Policy(model, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    policy.train()
+    (batch,) = micro_batches([make_group(1)])
+
+    def gradients():
+        policy.zero_grad()
+        policy(batch)[0].sum().backward()
+        return {name: p.grad.clone() for name, p in policy.named_parameters()}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert any(block.gradient_checkpointing for block in model.model.visual.blocks)
+    for name, grad in gradients().items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)

@@ -36,7 +36,9 @@ def probe_rows(num_rows: int, *, seed: int) -> list[ShapesRow]:
 
 
 @torch.no_grad()
-def probe(model_folder: Path, rows: Sequence[ShapesRow], *, device: str = "cpu", batch_size: int = 64) -> dict[str, float]:
+def probe(
+    model_folder: Path, rows: Sequence[ShapesRow], *, device: str = "cpu", batch_size: int = 64
+) -> dict[str, float]:
     """Shares from 0 to 1. `right/FORM/KIND`, `ask/KIND` (mean probability of asking) with its extremes over pictures,
     and `well_formed/FORM`: the least probability that a reply sampled at temperature 1 keeps the form."""
     model: Any = load_policy(model_folder, device=device).eval()
@@ -77,7 +79,7 @@ def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float]
     formed = formed.index_add(0, batch.certain_episode_N, certain)
     asks = torch.zeros_like(formed)
     if len(batch.decision_from_K):
-        decisions = log_probabilities(batch.decision_from_K)[:, [book.clear_id, book.unclear_id]]
+        decisions = log_probabilities(batch.decision_from_K).gather(1, batch.choice_K2)
         formed = formed.index_add(0, batch.decision_episode_K, decisions.logsumexp(-1))
         asks = asks.index_add(0, batch.decision_episode_K, decisions[:, 1].exp())
     return is_right.tolist(), formed.exp().tolist(), asks.tolist()

@@ -89,16 +89,18 @@ def hidden_states(model: Any, batch: LessonBatch) -> Tensor:
     return hidden.reshape(-1, width)
 
 
-def lesson_loss(model: nn.Module, batch: LessonBatch, *, clear_id: int, unclear_id: int) -> Tensor:
+def lesson_loss(model: nn.Module, batch: LessonBatch) -> Tensor:
     """Weighted cross-entropy per token. A decision's target is even between its two tokens: no picture, no opinion."""
     hidden = hidden_states(model, batch)
     head: Any = model.lm_head
     certain = F.cross_entropy(head(hidden[batch.certain_from_N]), batch.certain_ids_N, reduction="sum")
     answers = F.cross_entropy(head(hidden[batch.answer_from_B]), batch.answer_ids_B, reduction="sum")
     decided_KY = F.log_softmax(head(hidden[batch.decision_from_K]), dim=-1)
-    decisions = -0.5 * (decided_KY[:, clear_id] + decided_KY[:, unclear_id]).sum()
+    decisions = -0.5 * decided_KY.gather(1, batch.choice_K2).sum()
     num_plain = len(batch.certain_from_N) + len(batch.decision_from_K)
-    total: Tensor = (certain + decisions + ANSWER_WEIGHT * answers) / (num_plain + ANSWER_WEIGHT * len(batch.token_ids_BT))
+    total: Tensor = (certain + decisions + ANSWER_WEIGHT * answers) / (
+        num_plain + ANSWER_WEIGHT * len(batch.token_ids_BT)
+    )
     return total
 
 
@@ -146,9 +148,7 @@ def warm_start(
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, learning_rate)
-        loss = lesson_loss(
-            model, batch.to(torch.device(device)), clear_id=book.clear_id, unclear_id=book.unclear_id
-        )
+        loss = lesson_loss(model, batch.to(torch.device(device)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

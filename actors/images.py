@@ -152,13 +152,13 @@ def can_quarter(height: int, width: int, spec: ViewSpec) -> bool:
 
 def quarter_view(full: View_HW3) -> View_HW3:
     """Half of each side, uint8 [H/2, W/2, 3]: the mean of each 2 x 2 block, rounded half up."""
-    assert full.shape[0] % 2 == 0 and full.shape[1] % 2 == 0, f"{full.shape[:2]} cannot be halved"
+    assert not any(side % 2 for side in full.shape[:2]), f"{full.shape[:2]} cannot be halved"
     return np.array(Image.fromarray(full).reduce(2), dtype=np.uint8)
 
 
 def num_visual_tokens(height: int, width: int, spec: ViewSpec) -> int:
     """Visual tokens of a view of this size in pixels."""
-    assert height % spec.token_side == 0 and width % spec.token_side == 0, (height, width, spec.token_side)
+    assert not any(side % spec.token_side for side in (height, width)), (height, width, spec.token_side)
     return (height // spec.token_side) * (width // spec.token_side)
 
 

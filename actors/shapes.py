@@ -205,7 +205,7 @@ def write_split(
 ) -> None:
     """Write one split as Parquet with page checksums: whole or not at all, the same bytes for the same seed.
 
-    `progress` is called with the number of rows written so far.
+    `progress` is called with the number of rows just written.
     """
     if num_rows < 1:
         raise ValueError(f"num_rows={num_rows} cannot work: ask for at least 1 row")
@@ -221,7 +221,7 @@ def write_split(
                 rows = (draw_row(rng, split, needs_full_share=needs_full_share) for _ in range(first, last))
                 writer.write_table(pa.Table.from_pylist(list(_records(rows, split, first)), schema=SCHEMA))
                 if progress is not None:
-                    progress(last)
+                    progress(last - first)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -232,8 +232,8 @@ def write_split(
 def make_shapes(
     directory: Path,
     *,
-    train_rows: int = 6000,
-    heldout_rows: int = 600,
+    train_rows: int = 8000,
+    heldout_rows: int = 500,
     seed: int = 0,
     needs_full_share: float = 1 / 3,
     progress: Callable[[Split, int], None] | None = None,

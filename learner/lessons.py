@@ -192,7 +192,8 @@ class LessonBook:
         offers_tool = form in ("direct", "ask")
         first_view = FULL_TOKENS if form == "plain_full" else QUARTER_TOKENS
         prompt = self._renderer.first_turn(row.question, first_view, offers_tool=offers_tool)
-        spoken, targets = prompt, []
+        spoken = prompt
+        targets: list[int] = []
         seen = thought(row, sees_full=form == "plain_full")
         if form == "ask":
             request = self._reply(seen, None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.prompts import load_prompt_style, load_tokenizer
-from actors.shapes import COARSE, FINE, ShapesRow, draw_scene
+from actors.shapes import COARSE, FINE, Kind, ShapesRow, draw_scene
 from learner.lessons import FORMS, Lesson, LessonBatch, LessonBook
 from learner.model import load_policy
 from learner.warmstart import hidden_states
@@ -29,7 +29,7 @@ def probe_rows(num_rows: int, *, seed: int) -> list[ShapesRow]:
     rng = np.random.default_rng([seed, 3])
     rows = []
     for number in range(num_rows):
-        kind = ("colour", "shape", "stripes", "stripes")[number % 4]
+        kind: Kind = ("colour", "shape", "stripes", "stripes")[number % 4]
         width = (COARSE, FINE)[number % 4 - 2] if kind == "stripes" else (COARSE, FINE)[int(rng.integers(2))]
         rows.append(ShapesRow(scene=draw_scene(rng, "heldout", stripe_width=width), kind=kind))
     return rows

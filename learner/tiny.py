@@ -99,7 +99,7 @@ def _with_tags_as_text(raw: Tokenizer) -> Tokenizer:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """About 1.2 million parameters in float32, drawn from the seed. Heads are 32 wide, the least vLLM's CPU build takes."""
+    """About 1.2 million float32 parameters, drawn from the seed. Heads are 32 wide: vLLM's CPU build takes no less."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),

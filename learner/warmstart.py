@@ -125,8 +125,8 @@ def warm_start(
     output: Path,
     *,
     seed: int = 0,
-    steps: int = 3000,
-    batch_size: int = 96,
+    steps: int = 2500,
+    batch_size: int = 128,
     learning_rate: float = 1.5e-3,
     device: str = "cpu",
     num_workers: int = 0,
@@ -149,7 +149,7 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, learning_rate)
         loss = lesson_loss(model, batch.to(torch.device(device)))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

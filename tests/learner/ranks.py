@@ -1,0 +1,76 @@
+"""Ranks of a learner in processes of their own, for tests: each runs the same script of calls, in step."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import socket
+
+from configs.schema import LearnerConfig, ModelConfig
+from learner.batch import plan_mini_batches
+from learner.engine import leave_process_group
+from learner.group import images_of
+from learner.worker import LearnerRank
+
+DEADLINE_S = 120
+
+
+def run_script(folder, script, *, rank=0, world_size=1, port=0):
+    """Play one rank: `script` is a list of (settings, [(method, argument)]), one learner after the other."""
+    outcomes = []
+    for settings, calls in script:
+        config = LearnerConfig(num_ranks=world_size, num_threads=1, update_timeout_s=60.0, **settings)
+        learner = LearnerRank(
+            config, ModelConfig(path=str(folder)), rank=rank, world_size=world_size, seed=0, temperature=1.0
+        )
+        learner.start("127.0.0.1", port or learner.rendezvous()[1])
+        for method, argument in calls:
+            outcomes.append(perform(learner, config, rank, method, argument))
+    return outcomes
+
+
+def report_script(folder, script, rank, world_size, port, results):
+    results.put((rank, run_script(folder, script, rank=rank, world_size=world_size, port=port)))
+    leave_process_group()
+
+
+def perform(learner, config, rank, method, argument):
+    match method:
+        case "update":
+            plan = plan_mini_batches(
+                argument,
+                prompts_per_mini_batch=config.prompts_per_mini_batch,
+                num_ranks=config.num_ranks,
+                max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+            )[rank]
+            return learner.update(plan, *images_of(plan, argument))
+        case "weights":
+            return {name: tensor.numpy().copy() for name, tensor in learner._engine.parameters()}
+        case _:
+            return getattr(learner, method)(argument)
+
+
+def play(world_size, folder, script):
+    """Outcomes of every call, per rank, of ranks that are processes of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=report_script, args=(folder, script, rank, world_size, port, results))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        try:
+            found = dict(results.get(timeout=DEADLINE_S) for _ in processes)
+        except queue.Empty:
+            raise AssertionError(f"no answer; exit codes {[process.exitcode for process in processes]}") from None
+        for process in processes:
+            process.join(timeout=DEADLINE_S)
+        return [found[rank] for rank in range(world_size)]
+    finally:
+        for process in processes:
+            process.kill()

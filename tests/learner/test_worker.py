@@ -1,0 +1,196 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from actors.errors import CheckpointError, LearnerError
+from actors.weight_receiver import verified_tensors
+from configs.schema import LearnerConfig, ModelConfig
+from learner.batch import plan_mini_batches
+from learner.group import images_of
+from learner.worker import LearnerRank, summarize_steps
+from tests.learner.builders import make_group, save_model, small_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+GROUPS = [make_group(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    save_model(path, small_model())
+    return path
+
+
+def started(folder, **settings):
+    config = LearnerConfig(
+        **{
+            "num_threads": 1,
+            "prompts_per_mini_batch": 4,
+            "max_tokens_per_micro_batch": 400,
+            "kl_coefficient": 0.05,
+            "learning_rate": 1e-3,
+            **settings,
+        }
+    )
+    rank = LearnerRank(config, ModelConfig(path=str(folder)), rank=0, world_size=1, seed=0, temperature=1.0)
+    rank.start(*rank.rendezvous())
+    return rank
+
+
+def update(rank, groups=GROUPS, *, prompts=4):
+    (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=prompts, num_ranks=1, max_tokens_per_micro_batch=400)
+    return rank.update(plan, *images_of(plan, groups))
+
+
+def exported(rank):
+    manifest = rank.pack_weights()
+    num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
+    buckets = [rank.take_bucket(index) for index in range(num_buckets)]
+    return {spec.name: content.tobytes() for spec, content in verified_tensors(manifest, buckets)}
+
+
+def with_logprobs(group, value):
+    """The group with this log-probability for the first token that its first episode said."""
+    first, *others = group.played.episodes
+    turn = first.turns[0]
+    broken = replace(first, turns=(replace(turn, logprobs=(value, *turn.logprobs[1:])), *first.turns[1:]))
+    return replace(group, played=replace(group.played, episodes=(broken, *others)))
+
+
+def test_an_update_learns_and_reports(folder):
+    rank = started(folder)
+    before = exported(rank)
+    report = update(rank)
+    assert (report.start_version, report.optimizer_step) == (0, 1)
+    assert report.num_tokens == sum(e.num_generated_tokens for group in GROUPS for e in group.played.episodes)
+    assert all(math.isfinite(value) for value in report.metrics.values())
+    assert report.metrics["learner/reference_kl"] == pytest.approx(0, abs=1e-9)
+    assert report.metrics["learner/num_steps"] == 1.0
+    assert exported(rank) != before
+    assert update(rank).metrics["learner/reference_kl"] > 0
+
+
+def test_each_mini_batch_is_one_optimizer_step(folder):
+    report = update(started(folder), prompts=2)
+    assert (report.start_version, report.optimizer_step) == (0, 2)
+    assert report.metrics["learner/num_steps"] == 2.0
+
+
+def test_the_weights_do_not_depend_on_the_zero_stage(folder):
+    found = []
+    for stage in (0, 1, 2, 3):
+        rank = started(folder, zero_stage=stage)
+        for _ in range(2):
+            update(rank)
+        found.append(exported(rank))
+    for other in found[1:]:
+        for name, content in found[0].items():
+            a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, other[name]))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path, stage):
+    straight = started(folder, zero_stage=stage)
+    reports = [update(straight) for _ in range(4)]
+
+    first = started(folder, zero_stage=stage)
+    for _ in range(2):
+        update(first)
+    first.save(tmp_path)
+    second = started(folder, zero_stage=stage)
+    assert second.load(tmp_path) == 2
+    resumed = [update(second) for _ in range(2)]
+
+    assert exported(second) == exported(straight)
+    for ours, theirs in zip(resumed, reports[2:], strict=True):
+        assert ours.optimizer_step == theirs.optimizer_step
+        learned = {name: value for name, value in theirs.metrics.items() if name.startswith("learner/")}
+        del learned["learner/peak_memory_gib"]
+        assert {name: ours.metrics[name] for name in learned} == learned
+
+
+def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
+    started(folder).save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_another_models_state_is_refused_by_name_and_shape(folder, tmp_path):
+    started(folder).save(tmp_path)
+    other = tmp_path / "other"
+    save_model(other, small_model(width=48))
+    with pytest.raises(CheckpointError, match=r"another model: .* \(.*\) there and \(.*\) here"):
+        started(other).load(tmp_path)
+
+
+def test_a_folder_without_a_learners_state_is_refused(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="no learner state"):
+        started(folder).load(tmp_path)
+    (tmp_path / "learner.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        started(folder).load(tmp_path)
+
+
+def test_the_reference_of_a_resumed_run_is_still_the_initial_policy(folder, tmp_path):
+    rank = started(folder)
+    for _ in range(2):
+        update(rank)
+    rank.save(tmp_path)
+    resumed = started(folder)
+    resumed.load(tmp_path)
+    assert update(resumed).metrics["learner/reference_kl"] == update(rank).metrics["learner/reference_kl"] > 0
+
+
+@pytest.mark.parametrize("poison", [math.nan, -1000.0])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(folder, poison):
+    rank = started(folder, zero_stage=1, max_skipped_updates=3)
+    before = exported(rank)
+    broken = [with_logprobs(GROUPS[0], poison), *GROUPS[1:]]
+    report = update(rank, broken)
+    assert report.optimizer_step == 0
+    assert report.metrics["learner/skipped_updates"] == 1.0
+    assert "learner/loss" not in report.metrics
+    assert exported(rank) == before
+    assert update(rank).optimizer_step == 1
+    update(rank, broken)
+    update(rank, broken)
+    with pytest.raises(LearnerError, match="3 optimizer steps in a row"):
+        update(rank, broken)
+
+
+def test_an_exported_folder_starts_a_learner_with_the_same_weights(folder, tmp_path):
+    rank = started(folder)
+    update(rank)
+    rank.export_hf(tmp_path)
+    assert exported(started(tmp_path)) == exported(rank)
+
+
+def test_without_a_kl_coefficient_no_reference_is_held(folder):
+    report = update(started(folder, kl_coefficient=0.0))
+    assert report.metrics["learner/reference_kl"] == 0.0
+    assert report.metrics["time/learner_reference_s"] < 0.01
+
+
+def test_figures_are_means_over_applied_steps_and_the_mismatch_is_the_firsts():
+    def step(loss, mismatch, ratio_max, is_applied):
+        return {
+            "num_tokens": 10.0,
+            "loss": loss,
+            "mismatch": mismatch,
+            "mismatch_max": 2 * mismatch,
+            "ratio_max": ratio_max,
+            "is_applied": is_applied,
+        }
+
+    figures = summarize_steps([step(1.0, 0.1, 1.5, 1.0), step(math.nan, 9.0, 9.0, 0.0), step(3.0, 0.5, 2.5, 1.0)])
+    assert figures == {
+        "num_steps": 2.0,
+        "num_tokens": 30.0,
+        "loss": 2.0,
+        "mismatch": 0.1,
+        "mismatch_max": 0.2,
+        "ratio_max": 2.5,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,8 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
 
 
 def main() -> None:
+    # A call to Ray outside of a run is a bug: it must not start a second cluster on the quiet.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     app()
 
 

@@ -141,6 +141,13 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     return LearnerGroup(config.learner, start_rank)
 
 
+async def _start_judges(config: Config, name: str, cleanup: contextlib.ExitStack) -> JudgePool:
+    cleanup.callback(delete_judges, name)
+    handle = await asyncio.to_thread(deploy_judges, config.judge, name)
+    cleanup.callback(handle.close)
+    return JudgePool(handle, config.judge)
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
     # The environment is the one this process runs in: no node needs another `uv run` per worker.
@@ -170,15 +177,14 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         placement = place(config)
         workers = start_workers(config, placement)
         learner = _start_learner(config, placement)
-        judges = await asyncio.to_thread(deploy_judges, config.judge, f"judges-{config.run.name}")
-        cleanup.callback(delete_judges, f"judges-{config.run.name}")
+        judges = await _start_judges(config, f"judges-{config.run.name}", cleanup)
         async with asyncio.timeout(config.rollout.start_timeout_s):
             await asyncio.gather(learner.start(), *(worker.ready() for worker in workers))
         run = Run(
             config,
             folder,
             rollouts=_pool(config, workers),
-            judges=JudgePool(judges, config.judge),
+            judges=judges,
             learner=learner,
             train_set=train_set,
             heldout=heldout,
@@ -203,14 +209,13 @@ async def launch_players(config: Config, *, display: Display) -> AsyncIterator[P
         connect()
         cleanup.callback(ray.shutdown)
         workers = start_workers(config, place(config))
-        judges = await asyncio.to_thread(deploy_judges, config.judge, "judges-eval")
-        cleanup.callback(delete_judges, "judges-eval")
+        judges = await _start_judges(config, "judges-eval", cleanup)
         async with asyncio.timeout(config.rollout.start_timeout_s):
             await asyncio.gather(*(worker.serve_loaded_weights() for worker in workers))
         try:
             yield Players(
                 rollouts=_pool(config, workers),
-                judges=JudgePool(judges, config.judge),
+                judges=judges,
                 display=display,
                 heldout=heldout,
             )

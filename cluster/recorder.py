@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from actors.errors import RunError
 from cluster.collect import Collected, ScoredGroup
+from cluster.records import read_metrics
 from judge.verdict import Verdict
 
 TURN = pa.struct(
@@ -80,7 +82,7 @@ class Recorder:
     """Writes one run's files. `step` is where the run resumes; 0 starts anew."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # pulls in torch: only where a run is recorded
+        from tensorboard.summary import Writer  # slow to import: only where a run is recorded
 
         self.folder = folder
         (folder / "episodes").mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,11 @@ class Recorder:
                 stale.unlink()
         for name in ("metrics.jsonl", "ledger.jsonl"):
             cut_after(folder / name, step)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        # Event files cannot be cut, so they are told anew from the figures that were kept.
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self._tensorboard = Writer(str(folder / "tensorboard"))
+        for figures in read_metrics(folder):
+            self._plot(int(figures["step"]), figures)
 
     def record_step(self, step: int, collected: Collected, figures: Mapping[str, float]) -> None:
         """Episodes first, then the ledger, then the figures: what is in the ledger has its episodes on disk."""
@@ -99,8 +105,12 @@ class Recorder:
 
     def record_figures(self, step: int, figures: Mapping[str, float]) -> None:
         _append(self.folder / "metrics.jsonl", {"step": step, **figures})
+        self._plot(step, figures)
+
+    def _plot(self, step: int, figures: Mapping[str, float]) -> None:
         for name, figure in figures.items():
-            self._tensorboard.add_scalar(name, figure, step)
+            if name != "step":
+                self._tensorboard.add_scalar(name, figure, step)
         self._tensorboard.flush()
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ from cluster.display import Display
 from cluster.evaluate import Evaluation
 from cluster.metrics import summarize
 from cluster.recorder import Recorder
-from cluster.report import write_report
 from configs.schema import Config
 from judge.pool import JudgePool
 from learner.checkpoint import write_checkpoint
@@ -168,6 +167,8 @@ class Run:
 
     async def finish(self, evaluation: Evaluation) -> dict[str, object]:
         """Export the policy, write the report; returns the figures of the whole run."""
+        from cluster.report import write_report  # draws with matplotlib, which no other moment of a run needs
+
         self.record_evaluation(self.step, evaluation)
         await self.learner.export_hf(self.folder / "export")
         assert self.recorder is not None

@@ -62,6 +62,10 @@ class ServeJudgeHandle:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
+    def close(self) -> None:
+        """Stop the router that runs behind the handle: left alone it would call Ray after Ray is gone."""
+        self._handle.shutdown()
+
     async def grade(self, request: JudgeRequest) -> object:
         """Reply of whichever replica Serve picks.
 

@@ -3,8 +3,8 @@
     uv run python -m tests.bench.loop_efficiency [--rounds 5] [section.key=value ...]
 
 Both run on this machine in one command, in alternating rounds over equal prompts: ours collects, updates and publishes
-(the judges included); the peer calls `LLM.generate` once for all first turns and once for all second turns. Also printed:
-where a step's seconds go, and the ratio for collecting alone. Medians over the rounds, after one warm-up each.
+(the judges included); the peer calls `LLM.generate` once for all first turns and once for all second turns. Also
+printed: where a step's seconds go, and the ratio for collecting alone. Medians over the rounds, after one warm-up each.
 """
 
 from __future__ import annotations

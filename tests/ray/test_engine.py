@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
         for played, image in groups
     ]
     (plan,) = plan_mini_batches(training, prompts_per_mini_batch=6, num_ranks=1, max_tokens_per_micro_batch=4096)
-    spec = read_vision_spec(config.model.path)
+    spec = read_vision_spec(Path(config.model.path))
     images = [training[index].image for index in plan.image_groups]
     worst, total, num_tokens = 0.0, 0.0, 0
     for rows in plan.mini_batches[0]:

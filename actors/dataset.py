@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
 from actors.tables import Rows, open_rows
+from configs.schema import DataConfig
 
 QUESTION = ("problem",)
 IMAGE = ("images", "image")
@@ -24,7 +26,9 @@ NOTES = "info"
 IMAGE_MARK = "<image>"
 """Where the published questions have their picture. Ours goes where the prompt puts it."""
 MIN_SKIPPED = 10
-"""Rows that may always be skipped before their share is looked at."""
+"""Skipped rows from which on their share is looked at."""
+DEFAULT_FOLDER = Path(DataConfig().train).parent.as_posix()
+"""Where the data set lies that `visionthink data make` writes."""
 
 
 class Dataset:
@@ -44,6 +48,8 @@ class Dataset:
         Raises:
             DataError: nothing readable there, no rows, or a column is missing.
         """
+        if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists():
+            raise DataError(f"{path} does not exist: make it with `visionthink data make`")
         rows = open_rows(path)
         if not len(rows):
             raise DataError(f"{path} has no rows")
@@ -106,7 +112,7 @@ def _needs_full(notes: Any) -> bool | None:
     if isinstance(notes, str):
         try:
             notes = json.loads(notes)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     use_tool = notes.get("use_tool") if isinstance(notes, dict) else None
     return use_tool if isinstance(use_tool, bool) else None
@@ -128,6 +134,8 @@ class PromptCursor:
     def __init__(self, *, dataset: str, num_rows: int, seed: int) -> None:
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows} cannot work: there is nothing to draw from")
+        if seed < 0:
+            raise ValueError(f"run.seed={seed} cannot work: give 0 or more")
         self._dataset = dataset
         self._num_rows = num_rows
         self.restore(CursorState(seed=seed, epoch=0, position=0))
@@ -171,15 +179,21 @@ class SkipLedger:
     """Of the rows read."""
     skipped: list[tuple[SampleRef, str]] = field(default_factory=list)
     """In the order in which they were met, with the reason."""
+    num_usable: int = 0
+    """Rows read that could be used."""
+
+    def count_read(self) -> None:
+        """Count a row that could be used."""
+        self.num_usable += 1
 
     def add(self, ref: SampleRef, reason: str, *, num_read: int = 0) -> None:
-        """Count an unusable row. `num_read` rows were read so far; not given, only the skipped ones count as read.
+        """Count an unusable row. `num_read` rows were read so far; not given, those counted here were.
 
         Raises:
             DataError: at least `MIN_SKIPPED` rows and more than the allowed share were unusable.
         """
         self.skipped.append((ref, reason))
-        count, read = len(self.skipped), max(num_read, len(self.skipped))
+        count, read = len(self.skipped), max(num_read, self.num_usable + len(self.skipped))
         if count >= MIN_SKIPPED and count > self.max_skipped_fraction * read:
             raise DataError(
                 f"{count} of {read} rows of {ref.dataset} were unusable, over data.max_skipped_fraction="

@@ -1,0 +1,248 @@
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.dataset import MIN_SKIPPED, CursorState, Dataset, PromptCursor, SkipLedger
+from actors.episode import SampleRef
+from actors.errors import DataError
+from actors.shapes import write_split
+
+PICTURE = b"bytes of a picture"
+
+
+def ref(row: int) -> SampleRef:
+    return SampleRef(dataset="d", row=row, uid=f"0-{row}")
+
+
+def write_rows(path, rows, **options):
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+
+
+def a_row(**changes):
+    return {"problem": "what?", "images": [PICTURE], "original_answer": "this"} | changes
+
+
+def save_to_disk(folder, tables, indices=None):
+    """The layout of Hugging Face's `save_to_disk`, written by hand."""
+    folder.mkdir()
+    names = []
+    for number, table in enumerate(tables):
+        names.append(f"data-{number:05d}-of-{len(tables):05d}.arrow")
+        with pa.OSFile(str(folder / names[-1]), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    state = {"_data_files": [{"filename": name} for name in names], "_indices_files": indices}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def read_all(path):
+    dataset = Dataset.open(str(path))
+    return [dataset.read(ref(row)) for row in range(len(dataset))]
+
+
+def test_what_was_made_is_read_back(tmp_path):
+    write_split(tmp_path / "train.parquet", num_rows=300, seed=0, split="train")
+    samples = read_all(tmp_path / "train.parquet")
+    written = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert len(samples) == 300
+    for sample, row in zip(samples, written, strict=True):
+        assert (sample.question, sample.answer) == (row["problem"], row["original_answer"])
+        assert sample.image == row["images"][0]["bytes"]
+        assert sample.needs_full is row["info"]["use_tool"]
+
+
+def test_parquet_folders_and_arrow_folders_read_like_one_file(tmp_path):
+    write_split(tmp_path / "all.parquet", num_rows=10, seed=0, split="train")
+    table = pq.read_table(tmp_path / "all.parquet")
+    (tmp_path / "parts").mkdir()
+    pq.write_table(table.slice(0, 4), tmp_path / "parts" / "a.parquet", row_group_size=3)
+    pq.write_table(table.slice(4), tmp_path / "parts" / "b.parquet")
+    save_to_disk(tmp_path / "arrow", [table.slice(0, 7), table.slice(7)])
+    expected = read_all(tmp_path / "all.parquet")
+    assert read_all(tmp_path / "parts") == expected
+    assert read_all(tmp_path / "arrow") == expected
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PICTURE, {"bytes": PICTURE, "path": None}, [PICTURE], [{"bytes": PICTURE, "path": "a.png"}]],
+    ids=["bytes", "struct", "list of bytes", "list of structs"],
+)
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_every_form_of_a_picture_is_read(tmp_path, column, image):
+    write_rows(tmp_path / "a.parquet", [{"problem": "what?", column: image, "answer": "this"}])
+    (sample,) = read_all(tmp_path / "a.parquet")
+    assert (sample.image, sample.answer, sample.needs_full) == (PICTURE, "this", None)
+
+
+@pytest.mark.parametrize(
+    ("notes", "expected"),
+    [
+        ({"use_tool": True, "tgt_width": 1}, True),
+        ('{"use_tool": false}', False),
+        ("not json", None),
+        ('["use_tool"]', None),
+        ('{"use_tool": "yes"}', None),
+    ],
+)
+def test_use_tool_says_whether_the_full_view_is_needed(tmp_path, notes, expected):
+    write_rows(tmp_path / "a.parquet", [a_row(info=notes)])
+    assert read_all(tmp_path / "a.parquet")[0].needs_full is expected
+
+
+def test_the_mark_of_a_picture_is_taken_out_of_the_question(tmp_path):
+    write_rows(tmp_path / "a.parquet", [a_row(problem="<image>\nHow many? ", original_answer=7)])
+    (sample,) = read_all(tmp_path / "a.parquet")
+    assert (sample.question, sample.answer) == ("How many?", "7")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": [PICTURE, PICTURE]}, "2 pictures"),
+        ({"images": []}, "0 pictures"),
+        ({"images": [{"bytes": None, "path": "/etc/passwd"}]}, "embed the pictures"),
+        ({"images": [b""]}, "holds no picture"),
+        ({"images": ["text"]}, "holds no picture"),
+        ({"problem": "  "}, "problem is empty"),
+        ({"original_answer": None}, "NoneType"),
+        ({"original_answer": True}, "bool"),
+    ],
+)
+def test_an_unusable_row_gives_its_reason(tmp_path, changes, reason):
+    write_rows(tmp_path / "a.parquet", [a_row(**changes)])
+    with pytest.raises(DataError, match=f"row 0 of .*{reason}"):
+        read_all(tmp_path / "a.parquet")
+
+
+def test_a_missing_column_names_those_found_and_wanted(tmp_path):
+    write_rows(tmp_path / "a.parquet", [{"problem": "what?", "picture": PICTURE, "answer": "this"}])
+    with pytest.raises(DataError, match="no column images or image: its columns are problem, picture, answer"):
+        Dataset.open(str(tmp_path / "a.parquet"))
+
+
+def test_a_row_beyond_the_end_is_an_error(tmp_path):
+    write_rows(tmp_path / "a.parquet", [a_row()])
+    for row in (1, -1):
+        with pytest.raises(DataError, match="there is no row"):
+            Dataset.open(str(tmp_path / "a.parquet")).read(ref(row))
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dict").mkdir()
+    (tmp_path / "dict" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "dict" / "train").mkdir()
+    write_rows(tmp_path / "rowless.parquet", [a_row()])
+    pq.write_table(pq.read_table(tmp_path / "rowless.parquet").slice(0, 0), tmp_path / "rowless.parquet")
+    for name, reason in {
+        "absent": "does not exist",
+        "broken.parquet": "cannot be opened",
+        "empty": "neither",
+        "dict": "dict/train",
+        "rowless.parquet": "no rows",
+    }.items():
+        with pytest.raises(DataError, match=reason):
+            Dataset.open(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd", "a/b.arrow", ".."])
+def test_a_listed_file_outside_the_folder_is_refused(tmp_path, name):
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(DataError, match="plain file names"):
+        Dataset.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"_data_files": [1]}', '{"_data_files": []}'])
+def test_a_malformed_state_is_refused(tmp_path, state):
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(DataError, match=r"state\.json"):
+        Dataset.open(str(tmp_path))
+
+
+def test_an_indirect_arrow_folder_is_refused(tmp_path):
+    save_to_disk(tmp_path / "d", [pa.Table.from_pylist([a_row()])], indices=[{"filename": "i.arrow"}])
+    with pytest.raises(DataError, match="flatten_indices"):
+        Dataset.open(str(tmp_path / "d"))
+
+
+def test_a_flipped_byte_fails_its_checksum(tmp_path):
+    path = tmp_path / "a.parquet"
+    picture = np.random.default_rng(0).bytes(5000)
+    write_rows(path, [a_row(images=[picture])], write_page_checksum=True, compression="none", use_dictionary=False)
+    stored = bytearray(path.read_bytes())
+    stored[stored.index(picture) + 2500] ^= 1
+    path.write_bytes(stored)
+    with pytest.raises(DataError, match=r"row 0 .* cannot be read"):
+        read_all(path)
+
+
+def test_identity_changes_with_the_files_and_not_with_their_folder(tmp_path):
+    write_split(tmp_path / "a.parquet", num_rows=5, seed=0, split="train")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "a.parquet", tmp_path / "elsewhere" / "a.parquet")
+    write_split(tmp_path / "elsewhere" / "b.parquet", num_rows=5, seed=0, split="train")
+    same, moved = Dataset.open(str(tmp_path / "a.parquet")), Dataset.open(str(tmp_path / "elsewhere" / "a.parquet"))
+    assert same.identity() == moved.identity()
+    assert Dataset.open(str(tmp_path / "elsewhere")).identity() != same.identity()
+
+
+@given(num_rows=st.integers(1, 40), seed=st.integers(0, 2**31), num_epochs=st.integers(1, 3))
+def test_every_epoch_visits_each_row_once(num_rows, seed, num_epochs):
+    cursor = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
+    for epoch in range(num_epochs):
+        refs = cursor.take(num_rows)
+        assert sorted(ref.row for ref in refs) == list(range(num_rows))
+        assert {ref.uid for ref in refs} == {f"{epoch}-{row}" for row in range(num_rows)}
+    assert cursor.num_taken == num_epochs * num_rows
+
+
+@given(num_rows=st.integers(1, 30), taken=st.integers(0, 100), seed=st.integers(0, 1000))
+def test_a_restored_cursor_goes_on_identically(num_rows, taken, seed):
+    cursor = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
+    cursor.take(taken)
+    resumed = PromptCursor(dataset="d", num_rows=num_rows, seed=seed + 1)
+    resumed.restore(cursor.state())
+    assert resumed.take(2 * num_rows + 3) == cursor.take(2 * num_rows + 3)
+    assert resumed.state() == cursor.state()
+
+
+def test_seeds_and_epochs_draw_in_different_orders():
+    cursor = PromptCursor(dataset="d", num_rows=100, seed=0)
+    first, second = ([ref.row for ref in cursor.take(100)] for _ in range(2))
+    other = [ref.row for ref in PromptCursor(dataset="d", num_rows=100, seed=1).take(100)]
+    assert first != second
+    assert first != other
+
+
+@pytest.mark.parametrize("state", [{"epoch": -1, "position": 0}, {"epoch": 0, "position": 6}])
+def test_a_state_of_another_data_set_is_refused(state):
+    with pytest.raises(ValueError, match="cannot be restored over 5 rows"):
+        PromptCursor(dataset="d", num_rows=5, seed=0).restore(CursorState(seed=0, **state))
+
+
+def test_a_cursor_needs_rows():
+    with pytest.raises(ValueError, match="num_rows=0"):
+        PromptCursor(dataset="d", num_rows=0, seed=0)
+
+
+def test_a_few_unusable_rows_are_named_and_too_many_stop_the_run():
+    ledger = SkipLedger(max_skipped_fraction=0.01)
+    for row in range(MIN_SKIPPED - 1):
+        ledger.add(ref(row), "broken", num_read=row + 1)
+    assert ledger.skipped[3] == (ref(3), "broken")
+    with pytest.raises(DataError, match=r"10 of 999 rows of d .*max_skipped_fraction=0.01.*the last one: worse"):
+        ledger.add(ref(9), "worse", num_read=999)
+
+
+def test_skipped_rows_within_the_share_are_borne():
+    ledger = SkipLedger(max_skipped_fraction=0.01)
+    for row in range(30):
+        ledger.add(ref(row), "broken", num_read=3000)
+    assert len(ledger.skipped) == 30

@@ -1,8 +1,11 @@
 """The warm start: the tiny model learns the shapes task and the form of a reply, from scratch.
 
 Reinforcement learning needs a policy that can read both views and has no opinion yet on when to ask. So whether to
-ask is taught as an even chance, whatever the picture, and the rest as plain supervised learning. Stages matter: with
-everything mixed from the start, stripes are not learned in 1,500 steps.
+ask is taught as an even chance, whatever the picture, and the rest as plain supervised learning. Doubt has a token of
+its own for each thing that may be seen: were it one token for all, policy gradients would move all pictures together,
+to never asking, before they told them apart (configs/tiny/README.md has the figures).
+
+Stages matter: with everything mixed from the start, stripes are not learned in 1,500 steps.
 
 Legend: see `learner/lessons.py`; Y vocabulary, W width of the language model.
 """

@@ -27,6 +27,8 @@ IMAGE_MARK = "<image>"
 """Where the published questions have their picture. Ours goes where the prompt puts it."""
 MIN_SKIPPED = 10
 """Skipped rows from which on their share is looked at."""
+NUM_REASONS_SHOWN = 3
+"""Of the newest skipped rows, where they stop a run."""
 DEFAULT_FOLDER = Path(DataConfig().train).parent.as_posix()
 """Where the data set lies that `visionthink data make` writes."""
 
@@ -138,6 +140,7 @@ class PromptCursor:
             raise ValueError(f"run.seed={seed} cannot work: give 0 or more")
         self._dataset = dataset
         self._num_rows = num_rows
+        self._seed = seed
         self.restore(CursorState(seed=seed, epoch=0, position=0))
 
     def take(self, num_prompts: int) -> list[SampleRef]:
@@ -153,10 +156,12 @@ class PromptCursor:
         return CursorState(seed=self._seed, epoch=self._epoch, position=self._position)
 
     def restore(self, state: CursorState) -> None:
-        """Go on from a state of a cursor over the same data set."""
+        """Go on from a state of a cursor with the same seed over the same data set; ValueError when it is not one."""
+        if state.seed != self._seed:
+            raise ValueError(f"{state} cannot be restored under run.seed={self._seed}: resume with the seed it had")
         if not (state.epoch >= 0 and 0 <= state.position <= self._num_rows):
             raise ValueError(f"{state} cannot be restored over {self._num_rows} rows: resume with the data set it had")
-        self._seed, self._epoch, self._position = state.seed, state.epoch, state.position
+        self._epoch, self._position = state.epoch, state.position
         self._order = self._shuffled()
 
     def _next(self) -> SampleRef:
@@ -182,20 +187,32 @@ class SkipLedger:
     num_usable: int = 0
     """Rows read that could be used."""
 
+    @property
+    def num_read(self) -> int:
+        """Rows read so far, usable or not."""
+        return self.num_usable + len(self.skipped)
+
     def count_read(self) -> None:
         """Count a row that could be used."""
         self.num_usable += 1
 
-    def add(self, ref: SampleRef, reason: str, *, num_read: int = 0) -> None:
-        """Count an unusable row. `num_read` rows were read so far; not given, those counted here were.
+    def add(self, ref: SampleRef, reason: str) -> None:
+        """Count an unusable row.
 
         Raises:
             DataError: at least `MIN_SKIPPED` rows and more than the allowed share were unusable.
         """
         self.skipped.append((ref, reason))
-        count, read = len(self.skipped), max(num_read, self.num_usable + len(self.skipped))
-        if count >= MIN_SKIPPED and count > self.max_skipped_fraction * read:
+        count = len(self.skipped)
+        if count >= MIN_SKIPPED and count > self.max_skipped_fraction * self.num_read:
+            last = "; ".join(_named(skipped, why) for skipped, why in self.skipped[-NUM_REASONS_SHOWN:])
             raise DataError(
-                f"{count} of {read} rows of {ref.dataset} were unusable, over data.max_skipped_fraction="
-                f"{self.max_skipped_fraction}; the last one: {reason}"
+                f"{count} of the {self.num_read} rows of {ref.dataset} read so far were unusable, over "
+                f"data.max_skipped_fraction={self.max_skipped_fraction}; the last ones: {last}"
             )
+
+
+def _named(ref: SampleRef, reason: str) -> str:
+    """The reason after its row: `Dataset.read` has named the row already, the picture's decoder has not."""
+    row = f"row {ref.row}"
+    return reason if reason.startswith(f"{row} ") else f"{row}: {reason}"

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_every_form_of_a_picture_is_read(tmp_path, column, image):
         ("not json", None),
         ('["use_tool"]', None),
         ('{"use_tool": "yes"}', None),
+        ("[" * 100_000, None),
+        (None, None),
     ],
 )
 def test_use_tool_says_whether_the_full_view_is_needed(tmp_path, notes, expected):
@@ -118,6 +121,22 @@ def test_an_unusable_row_gives_its_reason(tmp_path, changes, reason):
     write_rows(tmp_path / "a.parquet", [a_row(**changes)])
     with pytest.raises(DataError, match=f"row 0 of .*{reason}"):
         read_all(tmp_path / "a.parquet")
+
+
+def test_an_unusable_row_spoils_no_other(tmp_path):
+    write_rows(tmp_path / "a.parquet", [a_row(), a_row(problem=None), a_row(original_answer="日本 🐈")])
+    dataset = Dataset.open(str(tmp_path / "a.parquet"))
+    assert [dataset.read(ref(row)).answer for row in (2, 0)] == ["日本 🐈", "this"]
+    with pytest.raises(DataError, match="row 1 of"):
+        dataset.read(ref(1))
+
+
+def test_a_missing_default_set_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(DataError, match="make it with `visionthink data make`"):
+        Dataset.open(str(tmp_path / "data" / "shapes" / "train.parquet"))
+    with pytest.raises(DataError) as caught:
+        Dataset.open(str(tmp_path / "mine.parquet"))
+    assert "data make" not in str(caught.value)
 
 
 def test_a_missing_column_names_those_found_and_wanted(tmp_path):
@@ -183,6 +202,50 @@ def test_a_flipped_byte_fails_its_checksum(tmp_path):
         read_all(path)
 
 
+def test_damage_in_one_row_group_leaves_the_others_readable(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [a_row(problem=f"question {row}?") for row in range(6)]
+    write_rows(path, rows, write_page_checksum=True, compression="none", row_group_size=2)
+    path.write_bytes(path.read_bytes().replace(b"question 3?", b"question 8?"))
+    dataset = Dataset.open(str(path))
+    for row in (2, 3):
+        with pytest.raises(DataError, match=rf"row {row} of .* cannot be read"):
+            dataset.read(ref(row))
+    assert [dataset.read(ref(row)).question for row in (0, 1, 4, 5)] == [rows[row]["problem"] for row in (0, 1, 4, 5)]
+
+
+def test_whatever_bit_of_a_parquet_file_flips_a_row_reads_as_written_or_not_at_all(tmp_path):
+    rows = [a_row(problem=f"question {row}?", images=[b"picture %d" % row * 20]) for row in range(6)]
+    write_rows(tmp_path / "a.parquet", rows, write_page_checksum=True, compression="zstd", row_group_size=4)
+    intact = (tmp_path / "a.parquet").read_bytes()
+    rng, num_refused = random.Random(0), 0
+    for attempt in range(300):
+        position, path = rng.randrange(len(intact)), tmp_path / f"{attempt}.parquet"
+        flipped = bytes([intact[position] ^ 1 << rng.randrange(8)])
+        path.write_bytes(intact[:position] + flipped + intact[position + 1 :])
+        try:
+            samples = read_all(path)
+        except DataError:
+            num_refused += 1
+        else:
+            read = [(sample.question, sample.answer, [sample.image]) for sample in samples]
+            assert read == [(row["problem"], row["original_answer"], row["images"]) for row in rows]
+    assert 30 < num_refused < 300
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+def test_a_truncated_file_is_refused_when_it_is_opened(tmp_path, share):
+    table = pa.Table.from_pylist([a_row() for _ in range(6)])
+    pq.write_table(table, tmp_path / "a.parquet")
+    save_to_disk(tmp_path / "d", [table])
+    (arrow,) = (tmp_path / "d").glob("*.arrow")
+    for opened, file in ((tmp_path / "a.parquet", tmp_path / "a.parquet"), (tmp_path / "d", arrow)):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=f"{file.name} cannot be opened"):
+            Dataset.open(str(opened))
+
+
 def test_identity_changes_with_the_files_and_not_with_their_folder(tmp_path):
     write_split(tmp_path / "a.parquet", num_rows=5, seed=0, split="train")
     (tmp_path / "elsewhere").mkdir()
@@ -207,7 +270,7 @@ def test_every_epoch_visits_each_row_once(num_rows, seed, num_epochs):
 def test_a_restored_cursor_goes_on_identically(num_rows, taken, seed):
     cursor = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
     cursor.take(taken)
-    resumed = PromptCursor(dataset="d", num_rows=num_rows, seed=seed + 1)
+    resumed = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
     resumed.restore(cursor.state())
     assert resumed.take(2 * num_rows + 3) == cursor.take(2 * num_rows + 3)
     assert resumed.state() == cursor.state()
@@ -227,22 +290,52 @@ def test_a_state_of_another_data_set_is_refused(state):
         PromptCursor(dataset="d", num_rows=5, seed=0).restore(CursorState(seed=0, **state))
 
 
-def test_a_cursor_needs_rows():
+def test_a_state_of_another_seed_is_refused_and_changes_nothing():
+    cursor = PromptCursor(dataset="d", num_rows=5, seed=0)
+    cursor.take(2)
+    with pytest.raises(ValueError, match=r"cannot be restored under run\.seed=0: resume with the seed it had"):
+        cursor.restore(CursorState(seed=1, epoch=0, position=0))
+    assert cursor.take(3) == PromptCursor(dataset="d", num_rows=5, seed=0).take(5)[2:]
+
+
+def test_an_epoch_is_shuffled_once_however_often_rows_are_taken(monkeypatch):
+    epochs = []
+    default_rng = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: epochs.append(seed[1]) or default_rng(seed))
+    cursor = PromptCursor(dataset="d", num_rows=10, seed=0)
+    for _ in range(25):
+        cursor.take(1)
+    assert epochs == [0, 1, 2]
+
+
+def test_a_cursor_needs_rows_and_a_seed_that_can_seed():
     with pytest.raises(ValueError, match="num_rows=0"):
         PromptCursor(dataset="d", num_rows=0, seed=0)
+    with pytest.raises(ValueError, match=r"run\.seed=-1 cannot work"):
+        PromptCursor(dataset="d", num_rows=5, seed=-1)
+
+
+def ledger_after(*, num_usable, max_skipped_fraction):
+    ledger = SkipLedger(max_skipped_fraction=max_skipped_fraction)
+    for _ in range(num_usable):
+        ledger.count_read()
+    return ledger
 
 
 def test_a_few_unusable_rows_are_named_and_too_many_stop_the_run():
-    ledger = SkipLedger(max_skipped_fraction=0.01)
+    ledger = ledger_after(num_usable=989, max_skipped_fraction=0.01)
     for row in range(MIN_SKIPPED - 1):
-        ledger.add(ref(row), "broken", num_read=row + 1)
+        ledger.add(ref(row), "broken")
     assert ledger.skipped[3] == (ref(3), "broken")
-    with pytest.raises(DataError, match=r"10 of 999 rows of d .*max_skipped_fraction=0.01.*the last one: worse"):
-        ledger.add(ref(9), "worse", num_read=999)
+    with pytest.raises(DataError, match=r"10 of the 999 rows of d .*max_skipped_fraction=0\.01") as caught:
+        ledger.add(ref(9), "row 9 of d: worse")
+    assert str(caught.value).endswith("the last ones: row 7: broken; row 8: broken; row 9 of d: worse")
 
 
 def test_skipped_rows_within_the_share_are_borne():
-    ledger = SkipLedger(max_skipped_fraction=0.01)
+    ledger = ledger_after(num_usable=2970, max_skipped_fraction=0.01)
     for row in range(30):
-        ledger.add(ref(row), "broken", num_read=3000)
-    assert len(ledger.skipped) == 30
+        ledger.add(ref(row), "broken")
+    assert (len(ledger.skipped), ledger.num_read) == (30, 3000)
+    with pytest.raises(DataError, match="31 of the 3001 rows"):
+        ledger.add(ref(30), "broken")

@@ -42,16 +42,18 @@ class RolloutWorker:
 
         Raises:
             RolloutError: the engine failed, or holds no verified weights.
+            DataError: the data set as a whole cannot be read here.
         """
         if self._receiver.state is not SyncState.CURRENT:
             raise RolloutError("this worker holds no verified weights")
+        dataset = self._dataset(request.ref.dataset)
         try:
-            return await self._play(request)
+            return await self._play(request, dataset)
         except DataError as error:
             return SkippedSample(ref=request.ref, reason=str(error)), np.empty((0, 0, 3), np.uint8)
 
-    async def _play(self, request: PlayRequest) -> tuple[PlayedGroup, np.ndarray]:
-        sample = self._dataset(request.ref.dataset).read(request.ref)
+    async def _play(self, request: PlayRequest, dataset: Dataset) -> tuple[PlayedGroup, np.ndarray]:
+        sample = dataset.read(request.ref)
         image = check_and_decode(
             sample.image, max_pixels=self._limits.max_source_pixels, max_side_ratio=self._limits.max_side_ratio
         )

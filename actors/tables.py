@@ -7,7 +7,8 @@ import itertools
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from actors.errors import DataError
 
 MAX_CACHED_BYTES = 256 * 2**20
-"""Decoded row groups kept in memory, beside the one in use. Prompts come shuffled, so neighbours are asked for late."""
+"""Decoded row groups kept in memory by all files of a data set together, beside the one in use. Prompts come shuffled,
+so neighbours are asked for late."""
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -32,15 +34,35 @@ class Source(Protocol):
         """Row number `row` of the file as Python values."""
 
 
+class TableCache:
+    """Decoded row groups, the least recently used ones given up first. The newest stays, whatever its size."""
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[tuple[object, ...], pa.Table] = OrderedDict()
+        self._num_bytes = 0
+
+    def get(self, key: tuple[object, ...], load: Callable[[], pa.Table]) -> pa.Table:
+        if key not in self._tables:
+            self._tables[key] = load()
+            self._num_bytes += self._tables[key].nbytes
+            while self._num_bytes > MAX_CACHED_BYTES and len(self._tables) > 1:
+                self._num_bytes -= self._tables.popitem(last=False)[1].nbytes
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
 class ParquetSource:
     """Row groups are decoded one at a time, their page checksums verified where the writer left any."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    def __init__(self, path: Path, cache: TableCache) -> None:
+        self._path = path
+        # Not memory-mapped: a file cut short while it is open would end the process with SIGBUS. Not pre-buffered:
+        # what was read would stay for as long as the file is open.
+        self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
         metadata = self._file.metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         self._firsts: list[int] = list(itertools.accumulate(sizes, initial=0))
-        self._cache: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._cache = cache
 
     @property
     def num_rows(self) -> int:
@@ -55,13 +77,10 @@ class ParquetSource:
         return _row_of(self._group(group, tuple(columns)), row - self._firsts[group])
 
     def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        key = (group, columns)
-        if key not in self._cache:
-            self._cache[key] = self._file.read_row_group(group, columns=list(columns), use_threads=False)
-            while len(self._cache) > 1 and sum(table.nbytes for table in self._cache.values()) > MAX_CACHED_BYTES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        def load() -> pa.Table:
+            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
+
+        return self._cache.get((self._path, group, columns), load)
 
 
 class ArrowSource:
@@ -69,22 +88,33 @@ class ArrowSource:
 
     def __init__(self, path: Path) -> None:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
-            self._table = stream.read_all()
+            self._batches = list(stream)
+            self._schema = stream.schema
+        self._names: list[str] = self._schema.names  # decoded here, where a damaged name is refused
+        self._firsts: list[int] = list(itertools.accumulate((batch.num_rows for batch in self._batches), initial=0))
+        self._verified: set[tuple[int, tuple[str, ...]]] = set()
 
     @property
     def num_rows(self) -> int:
-        return int(self._table.num_rows)
+        return self._firsts[-1]
 
     @property
     def schema(self) -> pa.Schema:
-        return self._table.schema
+        return self._schema
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
-        return _row_of(self._table.select(list(columns)), row)
+        index = bisect_right(self._firsts, row) - 1
+        batch = self._batches[index].select(list(columns))
+        key = (index, tuple(columns))
+        if key not in self._verified:
+            # Arrow has no checksums: a damaged offset would be followed out of the file and end the process.
+            batch.validate(full=True)
+            self._verified.add(key)
+        return _row_of(batch, row - self._firsts[index])
 
 
-def _row_of(table: pa.Table, row: int) -> dict[str, Any]:
-    return {name: table.column(name)[row].as_py() for name in table.column_names}
+def _row_of(table: pa.Table | pa.RecordBatch, row: int) -> dict[str, Any]:
+    return {name: table.column(name)[row].as_py() for name in table.schema.names}
 
 
 class Rows:
@@ -124,9 +154,9 @@ class Rows:
 
 def open_rows(path: str) -> Rows:
     """Open a Parquet file, a folder of them, or a Hugging Face `save_to_disk` folder; DataError when it is none."""
-    root = Path(path)
+    root, open_parquet = Path(path), partial(ParquetSource, cache=TableCache())
     if root.is_file():
-        return Rows(path, [(root, _open(root, ParquetSource))])
+        return Rows(path, [(root, _open(root, open_parquet))])
     if not root.is_dir():
         raise DataError(f"{path} does not exist: name a Parquet file, a folder of them, or a save_to_disk folder")
     if (root / "dataset_dict.json").is_file():
@@ -134,15 +164,15 @@ def open_rows(path: str) -> Rows:
         raise DataError(f"{path} holds several splits: name one of them, as in {path}/{splits[0] if splits else '...'}")
     if (root / "state.json").is_file():
         return Rows(path, [(file, _open(file, ArrowSource)) for file in _arrow_files(root)])
-    files = sorted(root.glob("*.parquet"))
+    files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
     if not files:
         raise DataError(f"{path} holds neither *.parquet files nor a save_to_disk state.json")
-    return Rows(path, [(file, _open(file, ParquetSource)) for file in files])
+    return Rows(path, [(file, _open(file, open_parquet)) for file in files])
 
 
-def _open(file: Path, kind: type[ParquetSource] | type[ArrowSource]) -> Source:
+def _open(file: Path, opener: Callable[[Path], Source]) -> Source:
     try:
-        return kind(file)
+        return opener(file)
     except _READ_ERRORS as error:
         raise DataError(f"{file} cannot be opened: {error}") from error
 
@@ -152,8 +182,8 @@ def _arrow_files(root: Path) -> list[Path]:
     try:
         state = json.loads((root / "state.json").read_text())
         names = [str(entry["filename"]) for entry in state["_data_files"]]
-        is_indirect = bool(state.get("_indices_files"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        is_indirect = bool(state.get("_indices_data_files") or state.get("_indices_files"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{root}/state.json does not list its files as save_to_disk does: {error}") from error
     if is_indirect:
         raise DataError(f"{root} selects rows by an index: save it again after `flatten_indices()`")

@@ -147,6 +147,7 @@ async def score_group(run: Run, config: Config, ref: SampleRef, step: int) -> Sc
     if isinstance(played, SkippedSample):
         run.skips.add(ref, played.reason)
         return LostGroup(ref=ref, reason=played.reason, is_skipped_row=True)
+    run.skips.count_read()
     outcomes = await judge_group(run.judges, played)
     rewards = group_rewards(played.episodes, outcomes, config.reward)
     scored = [None if reward is None else reward.total for reward in rewards]

@@ -37,7 +37,7 @@ def save_to_disk(folder, tables, indices=None):
         names.append(f"data-{number:05d}-of-{len(tables):05d}.arrow")
         with pa.OSFile(str(folder / names[-1]), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
-    state = {"_data_files": [{"filename": name} for name in names], "_indices_files": indices}
+    state = {"_data_files": [{"filename": name} for name in names], "_indices_data_files": indices}
     (folder / "state.json").write_text(json.dumps(state))
 
 
@@ -339,3 +339,35 @@ def test_skipped_rows_within_the_share_are_borne():
     assert (len(ledger.skipped), ledger.num_read) == (30, 3000)
     with pytest.raises(DataError, match="31 of the 3001 rows"):
         ledger.add(ref(30), "broken")
+
+
+def test_whatever_bit_of_an_arrow_file_flips_reading_ends_in_samples_or_data_errors(tmp_path):
+    table = pa.Table.from_pylist([a_row(problem=f"question {row}?") for row in range(6)])
+    num_refused = 0
+    rng = random.Random(0)
+    for attempt in range(300):
+        save_to_disk(tmp_path / str(attempt), [table])
+        (file,) = (tmp_path / str(attempt)).glob("*.arrow")
+        stored = bytearray(file.read_bytes())
+        stored[rng.randrange(len(stored))] ^= 1 << rng.randrange(8)
+        file.write_bytes(stored)
+        try:
+            read_all(tmp_path / str(attempt))
+        except DataError:
+            num_refused += 1
+    assert 30 < num_refused < 300
+
+
+def test_all_files_of_a_folder_share_one_budget_of_kept_row_groups(tmp_path, monkeypatch):
+    for number in range(4):
+        write_rows(tmp_path / f"{number}.parquet", [a_row(images=[bytes([number]) * 10_000]) for _ in range(4)])
+    groups_read = []
+    read_row_group = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **kw: groups_read.append(i) or read_row_group(self, i, **kw)
+    )
+    monkeypatch.setattr("actors.tables.MAX_CACHED_BYTES", 100_000)  # two files of 40 KB, not three
+    dataset = Dataset.open(str(tmp_path))
+    for row, num_reads in ((0, 1), (4, 2), (1, 2), (5, 2), (2, 2), (8, 3), (3, 3), (6, 4)):
+        assert dataset.read(ref(row)).image == bytes([row // 4]) * 10_000
+        assert len(groups_read) == num_reads, row

@@ -35,7 +35,6 @@ from judge.deployment import delete_judges, deploy_judges
 from judge.pool import JudgePool
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
-from learner.worker import LearnerRank
 
 T = TypeVar("T")
 
@@ -82,6 +81,18 @@ class RayWorker:
         await crossing(self._actor.shutdown.remote(), RolloutError, self.name)
 
 
+class RankHost:
+    """A learner rank in its actor. PyTorch and DeepSpeed are imported there, not by the driver."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        from learner.worker import LearnerRank
+
+        self._rank = LearnerRank(*args, **settings)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._rank, method)(*args)
+
+
 class RayRank:
     """`learner.group.Rank` over a Ray actor."""
 
@@ -90,11 +101,11 @@ class RayRank:
         self._name = f"learner rank {rank}"
 
     async def call(self, method: str, *args: Any) -> Any:
-        return await crossing(getattr(self._actor, method).remote(*args), LearnerError, self._name)
+        return await crossing(self._actor.call.remote(method, *args), LearnerError, self._name)
 
     def reference(self, method: str, *args: Any) -> Any:
         """Start a call and hand on its result unseen: it goes from actor to actor, never through here."""
-        return getattr(self._actor, method).remote(*args)
+        return self._actor.call.remote(method, *args)
 
 
 def _actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     environment = {}
     if not config.learner.num_gpus:
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(config.learner.num_threads)}
-    actor_class = ray.remote(LearnerRank).options(**_actor_options(placement.rank, environment))
+    actor_class = ray.remote(RankHost).options(**_actor_options(placement.rank, environment))
 
     def start_rank(rank: int, world_size: int) -> RayRank:
         actor = actor_class.remote(

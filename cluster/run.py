@@ -24,7 +24,7 @@ from configs.schema import Config
 from judge.pool import JudgePool
 from learner.checkpoint import write_checkpoint
 from learner.group import LearnerGroup
-from learner.worker import UpdateReport
+from learner.update import UpdateReport
 
 STATE = "state.json"
 PACKAGES = ("ray", "torch", "transformers", "deepspeed")

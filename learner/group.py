@@ -21,7 +21,7 @@ from actors.errors import LearnerError
 from actors.weight_receiver import WeightManifest
 from configs.schema import LearnerConfig
 from learner.batch import RankPlan, TrainingGroup, plan_mini_batches
-from learner.worker import UpdateReport
+from learner.update import UpdateReport
 
 
 class Rank(Protocol):

@@ -13,9 +13,8 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +35,11 @@ from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_pro
 from learner.loss import MAXIMA, SUMS, LossInputs, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
+from learner.update import UpdateReport, summarize_steps
 from learner.weight_sender import pack_weights, save_hf
 
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """What one update did. The same on every rank, but for seconds and memory."""
-
-    start_version: int
-    """Version of the weights before the update."""
-    optimizer_step: int
-    """And after it: optimizer steps applied so far."""
-    num_tokens: int
-    """Generated tokens learned from, over all ranks."""
-    seconds: float
-    metrics: dict[str, float]
-    """For the records, by full name (`learner/...`, `time/...`)."""
 
 
 class LearnerRank:
@@ -293,24 +278,6 @@ class LearnerRank:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
-
-
-def summarize_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over an update's applied steps, and sums and maxima where the name says so.
-
-    The mismatch between sampler and learner is the first step's: later ones compare weights that have moved.
-    """
-    applied = [step for step in steps if step["is_applied"]]
-    figures: dict[str, float] = {"num_steps": float(len(applied)), "num_tokens": sum(s["num_tokens"] for s in steps)}
-    for name in applied[0] if applied else ():
-        values = [step[name] for step in applied]
-        if name.endswith("_max"):
-            figures[name] = max(values)
-        elif name not in ("num_tokens", "is_applied"):
-            figures[name] = sum(values) / len(values)
-    if steps[0]["is_applied"]:
-        figures.update({name: steps[0][name] for name in ("mismatch", "mismatch_max")})
-    return figures
 
 
 def exhaust(items: Iterable[object]) -> None:

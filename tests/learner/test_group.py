@@ -10,7 +10,7 @@ from actors.weight_receiver import TensorSpec, WeightManifest
 from configs.schema import LearnerConfig
 from learner.batch import RankPlan
 from learner.group import LearnerGroup
-from learner.worker import UpdateReport
+from learner.update import UpdateReport
 from tests.learner.builders import make_group
 
 MANIFEST = WeightManifest(

@@ -10,7 +10,8 @@ from actors.weight_receiver import verified_tensors
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
 from learner.group import images_of
-from learner.worker import LearnerRank, summarize_steps
+from learner.update import summarize_steps
+from learner.worker import LearnerRank
 from tests.learner.builders import make_group, save_model, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -1,0 +1,39 @@
+"""What an update reports. Light to import: the driver reads reports without loading PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What one update did. The same on every rank, but for seconds and memory."""
+
+    start_version: int
+    """Version of the weights before the update."""
+    optimizer_step: int
+    """And after it: optimizer steps applied so far."""
+    num_tokens: int
+    """Generated tokens learned from, over all ranks."""
+    seconds: float
+    metrics: dict[str, float]
+    """For the records, by full name (`learner/...`, `time/...`)."""
+
+
+def summarize_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over an update's applied steps, and sums and maxima where the name says so.
+
+    The mismatch between sampler and learner is the first step's: later ones compare weights that have moved.
+    """
+    applied = [step for step in steps if step["is_applied"]]
+    figures: dict[str, float] = {"num_steps": float(len(applied)), "num_tokens": sum(s["num_tokens"] for s in steps)}
+    for name in applied[0] if applied else ():
+        values = [step[name] for step in applied]
+        if name.endswith("_max"):
+            figures[name] = max(values)
+        elif name not in ("num_tokens", "is_applied"):
+            figures[name] = sum(values) / len(values)
+    if steps[0]["is_applied"]:
+        figures.update({name: steps[0][name] for name in ("mismatch", "mismatch_max")})
+    return figures

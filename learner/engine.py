@@ -207,7 +207,12 @@ class LearnerEngine:
 
     def _set_adam_step(self, step: int) -> None:
         for flat in self._optimized:
-            self._adam.state[flat]["step"] = torch.tensor(float(step))
+            # The fused kernel reads the count on the device, the others on the CPU.
+            self._adam.state[flat]["step"] = torch.tensor(float(step), device=flat.device if self._is_fused else "cpu")
+
+    @property
+    def _is_fused(self) -> bool:
+        return any(group.get("fused") for group in self._adam.param_groups)
 
     @property
     def _optimized(self) -> list[Tensor]:
@@ -252,7 +257,15 @@ def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, A
 
 
 def _adamw_settings(config: LearnerConfig) -> dict[str, Any]:
-    return {"lr": config.learning_rate, "betas": tuple(config.adam_betas), "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": tuple(config.adam_betas),
+        "weight_decay": config.weight_decay,
+    }
+    if config.num_gpus:
+        # Without temporaries: a shard is one flat tensor, and each of its temporaries as large as all its weights.
+        settings["fused"] = True
+    return settings
 
 
 def learning_rate(config: LearnerConfig, optimizer_step: int) -> float:

@@ -23,8 +23,8 @@ __all__ = ["Policy", "PolicyInputs", "install_fast_vision_attention", "load_poli
 
 FORBIDDEN_LOGIT = -1e30
 """Logit of an id that the sampler may not draw: its probability is exactly 0, and 0 * logit stays finite."""
-MAX_LOGITS = 2**24
-"""Most logits in memory at a time (64 MiB in float32); more are computed in chunks, and again in the backward pass."""
+MAX_LOGITS = 2**27
+"""Most logits in memory at a time (512 MiB in float32); more are computed in chunks, and again in the backward pass."""
 
 
 class PolicyInputs(Protocol):

@@ -143,7 +143,7 @@ def data_make(
 @app.command()
 def warmstart(
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/warmstart"),
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
     seed: Annotated[int, typer.Option(help="Seeds weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     num_workers: Annotated[int, typer.Option(help="Processes that draw pictures; 0 draws them in this one.")] = 0,

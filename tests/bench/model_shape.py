@@ -1,0 +1,64 @@
+"""Writes a model folder of a published shape without weights: config.json of that size, the tiny model's tokenizer.
+
+    uv run python -m tests.bench.model_shape 3b /tmp/qwen-3b-shape
+
+For speed and memory figures with `model.load=random`. The numbers are those of the published config.json files
+(Qwen2.5-VL-3B-Instruct and -7B-Instruct); special token ids are the tiny tokenizer's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
+TEXT = {
+    "3b": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+}
+VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "window_size": 112,
+}
+
+
+def write_shape(size: str, folder: Path) -> None:
+    """Write the folder; an existing one is replaced."""
+    text = TEXT[size]
+    config = json.loads((TINY / "config.json").read_text())
+    config["tie_word_embeddings"] = size == "3b"
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24], "rope_type": "default", "rope_theta": 1e6}
+    layers = {"layer_types": ["full_attention"] * text["num_hidden_layers"], "max_position_embeddings": 32768}
+    config["text_config"].update(text, **layers, tie_word_embeddings=size == "3b", initializer_range=0.02)
+    for name in ("rope_scaling", "rope_parameters"):
+        if name in config["text_config"]:
+            config["text_config"][name] = rope
+    config["vision_config"].update(VISION, out_hidden_size=text["hidden_size"], initializer_range=0.02)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "README.md"))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+if __name__ == "__main__":
+    write_shape(sys.argv[1], Path(sys.argv[2]))
+    print(sys.argv[2])

@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 
 from actors.episode import Episode, PlayedGroup, View
 
+BUDGET_DIVISORS = (1, 2, 4)
+MICRO_BATCH_TOKENS = 256
+"""What starting a micro-batch costs besides its tokens, in tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingGroup:
@@ -145,16 +149,18 @@ def cut_evenly(rows: Sequence[PlannedEpisode], num_pieces: int) -> list[list[Pla
 def pack(rows: Sequence[PlannedEpisode], max_tokens: int) -> list[MicroBatchPlan]:
     """Pack rows into micro-batches of at most `max_tokens` padded tokens (a longer row gets one of its own).
 
-    A group kept together has its pictures encoded once; rows of like length leave little padding. Which of the two
-    weighs more depends on the batch, so the orders are compared by what they cost.
+    A group kept together has its pictures encoded once; rows of like length, and smaller micro-batches, leave little
+    padding. What weighs more depends on the batch, so several ways are compared by what they cost.
     """
     orders: tuple[Callable[[PlannedEpisode], tuple[int, ...]], ...] = (
         lambda row: (row.image,),
         lambda row: (len(row.views), row.image),
         lambda row: (row.num_tokens, row.image),
     )
-    candidates = [_fill(sorted(rows, key=order), max_tokens) for order in orders]
-    return min(candidates, key=lambda micro_batches: sum(map(computed_tokens, micro_batches)))
+    candidates = [
+        _fill(sorted(rows, key=order), max_tokens // divisor) for order in orders for divisor in BUDGET_DIVISORS
+    ]
+    return min(candidates, key=lambda found: sum(MICRO_BATCH_TOKENS + computed_tokens(each) for each in found))
 
 
 def _fill(rows: Sequence[PlannedEpisode], max_tokens: int) -> list[MicroBatchPlan]:

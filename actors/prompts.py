@@ -136,7 +136,9 @@ _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>")
 
 def _without_specials(text: str) -> str:
     """A question is material: it must not open turns or stand for pictures."""
-    return _SPECIAL.sub("", text)
+    stripped = _SPECIAL.sub("", text)
+    # Taking one out may join its surroundings to another.
+    return stripped if stripped == text else _without_specials(stripped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

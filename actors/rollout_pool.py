@@ -81,7 +81,7 @@ class RolloutPool:
         """
         ready = await self._sync(list(self._num_in_flight), "prepare", manifest, buckets)
         current = await self._sync(ready, "commit", manifest, buckets)
-        if not current:
+        if not current or not self._num_in_flight:
             raise WeightSyncError(f"version {manifest.version} reached no rollout worker")
         self.version = manifest.version
 

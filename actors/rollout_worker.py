@@ -90,6 +90,7 @@ class RolloutWorker:
 
     async def serve_loaded_weights(self) -> None:
         """Serve what the engine read from `model.path`, where no learner sends any."""
+        self._engine.trust_loaded()
         self._receiver.trust_loaded()
 
     async def check_health(self) -> int:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ from PIL import Image
 from actors.episode import FinishReason
 from actors.errors import RolloutError
 from actors.play import Completion, Sampling, ShownImage
-from actors.weight_receiver import WeightManifest, manifest_to_json
+from actors.weight_receiver import WeightManifest, check_engine_digests, manifest_to_json
 from configs.schema import ModelConfig, RolloutConfig
 
 EXTENSION = "actors.vllm_extension.WeightExtension"
@@ -131,6 +131,8 @@ class VllmEngine:
         """Sample one completion. Raises RolloutError when the engine is dead or saw other tokens than we sent."""
         async with self._gate.turn():
             version = self.version
+            if version < 0:
+                raise RolloutError("the engine holds no verified weights")
             output = await self._generate(self._prompt(prompt_ids, images, version), self._params(sampling))
         if tuple(output.prompt_token_ids) != prompt_ids:
             raise RolloutError(
@@ -140,7 +142,9 @@ class VllmEngine:
         (choice,) = output.outputs
         token_ids = tuple(choice.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
-        reason: FinishReason = "stop" if choice.finish_reason == "stop" else "length"
+        if choice.finish_reason not in get_args(FinishReason):
+            raise RolloutError(f"the engine ended a turn with {choice.finish_reason!r}")
+        reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, policy_version=version)
 
     async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
@@ -187,17 +191,25 @@ class VllmEngine:
             bucket.tofile(self._staging / str(number))
         await self._engine.collective_rpc("stage_weights", args=(str(self._staging), manifest_to_json(manifest)))
 
-    async def commit_weights(self, manifest: WeightManifest) -> dict[str, str]:
-        """Swap in the staged version between turns, and forget all that was computed under the old one."""
+    async def commit_weights(self, manifest: WeightManifest) -> None:
+        """Swap in the staged version between turns, and forget all that was computed under the old one.
+
+        With tensor parallelism each worker holds shards, of which no checksum is known: then only the staged bytes
+        were verified, by every worker.
+        """
         async with self._gate.closed():
+            self.version = -1
             digests = await self._engine.collective_rpc("commit_weights", args=(manifest.version,))
+            if len(digests) == 1:
+                check_engine_digests(manifest, digests[0])
             await self._engine.reset_prefix_cache()
             await self._engine.reset_encoder_cache()
             self.version = manifest.version
         self._drop_staging()
-        if len(digests) > 1:  # tensor parallel: each worker holds shards, only the staged bytes could be verified
-            return {tensor.name: tensor.digest for tensor in manifest.tensors}
-        return dict(digests[0])
+
+    def trust_loaded(self) -> None:
+        """Serve the weights that the engine read from disk, as version 0."""
+        self.version = 0
 
     def _drop_staging(self) -> None:
         if self._staging is not None:

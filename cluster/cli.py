@@ -100,7 +100,8 @@ def evaluate(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
     policy: Annotated[
-        str | None, typer.Option(help="Run folder or exported model to play; model.path of the config otherwise.")
+        str | None,
+        typer.Option(help="Run folder (played with its own settings) or exported model; model.path otherwise."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -108,11 +109,13 @@ def evaluate(
     with shown_errors():
         from cluster.display import Display, evaluation_table
         from cluster.evaluate import evaluate as play_split
-        from cluster.folders import exported_model
+        from cluster.folders import CONFIG, exported_model, with_found_paths
         from cluster.launch import launch_players
 
         chosen = [f"model.path={exported_model(policy)}"] if policy else []
-        settings = load_config(config, [*(overrides or []), *chosen])
+        saved = Path(policy or "") / CONFIG
+        source = str(saved) if policy and saved.is_file() and config == "tiny" else config
+        settings = with_found_paths(load_config(source, [*(overrides or []), *chosen]))
         make_missing_data(settings)
 
         async def play() -> dict[str, object]:
@@ -197,25 +200,33 @@ def show_config(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: Json = False) -> None:
     """Write a run's report.html again: curves, and episodes with their pictures."""
     with shown_errors():
         from cluster.report import write_report
 
-        typer.echo(str(write_report(run)))
+        path = str(write_report(run))
+        if as_json:
+            print_json({"report": path})
+        else:
+            typer.echo(path)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. one per penalty.")],
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("compare.png"),
+    as_json: Json = False,
 ) -> None:
     """Draw several runs into one figure: share that asks and accuracy over steps (Fig. 3a of the paper)."""
     with shown_errors():
         from cluster.plots import plot_penalties
 
         plot_penalties(runs, [run.name for run in runs], out)
-        typer.echo(str(out))
+        if as_json:
+            print_json({"picture": str(out)})
+        else:
+            typer.echo(str(out))
 
 
 @app.command()

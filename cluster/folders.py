@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.errors import RunError
+from actors.prompts import load_prompt_style
 from configs.load import load_config
 from configs.schema import Config
 
+CONFIG = "config.yaml"
+"""What a run folder has once its parts are up."""
 ROOT = Path(__file__).resolve().parent.parent
 """The project's folder, where the shipped model and configs lie."""
 
@@ -17,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Config:
     """The config of a run, its folder decided: the next free one, or on `resume` the newest that exists.
 
-    A resumed run keeps the settings it was started with; overrides given now win.
+    A resumed run keeps the settings it was started with; overrides given now win. A `run.name=` among them names the
+    folder itself where there is one.
 
     Raises:
         RunError: nothing to resume.
@@ -26,11 +30,12 @@ def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Confi
     existing = runs_of(Path(settings.run.dir), settings.run.name)
     if not resume:
         return _named(settings, _free_name(settings.run.name, existing))
-    if not existing:
-        raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/: start it without --resume")
-    saved = existing[-1] / "config.yaml"
-    source = str(saved) if saved.is_file() else config
-    return _named(with_found_paths(load_config(source, overrides)), existing[-1].name)
+    named = [path for path in existing if f"run.name={path.name}" in overrides]
+    started = [path for path in named or existing if (path / CONFIG).is_file()]
+    if not started:
+        raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/ got under way: start it without --resume")
+    folder = started[-1]
+    return _named(with_found_paths(load_config(str(folder / CONFIG), overrides)), folder.name)
 
 
 def runs_of(folder: Path, name: str) -> list[Path]:
@@ -57,11 +62,16 @@ def _named(settings: Config, name: str) -> Config:
 
 
 def with_found_paths(settings: Config) -> Config:
-    """The shipped model is found from any working directory."""
-    path = Path(settings.model.path)
-    if path.is_absolute() or path.exists() or not (ROOT / path).exists():
-        return settings
-    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(ROOT / path)))
+    """The shipped model is found from any working directory; a model or wording that is nowhere is refused.
+
+    Raises:
+        ValueError: no model folder, or no such prompt style.
+    """
+    load_prompt_style(settings.model.prompt)
+    for path in (Path(settings.model.path), ROOT / settings.model.path):
+        if (path / "config.json").is_file():
+            return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(path)))
+    raise ValueError(f"model.path={settings.model.path!r} holds no config.json: give a Hugging Face model folder")
 
 
 def exported_model(policy: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -26,8 +27,9 @@ from actors.rollout_worker import RolloutWorker
 from actors.weight_receiver import WeightManifest
 from cluster.display import Display
 from cluster.evaluate import Players
+from cluster.folders import CONFIG
 from cluster.placement import Placement, Resources, check_capacity, place
-from cluster.recorder import lock_run_folder
+from cluster.recorder import lock_run_folder, write_whole
 from cluster.run import Run
 from configs.load import to_yaml
 from configs.schema import Config
@@ -47,11 +49,17 @@ async def crossing(call: Awaitable[T], failure: type[VisionThinkError], what: st
     try:
         return await call
     except RAY_FAILURES as error:
-        raise failure(f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise failure(f"{what}: {type(error).__name__}: {gist(error)}") from error
     except RayTaskError as error:
         if isinstance(error.cause, VisionThinkError | ValueError):
             raise error.cause from error
         raise
+
+
+def gist(error: Exception) -> str:
+    """The line of Ray's message that says why: the first, or the last where a constructor's traceback stands before."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 class RayWorker:
@@ -152,7 +160,8 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     return LearnerGroup(config.learner, start_rank)
 
 
-async def _start_judges(config: Config, name: str, cleanup: contextlib.ExitStack) -> JudgePool:
+async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExitStack) -> JudgePool:
+    name = f"{name}-{secrets.token_hex(3)}"  # several runs may share a cluster
     cleanup.callback(delete_judges, name)
     handle = await asyncio.to_thread(deploy_judges, config.judge, name)
     cleanup.callback(handle.close)
@@ -177,11 +186,10 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         RolloutError, LearnerError: a part did not come up in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    with contextlib.ExitStack() as cleanup:
+    async with contextlib.AsyncExitStack() as cleanup:
+        train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
         cleanup.enter_context(display)
-        train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
-        (folder / "config.yaml").write_text(to_yaml(config))
         connect()
         cleanup.callback(ray.shutdown)
         check_capacity(config, ray.cluster_resources())
@@ -189,8 +197,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         workers = start_workers(config, placement)
         learner = _start_learner(config, placement)
         judges = await _start_judges(config, f"judges-{config.run.name}", cleanup)
-        async with asyncio.timeout(config.rollout.start_timeout_s):
-            await asyncio.gather(learner.start(), *(worker.ready() for worker in workers))
+        cleanup.push_async_callback(_shut_down, workers, learner)
+        await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)])
         run = Run(
             config,
             folder,
@@ -202,36 +210,27 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             display=display,
             started_at=started_at,
         )
-        if resume:
-            await run.restore(_checkpoint(folder, display))
+        if resume and (checkpoint := _checkpoint(folder, display)):
+            await run.restore(checkpoint)
+        write_whole(folder / CONFIG, to_yaml(config))
         run.start_recording()
-        try:
-            yield run
-        finally:
-            await _shut_down([learner.shutdown(), *(worker.shutdown() for worker in workers)])
+        yield run
 
 
 @contextlib.asynccontextmanager
 async def launch_players(config: Config, *, display: Display) -> AsyncIterator[Players]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
-    with contextlib.ExitStack() as cleanup:
+    async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
         heldout = Dataset.open(config.data.heldout)
         connect()
         cleanup.callback(ray.shutdown)
+        check_capacity(config, ray.cluster_resources())
         workers = start_workers(config, place(config))
         judges = await _start_judges(config, "judges-eval", cleanup)
-        async with asyncio.timeout(config.rollout.start_timeout_s):
-            await asyncio.gather(*(worker.serve_loaded_weights() for worker in workers))
-        try:
-            yield Players(
-                rollouts=_pool(config, workers),
-                judges=judges,
-                display=display,
-                heldout=heldout,
-            )
-        finally:
-            await _shut_down([worker.shutdown() for worker in workers])
+        cleanup.push_async_callback(_shut_down, workers)
+        await _all_up(config, [worker.serve_loaded_weights() for worker in workers])
+        yield Players(rollouts=_pool(config, workers), judges=judges, display=display, heldout=heldout)
 
 
 def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
@@ -243,17 +242,30 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
     )
 
 
-def _checkpoint(folder: Path, display: Display) -> Path:
+def _checkpoint(folder: Path, display: Display) -> Path | None:
+    """The checkpoint to go on from; None for a run that was stopped before its first one, which starts over."""
     found = newest_checkpoint(folder / "checkpoints")
     for reason in found.rejected:
         display.warn(reason)
-    if found.path is None:
+    if found.path is None and found.rejected:
         raise CheckpointError(f"{folder} holds no checkpoint that verifies: start it anew without --resume")
+    if found.path is None:
+        display.say("no checkpoint was written yet: this run starts over")
     return found.path
 
 
-async def _shut_down(goodbyes: Sequence[Awaitable[None]]) -> None:
+async def _all_up(config: Config, starts: Sequence[Awaitable[Any]]) -> None:
+    try:
+        async with asyncio.timeout(config.rollout.start_timeout_s):
+            await asyncio.gather(*starts)
+    except TimeoutError as error:
+        limit = config.rollout.start_timeout_s
+        raise RolloutError(f"the run's parts were not up within rollout.start_timeout_s={limit:g}") from error
+
+
+async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:
     """Let engines end their own processes. What does not answer in time goes with its actor."""
+    goodbyes = [worker.shutdown() for worker in workers] + ([learner.shutdown()] if learner else [])
     with contextlib.suppress(TimeoutError, VisionThinkError):
         async with asyncio.timeout(SHUTDOWN_S):
             await asyncio.gather(*goodbyes)

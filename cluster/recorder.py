@@ -78,6 +78,16 @@ def lock_run_folder(folder: Path) -> IO[str]:
     return lock
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old one or the new one."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 class Recorder:
     """Writes one run's files. `step` is where the run resumes; 0 starts anew."""
 
@@ -89,7 +99,7 @@ class Recorder:
         for stale in (folder / "episodes").glob("step-*.parquet"):
             if int(stale.stem.removeprefix("step-")) > step:
                 stale.unlink()
-        for name in ("metrics.jsonl", "ledger.jsonl"):
+        for name in ("metrics.jsonl", "ledger.jsonl", "lost.jsonl"):
             cut_after(folder / name, step)
         # Event files cannot be cut, so they are told anew from the figures that were kept.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -100,6 +110,8 @@ class Recorder:
     def record_step(self, step: int, collected: Collected, figures: Mapping[str, float]) -> None:
         """Episodes first, then the ledger, then the figures: what is in the ledger has its episodes on disk."""
         write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", step, collected)
+        for group in collected.lost:
+            _append(self.folder / "lost.jsonl", {"step": step, "sample": group.ref.uid, "reason": group.reason})
         _append(self.folder / "ledger.jsonl", {"step": step, "samples": [ref.uid for ref in collected.drawn]})
         self.record_figures(step, figures)
 
@@ -122,9 +134,7 @@ def cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(replacement, path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -27,6 +27,8 @@ from learner.group import LearnerGroup
 from learner.update import UpdateReport
 
 STATE = "state.json"
+MAX_HASHED_BYTES = 64 << 20
+"""Larger files of the initial model are identified by name and size."""
 PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 
 
@@ -46,7 +48,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        if path.suffix == ".json":
+        if path.stat().st_size <= MAX_HASHED_BYTES:
             digest.update(path.read_bytes())
     return Identity(
         dataset=train_set.identity(),
@@ -137,6 +139,8 @@ class Run:
             "time/publish_s": self._publish_seconds,
             "time/step_s": now - self._ready_at,
         }
+        for group in collected.lost:
+            self.display.warn(f"sample {group.ref.uid}: {group.reason}")
         self._num_episodes += sum(len(group.played.episodes) for group in collected.scored)
         self._loop_seconds += now - self._ready_at
         assert self.recorder is not None

@@ -28,6 +28,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
         require(legal, "run.name", self.name, "use letters, digits, '.', '_' and '-' only")
+        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +103,11 @@ class RolloutConfig:
     start_timeout_s: float = 900.0
     """Deadline for an engine to come up."""
     num_gpus: float = 0.0
-    """GPUs (or a share of one) per worker; 0 runs vLLM's CPU build."""
+    """GPUs (or a share of one) per engine process; 0 runs vLLM's CPU build."""
     gpu_memory_fraction: float = 0.85
     """Share of the GPU's memory that vLLM may take."""
     tensor_parallel_size: int = 1
-    """GPUs that one engine spreads over."""
+    """Processes, with a GPU each, that one engine spreads over."""
     kv_cache_gib: int = 1
     """Memory for the CPU engine's KV cache."""
     num_threads: int = 1
@@ -140,6 +141,10 @@ class RolloutConfig:
         for name in ("group_timeout_s", "start_timeout_s"):
             require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "a positive number of seconds")
         require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "0 for CPU, or GPUs per worker")
+        parallel = self.tensor_parallel_size
+        require(
+            parallel == 1 or self.num_gpus == 1, "rollout.tensor_parallel_size", parallel, "needs rollout.num_gpus=1"
+        )
         require(
             0 < self.gpu_memory_fraction <= 1,
             "rollout.gpu_memory_fraction",
@@ -178,6 +183,8 @@ class JudgeConfig:
             self.max_replicas,
             f"at least judge.min_replicas={self.min_replicas}",
         )
+        target = self.target_ongoing_requests
+        require(target > 0, "judge.target_ongoing_requests", target, "above 0")
         require(self.timeout_s > 0, "judge.timeout_s", self.timeout_s, "a positive number of seconds")
         require(self.max_tries >= 1, "judge.max_tries", self.max_tries, "at least 1")
         require(self.relative_tolerance >= 0, "judge.relative_tolerance", self.relative_tolerance, "0 or more")
@@ -218,7 +225,7 @@ class LearnerConfig:
     """DeepSpeed ZeRO stage."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1-3 on GPUs)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     """Constant after the warm-up."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from 0."""
@@ -262,6 +269,8 @@ class LearnerConfig:
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
+        betas = self.adam_betas
+        require(all(0 <= beta < 1 for beta in betas), "learner.adam_betas", betas, "two numbers from 0 to below 1")
         require(
             not (self.offload_optimizer and self.zero_stage == 0),
             "learner.offload_optimizer",
@@ -284,15 +293,15 @@ class WeightsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    num_steps: int = 40
+    num_steps: int = 20
     """Trips of the main loop: collect, update, publish."""
     prompts_per_step: int = 32
     """Groups trained on per trip."""
     max_staleness: int = 0
-    """Versions that generation may run ahead of learning; 0 is strictly on-policy."""
+    """Trips of the loop that generation may run ahead of learning; 0 is strictly on-policy."""
     min_scored: int = 4
     """A group trains while at least this many of its G episodes have a verdict."""
-    max_draws: float = 4.0
+    max_draws: float = 2.0
     """Prompts drawn per step, as a multiple of `prompts_per_step`, before a step goes on with fewer groups."""
     max_lost_fraction: float = 0.25
     """Stop when more than this share of a step's groups was lost to failures."""
@@ -308,7 +317,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         require(self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "0 (on-policy) or more")
         require(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more")
-        require(self.max_draws >= 1, "train.max_draws", self.max_draws, "at least 1")
+        require(1 <= self.max_draws <= 100, "train.max_draws", self.max_draws, "from 1 to 100 times prompts_per_step")
         require(
             0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "a share from 0 to 1"
         )
@@ -359,6 +368,8 @@ class Config:
             self.model.dtype,
             "the CPU engines need float32; give rollout.num_gpus and learner.num_gpus",
         )
+        full_precision = self.model.dtype == "float32"
+        require(full_precision or self.learner.zero_stage > 0, "learner.zero_stage", 0, "bfloat16 needs 1, 2 or 3")
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(

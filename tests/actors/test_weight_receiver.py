@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 
 import numpy as np
@@ -10,6 +11,7 @@ from actors.weight_receiver import (
     WeightManifest,
     WeightReceiver,
     bytes_digest,
+    check_engine_digests,
     manifest_from_json,
     manifest_to_json,
     verified_tensors,
@@ -40,8 +42,9 @@ class FakeTarget:
     async def stage_weights(self, manifest, buckets) -> None:
         self.staged = buckets
 
-    async def commit_weights(self, manifest) -> dict[str, str]:
-        return {t.name: "bad" if t.name == self.spoils else t.digest for t in manifest.tensors}
+    async def commit_weights(self, manifest) -> None:
+        held = {t.name: "bad" if t.name == self.spoils else t.digest for t in manifest.tensors}
+        check_engine_digests(manifest, held)
 
 
 async def test_a_receiver_serves_only_what_it_verified():
@@ -102,3 +105,22 @@ def test_reordered_tensors_change_the_digest_of_the_version():
 def test_a_manifest_survives_the_hop_into_the_engine():
     manifest, _ = make_version(1)
     assert manifest_from_json(manifest_to_json(manifest)) == manifest
+
+
+async def test_a_worker_goes_on_taking_groups_while_a_commit_waits_for_turns_in_flight():
+    """Look-ahead: with turns in flight a commit takes a while, and nothing is refused meanwhile."""
+    turns_ended = asyncio.Event()
+
+    class Busy(FakeTarget):
+        async def commit_weights(self, manifest) -> None:
+            await turns_ended.wait()
+
+    receiver = WeightReceiver(Busy())
+    receiver.trust_loaded()
+    await receiver.prepare(*make_version(1))
+    commit = asyncio.create_task(receiver.commit(1))
+    await asyncio.sleep(0.01)
+    assert (receiver.state, receiver.version) == (SyncState.CURRENT, 0)
+    turns_ended.set()
+    await commit
+    assert (receiver.state, receiver.version) == (SyncState.CURRENT, 1)

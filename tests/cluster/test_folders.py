@@ -19,10 +19,21 @@ def test_every_new_run_gets_a_folder_of_its_own(tmp_path):
 
 
 def test_resume_takes_the_newest_run_and_its_own_settings(tmp_path):
-    (tmp_path / "demo-2").mkdir()
-    (tmp_path / "demo-2" / "config.yaml").write_text("train: {num_steps: 77}\n")
-    config = resolve_run("tiny", [f"run.dir={tmp_path}", "run.name=demo", "reward.theta=0.3"], resume=True)
-    assert (config.run.name, config.train.num_steps, config.reward.theta) == ("demo-2", 77, 0.3)
+    for name, num_steps in (("tiny", 66), ("tiny-2", 77)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"train: {{num_steps: {num_steps}}}\n")
+    (tmp_path / "tiny-3").mkdir()  # never got under way
+    config = resolve_run("tiny", [f"run.dir={tmp_path}", "reward.theta=0.3"], resume=True)
+    assert (config.run.name, config.train.num_steps, config.reward.theta) == ("tiny-2", 77, 0.3)
+    older = resolve_run("tiny", [f"run.dir={tmp_path}", "run.name=tiny"], resume=True)
+    assert (older.run.name, older.train.num_steps) == ("tiny", 66)
+
+
+def test_a_model_that_is_nowhere_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.path='nowhere' holds no config\.json"):
+        resolve_run("tiny", [f"run.dir={tmp_path}", "model.path=nowhere"], resume=False)
+    with pytest.raises(ValueError, match=r"model\.prompt='nope'"):
+        resolve_run("tiny", [f"run.dir={tmp_path}", "model.prompt=nope"], resume=False)
 
 
 def test_there_must_be_something_to_resume(tmp_path):

@@ -1,0 +1,56 @@
+"""kill -9 of the driver at five random moments of the default run, resumed each time: `pytest -m slow tests/ray`."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from actors.dataset import Dataset, PromptCursor
+from actors.shapes import make_shapes
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_good(tmp_path):
+    seed = random.randrange(10**6)
+    print(f"kill times are drawn from seed {seed}")
+    draw = random.Random(seed)
+    shapes = make_shapes(tmp_path / "shapes", seed=0)
+    settings = [f"run.dir={tmp_path}", f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
+    command = [sys.executable, "-m", "cluster.cli", "train", "--json", *settings]
+    flags: list[str] = []
+    for number in range(5):
+        process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        after_s = draw.uniform(45, 100)
+        time.sleep(after_s)
+        assert process.poll() is None, f"kill {number} came after the end: {process.communicate()}"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        ledger = tmp_path / "tiny" / "ledger.jsonl"
+        num_steps = len(ledger.read_text().splitlines()) if ledger.exists() else 0
+        print(f"kill {number} after {after_s:.0f} s, {num_steps} steps in the ledger", flush=True)
+        flags = ["--resume"] if (tmp_path / "tiny" / "config.yaml").exists() else []
+        assert flags or number < 4, "the run never got under way"
+
+    ended = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    print(summary)
+    entries = [json.loads(line) for line in (Path(summary["run"]) / "ledger.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == list(range(1, summary["steps"] + 1))
+    consumed = [uid for entry in entries for uid in entry["samples"]]
+    num_rows = len(Dataset.open(str(shapes["train"])))
+    expected = PromptCursor(dataset="train", num_rows=num_rows, seed=0).take(len(consumed))
+    assert consumed == [ref.uid for ref in expected]
+    heldout = summary["heldout"]
+    assert heldout["accuracy"] >= 0.95 * heldout["accuracy_full"]
+    assert heldout["ask_share_needed"] >= 0.9
+    assert heldout["ask_share_unneeded"] <= 0.1

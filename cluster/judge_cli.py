@@ -1,0 +1,40 @@
+"""The `visionthink judge` commands: can the judges be trusted, and does their pool follow the load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.shell import ConfigName, Json, Overrides, print_json, run_async, shown_errors
+from configs.load import load_config
+
+judge_app = typer.Typer(no_args_is_help=True, help="Measure the judges.")
+
+
+@judge_app.command()
+def check(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    sets: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--set", help="JSON lines to check instead of the shipped ones; give it several times if need be."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the configured judge about the gold set and the attack set, and compare with the verdicts of people.
+
+    A set without a right answer is an attack set. Runs in this process, without Ray.
+    """
+    with shown_errors():
+        from cluster.judge_check import check_judge, check_tables
+
+        report = run_async(check_judge(load_config(config, overrides or []).judge, sets or []))
+        for table in check_tables(report):
+            Console(stderr=as_json).print(table)
+        if as_json:
+            print_json(report.figures())

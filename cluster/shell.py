@@ -1,0 +1,61 @@
+"""What all commands share: options, one way to show errors, one way to print figures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+
+from actors.errors import VisionThinkError
+
+console = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
+]
+ConfigName = Annotated[str, typer.Option("--config", "-c", help="A name in configs/ or the path of a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def process_started_at() -> float:
+    """When this process began, on the monotonic clock: what `first_step_s` and `wall_s` count from."""
+    return time.monotonic() - max(0.0, time.time() - float(psutil.Process().create_time()))
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Known failures end in one clear line and exit code 1; a bug keeps its traceback."""
+    try:
+        yield
+    except (VisionThinkError, ValueError) as error:
+        console.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("stopped; go on with --resume", style="yellow")
+        raise typer.Exit(130) from None
+
+
+def print_json(figures: dict[str, Any]) -> None:
+    typer.echo(json.dumps(figures))
+
+
+def run_async(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end; of several failures at once the first known one is shown."""
+    try:
+        return asyncio.run(main)
+    except BaseExceptionGroup as group:
+        known = group.subgroup(lambda error: isinstance(error, VisionThinkError | ValueError))
+        if known is None:
+            raise
+        first: BaseException = known
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group

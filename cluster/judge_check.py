@@ -75,7 +75,7 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
 
         judge = make_judge(config)
     checked = await check_rows(judge, [*gold, *attacks], timeout_s=config.timeout_s)
-    of_gold, rules_alone = checked[: len(gold)], config.chain == ("rules",)
+    of_gold, rules_alone = checked[: len(gold)], config.backend == "rules"
     return JudgeReport(
         gold=tuple(row for row in of_gold if row.row.is_decidable_by_rules or not rules_alone),
         beyond=tuple(row for row in of_gold if rules_alone and not row.row.is_decidable_by_rules),

@@ -31,6 +31,7 @@ class Job:
         self.shapes = make_shapes(folder / "shapes", train_rows=64, heldout_rows=8, seed=3)
         self.runs = folder / "runs"
         self.run = self.runs / "job"
+        self.started_at = time.time()
 
     def start(self, num_steps: int, *flags: str) -> subprocess.Popen[str]:
         settings = [
@@ -153,9 +154,16 @@ def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job)
 def test_no_process_of_a_killed_run_stays_behind(summary, job):
     import psutil
 
-    left = [
-        process.info
-        for process in psutil.process_iter(["name", "cmdline"])
-        if any(str(job.runs) in part for part in process.info["cmdline"] or [])
-    ]
-    assert left == []
+    def left() -> list[str]:
+        return [
+            " ".join(process.info["cmdline"] or []) or process.info["name"]
+            for process in psutil.process_iter(["name", "cmdline", "create_time", "status"])
+            if process.info["create_time"] > job.started_at
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+            and any(mark in " ".join(process.info["cmdline"] or []) for mark in ("VLLM::", "ray::", str(job.runs)))
+        ]
+
+    deadline = time.monotonic() + 30
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left() == []

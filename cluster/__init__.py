@@ -1,0 +1,10 @@
+"""Everything that knows Ray. Some of its settings are read when it is imported, so they are made here, before that."""
+
+import os
+
+# All nodes have this process's environment: without the first, a driver under `uv run` would ship a copy of this folder
+# to its own workers, without the data and runs that git ignores, and build an environment for each of them.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A call to Ray outside of a run is a bug: it must not start a second cluster on the quiet.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

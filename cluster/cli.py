@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -231,8 +230,6 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
 
 
 def main() -> None:
-    # A call to Ray outside of a run is a bug: it must not start a second cluster on the quiet.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     app()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -170,9 +169,6 @@ async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExit
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
-    # The environment is the one this process runs in: no node needs another `uv run` per worker.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", namespace="visionthink")
 
 

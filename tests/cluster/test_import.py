@@ -1,0 +1,23 @@
+"""What importing `cluster` settles before Ray is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import cluster.launch
+from ray._private import ray_constants  # where Ray keeps what it read at its import
+
+print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+"""
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "False"), ("1", "True")])
+def test_workers_run_in_this_folder_also_under_uv_run_unless_one_asks_otherwise(given, seen):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
+    if given is not None:
+        environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = given
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [seen]

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from configs.schema import JudgeConfig
+from configs.judges import JudgeConfig
+from judge.chain import make_judge
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
 from judge.trust import CheckedRow, Rate, by_kind, check_rows, measure
 from judge.verdict import Judge, Verdict
@@ -71,11 +72,9 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
     gold = [row for rows in sets if not _is_attack_set(rows) for row in rows]
     attacks = [row for rows in sets if _is_attack_set(rows) for row in rows]
     if judge is None:
-        from judge.deployment import make_judge  # brings Ray Serve's types, which reading the sets does not need
-
         judge = make_judge(config)
     checked = await check_rows(judge, [*gold, *attacks], timeout_s=config.timeout_s)
-    of_gold, rules_alone = checked[: len(gold)], config.backend == "rules"
+    of_gold, rules_alone = checked[: len(gold)], not config.has_llm
     return JudgeReport(
         gold=tuple(row for row in of_gold if row.row.is_decidable_by_rules or not rules_alone),
         beyond=tuple(row for row in of_gold if rules_alone and not row.row.is_decidable_by_rules),

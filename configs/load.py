@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs import schema
 from configs.schema import Config
 
 FOLDER = Path(__file__).resolve().parent
@@ -77,16 +77,26 @@ def find_config(name: str) -> Path:
 
 def describe_fields() -> list[FieldDescription]:
     """Every setting in the order of the schema, with its type, default and docstring."""
-    docs = _field_docs(inspect.getsource(schema))
-    described = []
-    for section in fields(Config):
-        section_type = _section_type(section)
-        for field in fields(section_type):
+    return [description for section, path in _sections() for description in _describe(section, path)]
+
+
+def _describe(section: type[Any], path: str) -> Iterator[FieldDescription]:
+    docs = _field_docs(inspect.getsource(sys.modules[section.__module__]))
+    hints = get_type_hints(section)
+    for field in fields(section):
+        if not is_dataclass(hints[field.name]):
             default = "required" if field.default is MISSING else str(field.default)
-            doc = docs.get((section_type.__name__, field.name), "")
-            key = f"{section.name}.{field.name}"
-            described.append(FieldDescription(key=key, type=str(field.type), default=default, doc=doc))
-    return described
+            doc = docs.get((section.__name__, field.name), "")
+            yield FieldDescription(key=f"{path}.{field.name}", type=str(field.type), default=default, doc=doc)
+
+
+def _sections(owner: type[Any] = Config, path: str = "") -> Iterator[tuple[type[Any], str]]:
+    """Each section with its dotted path, a section before those inside it."""
+    for name, hint in get_type_hints(owner).items():
+        if is_dataclass(hint):
+            inner = f"{path}.{name}".lstrip(".")
+            yield cast(type[Any], hint), inner
+            yield from _sections(cast(type[Any], hint), inner)
 
 
 def _read(file: Path) -> DictConfig:
@@ -119,18 +129,8 @@ def _parse_override(override: str) -> DictConfig:
 
 def _is_text(key: str) -> bool:
     """Whether the schema says that this key holds a text."""
-    section_name, _, name = key.partition(".")
-    for section in fields(Config):
-        if section.name == section_name:
-            return any(field.name == name and str(field.type) == "str" for field in fields(_section_type(section)))
-    return False
-
-
-def _section_type(section: Field[Any]) -> type[Any]:
-    """The dataclass of a section; the schema's annotations are strings."""
-    section_type = vars(schema)[str(section.type)]
-    assert is_dataclass(section_type)
-    return cast(type[Any], section_type)
+    path, _, name = key.rpartition(".")
+    return any(path == at and get_type_hints(section).get(name) is str for section, at in _sections())
 
 
 def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:

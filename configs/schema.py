@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def require(condition: bool, fieldname: str, value: object, remedy: str) -> None:
-    """Raise the one kind of error that a bad setting gives: field, value, remedy."""
-    if not condition:
-        raise ValueError(f"{fieldname}={value!r} cannot work: {remedy}")
+from configs.judges import JudgeConfig
+from configs.require import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,38 +153,6 @@ class RolloutConfig:
     def max_model_len(self) -> int:
         """Tokens of the longest episode an engine must hold: prompt and completion of the last turn."""
         return self.max_prompt_tokens + self.max_turn_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeConfig:
-    backend: Literal["rules"] = "rules"
-    """Who decides whether an answer is right."""
-    relative_tolerance: float = 1e-3
-    """Two numbers count as equal within this share of the reference."""
-    min_replicas: int = 1
-    """Fewest judges that Ray Serve keeps up."""
-    max_replicas: int = 2
-    """Most judges that Ray Serve starts when their queue grows."""
-    target_ongoing_requests: float = 8.0
-    """Groups per judge at which Serve adds another."""
-    timeout_s: float = 60.0
-    """Deadline for the verdicts of one group, tries included."""
-    max_tries: int = 3
-    """Calls for one group before its samples count as unscored."""
-
-    def __post_init__(self) -> None:
-        require(self.min_replicas >= 1, "judge.min_replicas", self.min_replicas, "at least 1")
-        require(
-            self.max_replicas >= self.min_replicas,
-            "judge.max_replicas",
-            self.max_replicas,
-            f"at least judge.min_replicas={self.min_replicas}",
-        )
-        target = self.target_ongoing_requests
-        require(target > 0, "judge.target_ongoing_requests", target, "above 0")
-        require(self.timeout_s > 0, "judge.timeout_s", self.timeout_s, "a positive number of seconds")
-        require(self.max_tries >= 1, "judge.max_tries", self.max_tries, "at least 1")
-        require(self.relative_tolerance >= 0, "judge.relative_tolerance", self.relative_tolerance, "0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

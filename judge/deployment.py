@@ -1,7 +1,6 @@
 """The judges as an autoscaled Ray Serve deployment, called once per group through a handle; there is no HTTP proxy.
 
-A backend is anything with the `Judge` protocol. A replica builds its own from the judge section of the config, so a
-new backend is a branch of `make_judge` and a name in `JudgeConfig.backend`.
+A replica builds its own chain of judges from the judge section of the config (`judge.chain.make_judge`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,25 +21,16 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.errors import JudgeError
-from configs.schema import JudgeConfig
-from judge.rules import RulesJudge
-from judge.verdict import Judge, JudgeRequest, Outcome
+from configs.judges import JudgeConfig
+from judge.chain import make_judge
+from judge.verdict import GradeReply, Judge, JudgeRequest
 
 DEPLOYMENT_NAME = "judge"
 SERVE_LOGGER = "ray.serve"
 # The pool follows a queue that builds up and empties within one training step, so it must react within seconds.
-UPSCALE_DELAY_S = 1.0
-DOWNSCALE_DELAY_S = 10.0
 METRICS_INTERVAL_S = 0.5
 LOOK_BACK_PERIOD_S = 2.0
 SHUTDOWN_GRACE_S = 5.0
-
-
-def make_judge(config: JudgeConfig) -> Judge:
-    """The backend that the config names."""
-    match config.backend:
-        case "rules":
-            return RulesJudge(relative_tolerance=config.relative_tolerance)
 
 
 class JudgeReplica:
@@ -48,8 +39,10 @@ class JudgeReplica:
     def __init__(self, config: JudgeConfig, make: Callable[[JudgeConfig], Judge]) -> None:
         self._judge = make(config)
 
-    async def grade(self, request: JudgeRequest) -> list[Outcome]:
-        return await self._judge.grade(request)
+    async def grade(self, request: JudgeRequest) -> GradeReply:
+        started = time.monotonic()
+        outcomes = await self._judge.grade(request)
+        return GradeReply(outcomes=tuple(outcomes), service_s=time.monotonic() - started)
 
     async def pid(self) -> int:
         """Process id on its node, for fault drills."""
@@ -123,8 +116,8 @@ def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
             target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=UPSCALE_DELAY_S,
-            downscale_delay_s=DOWNSCALE_DELAY_S,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
             metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_PERIOD_S,
         )

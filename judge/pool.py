@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from actors.errors import JudgeError
-from configs.schema import JudgeConfig
-from judge.verdict import JudgeRequest, NoVerdict, Outcome, check_outcomes
+from configs.judges import JudgeConfig
+from judge.verdict import JudgeRequest, NoVerdict, Outcome, check_reply
 
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
@@ -89,9 +89,9 @@ class JudgePool:
             self._add(num_calls=1)
             reply: tuple[Outcome, ...]
             try:
-                reply = check_outcomes(
+                reply = check_reply(
                     await self._handle.grade(replace(request, predictions=predictions)), len(predictions)
-                )
+                ).outcomes
             except JudgeError as error:
                 reply = (NoVerdict(reason=str(error)),) * len(predictions)
             outcomes.update(zip(predictions, reply, strict=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from actors.errors import JudgeError
 from judge.normalise import boxed_answer, fold_unicode, is_blank, normalise, strip_latex, unwrap
 from judge.quantity import parse_quantity, quantities_agree, words_of
-from judge.verdict import JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "rules"
 MAX_ANSWER_CHARS = 2_000
@@ -49,7 +49,7 @@ class RulesJudge:
                 for prediction in request.predictions
             ]
         except JudgeError as error:
-            return [NoVerdict(reason=str(error)) for _ in request.predictions]
+            return [NoVerdict(reason=str(error), failure=Failure.REJECTED) for _ in request.predictions]
 
 
 def judge_by_rules(question: str, reference: str, prediction: str, *, relative_tolerance: float) -> Verdict:

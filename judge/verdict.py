@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from actors.episode import Episode, PlayedGroup
@@ -15,6 +16,22 @@ from actors.errors import JudgeError
 
 FORMAT_RULE = "format"
 """Name of the judge of episodes that gave no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What outcomes took of an LLM. Rules take nothing."""
+
+    num_calls: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            num_calls=self.num_calls + other.num_calls,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            reply_tokens=self.reply_tokens + other.reply_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +43,26 @@ class Verdict:
     """Who decided: a backend's name, or `format` for an episode without an answer."""
     reason: str
     """The rule or the judge's words, for reports."""
+    judge_version: str = ""
+    """Of an LLM's verdict: the chain, prompt, model, revision and sampling that gave it. Empty for rules."""
+    usage: Usage = Usage()
+
+
+class Failure(StrEnum):
+    """Why there is no verdict: it decides what a caller does next."""
+
+    UNDECIDED = "undecided"
+    """This judge cannot tell; the next one of the chain may."""
+    UNUSABLE = "unusable"
+    """The judge replied, but not with one verdict. Another try may help."""
+    UNREACHABLE = "unreachable"
+    """No reply: connection, time-out, server error, lost replica. Another try may help; many mean an outage."""
+    THROTTLED = "throttled"
+    """Too many calls (429). Fewer at a time will help."""
+    DENIED = "denied"
+    """Key, model or address refused (401, 403, 404). No call will succeed until somebody mends it."""
+    REJECTED = "rejected"
+    """This one request is refused (400, 422, a content filter). No other try will help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +70,10 @@ class NoVerdict:
     """No decision could be had in time. The episode is left out of its group."""
 
     reason: str
+    failure: Failure = Failure.UNREACHABLE
+    retry_after_s: float | None = None
+    """How long the endpoint asked to be left alone."""
+    usage: Usage = Usage()
 
 
 Outcome: TypeAlias = Verdict | NoVerdict
@@ -81,6 +122,28 @@ def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> t
         else Verdict(is_correct=False, judge=FORMAT_RULE, reason=f"no answer: {episode.status.value}")
         for episode in episodes
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradeReply:
+    """What a replica of the pool sends back."""
+
+    outcomes: tuple[Outcome, ...]
+    """One per prediction, in their order."""
+    service_s: float
+    """Seconds from the replica's start on the request to its end: the rest of a round trip was waiting."""
+
+
+def check_reply(reply: object, num_predictions: int) -> GradeReply:
+    """Take a judge's reply as it came over the wire, if it is one outcome per prediction.
+
+    Raises:
+        JudgeError: wrong type or wrong length. Nobody can tell which outcome belongs to which prediction then.
+    """
+    if not isinstance(reply, GradeReply):
+        raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a GradeReply")
+    check_outcomes(reply.outcomes, num_predictions)
+    return reply
 
 
 def check_outcomes(reply: object, num_predictions: int) -> tuple[Outcome, ...]:

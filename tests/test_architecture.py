@@ -25,6 +25,7 @@ OWNERS = {
 
 PURE = (
     "configs/schema.py",
+    "configs/judges.py",
     "configs/load.py",
     "actors/errors.py",
     "actors/episode.py",
@@ -37,6 +38,7 @@ PURE = (
     "judge/quantity.py",
     "judge/reward.py",
     "judge/pool.py",
+    "judge/chain.py",
     "learner/advantage.py",
     "cluster/lookahead.py",
     "cluster/placement.py",

@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 
 from cluster.judge_check import check_judge, check_tables
-from configs.schema import JudgeConfig
+from configs.judges import JudgeConfig
 from judge.rules import RulesJudge
 from judge.verdict import Verdict
 

@@ -11,10 +11,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCa
 from ray.serve.exceptions import BackPressureError
 
 from actors.errors import JudgeError
-from configs.schema import JudgeConfig
-from judge.deployment import delete_judges, deploy_judges, is_retryable, make_judge, serve_options
+from configs.judges import JudgeConfig
+from judge.chain import make_judge
+from judge.deployment import delete_judges, deploy_judges, is_retryable, serve_options
 from judge.pool import JudgePool
-from judge.rules import RulesJudge
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
 
 
@@ -62,10 +62,6 @@ def test_options_follow_the_config_and_reserve_no_cpu():
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.5)
     assert options["max_ongoing_requests"] == 7
     assert options["ray_actor_options"] == {"num_cpus": 0}
-
-
-def test_the_config_picks_the_backend():
-    assert make_judge(JudgeConfig(relative_tolerance=0.5)) == RulesJudge(relative_tolerance=0.5)
 
 
 @pytest.mark.ray

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from actors.errors import JudgeError
-from configs.schema import JudgeConfig
+from configs.judges import JudgeConfig
 from judge import pool as pool_module
 from judge.pool import JudgePool, backoff_s
-from judge.verdict import JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import GradeReply, JudgeRequest, NoVerdict, Outcome, Verdict
 
 REQUEST = JudgeRequest(question="?", reference="red", predictions=("red", "blue", "red"))
 
@@ -29,13 +29,17 @@ class ScriptedHandle:
         return await step(request)
 
 
-async def honest(request: JudgeRequest) -> list[Outcome]:
-    return [Verdict(is_correct=p == request.reference, judge="fake", reason="") for p in request.predictions]
+def reply(*outcomes: Outcome) -> GradeReply:
+    return GradeReply(outcomes=outcomes, service_s=0.0)
 
 
-async def half(request: JudgeRequest) -> list[Outcome]:
-    first, *_ = await honest(request)
-    return [first, *[NoVerdict(reason="unsure")] * (len(request.predictions) - 1)]
+async def honest(request: JudgeRequest) -> GradeReply:
+    return reply(*(Verdict(is_correct=p == request.reference, judge="fake", reason="") for p in request.predictions))
+
+
+async def half(request: JudgeRequest) -> GradeReply:
+    first = (await honest(request)).outcomes[0]
+    return reply(first, *[NoVerdict(reason="unsure")] * (len(request.predictions) - 1))
 
 
 async def hang(request: JudgeRequest) -> object:
@@ -44,7 +48,7 @@ async def hang(request: JudgeRequest) -> object:
 
 
 async def too_few(request: JudgeRequest) -> object:
-    return []
+    return reply()
 
 
 async def prose(request: JudgeRequest) -> object:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from actors.errors import JudgeError
 from judge.rules import MAX_ANSWER_CHARS, RulesJudge, judge_by_rules, parse_options
-from judge.verdict import JudgeRequest, NoVerdict, Verdict
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
 
 COLOURS = "Which colour is the car?\nA. red\nB. blue\nC. dark green"
 INLINE = "How long is it? (A) 12 m (B) 13 m (C) 1.2 km. Answer with the letter."
@@ -373,7 +373,7 @@ async def test_the_backend_grades_each_prediction_in_order():
     outcomes = await judge.grade(JudgeRequest(question="?", reference="red", predictions=("red", "blue", "Red")))
     assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, True]
     outcomes = await judge.grade(JudgeRequest(question="?", reference="", predictions=("red", "")))
-    assert outcomes == [NoVerdict(reason="the reference answer is empty")] * 2
+    assert outcomes == [NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)] * 2
 
 
 @given(

@@ -1,0 +1,181 @@
+"""The settings of the judges: who decides, under which limits, and what a failing judge may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from configs.require import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLMJudgeConfig:
+    """An LLM behind an OpenAI-compatible endpoint, wherever it runs."""
+
+    model: str = ""
+    """Name by which the endpoint knows the model; with `cluster` in judge.chain, the folder of a local model."""
+    revision: str = ""
+    """Of the model, where its name does not say it: part of the judge's version."""
+    base_url: str = "https://api.openai.com/v1"
+    """Endpoint. Not read when `cluster` serves the model."""
+    azure_api_version: str = ""
+    """Set it for Azure: base_url is then the resource's address, model the deployment's name."""
+    api_key_file: str = ""
+    """File that holds the key, readable where judges run. The key itself never stands in a config."""
+    api_key_env: str = ""
+    """Or the environment variable that holds it there. Neither: the endpoint wants no key."""
+    prompt: str = "judge"
+    """Wording of the question to the judge: `judge`, or the path of a YAML file with the same keys."""
+    reply: Literal["json", "choice", "text"] = "json"
+    """`json`: the endpoint keeps a JSON schema. `choice`: vLLM's structured output, one token. `text`: no help."""
+    max_reply_tokens: int = 16
+    """Tokens a judge may use for its verdict."""
+    max_field_chars: int = 4000
+    """Question and reference are cut to this many characters before they go to a judge."""
+    try_timeout_s: float = 20.0
+    """Deadline of one call."""
+    max_concurrent: int = 64
+    """Most calls under way at a time. A 429 halves it for a while."""
+    requests_per_minute: int = 0
+    """Most calls per minute; 0 sets no bound."""
+    tokens_per_minute: int = 0
+    """Most tokens per minute, prompt and reply; 0 sets no bound."""
+    prompt_price: float = 0.0
+    """USD per million prompt tokens."""
+    reply_price: float = 0.0
+    """USD per million reply tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_reply_tokens", "max_field_chars", "max_concurrent"):
+            require(getattr(self, name) >= 1, f"judge.llm.{name}", getattr(self, name), "at least 1")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "0 for no bound, or more")
+        for name in ("prompt_price", "reply_price"):
+            require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "USD per million tokens, or 0")
+        require(self.try_timeout_s > 0, "judge.llm.try_timeout_s", self.try_timeout_s, "a positive number of seconds")
+        url = urlsplit(self.base_url)
+        is_url = url.scheme in ("http", "https") and bool(url.hostname)
+        require(is_url, "judge.llm.base_url", self.base_url, "write http://HOST:PORT/v1 or https://HOST/v1")
+        # The value is not shown: a secret may stand in it.
+        require(
+            "@" not in url.netloc,
+            "judge.llm.base_url",
+            "(hidden)",
+            "no user or password in it; use judge.llm.api_key_file",
+        )
+        require(
+            not (self.api_key_file and self.api_key_env),
+            "judge.llm.api_key_env",
+            self.api_key_env,
+            "give either judge.llm.api_key_file or judge.llm.api_key_env",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterJudgeConfig:
+    """An LLM that Ray Serve runs inside the cluster with vLLM."""
+
+    min_replicas: int = 0
+    """Fewest engines; 0 gives the GPUs back between steps and runs."""
+    max_replicas: int = 1
+    """Most engines."""
+    num_gpus: float = 1.0
+    """GPUs (or a share of one) per engine; 0 runs vLLM's CPU build."""
+    max_model_len: int = 4096
+    """Tokens of the longest question with its verdict."""
+    target_ongoing_requests: float = 32.0
+    """Calls per engine at which Serve adds another."""
+    downscale_delay_s: float = 300.0
+    """Idle seconds before an engine goes."""
+    kv_cache_gib: int = 1
+    """Memory for the KV cache of a CPU engine."""
+    port: int = 0
+    """Port of Serve's HTTP proxy on the loopback interface of each node; 0 takes a free one."""
+    start_timeout_s: float = 900.0
+    """Deadline for the first engine to come up."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_replicas", "max_model_len", "kv_cache_gib"):
+            require(getattr(self, name) >= 1, f"judge.cluster.{name}", getattr(self, name), "at least 1")
+        for name in ("min_replicas", "num_gpus", "downscale_delay_s"):
+            require(getattr(self, name) >= 0, f"judge.cluster.{name}", getattr(self, name), "0 or more")
+        for name in ("target_ongoing_requests", "start_timeout_s"):
+            require(getattr(self, name) > 0, f"judge.cluster.{name}", getattr(self, name), "above 0")
+        require(0 <= self.port <= 65535, "judge.cluster.port", self.port, "0 for a free one, or up to 65535")
+        require(
+            self.max_replicas >= self.min_replicas,
+            "judge.cluster.max_replicas",
+            self.max_replicas,
+            f"at least judge.cluster.min_replicas={self.min_replicas}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    chain: tuple[Literal["rules", "openai", "cluster"], ...] = ("rules",)
+    """Who decides, in order: what one cannot decide with certainty goes to the next, e.g. [rules, openai]."""
+    metric: Literal["strict", "relaxed", "anls"] = "strict"
+    """What the rules call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
+    relative_tolerance: float = 1e-3
+    """Two numbers count as equal within this share of the reference."""
+    max_answer_chars: int = 2000
+    """A longer answer is wrong unread."""
+    min_replicas: int = 1
+    """Fewest judges that Ray Serve keeps up."""
+    max_replicas: int = 2
+    """Most judges that Ray Serve starts when their queue grows."""
+    target_ongoing_requests: float = 8.0
+    """Groups per judge at which Serve adds another."""
+    upscale_delay_s: float = 1.0
+    """Seconds of a longer queue before judges are added."""
+    downscale_delay_s: float = 10.0
+    """Seconds of a shorter queue before judges are taken away."""
+    timeout_s: float = 60.0
+    """Deadline for the verdicts of one group, tries included; waits for a turn and outages not counted."""
+    max_tries: int = 3
+    """Calls for one group before its samples count as unscored."""
+    max_pause_s: float = 1800.0
+    """Longest outage of the judges that the run waits out before it stops, resumable."""
+    cache: str = "runs/verdicts.sqlite"
+    """File of LLM verdicts, shared by runs; empty keeps none."""
+    canary_share: float = 0.02
+    """Share of groups beside which a settled row is judged, to see whether the judge still tells right from wrong."""
+    canary_alarm: float = 0.05
+    """Warn when this share of wrong canaries passes, beyond doubt (lower end of the 95 % interval)."""
+    canary_stop: float = 0.2
+    """Stop the run at this share."""
+    llm: LLMJudgeConfig = field(default_factory=LLMJudgeConfig)
+    cluster: ClusterJudgeConfig = field(default_factory=ClusterJudgeConfig)
+
+    def __post_init__(self) -> None:
+        require(self.min_replicas >= 0, "judge.min_replicas", self.min_replicas, "0 or more")
+        require(
+            self.max_replicas >= max(1, self.min_replicas),
+            "judge.max_replicas",
+            self.max_replicas,
+            f"at least 1 and judge.min_replicas={self.min_replicas}",
+        )
+        for name in ("target_ongoing_requests", "timeout_s", "max_pause_s"):
+            require(getattr(self, name) > 0, f"judge.{name}", getattr(self, name), "above 0")
+        for name in ("upscale_delay_s", "downscale_delay_s", "relative_tolerance"):
+            require(getattr(self, name) >= 0, f"judge.{name}", getattr(self, name), "0 or more")
+        for name in ("max_tries", "max_answer_chars"):
+            require(getattr(self, name) >= 1, f"judge.{name}", getattr(self, name), "at least 1")
+        for name in ("canary_share", "canary_alarm", "canary_stop"):
+            require(0 <= getattr(self, name) <= 1, f"judge.{name}", getattr(self, name), "a share from 0 to 1")
+        self._check_chain()
+
+    def _check_chain(self) -> None:
+        shown = list(self.chain)
+        require(bool(self.chain), "judge.chain", shown, "name who judges, e.g. [rules] or [rules, openai]")
+        require(len(set(self.chain)) == len(self.chain), "judge.chain", shown, "name each judge once")
+        require("rules" not in self.chain[1:], "judge.chain", shown, "rules come first")
+        both = {"openai", "cluster"} <= set(self.chain)
+        require(not both, "judge.chain", shown, "take either openai or cluster: judge.llm describes one model")
+        has_model = bool(self.llm.model) or self.chain == ("rules",)
+        require(has_model, "judge.llm.model", self.llm.model, f"judge.chain={shown} needs a model")
+
+    @property
+    def has_llm(self) -> bool:
+        return self.chain != ("rules",)

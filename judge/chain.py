@@ -16,7 +16,11 @@ def make_judge(config: JudgeConfig) -> Judge:
     for name in config.chain:
         match name:
             case "rules":
-                judges.append(RulesJudge(relative_tolerance=config.relative_tolerance))
+                judges.append(
+                    RulesJudge(
+                        config.relative_tolerance, config.metric, config.chain[-1] == "rules", config.max_answer_chars
+                    )
+                )
             case "openai" | "cluster":
                 raise ValueError(f"judge.chain={list(config.chain)!r} cannot work: no such judge yet")
     return Chain(judges=judges)

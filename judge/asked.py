@@ -1,0 +1,64 @@
+"""What a question says about the form of its answer: the unit, what is counted, a share, a year, an order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from judge.normalise import fold_unicode
+from judge.units import PERCENT, Unit, singular, unit_of
+
+_COUNTED = re.compile(
+    r"\b(?:how many|(?:total )?(?:number|count) of)\s+((?:[^\W\d_][\w'-]*\s*){1,5}?)"
+    r"(?=\b(?:are|is|was|were|do|does|did|can|could|have|has|had|will|would|there|in|on|at|of|with|that|who|which|per|for"
+    r"|from|and|or|between|shown|visible|by|to|over|under|it|he|she|they|you|we)\b|[?.,;:(]|$)"
+)
+_WITH_UNIT = re.compile(
+    r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\()\s*"
+    r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)(?=[\s?.,;:)]|$)"
+)
+_PREPOSITIONS = frozenset(
+    ("in", "a", "an", "the", "to", "second", "minute", "hour", "day", "week", "foot", "mile", "c", "f")
+)
+"""Words and letters that stand after `in` or a bracket without being the unit asked for: `in day 3`."""
+_PERCENT = re.compile(r"\b(?:percent|percentage|per cent|pct)\b|%")
+_SHARE = re.compile(r"\b(?:share(?! price)|fraction|proportion|probability|ratio|likelihood)\b")
+_YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
+_AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
+_ORDER = re.compile(
+    r"\border(?:ed)?\b|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps?\b|\bchronological"
+    r"|\bfrom (?:left|right|top|bottom|first|last|start|small|large|low|high|old|young|near|far|short|tall)\w* to\b"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Read from the question's words alone; what it leaves open is empty or False."""
+
+    units: tuple[Unit, ...]
+    """Units that the answer is to be in: `how many kg`, `in metres`, `(cm)`."""
+    counted: frozenset[str]
+    """Singular words of what is counted: `how many red apples` -> red, apple."""
+    is_amount: bool
+    is_percent: bool
+    is_share: bool
+    is_year: bool
+    is_ordered: bool
+    """The order of a list's items is asked for."""
+
+
+def read_question(question: str) -> Asked:
+    text = fold_unicode(question).casefold()
+    counted = frozenset(
+        singular(word) for match in _COUNTED.finditer(text) for word in re.findall(r"[^\W\d_]+", match[1])
+    )
+    named = [unit_of(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
+    return Asked(
+        units=tuple(dict.fromkeys(unit for unit in named if unit is not None and unit != PERCENT)),
+        counted=counted,
+        is_amount=_AMOUNT.search(text) is not None,
+        is_percent=_PERCENT.search(text) is not None,
+        is_share=_SHARE.search(text) is not None,
+        is_year=_YEAR.search(text) is not None,
+        is_ordered=_ORDER.search(text) is not None,
+    )

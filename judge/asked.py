@@ -9,7 +9,7 @@ from judge.normalise import fold_unicode
 from judge.units import PERCENT, Unit, singular, unit_of
 
 _COUNTED = re.compile(
-    r"\b(?:how many|(?:total )?(?:number|count) of)\s+((?:[^\W\d_][\w'-]*\s*){1,5}?)"
+    r"\b(?:how many|(?:total )?(?:number|count) of)\s+((?:[^\W\d_][\w'-]*+\s*+){1,5}?)"
     r"(?=\b(?:are|is|was|were|do|does|did|can|could|have|has|had|will|would|there|in|on|at|of|with|that|who|which|per|for"
     r"|from|and|or|between|shown|visible|by|to|over|under|it|he|she|they|you|we)\b|[?.,;:(]|$)"
 )
@@ -18,11 +18,13 @@ _WITH_UNIT = re.compile(
     r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)(?=[\s?.,;:)]|$)"
 )
 _PREPOSITIONS = frozenset(
-    ("in", "a", "an", "the", "to", "second", "minute", "hour", "day", "week", "foot", "mile", "c", "f")
+    ("in", "a", "an", "the", "to", "second", "minute", "hour", "day", "week", "month", "year", "foot", "mile", "c", "f")
 )
 """Words and letters that stand after `in` or a bracket without being the unit asked for: `in day 3`."""
 _PERCENT = re.compile(r"\b(?:percent|percentage|per cent|pct)\b|%")
 _SHARE = re.compile(r"\b(?:share(?! price)|fraction|proportion|probability|ratio|likelihood)\b")
+_SCALES = {"hundreds": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(r"\b(hundreds|thousand|million|billion|trillion)")
 _YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
 _AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
 _ORDER = re.compile(
@@ -39,6 +41,8 @@ class Asked:
     """Units that the answer is to be in: `how many kg`, `in metres`, `(cm)`."""
     counted: frozenset[str]
     """Singular words of what is counted: `how many red apples` -> red, apple."""
+    scale: int
+    """1000 where the question speaks of thousands; 1 where it names no such word, or several."""
     is_amount: bool
     is_percent: bool
     is_share: bool
@@ -53,9 +57,11 @@ def read_question(question: str) -> Asked:
         singular(word) for match in _COUNTED.finditer(text) for word in re.findall(r"[^\W\d_]+", match[1])
     )
     named = [unit_of(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
+    scales = set(_SCALE.findall(text))
     return Asked(
         units=tuple(dict.fromkeys(unit for unit in named if unit is not None and unit != PERCENT)),
         counted=counted,
+        scale=_SCALES[scales.pop()] if len(scales) == 1 else 1,
         is_amount=_AMOUNT.search(text) is not None,
         is_percent=_PERCENT.search(text) is not None,
         is_share=_SHARE.search(text) is not None,

@@ -16,11 +16,7 @@ def make_judge(config: JudgeConfig) -> Judge:
     for name in config.chain:
         match name:
             case "rules":
-                judges.append(
-                    RulesJudge(
-                        config.relative_tolerance, config.metric, config.chain[-1] == "rules", config.max_answer_chars
-                    )
-                )
+                judges.append(RulesJudge.from_config(config))
             case "openai" | "cluster":
                 raise ValueError(f"judge.chain={list(config.chain)!r} cannot work: no such judge yet")
     return Chain(judges=judges)

@@ -19,21 +19,11 @@ from judge.quantity import parse_quantity
 _Day: TypeAlias = tuple[int | None, int, int | None]
 """Year, month, day; None where it is not said."""
 
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SHORT = {"sept": "september", "tues": "tuesday", "weds": "wednesday", "thur": "thursday", "thurs": "thursday"}
 _SHORT |= {name[:3]: name for name in (*_MONTHS, *_WEEKDAYS)}
 _MONTH = r"(?P<month>[a-z]+)\.?"
@@ -44,7 +34,7 @@ _WRITTEN = [
 ]
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 _YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})")
-_WEEKDAY_BEFORE = re.compile(rf"(?:{'|'.join((*_WEEKDAYS, *_SHORT))})\.?,?\s+(?=\S)")
+_WEEKDAY_BEFORE = re.compile(rf"(?:{'|'.join(name[:3] for name in _WEEKDAYS)})[a-z]*\.?,?\s+(?=\S)")
 _CLOCK = re.compile(r"(?:at\s+)?(?P<hour>\d{1,2})(?:[:.h](?P<minute>[0-5]\d))?\s*(?P<half>am|pm|o'clock)?")
 _PAST = re.compile(
     r"(?:(?:a|at)\s+)?(?P<part>quarter|half|[a-z0-9-]+(?=\s+minutes?))(?:\s+minutes?)?\s+(?P<way>past|after|to|before)"
@@ -154,6 +144,8 @@ def _whole(word: str) -> int | None:
 
 def _are_equal_ratios(one: str, other: str) -> bool:
     """`10:20` and `20:40` may be ratios."""
+    if not all(re.fullmatch(r"[\d:]+", text) for text in (one, other)):
+        return False
     pairs = [[int(part) for part in re.findall(r"\d+", text)] for text in (one, other)]
     return all(len(pair) == 2 for pair in pairs) and pairs[0][0] * pairs[1][1] == pairs[0][1] * pairs[1][0]
 

@@ -25,8 +25,8 @@ class Rule(Enum):
     TEXT = ("same text", True)
     OTHER_TEXT = ("different text", False)
     """Synonyms, paraphrases, long prose: knowledge, not writing."""
-    SIMILAR = ("similar text", True)
-    """The ANLS metric is right by definition where the similarity is high enough."""
+    SIMILAR = ("similar text", False)
+    """ANLS forgives slips of reading, and with them `glass` for `grass`: final only where nobody else is asked."""
     DISSIMILAR = ("text that is not similar", False)
 
     OPTION = ("option", True)
@@ -45,6 +45,8 @@ class Rule(Enum):
     UNSAID_UNIT = ("number, a unit on one side alone", False)
     UNKNOWN_UNIT = ("number, a word for its unit", False)
     UNCLEAR_UNIT = ("number, a unit of two meanings", False)
+    UNSAID_SCALE = ("number, thousands or millions on one side alone", False)
+    """The axis of a chart may say `in millions`."""
     UNSAID_PERCENT = ("number, a percent sign on one side alone", False)
 
     YES_NO = ("yes or no", True)

@@ -21,6 +21,7 @@ from judge.quantity import Quantity, parse_quantity
 from judge.units import CONFUSED, PERCENT, Unit, convert, units_like
 
 _Agree: TypeAlias = Callable[[Quantity, Quantity], bool]
+_MAY_BE_SCALED = (Rule.NUMBER, Rule.COUNT, Rule.NO_READING, Rule.UNSAID_UNIT)
 _JOINTS = re.compile(r"\s*(?:,\s+(?:or\s+)?|;|\bor\b)\s*")
 _RANGE = re.compile(r"(?:between|from)?\s*(?P<low>[^-]+?)\s*(?:-|\bto\b|\band\b)\s*(?P<high>[^-]+)")
 
@@ -52,18 +53,32 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
         asked: what the question says about unit, share and count.
         closeness: how near they have to be.
     """
+    finding = _compare(reference, prediction, asked, closeness.agree)
+    if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
+        return finding
+    # `5` for `5 million`, or where the question asks for millions: perhaps right, though not as written.
+    bare, other = sorted((reference, prediction), key=lambda quantity: quantity.magnitude)
+    is_scaled = bare.magnitude == 1 and other.magnitude > 1 and bare.value * other.magnitude == other.value
+    is_named = asked.scale > 1 and asked.scale in (
+        bare.value and other.value / bare.value,
+        other.value and bare.value / other.value,
+    )
+    return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
+
+
+def _compare(reference: Quantity, prediction: Quantity, asked: Asked, agree: _Agree) -> Finding:
     one, other = reference.unit, prediction.unit
     if one is None and other is None:
-        return _finding(closeness.agree(reference, prediction), Rule.NUMBER)
+        return _finding(agree(reference, prediction), Rule.NUMBER)
     if one is not None and other is not None:
-        return _both_units(reference, prediction, one, other, closeness.agree)
+        return _both_units(reference, prediction, one, other, agree)
     unit = one or other
     assert unit is not None
     if unit == PERCENT:
-        return _one_percent(reference, prediction, asked, closeness.agree)
+        return _one_percent(reference, prediction, asked, agree)
     if unit.is_word:
-        return _one_word(reference, prediction, unit, asked, closeness.agree)
-    return _one_unit(reference, prediction, unit, asked, closeness.agree)
+        return _one_word(reference, prediction, unit, asked, agree)
+    return _one_unit(reference, prediction, unit, asked, agree)
 
 
 def _both_units(reference: Quantity, prediction: Quantity, one: Unit, other: Unit, agree: _Agree) -> Finding:
@@ -71,6 +86,8 @@ def _both_units(reference: Quantity, prediction: Quantity, one: Unit, other: Uni
         return _finding(agree(reference, prediction), Rule.NUMBER)
     if one.is_word or other.is_word:
         return wrong(Rule.UNKNOWN_UNIT, f"{one.dimension} against {other.dimension}")
+    if {one.dimension, other.dimension} == {"time", "calendar"}:
+        return wrong(Rule.UNCLEAR_UNIT, "months and years are no fixed number of days")
     if frozenset((one.dimension, other.dimension)) in CONFUSED and not (one.is_clear and other.is_clear):
         return _finding(agree(reference, replace(prediction, unit=one)), Rule.UNCLEAR_UNIT)
     return wrong(Rule.OTHER_DIMENSION, f"{other.dimension} against {one.dimension}")

@@ -12,7 +12,7 @@ from judge.normalise import strip_latex, unwrap
 _OPTION_MARK = re.compile(r"(?:^|(?<=[\s,;:]))(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)", re.MULTILINE)
 _LONE_LETTER = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-Ja-j])\)?[.:)]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Ja-j])\)|([A-Ja-j])[.:)])\s*(\S.*)", re.DOTALL)
-_LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|/|&|\bor\b|\band\b|\s)\s*(?:or\s+|and\s+)?\(?[A-J]\)?)+")
+_LETTERS = re.compile(r"\(?[A-J]\)?(?: ?(?:,|/|&|\bor\b|\band\b| ) ?(?:or |and )?\(?[A-J]\)?)+")
 _SENTENCE_END = re.compile(r"[.?!]\s+(?=[A-Z])|\n")
 
 
@@ -90,7 +90,7 @@ class Options:
 
     def _refuse(self, prediction: str) -> Finding | None:
         """Answers that name no option, or more than one."""
-        answer = unwrap(strip_latex(prediction.strip()))
+        answer = " ".join(unwrap(strip_latex(prediction.strip())).split())
         if _LETTERS.fullmatch(answer) and len(set(re.findall(r"[A-J]", answer))) > 1:
             return wrong(Rule.SEVERAL_OPTIONS)
         if self.texts and _LONE_LETTER.fullmatch(answer):

@@ -9,7 +9,10 @@ from judge.normalise import fold_unicode, normalise, unwrap
 
 _YES, _NO = frozenset({"yes", "true"}), frozenset({"no", "false"})
 _DENIALS = frozenset({"no", "not", "never", "false", "none", "nothing", "neither"})
-_DOUBTS = frozenset({"or", "but", "although", "though", "however", "except", "unless", "if", "maybe", "perhaps"})
+_CONTRASTS = frozenset({"or", "but", "although", "though", "however", "except", "unless", "if"})
+_DOUBTS = _CONTRASTS | {"maybe", "perhaps", "cannot", "unable", "unclear", "unknown", "unsure", "sure", "know", "idea"}
+_GOES_ON = re.compile(r"(yes|no) (?=(?:it|he|she|they|there|this|that|these|those|the)\b)")
+"""A sentence without its comma: `Yes it is`."""
 
 
 def compare_polarity(reference: str, prediction: str) -> Finding | None:
@@ -23,7 +26,8 @@ def compare_polarity(reference: str, prediction: str) -> Finding | None:
     words = set(normalise(prediction).split())
     if words & _YES and words & _NO and words <= _YES | _NO | {"and", "or", "both", "either"}:
         return wrong(Rule.YES_AND_NO)
-    return wrong(Rule.YES_NO_UNCLEAR)
+    leaning = _read(_GOES_ON.sub(r"\1, ", normalise(prediction), count=1))
+    return Finding(is_correct=leaning is expected, rule=Rule.YES_NO_UNCLEAR)
 
 
 def _read(text: str) -> bool | None:

@@ -21,6 +21,8 @@ class Quantity:
     is_integer_literal: bool
     """Written with digits alone: a count or a year, compared exactly."""
     unit: Unit | None
+    magnitude: int = 1
+    """What a word such as `million` put into the value."""
 
 
 _MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "mn": 10**6}
@@ -40,7 +42,7 @@ _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,30})(?:
 _QUANTITY = re.compile(
     r"(?:[~≈]|(?:about|approximately|approx\.?|around|roughly)\s)?\s*"
     r"(?:[a-z]\s*=\s*)?"
-    r"(?P<sign>[+-])?\s*(?P<currency>[$€£¥])?\s*(?P<inner_sign>[+-])?"
+    r"(?P<sign>[+-]|(?:minus|negative)\s)?\s*(?P<currency>[$€£¥])?\s*(?P<inner_sign>[+-])?"
     rf"(?:(?:(?P<whole>[0-9]{{1,30}})\s+)?(?P<above>{_NUMBER})\s*/\s*(?P<below>{_NUMBER})"
     rf"|(?P<number>{_NUMBER})(?:e(?P<e>[+-]?[0-9]{{1,2}})|\s*[*x]\s*10\s*\^\s*\{{?(?P<power>[+-]?[0-9]{{1,2}})\}}?)?"
     rf"|(?P<words>(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|(?:{'|'.join(_ONES)})\b))"
@@ -70,12 +72,13 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         if unit is not None and unit != UNITS[match["currency"]]:
             return None
         unit = UNITS[match["currency"]]
-    sign = -1 if "-" in (match["sign"], match["inner_sign"]) else 1
+    is_negative = (match["sign"] or "+") != "+" or match["inner_sign"] == "-"
     is_integer_literal = (match["number"] or ".").replace(",", "").replace(" ", "").isdigit() and not match["e"]
     return Quantity(
-        value=sign * value * magnitude,
+        value=(-1 if is_negative else 1) * value * magnitude,
         is_integer_literal=bool(match["words"]) or (is_integer_literal and not match["power"] and magnitude == 1),
         unit=unit,
+        magnitude=magnitude,
     )
 
 

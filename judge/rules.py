@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from actors.errors import JudgeError
+from configs.judges import JudgeConfig
 from judge.asked import Asked, read_question
 from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
@@ -47,6 +48,11 @@ class RulesJudge:
     """Nobody decides after this judge: it gives its best verdict on everything. Otherwise it keeps to what is certain
     and leaves the rest undecided."""
     max_answer_chars: int = MAX_ANSWER_CHARS
+
+    @classmethod
+    def from_config(cls, config: JudgeConfig) -> RulesJudge:
+        is_last = config.chain[-1] == "rules"
+        return cls(config.relative_tolerance, config.metric, is_last, config.max_answer_chars)
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
         """One outcome per prediction; none for any of them when the reference itself is unusable."""
@@ -109,6 +115,8 @@ def find_by_rules(
 
 def _by_similarity(reference: str, prediction: str) -> Finding:
     score = anls(reference, prediction)
+    if score == 1:
+        return right(Rule.TEXT, "ANLS 1")
     return right(Rule.SIMILAR, f"ANLS {score:.2f}") if score > 0 else wrong(Rule.DISSIMILAR, "ANLS 0")
 
 

@@ -86,6 +86,8 @@ UNITS: dict[str, Unit] = {
             "week": "604800",
         },
     ),
+    # No fixed number of days.
+    **_units("calendar", {"month": "1", "year yr yearold yearsold": "12"}),
     **_units("speed", {"m/s": "1", "km/h kph kmh": "5/18", "mph": "0.44704"}),
     **_units("angle", {"° deg degree": "1"}),
     **dict.fromkeys(["°c", "c", "celsius", "degreescelsius", "degreecelsius"], CELSIUS),

@@ -127,13 +127,13 @@ def _read_times(text: str) -> frozenset[int]:
     match = _CLOCK.fullmatch(text)
     if match is None or not (match["minute"] or match["half"]):
         return frozenset()
-    hour, minute, half = int(match["hour"]), int(match["minute"] or 0), match["half"]
-    if hour > 23 or (half in ("am", "pm") and not 1 <= hour <= 12):
+    clock_hour, minute, half = int(match["hour"]), int(match["minute"] or 0), match["half"]
+    if clock_hour > 23 or (half in ("am", "pm") and not 1 <= clock_hour <= 12):
         return frozenset()
     if half in ("am", "pm"):
-        return frozenset({(hour % 12 + (12 if half == "pm" else 0)) * 60 + minute})
+        return frozenset({(clock_hour % 12 + (12 if half == "pm" else 0)) * 60 + minute})
     # An hour past twelve is of the 24-hour clock; up to twelve nobody can tell.
-    hours = (hour,) if hour > 12 or hour == 0 else (hour % 12, hour % 12 + 12)
+    hours = (clock_hour,) if clock_hour > 12 or clock_hour == 0 else (clock_hour % 12, clock_hour % 12 + 12)
     return frozenset(each * 60 + minute for each in hours)
 
 

@@ -1,5 +1,7 @@
 """Which rule fires, whether it settles the answer, and what it says where nobody else is asked."""
 
+import time
+
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
@@ -147,7 +149,7 @@ async def test_where_rules_decide_people_agree_and_they_decide_most_rows():
     rows = read_gold(GOLD_FILE)
     trust = measure(await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), rows, timeout_s=5))
     assert trust.agreement.share >= 0.99
-    assert trust.agreement.num_cases / len(rows) >= 0.71
+    assert trust.agreement.num_cases / len(rows) >= 0.717
     attacks = measure(
         await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), read_gold(ATTACKS_FILE), timeout_s=5)
     )
@@ -182,8 +184,6 @@ def test_the_config_says_whether_rules_are_last_and_by_which_metric():
     ],
 )
 def test_no_answer_takes_long_to_judge(answer):
-    import time
-
     started = time.monotonic()
     for question, reference in ((answer, "red, blue and 5 kg"), ("How many?", answer), ("How many?", "10-15")):
         find_by_rules(question, reference, answer, relative_tolerance=1e-3)

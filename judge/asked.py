@@ -27,8 +27,11 @@ _SCALES = {"hundreds": 100, "thousand": 10**3, "million": 10**6, "billion": 10**
 _SCALE = re.compile(r"\b(hundreds|thousand|million|billion|trillion)")
 _YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
 _AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
+_FALL = re.compile(r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down)")
+_DETERMINERS = re.compile(r"\b(?:the|an?|this|that|these|those|his|her|its|their|my|your|our)\b.*")
 _ORDER = re.compile(
-    r"\border(?:ed)?\b|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps?\b|\bchronological"
+    r"\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered\b"
+    r"|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps\b|\bchronological"
     r"|\bfrom (?:left|right|top|bottom|first|last|start|small|large|low|high|old|young|near|far|short|tall)\w* to\b"
 )
 
@@ -46,16 +49,23 @@ class Asked:
     is_amount: bool
     is_percent: bool
     is_share: bool
+    is_fall: bool
+    """Asks how much less: a minus sign may be written or not."""
     is_year: bool
     is_ordered: bool
     """The order of a list's items is asked for."""
 
 
+def _counted(match: re.Match[str], text: str) -> list[str]:
+    """Words of one counted thing; none where several are counted: `how many dogs and cats`."""
+    if re.match(r"(?:and|or)\b|,", text[match.end() :]):
+        return []
+    return [singular(word) for word in re.findall(r"[^\W\d_]+", _DETERMINERS.sub("", match[1]))]
+
+
 def read_question(question: str) -> Asked:
     text = fold_unicode(question).casefold()
-    counted = frozenset(
-        singular(word) for match in _COUNTED.finditer(text) for word in re.findall(r"[^\W\d_]+", match[1])
-    )
+    counted = frozenset(word for match in _COUNTED.finditer(text) for word in _counted(match, text))
     named = [unit_of(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
     scales = set(_SCALE.findall(text))
     return Asked(
@@ -64,6 +74,7 @@ def read_question(question: str) -> Asked:
         scale=_SCALES[scales.pop()] if len(scales) == 1 else 1,
         is_amount=_AMOUNT.search(text) is not None,
         is_percent=_PERCENT.search(text) is not None,
+        is_fall=_FALL.search(text) is not None,
         is_share=_SHARE.search(text) is not None,
         is_year=_YEAR.search(text) is not None,
         is_ordered=_ORDER.search(text) is not None,

@@ -35,7 +35,7 @@ _WRITTEN = [
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 _YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})")
 _WEEKDAY_BEFORE = re.compile(rf"(?:{'|'.join(name[:3] for name in _WEEKDAYS)})[a-z]*\.?,?\s+(?=\S)")
-_CLOCK = re.compile(r"(?:at\s+)?(?P<hour>\d{1,2})(?:[:.h](?P<minute>[0-5]\d))?\s*(?P<half>am|pm|o'clock)?")
+_CLOCK = re.compile(r"(?:at\s+)?(?P<hour>\d{1,2})(?:(?P<mark>[:.h])(?P<minute>[0-5]\d))?\s*(?P<half>am|pm|o'clock)?")
 _PAST = re.compile(
     r"(?:(?:a|at)\s+)?(?P<part>quarter|half|[a-z0-9-]+(?=\s+minutes?))(?:\s+minutes?)?\s+(?P<way>past|after|to|before)"
     r"\s+(?P<hour>[a-z0-9]+)"
@@ -125,7 +125,8 @@ def _read_times(text: str) -> frozenset[int]:
         minutes = hour * 60 + (part if match["way"] in ("past", "after") else -part)
         return frozenset(at % _DAY_MINUTES for at in (minutes, minutes + 12 * 60))
     match = _CLOCK.fullmatch(text)
-    if match is None or not (match["minute"] or match["half"]):
+    # `7.30` without more is a number.
+    if match is None or not (match["half"] or (match["minute"] and match["mark"] != ".")):
         return frozenset()
     clock_hour, minute, half = int(match["hour"]), int(match["minute"] or 0), match["half"]
     if clock_hour > 23 or (half in ("am", "pm") and not 1 <= clock_hour <= 12):

@@ -45,6 +45,14 @@ class Rule(Enum):
     UNSAID_UNIT = ("number, a unit on one side alone", False)
     UNKNOWN_UNIT = ("number, a word for its unit", False)
     UNCLEAR_UNIT = ("number, a unit of two meanings", False)
+    NEARLY = ("number, near but not within the tolerance", False)
+    """Somebody may have rounded, above all when converting: `16 km` for `10 miles`."""
+    LABEL = ("number, leading zeros", False)
+    """A code or a postcode rather than an amount."""
+    SIGN = ("number, another sign", False)
+    """A fall of 5 may be written as -5."""
+    RESTATED = ("a number of the question in its old unit", False)
+    """Equal, and no answer to `how many minutes are 2 hours`."""
     UNSAID_SCALE = ("number, thousands or millions on one side alone", False)
     """The axis of a chart may say `in millions`."""
     UNSAID_PERCENT = ("number, a percent sign on one side alone", False)

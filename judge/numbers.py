@@ -21,6 +21,8 @@ from judge.quantity import Quantity, parse_quantity
 from judge.units import CONFUSED, PERCENT, Unit, convert, units_like
 
 _Agree: TypeAlias = Callable[[Quantity, Quantity], bool]
+_NEAR, _NEAR_CONVERTED = Fraction(1, 100), Fraction(1, 20)
+"""Within these shares of the reference a wrong number may be a rounded right one."""
 _MAY_BE_SCALED = (Rule.NUMBER, Rule.COUNT, Rule.NO_READING, Rule.UNSAID_UNIT)
 _JOINTS = re.compile(r"\s*(?:,\s+(?:or\s+)?|;|\bor\b)\s*")
 _RANGE = re.compile(r"(?:between|from)?\s*(?P<low>[^-]+?)\s*(?:-|\bto\b|\band\b)\s*(?P<high>[^-]+)")
@@ -53,9 +55,13 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
         asked: what the question says about unit, share and count.
         closeness: how near they have to be.
     """
-    finding = _compare(reference, prediction, asked, closeness.agree)
+    finding = _compare(reference, prediction, asked, closeness)
+    if finding.is_correct and reference.has_leading_zero != prediction.has_leading_zero:
+        return right(Rule.LABEL)
     if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
         return finding
+    if finding.rule is Rule.NUMBER and (doubt := _doubt(reference, prediction, asked)):
+        return doubt
     # `5` for `5 million`, or where the question asks for millions: perhaps right, though not as written.
     bare, other = sorted((reference, prediction), key=lambda quantity: quantity.magnitude)
     is_scaled = bare.magnitude == 1 and other.magnitude > 1 and bare.value * other.magnitude == other.value
@@ -66,8 +72,22 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
     return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
 
 
-def _compare(reference: Quantity, prediction: Quantity, asked: Asked, agree: _Agree) -> Finding:
-    one, other = reference.unit, prediction.unit
+def _doubt(reference: Quantity, prediction: Quantity, asked: Asked) -> Finding | None:
+    """Why two numbers that differ may yet mean the same."""
+    if asked.is_fall and prediction.value == -reference.value and prediction.unit == reference.unit:
+        return right(Rule.SIGN)
+    units = reference.unit, prediction.unit
+    if (units[0] is None) != (units[1] is None):
+        return None
+    is_converted = units[0] is not None and units[1] is not None and units[0] != units[1]
+    if reference.is_integer_literal and prediction.is_integer_literal and not is_converted:
+        return None
+    near = Closeness(tolerance=_NEAR_CONVERTED if is_converted else _NEAR, is_exact_for_integers=False)
+    return wrong(Rule.NEARLY) if near.agree(reference, prediction) else None
+
+
+def _compare(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:
+    one, other, agree = reference.unit, prediction.unit, closeness.agree
     if one is None and other is None:
         return _finding(agree(reference, prediction), Rule.NUMBER)
     if one is not None and other is not None:
@@ -78,7 +98,7 @@ def _compare(reference: Quantity, prediction: Quantity, asked: Asked, agree: _Ag
         return _one_percent(reference, prediction, asked, agree)
     if unit.is_word:
         return _one_word(reference, prediction, unit, asked, agree)
-    return _one_unit(reference, prediction, unit, asked, agree)
+    return _one_unit(reference, prediction, unit, asked, closeness)
 
 
 def _both_units(reference: Quantity, prediction: Quantity, one: Unit, other: Unit, agree: _Agree) -> Finding:
@@ -100,8 +120,10 @@ def _one_percent(reference: Quantity, prediction: Quantity, asked: Asked, agree:
     as_share = agree(_as_share(reference), _as_share(prediction))
     if not as_number and not as_share:
         return wrong(Rule.NO_READING)
-    if asked.is_share and abs(bare) != 1:
-        return _finding(as_share if abs(bare) < 1 else as_number, Rule.NUMBER)
+    if asked.is_share and abs(bare) < 1:
+        return _finding(as_share, Rule.NUMBER)
+    if asked.is_share and abs(bare) > 1 and as_number:
+        return right(Rule.NUMBER)
     if asked.is_percent and as_number:
         return right(Rule.NUMBER)
     return right(Rule.UNSAID_PERCENT)
@@ -117,17 +139,19 @@ def _one_word(reference: Quantity, prediction: Quantity, unit: Unit, asked: Aske
     return _finding(is_same and is_open, Rule.UNKNOWN_UNIT)
 
 
-def _one_unit(reference: Quantity, prediction: Quantity, unit: Unit, asked: Asked, agree: _Agree) -> Finding:
+def _one_unit(reference: Quantity, prediction: Quantity, unit: Unit, asked: Asked, closeness: Closeness) -> Finding:
     """A unit of the table on one side: the bare number is in the unit that the question names, if it names one."""
+    agree = closeness.agree
     named = [other for other in asked.units if other.dimension == unit.dimension]
-    readings = [agree(*_fill(reference, prediction, other)) for other in named]
+    readings = [compare_quantities(*_fill(reference, prediction, other), asked, closeness) for other in named]
     if readings and len(set(readings)) == 1:
-        return _finding(readings[0], Rule.NUMBER)
+        return readings[0]
     if readings:
         return right(Rule.UNSAID_UNIT)
     is_same = agree(reference, prediction)
     if not is_same and not unit.is_clear:
-        return wrong(Rule.UNCLEAR_UNIT)
+        millions = [quantity.value * (10**6 if quantity.unit else 1) for quantity in (reference, prediction)]
+        return _finding(unit.dimension == "length" and millions[0] == millions[1], Rule.UNCLEAR_UNIT)
     if not is_same:
         is_possible = any(agree(*_fill(reference, prediction, other)) for other in units_like(unit))
         return wrong(Rule.UNSAID_UNIT if is_possible else Rule.NO_READING)

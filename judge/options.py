@@ -54,6 +54,8 @@ class Options:
 
     def compare(self, reference: str, prediction: str) -> Finding | None:
         """By letters; None where the reference is no option, or the prediction none that can be told."""
+        if several := self._compare_several(reference, prediction):
+            return several
         expected = self._choice(reference)
         if expected is None or not (self.texts or unwrap(reference).isupper()):
             return None
@@ -63,6 +65,22 @@ class Options:
             detail = f"{given.letter} against {expected.letter}"
             return Finding(is_correct=given.letter == expected.letter, rule=rule, detail=detail)
         return self._refuse(prediction)
+
+    def _compare_several(self, reference: str, prediction: str) -> Finding | None:
+        """Where several options are right: `A, C` is `A and C` and `AC`."""
+        expected, given = self._letters(reference), self._letters(prediction)
+        if len(expected) < 2 or not given:
+            return None
+        detail = f"{''.join(sorted(given))} against {''.join(sorted(expected))}"
+        return Finding(is_correct=given == expected, rule=Rule.OPTION, detail=detail)
+
+    def _letters(self, answer: str) -> frozenset[str]:
+        """Letters of listed options, where the answer is nothing else."""
+        answer = " ".join(unwrap(strip_latex(answer.strip())).split())
+        if not (_LETTERS.fullmatch(answer) or re.fullmatch(r"[A-J]{1,10}", answer)):
+            return frozenset()
+        letters = frozenset(re.findall(r"[A-J]", answer))
+        return letters if letters <= self.texts.keys() and " or " not in answer else frozenset()
 
     def _choice(self, answer: str) -> _Choice | None:
         """The option that an answer names, by its letter, its letter and text, or its text."""

@@ -21,6 +21,8 @@ class Quantity:
     is_integer_literal: bool
     """Written with digits alone: a count or a year, compared exactly."""
     unit: Unit | None
+    has_leading_zero: bool = False
+    """`007`: as likely a label as an amount."""
     magnitude: int = 1
     """What a word such as `million` put into the value."""
 
@@ -41,7 +43,7 @@ _NOT_UNITS = frozenset(
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,30})(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
 _QUANTITY = re.compile(
     r"(?:[~≈]|(?:about|approximately|approx\.?|around|roughly)\s)?\s*"
-    r"(?:[a-z]\s*=\s*)?"
+    r"(?:(?P<variable>[a-z])\s*=\s*)?"
     r"(?P<sign>[+-]|(?:minus|negative)\s)?\s*(?P<currency>[$€£¥])?\s*(?P<inner_sign>[+-])?"
     rf"(?:(?:(?P<whole>[0-9]{{1,30}})\s+)?(?P<above>{_NUMBER})\s*/\s*(?P<below>{_NUMBER})"
     rf"|(?P<number>{_NUMBER})(?:e(?P<e>[+-]?[0-9]{{1,2}})|\s*[*x]\s*10\s*\^\s*\{{?(?P<power>[+-]?[0-9]{{1,2}})\}}?)?"
@@ -62,7 +64,7 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
     if match is None or (match["sign"] and match["inner_sign"]):
         return None
     value = _value(match)
-    if value is None:
+    if value is None or _is_other_variable(match["variable"], known_words) or _is_decade(match):
         return None
     rest, magnitude = _split_magnitude(match["rest"] or "", is_money=match["currency"] is not None)
     unit = _unit(rest, known_words) if rest else None
@@ -78,8 +80,20 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         value=(-1 if is_negative else 1) * value * magnitude,
         is_integer_literal=bool(match["words"]) or (is_integer_literal and not match["power"] and magnitude == 1),
         unit=unit,
+        has_leading_zero=re.fullmatch(r"0[0-9]+", match["number"] or "") is not None,
         magnitude=magnitude,
     )
+
+
+def _is_other_variable(variable: str | None, known_words: frozenset[str]) -> bool:
+    """`y = 5` where the question speaks of x."""
+    named = {word for word in known_words if len(word) == 1} - {"a", "i"}
+    return variable is not None and bool(named) and variable not in named
+
+
+def _is_decade(match: re.Match[str]) -> bool:
+    """`1990s` is no number of seconds."""
+    return match["rest"] == "s" and re.search(r"[0-9]{3}0s$", match[0]) is not None
 
 
 def words_of(*texts: str) -> frozenset[str]:

@@ -38,7 +38,7 @@ def compare_ranks(reference: str, prediction: str, asked: Asked) -> Finding | No
 
 def _read(text: str) -> tuple[int, str] | None:
     """Rank and what it is the rank of."""
-    match = _RANK.fullmatch(normalise(text).removeprefix("the "))
+    match = _RANK.fullmatch(normalise(text))
     if match is None:
         return None
     rest = match["rest"] or ""

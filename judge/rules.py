@@ -148,8 +148,11 @@ class _Rules:
             finding = compare_lists(
                 reference, prediction, self._same_item, is_ordered=self.asked.is_ordered and is_list(reference)
             )
-            if finding.is_correct or is_list(reference):
+            if is_list(reference):
                 return finding
+            if finding.is_correct:
+                # `War and Peace` is a title, and cannot be turned round.
+                return right(Rule.ITEMS_UNCLEAR, "same")
         return wrong(Rule.OTHER_TEXT)
 
     def _same_item(self, reference: str, prediction: str) -> Finding | None:
@@ -158,7 +161,11 @@ class _Rules:
             return right(Rule.TEXT)
         expected, given = self._quantity(reference, reference), self._quantity(prediction, reference)
         if expected is not None and given is not None:
-            return compare_quantities(expected, given, self.asked, self.closeness)
+            finding = compare_quantities(expected, given, self.asked, self.closeness)
+            is_rewritten = expected.value != given.value and expected.unit != given.unit
+            if finding.is_correct and is_rewritten and normalise(prediction) in normalise(self.question):
+                return wrong(Rule.RESTATED)
+            return finding
         return (
             compare_dates(reference, prediction)
             or compare_ranks(reference, prediction, self.asked)

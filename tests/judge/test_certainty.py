@@ -14,6 +14,7 @@ from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
 UNCERTAIN = {
     *(Rule.SIGNS_AGAINST_WORDS, Rule.OTHER_TEXT, Rule.SIMILAR, Rule.DISSIMILAR, Rule.LIKELY_OPTION, Rule.UNSAID_UNIT),
     *(Rule.UNKNOWN_UNIT, Rule.UNCLEAR_UNIT, Rule.UNSAID_SCALE, Rule.UNSAID_PERCENT, Rule.YES_NO_UNCLEAR),
+    *(Rule.NEARLY, Rule.LABEL, Rule.SIGN, Rule.RESTATED),
     *(Rule.DATE_UNCLEAR, Rule.RANK_OR_NUMBER, Rule.ITEMS_UNCLEAR),
 }
 COLOURS = "Which colour?\nA. red\nB. blue"
@@ -37,6 +38,8 @@ CASES = [
     (COLOURS, "B", "A or B", Rule.SEVERAL_OPTIONS, WRONG),
     (COLOURS, "B", "B. the navy one", Rule.OTHER_TEXT, WRONG),
     ("How long? A. 5 m B. 6 m", "A", "5", Rule.LIKELY_OPTION, RIGHT),
+    ("Which? A. red B. blue C. green", "A, C", "C and A", Rule.OPTION, RIGHT),
+    ("Which? A. red B. blue C. green", "A, C", "A", Rule.OPTION, WRONG),
     # numbers
     ("?", "12", "13", Rule.NUMBER, WRONG),
     ("?", "-3", "minus three", Rule.NUMBER, RIGHT),
@@ -50,8 +53,22 @@ CASES = [
     ("?", "1.5", "1,5", Rule.OTHER_TEXT, WRONG),
     ("?", "10-15 kg", "between 10 and 15 kg", Rule.RANGE, RIGHT),
     ("?", "3-2", "2-3", Rule.OTHER_TEXT, WRONG),
+    ("?", "10 miles", "16 km", Rule.NEARLY, WRONG),
+    ("?", "10 miles", "18 km", Rule.NUMBER, WRONG),
+    ("How many km is it?", "16", "10 miles", Rule.NEARLY, WRONG),
+    ("?", "3.33", "10/3", Rule.NEARLY, WRONG),
+    ("?", "007", "7", Rule.LABEL, RIGHT),
+    ("By how much did it fall?", "5%", "-5%", Rule.SIGN, RIGHT),
+    ("By how much did it grow?", "5%", "-5%", Rule.NUMBER, WRONG),
+    ("How many minutes are 2 hours?", "120", "2 hours", Rule.RESTATED, WRONG),
+    ("What is x?", "5", "y = 5", Rule.OTHER_TEXT, WRONG),
+    ("?", "1990", "1990s", Rule.OTHER_TEXT, WRONG),
     # a unit on one side
     ("How heavy is it?", "5", "5 kg", Rule.UNSAID_UNIT, RIGHT),
+    ("How many dogs and cats are there?", "5", "5 dogs", Rule.UNKNOWN_UNIT, RIGHT),
+    ("How many students passed the exam?", "5", "5 exams", Rule.UNKNOWN_UNIT, WRONG),
+    ("How many were sold?", "1,200,000", "1.2M", Rule.UNCLEAR_UNIT, RIGHT),
+    ("What ratio?", "2", "200%", Rule.UNSAID_PERCENT, RIGHT),
     ("How heavy is it?", "5 kg", "5", Rule.UNSAID_UNIT, RIGHT),
     ("How heavy is it?", "5000", "5 kg", Rule.UNSAID_UNIT, WRONG),
     ("How heavy is it?", "5", "6 kg", Rule.NO_READING, WRONG),
@@ -64,7 +81,7 @@ CASES = [
     ("How many apples are on the table?", "5", "5 tables", Rule.UNKNOWN_UNIT, WRONG),
     ("What is on the table?", "5 apples", "5", Rule.UNKNOWN_UNIT, WRONG),
     ("How much did sales grow in day 3?", "5", "$5", Rule.UNSAID_UNIT, RIGHT),
-    ("How many live there?", "5 million", "5M", Rule.UNCLEAR_UNIT, WRONG),
+    ("How many live there?", "5 million", "5M", Rule.UNCLEAR_UNIT, RIGHT),
     ("?", "£5", "5 pounds", Rule.UNCLEAR_UNIT, RIGHT),
     ("?", "25 °C", "25°", Rule.UNCLEAR_UNIT, RIGHT),
     ("?", "1 year", "52 weeks", Rule.UNCLEAR_UNIT, WRONG),
@@ -97,6 +114,7 @@ CASES = [
     ("?", "3:30 pm", "3:30 am", Rule.DATE, WRONG),
     ("?", "3:30", "15:30", Rule.DATE_UNCLEAR, RIGHT),
     ("?", "3:15", "quarter to three", Rule.DATE, WRONG),
+    ("?", "7.30", "7:30", Rule.OTHER_TEXT, WRONG),
     ("?", "10:20", "20:40", Rule.DATE_UNCLEAR, RIGHT),
     ("?", "19th century", "the nineteenth century", Rule.ORDINAL, RIGHT),
     ("?", "the 21st", "twenty-second", Rule.ORDINAL, WRONG),
@@ -105,7 +123,7 @@ CASES = [
     # lists
     ("?", "red, green, blue", "blue, red, and green", Rule.ITEMS, RIGHT),
     ("?", "red, green", "1. green\n2. red", Rule.ITEMS, RIGHT),
-    ("?", "imports and exports", "exports and imports", Rule.ITEMS, RIGHT),
+    ("?", "imports and exports", "exports and imports", Rule.ITEMS_UNCLEAR, RIGHT),
     ("?", "imports and exports", "imports", Rule.OTHER_TEXT, WRONG),
     ("?", "red, green", "red", Rule.ITEMS_UNCLEAR, WRONG),
     ("?", "red, green", "red, lime", Rule.ITEMS_UNCLEAR, WRONG),
@@ -114,6 +132,7 @@ CASES = [
     ("?", "1, 2, 3", "1, 2, 4", Rule.ITEM_NUMBERS, WRONG),
     ("?", "1, 2", "1 m, 2 m", Rule.ITEMS_UNCLEAR, RIGHT),
     ("?", "(3, 4)", "(4, 3)", Rule.ITEM_ORDER, WRONG),
+    ("What did he order?", "tea, cake", "cake, tea", Rule.ITEMS, RIGHT),
     ("Name them from left to right.", "red, green", "green, red", Rule.ITEM_ORDER, WRONG),
 ]
 
@@ -149,7 +168,7 @@ async def test_where_rules_decide_people_agree_and_they_decide_most_rows():
     rows = read_gold(GOLD_FILE)
     trust = measure(await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), rows, timeout_s=5))
     assert trust.agreement.share >= 0.99
-    assert trust.agreement.num_cases / len(rows) >= 0.717
+    assert trust.agreement.num_cases / len(rows) >= 0.71
     attacks = measure(
         await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), read_gold(ATTACKS_FILE), timeout_s=5)
     )

@@ -96,8 +96,8 @@ def _read_days(text: str) -> frozenset[_Day]:
             parts = match.groupdict()
             name = _name(parts["month"])
             if name in _MONTHS:
-                year, day = (int(parts[key]) if parts.get(key) else None for key in ("year", "day"))
-                return _existing([(year, _MONTHS.index(name) + 1, day)])
+                said, day = (int(parts[key]) if parts.get(key) else None for key in ("year", "day"))
+                return _existing([(said, _MONTHS.index(name) + 1, day)])
     return frozenset()
 
 

@@ -37,7 +37,7 @@ PURE = (
     "judge/asked.py",
     "judge/dates.py",
     "judge/findings.py",
-    "judge/first_look.py",
+    "judge/signs.py",
     "judge/lists.py",
     "judge/metrics.py",
     "judge/normalise.py",

@@ -30,7 +30,8 @@ PASS_PHRASES = frozenset(
     answer / the answer / the answer is / answer is / my answer / my answer is / here is the answer / here s the answer
     final answer / the final answer / the final answer is / so the answer is / therefore the answer is
     as above / same as above / same as the reference / same as reference / the reference answer / reference answer
-    verdict / conclusion / analysis / correct answer / the correct answer / the correct answer is / right answer / the right answer
+    verdict / conclusion / analysis
+    correct answer / the correct answer / the correct answer is / right answer / the right answer
     thought process / thinking process / reasoning / reasoning process / explanation
     step by step / let s see / let me think / let us think / let s think / let s begin
     let s think step by step / let us think step by step / let s solve this step by step / let s start

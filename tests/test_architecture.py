@@ -38,6 +38,7 @@ PURE = (
     "judge/quantity.py",
     "judge/reward.py",
     "judge/pool.py",
+    "judge/cache.py",
     "judge/chain.py",
     "learner/advantage.py",
     "cluster/lookahead.py",

@@ -18,7 +18,7 @@ from actors.errors import RolloutError, RunError
 from actors.play import PlayRequest
 from configs.schema import Config
 from judge.pool import JudgePool
-from judge.reward import Reward, group_rewards
+from judge.reward import Reward, conduct_of, group_rewards
 from judge.verdict import NoVerdict, Outcome, judge_request, spread_outcomes
 from learner.advantage import group_advantages, has_signal
 from learner.batch import TrainingGroup
@@ -149,7 +149,7 @@ async def score_group(run: Run, config: Config, ref: SampleRef, step: int) -> Sc
         return LostGroup(ref=ref, reason=played.reason, is_skipped_row=True)
     run.skips.count_read()
     outcomes = await judge_group(run.judges, played)
-    rewards = group_rewards(played.episodes, outcomes, config.reward)
+    rewards = group_rewards([conduct_of(episode) for episode in played.episodes], outcomes, config.reward)
     scored = [None if reward is None else reward.total for reward in rewards]
     if sum(total is not None for total in scored) < config.train.min_scored:
         reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))

@@ -9,7 +9,7 @@ from actors.errors import RunError
 from cluster.collect import Collected, ScoredGroup
 from cluster.recorder import Recorder, lock_run_folder
 from configs.schema import RewardConfig
-from judge.reward import group_rewards
+from judge.reward import conduct_of, group_rewards
 from judge.verdict import NoVerdict, Verdict
 from tests.fakes import make_episode, make_group
 
@@ -20,7 +20,7 @@ def collected(uid: str) -> Collected:
     group = ScoredGroup(
         played=played,
         outcomes=outcomes,
-        rewards=(*group_rewards(played.episodes[:1], outcomes[:1], RewardConfig()), None),
+        rewards=(*group_rewards([conduct_of(played.episodes[0])], outcomes[:1], RewardConfig()), None),
         advantages=(0.5, None),
         image=None,
     )

@@ -27,7 +27,7 @@ from judge.verdict import Verdict
 APPLICATION_ID = 0x56544B56
 """Marks the file's header as ours: `VTKV`."""
 SCHEMA_VERSION = 1
-BUSY_S = 10.0
+BUSY_S = 60.0
 """How long one access waits for other processes."""
 MAX_KEYS_PER_QUERY = 500
 """SQLite bounds the parameters of a statement."""

@@ -43,6 +43,7 @@ PURE = (
     "learner/advantage.py",
     "cluster/lookahead.py",
     "cluster/placement.py",
+    "cluster/replay_report.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")

@@ -169,7 +169,7 @@ def _row(answer: JudgedAnswer) -> tuple[str | int, ...]:
     verdict = answer.verdict
     texts = (verdict.judge, verdict.reason, verdict.judge_version, answer.question, answer.reference, answer.prediction)
     # The key is of the texts as they are; what SQLite cannot hold as UTF-8 is shown escaped beside it.
-    row = (answer.key, int(verdict.is_correct), *(_storable(text) for text in texts))
+    row: list[str | int] = [answer.key, int(verdict.is_correct), *(_storable(text) for text in texts)]
     return (*row, _digest(*map(str, row)))
 
 

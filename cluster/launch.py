@@ -169,7 +169,8 @@ async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExit
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", namespace="visionthink")
+    # At "warning" Ray tells of its token authentication, which is on, at every start.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 @contextlib.asynccontextmanager

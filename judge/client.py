@@ -14,7 +14,8 @@ from typing import Any, cast
 from openai import APIError, AsyncAzureOpenAI, AsyncOpenAI
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from configs.require import require
 from judge.apikey import hide_keys, read_key
 from judge.endpoint import describe_failure
 from judge.prompt import Material, build_messages, call_options, clean_material, load_wording
@@ -35,8 +36,14 @@ class LLMJudge:
         """Nothing is read but the wording, nothing is connected.
 
         Raises:
-            ValueError: the wording cannot be used.
+            ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
         """
+        require(
+            config.chain[-1] != "cluster" or config.llm.base_url != LLMJudgeConfig().base_url,
+            "judge.llm.base_url",
+            config.llm.base_url,
+            "judge.chain ends in cluster, whose LLM is not up; give the address where it is served",
+        )
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._name = config.chain[-1]

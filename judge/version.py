@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
 from dataclasses import asdict
-from types import ModuleType
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from configs.judges import JudgeConfig
-from judge import fence, normalise, precheck, prompt, quantity, reply, rules
 from judge.prompt import load_wording
 
 DIGEST_CHARS = 16
-ALWAYS: tuple[ModuleType, ...] = (precheck, fence, normalise)
-"""Code that decides in every chain."""
-RULES: tuple[ModuleType, ...] = (rules, quantity)
-LLM: tuple[ModuleType, ...] = (prompt, reply)
+ALWAYS, RULES, LLM = ("judge.precheck",), ("judge.rules",), ("judge.prompt", "judge.reply")
+"""Modules that decide; what they import of `judge` decides with them."""
+TYPES_ALONE = frozenset({"judge.verdict"})
 
 
 def judge_version(config: JudgeConfig) -> str:
@@ -55,5 +55,25 @@ def judge_version(config: JudgeConfig) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:DIGEST_CHARS]
 
 
-def _sources(modules: tuple[ModuleType, ...]) -> dict[str, str]:
-    return {module.__name__: hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in modules}
+def _sources(roots: tuple[str, ...]) -> dict[str, str]:
+    """Digest of the source of each module that these ones reach."""
+    return {name: hashlib.sha256(_source(name).encode()).hexdigest() for name in deciding_modules(roots)}
+
+
+def deciding_modules(roots: tuple[str, ...]) -> list[str]:
+    """The modules and all of `judge` that they import, directly or not, in alphabetical order."""
+    found: set[str] = set()
+    open_names = list(roots)
+    while open_names:
+        name = open_names.pop()
+        if name not in found | TYPES_ALONE:
+            found.add(name)
+            nodes = ast.walk(ast.parse(_source(name)))
+            froms = (node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))
+            open_names += [module for module in froms if module.startswith("judge.")]
+    return sorted(found)
+
+
+@cache
+def _source(name: str) -> str:
+    return inspect.getsource(import_module(name))

@@ -23,6 +23,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -111,7 +112,7 @@ def completion(choices: list[dict[str, Any]]) -> Answer:
 def verdict(call: Call, is_correct: bool) -> Answer:
     """A verdict in the form that the call asks for."""
     digit = str(int(is_correct))
-    asks_for_json = "response_format" in call.body or '{"verdict"' in call.text
+    asks_for_json = "response_format" in call.body or '{"verdict"' in FENCED.sub("", call.text)
     return completion([choice(f'{{"verdict": {digit}}}' if asks_for_json else digit)])
 
 
@@ -138,12 +139,14 @@ def obedient(call: Call) -> Answer:
     return honest(call) if len(call.fields) == 3 else verdict(call, False)
 
 
-def _own_lines() -> set[str]:
+@cache
+def _own_lines() -> frozenset[str]:
+    """What our own wording puts outside the marks, codes taken out."""
     wording = load_wording("judge")
     lines = f"{wording.system}\n{wording.user}".splitlines()
     replies = (wording.json_reply, wording.digit_reply)
     filled = {line.replace("{reply}", reply) for line in lines for reply in replies}
-    return {line.replace("{nonce}", "") for line in filled}
+    return frozenset(line.replace("{nonce}", "") for line in filled)
 
 
 def status(code: int, *, headers: dict[str, str] | None = None, message: str = "scripted", kind: str = "") -> Plan:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.errors import RunError
+from cluster.judge_check import InProcess
 from cluster.recorded import RecordedEpisode, RecordedGroup
 from cluster.replay_report import Asked
 from configs.judges import JudgeConfig
 from configs.schema import Config
+from judge.apikey import read_key
 from judge.cache import VerdictCache
-from judge.chain import make_judge
+from judge.chain import Closing, make_judge
 from judge.pool import JudgePool
-from judge.verdict import GradeReply, Judge, JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Asking:
     def __init__(self, judge: ReplayJudge, warn: Callable[[str], None]) -> None:
         self._judge = judge
         self._warn = warn
-        self._handle: InProcessJudge | None = None
+        self._made: Judge | None = None
         self._pool: JudgePool | None = None
         self._cache: VerdictCache | None = None
         self._num_from_record = 0
@@ -79,8 +79,8 @@ class Asking:
     async def __aexit__(self, *_: object) -> None:
         if self._cache is not None:
             self._cache.close()
-        if self._handle is not None:
-            await self._handle.aclose()
+        if isinstance(self._made, Closing):
+            await self._made.aclose()
 
     @property
     def asked(self) -> Asked:
@@ -114,42 +114,16 @@ class Asking:
     def _opened(self) -> JudgePool:
         if self._pool is None:
             config = self._judge.config.judge
+            if config.has_llm:
+                read_key(config.llm)  # a missing key ends the command, not each call
             if config.has_llm and config.cache:
                 self._cache = VerdictCache(Path(config.cache))
-            self._handle = InProcessJudge(config, self._judge.make)
+            self._made = self._judge.make(config)
             self._pool = JudgePool(
-                self._handle, config, store=self._cache, judge_version=self._judge.version, warn=self._warn
+                InProcess(self._made),
+                config,
+                store=self._cache,
+                judge_version=self._judge.version,
+                warn=self._warn,
             )
         return self._pool
-
-
-class InProcessJudge:
-    """A judge of this process in the place of Serve's replicas, made when it is first asked."""
-
-    def __init__(self, config: JudgeConfig, make: Callable[[JudgeConfig], Judge]) -> None:
-        self._config = config
-        self._make = make
-        self._judge: Judge | None = None
-
-    async def grade(self, request: JudgeRequest) -> GradeReply:
-        """The judge's reply.
-
-        Raises:
-            RunError: the judge is one that a run serves, and there is no run.
-        """
-        started = time.monotonic()
-        if self._judge is None:
-            if "cluster" in self._config.chain:
-                raise RunError(
-                    f"judge.chain={list(self._config.chain)} has to be asked, and only a run serves it: serve the "
-                    f"model yourself and name it with judge.chain=[rules,openai] and judge.llm.base_url"
-                )
-            self._judge = self._make(self._config)
-        outcomes = await self._judge.grade(request)
-        return GradeReply(outcomes=tuple(outcomes), service_s=time.monotonic() - started)
-
-    async def aclose(self) -> None:
-        """Let go of the judge's connections, where it has any."""
-        aclose = getattr(self._judge, "aclose", None)
-        if aclose is not None:
-            await aclose()

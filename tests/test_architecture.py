@@ -57,6 +57,7 @@ PURE = (
     "learner/advantage.py",
     "cluster/lookahead.py",
     "cluster/placement.py",
+    "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")

@@ -31,7 +31,8 @@ def canary_rows(config: JudgeConfig, files: Sequence[Path] = (GOLD_FILE, ATTACKS
     Rules alone are not asked what needs knowledge. In front of an LLM they settle what they can, the same every time:
     what watches the LLM are rows beyond them, and attacks.
     """
-    gold, attacks = [], []
+    gold: list[GoldRow] = []
+    attacks: list[GoldRow] = []
     for rows in map(read_gold, files):
         (gold if any(row.is_correct for row in rows) else attacks).extend(rows)
     if not config.has_llm:

@@ -58,6 +58,7 @@ PURE = (
     "cluster/lookahead.py",
     "cluster/placement.py",
     "cluster/replay_report.py",
+    "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")

@@ -169,7 +169,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     cleanup.callback(delete_judges, name)
     handle = await asyncio.to_thread(deploy_judges, config.judge, name)
     cleanup.callback(handle.close)
-    version = judge_version(config.judge)
+    version = judge_version(config.judge) if config.judge.has_llm else ""
     return JudgePool(handle, config.judge, store=store, judge_version=version, warn=display.warn)
 
 

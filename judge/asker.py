@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,8 @@ from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome,
 
 FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
 """Failures that another try of the same request cannot mend."""
+LONG_REST_S = 10.0
+"""A rest that the endpoint asks for and that a person will notice."""
 
 
 class JudgeHandle(Protocol):
@@ -44,8 +47,10 @@ class Asker:
         self._handle = handle
         self._config = config
         self._breaker = Breaker(self._probe, max_pause_s=config.max_pause_s, warn=warn)
+        self._warn = warn
         # Rules answer faster than anybody could queue for them.
         self._gate = _make_gate(config) if config.has_llm else None
+        self._told_until = -math.inf
         self._counts = JudgeCounts()
 
     @property
@@ -109,7 +114,15 @@ class Asker:
             outcomes.update(zip(request.predictions, graded, strict=True))
             if admission is not None and usage is not None:
                 admission.settle(usage, graded)
+                self._tell_rest()
         self._learn(graded)
+
+    def _tell_rest(self) -> None:
+        """Say once that no call goes out for a while because the endpoint asked for it."""
+        rest_s = self._gate.rest_s() if self._gate else 0.0
+        if rest_s >= LONG_REST_S and _now() >= self._told_until:
+            self._told_until = _now() + rest_s
+            self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
 
     def _turn(self, request: JudgeRequest) -> contextlib.AbstractAsyncContextManager[Admission | None]:
         if self._gate is None:

@@ -11,6 +11,7 @@ from configs.schema import Config
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
 from judge.pool import JudgePool
 from tests.judge.scripted import Judges, ask, llm_config, said
+from tests.virtual_time import in_virtual_time
 
 KNOWN = {
     (row.question, row.reference, row.prediction): row.is_correct
@@ -43,9 +44,10 @@ def watch(judge, *, seconds: float = 0.0, count_replicas=None, **settings):
 
 
 async def settle():
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(10)
 
 
+@in_virtual_time
 async def test_canaries_ride_beside_the_groups_and_are_counted_by_step():
     it, _, handle, warnings = watch(knowing)
     for step in (1, 2):
@@ -61,6 +63,7 @@ async def test_canaries_ride_beside_the_groups_and_are_counted_by_step():
     assert it.totals()["canaries"] == 150
 
 
+@in_virtual_time
 async def test_no_share_no_canary():
     it, _, handle, _ = watch(knowing, canary_share=0.0)
     for number in range(100):
@@ -70,6 +73,7 @@ async def test_no_share_no_canary():
     assert "judge/canary_false_positive_rate" not in it.figures()
 
 
+@in_virtual_time
 async def test_a_judge_that_passes_everything_warns_and_then_stops_the_run():
     it, _, _, warnings = watch(easy)
     for number in range(40):
@@ -80,6 +84,7 @@ async def test_a_judge_that_passes_everything_warns_and_then_stops_the_run():
     assert len(warnings) == 1
 
 
+@in_virtual_time
 async def test_a_bug_met_by_a_canary_comes_out_at_check():
     it, *_ = watch(lambda request, prediction: 1 / 0)
     it.ride_along(1, "0-0")
@@ -88,6 +93,7 @@ async def test_a_bug_met_by_a_canary_comes_out_at_check():
         it.check()
 
 
+@in_virtual_time
 async def test_figures_are_of_the_step_and_totals_of_the_run_also_after_a_resumption():
     it, pool, _, _ = watch(said, canary_share=0.0)
     await pool.grade(ask("red", "blue"))
@@ -114,6 +120,7 @@ async def test_replicas_are_counted_beside_the_loop():
     assert it.figures()["judge/replicas"] == 3.0
 
 
+@in_virtual_time
 async def test_closing_gives_up_what_is_under_way():
     it, _, handle, _ = watch(knowing, seconds=100.0)
     it.ride_along(1, "0-0")

@@ -7,7 +7,7 @@ import pytest
 from actors.errors import RunError
 from configs.judges import JudgeConfig
 from judge.canary import CanaryWatch, canary_request, canary_rows, draw_canary
-from judge.goldset import GoldRow
+from judge.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
 from judge.trust import wilson_interval
 from judge.verdict import NoVerdict, Verdict
 from tests.judge.scripted import llm_config
@@ -32,7 +32,8 @@ def test_rules_alone_are_not_asked_what_needs_knowledge_and_an_llm_behind_rules_
     behind = canary_rows(llm_config())
     assert any(not row.is_decidable_by_rules for row in behind)
     assert all(not (row.is_correct and row.is_decidable_by_rules) for row in behind)
-    assert len(canary_rows(llm_config(chain=("openai",)))) == 700
+    everything = len(read_gold(GOLD_FILE)) + len(read_gold(ATTACKS_FILE))
+    assert len(canary_rows(llm_config(chain=("openai",)))) == everything
 
 
 def test_the_share_is_kept_and_the_same_sample_of_the_same_step_draws_the_same_row():

@@ -354,6 +354,25 @@ async def test_a_storm_of_429_is_ridden_out_by_calling_less():
 
 
 @in_virtual_time
+async def test_a_long_rest_that_the_endpoint_asks_for_is_kept_and_told_once():
+    told, open_at = [], now() + 120
+
+    def judge(request, prediction):
+        rest_s = open_at - now()
+        return said(request, prediction) if rest_s <= 0 else failed(Failure.THROTTLED, retry_after_s=rest_s)
+
+    handle = Judges(judge, seconds=0.1)
+    pool = JudgePool(
+        handle, llm_config(timeout_s=10.0, llm=LLMJudgeConfig(model="m", max_concurrent=2)), warn=told.append
+    )
+    graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(20)))
+    assert [correctness(outcomes) for outcomes in graded] == [[False]] * 20
+    assert len(handle.calls) == 22, "two were under way when the endpoint asked"
+    assert len(told) == 1
+    assert "120 s" in told[0]
+
+
+@in_virtual_time
 async def test_no_more_llm_calls_are_under_way_than_allowed_and_rules_alone_know_no_limit():
     for config, most in ((llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=12)), 12), (RULES, 80)):
         handle = Judges(seconds=1.0)

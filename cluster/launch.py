@@ -30,9 +30,11 @@ from cluster.folders import CONFIG
 from cluster.placement import Placement, Resources, check_capacity, place
 from cluster.recorder import lock_run_folder, write_whole
 from cluster.run import Run
+from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
 from judge.deployment import delete_judges, deploy_judges
+from judge.llm_server import served_llm
 from judge.pool import JudgePool
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
@@ -161,10 +163,22 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
 
 async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExitStack) -> JudgePool:
     name = f"{name}-{secrets.token_hex(3)}"  # several runs may share a cluster
+    judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
     cleanup.callback(delete_judges, name)
-    handle = await asyncio.to_thread(deploy_judges, config.judge, name)
+    handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    return JudgePool(handle, config.judge)
+    return JudgePool(handle, judge)
+
+
+@contextlib.asynccontextmanager
+async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
+    """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
+    connect()
+    try:
+        async with served_llm(config, f"llm-{secrets.token_hex(3)}") as judge:
+            yield judge
+    finally:
+        ray.shutdown()
 
 
 def connect() -> None:

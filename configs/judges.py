@@ -89,7 +89,7 @@ class ClusterJudgeConfig:
     max_replicas: int = 1
     """Most engines."""
     num_gpus: float = 1.0
-    """GPUs (or a share of one) per engine; 0 runs vLLM's CPU build."""
+    """GPUs (or a share of one) per engine, more than one by tensor parallelism; 0 runs vLLM's CPU build."""
     max_model_len: int = 4096
     """Tokens of the longest question with its verdict."""
     target_ongoing_requests: float = 32.0
@@ -108,6 +108,8 @@ class ClusterJudgeConfig:
             require(getattr(self, name) >= 1, f"judge.cluster.{name}", getattr(self, name), "at least 1")
         for name in ("min_replicas", "num_gpus", "downscale_delay_s"):
             require(getattr(self, name) >= 0, f"judge.cluster.{name}", getattr(self, name), "0 or more")
+        is_share_or_whole = self.num_gpus < 1 or self.num_gpus == int(self.num_gpus)
+        require(is_share_or_whole, "judge.cluster.num_gpus", self.num_gpus, "a share of one GPU, or a whole number")
         for name in ("target_ongoing_requests", "start_timeout_s"):
             require(getattr(self, name) > 0, f"judge.cluster.{name}", getattr(self, name), "above 0")
         require(0 <= self.port <= 65535, "judge.cluster.port", self.port, "0 for a free one, or up to 65535")

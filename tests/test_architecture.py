@@ -15,7 +15,7 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 OWNERS = {
-    "ray": ("cluster/", "judge/deployment.py"),
+    "ray": ("cluster/", "judge/deployment.py", "judge/llm_server.py"),
     "vllm": ("actors/vllm_engine.py", "actors/vllm_extension.py"),
     "deepspeed": ("learner/engine.py",),
     "omegaconf": ("configs/load.py",),
@@ -39,6 +39,7 @@ PURE = (
     "judge/reward.py",
     "judge/pool.py",
     "judge/chain.py",
+    "judge/served_model.py",
     "judge/precheck.py",
     "judge/fence.py",
     "judge/prompt.py",

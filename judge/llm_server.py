@@ -17,13 +17,14 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from openai import APIError, APIStatusError, AsyncOpenAI
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
@@ -33,6 +34,7 @@ from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.client import NO_KEY
 from judge.served_model import (
+    ENGINE_CLASS,
     ServedModel,
     check_model_folder,
     engine_options,
@@ -95,22 +97,30 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Ser
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
     address = _start_proxies(config.cluster.port)
     name = model_id(folder)
-    # Imports vLLM, which takes seconds.
+    # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
+    # happens in a process that ends with it.
+    build = ray.remote(num_cpus=0, max_calls=1)(_run_application)
+    built = build.remote(engine_options(config, name), ingress_options(config), app_name)
+    try:
+        ray.get(built, timeout=max(0.0, deadline_at - time.monotonic()))
+    except GetTimeoutError as error:
+        ray.cancel(built, force=True)
+        raise JudgeError(f"{_late(app_name)}: it was still being deployed") from error
+    except (RayServeException, RayError) as error:
+        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {_gist(str(error))}") from error
+    while not _is_ingress_up(app_name):
+        if time.monotonic() > deadline_at:
+            raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
+        time.sleep(POLL_S)
+    return ServedModel(base_url=f"{address}/{app_name}/v1", model=name, app_name=app_name)
+
+
+def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: str) -> None:
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    application = build_openai_app(
-        {
-            "llm_configs": [LLMConfig(**engine_options(config, name))],
-            "ingress_deployment_config": ingress_options(config),
-        }
-    )
+    application = build_openai_app({"llm_configs": [LLMConfig(**engine)], "ingress_deployment_config": ingress})
     target = serve.RunTarget(target=application, name=app_name, route_prefix=f"/{app_name}")
-    try:
-        serve.run_many([target], wait_for_applications_running=False)
-    except (RayServeException, RayError, RuntimeError) as error:
-        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {_gist(str(error))}") from error
-    _wait_for(lambda: _is_ingress_up(app_name), deadline_at, f"the HTTP side of the LLM judge {app_name!r}")
-    return ServedModel(base_url=f"{address}/{app_name}/v1", model=name, app_name=app_name)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
@@ -149,9 +159,7 @@ async def _first_call(served: ServedModel, deadline_at: float) -> None:
             except APIError as error:
                 reason = type(error).__name__
             await asyncio.sleep(min(RETRY_S, max(0.0, left_s)))
-    raise JudgeError(
-        f"no engine of the LLM judge {served.model!r} was up within judge.cluster.start_timeout_s: {reason}"
-    )
+    raise JudgeError(f"{_late(served.app_name)}: {reason}")
 
 
 def delete_llm(app_name: str) -> None:
@@ -230,14 +238,11 @@ def _failure(application: ApplicationStatusOverview) -> str | None:
 
 
 def _is_engine(deployment_name: str) -> bool:
-    return deployment_name.startswith("LLMServer:")
+    return deployment_name.startswith(f"{ENGINE_CLASS}:")
 
 
-def _wait_for(is_done: Callable[[], bool], deadline_at: float, what: str) -> None:
-    while not is_done():
-        if time.monotonic() > deadline_at:
-            raise JudgeError(f"{what} was not up within judge.cluster.start_timeout_s")
-        time.sleep(POLL_S)
+def _late(app_name: str) -> str:
+    return f"the LLM judge {app_name!r} was not up within judge.cluster.start_timeout_s"
 
 
 def _gist(message: str) -> str:

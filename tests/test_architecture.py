@@ -15,7 +15,7 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 OWNERS = {
-    "ray": ("cluster/", "judge/deployment.py", "judge/llm_server.py"),
+    "ray": ("cluster/", "judge/deployment.py", "judge/llm_server.py", "judge/llm_engine.py"),
     "vllm": ("actors/vllm_engine.py", "actors/vllm_extension.py"),
     "deepspeed": ("learner/engine.py",),
     "omegaconf": ("configs/load.py",),

@@ -29,5 +29,5 @@ def test_gpus_of_an_llm_judge_count_and_are_named():
     llm = replace(config.judge.llm, model="judge")
     judge = replace(config.judge, chain=("rules", "cluster"), llm=llm)
     assert place(config).total(replace(config, judge=judge)).num_gpus == 33
-    with pytest.raises(ValueError, match="with 1 GPUs for judge.cluster need 33 GPUs, the cluster has 32"):
+    with pytest.raises(ValueError, match=r"with 1 GPUs for judge.cluster need 33 GPUs, the cluster has 32"):
         check_capacity(replace(config, judge=judge), {"CPU": 999.0, "GPU": 32.0})

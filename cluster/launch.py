@@ -33,9 +33,12 @@ from cluster.run import Run
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
-from judge.deployment import delete_judges, deploy_judges
+from judge.cache import VerdictCache
+from judge.deployment import count_judges, delete_judges, deploy_judges
 from judge.llm_server import served_llm
 from judge.pool import JudgePool
+from judge.served_model import check_model_folder
+from judge.version import judge_version
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
 
@@ -161,29 +164,43 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     return LearnerGroup(config.learner, start_rank)
 
 
-async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExitStack) -> JudgePool:
-    name = f"{name}-{secrets.token_hex(3)}"  # several runs may share a cluster
+async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
+    store = await asyncio.to_thread(_open_store, config.judge)
+    if store is not None:
+        cleanup.callback(store.close)
     judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
     cleanup.callback(delete_judges, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    return JudgePool(handle, judge)
+    version = judge_version(judge) if judge.has_llm else ""
+    return JudgePool(handle, judge, store=store, judge_version=version, warn=display.warn)
 
 
 @contextlib.asynccontextmanager
 async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
+    check_model_folder(Path(config.llm.model))
     connect()
     try:
-        async with served_llm(config, f"llm-{secrets.token_hex(3)}") as judge:
+        async with served_llm(config, _app_name("llm")) as judge:
             yield judge
     finally:
         ray.shutdown()
 
 
+def _open_store(config: JudgeConfig) -> VerdictCache | None:
+    return VerdictCache(Path(config.cache)) if config.has_llm and config.cache else None
+
+
+def _app_name(name: str) -> str:
+    """Several runs may share a cluster."""
+    return f"{name}-{secrets.token_hex(3)}"
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", namespace="visionthink")
+    # At "warning" Ray tells of its token authentication, which is on, at every start.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 @contextlib.asynccontextmanager
@@ -206,7 +223,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         placement = place(config)
         workers = start_workers(config, placement)
         learner = _start_learner(config, placement)
-        judges = await _start_judges(config, f"judges-{config.run.name}", cleanup)
+        app_name = _app_name(f"judges-{config.run.name}")
+        judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
         await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)])
         run = Run(
@@ -219,7 +237,9 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             heldout=heldout,
             display=display,
             started_at=started_at,
+            count_judges=lambda: count_judges(app_name),
         )
+        cleanup.push_async_callback(run.judge_watch.close)
         if resume and (checkpoint := _checkpoint(folder, display)):
             await run.restore(checkpoint)
         write_whole(folder / CONFIG, to_yaml(config))
@@ -237,7 +257,7 @@ async def launch_players(config: Config, *, display: Display) -> AsyncIterator[P
         cleanup.callback(ray.shutdown)
         check_capacity(config, ray.cluster_resources())
         workers = start_workers(config, place(config))
-        judges = await _start_judges(config, "judges-eval", cleanup)
+        judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers])
         yield Players(rollouts=_pool(config, workers), judges=judges, display=display, heldout=heldout)

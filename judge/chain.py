@@ -22,7 +22,7 @@ def make_judge(config: JudgeConfig) -> Chain:
     for name in config.chain:
         match name:
             case "rules":
-                judges.append(RulesJudge(relative_tolerance=config.relative_tolerance))
+                judges.append(RulesJudge.from_config(config))
             case "openai" | "cluster":
                 # The endpoint's client takes a second to import; rules alone go without.
                 from judge.client import LLMJudge

@@ -142,6 +142,15 @@ def deploy_judges(
     return ServeJudgeHandle(handle)
 
 
+def count_judges(app_name: str) -> int | None:
+    """Replicas of a pool that are up; None where Serve does not say. Blocks for a moment."""
+    try:
+        application = serve.status().applications[app_name]
+    except (KeyError, RayError, RayServeException):
+        return None
+    return int(application.deployments[DEPLOYMENT_NAME].replica_states.get("RUNNING", 0))
+
+
 def delete_judges(app_name: str) -> None:
     """Stop a pool and wait until its replicas are gone."""
     serve.delete(app_name)

@@ -93,6 +93,12 @@ def _identifying_bytes(path: Path) -> Iterator[bytes]:
             yield file.read()
 
 
+def served_name(config: JudgeConfig) -> str:
+    """Name of the LLM, as its endpoint will know it or knows it already: `model_id` of a folder still to be served."""
+    folder = Path(config.llm.model)
+    return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
+
+
 def served_config(config: JudgeConfig, served: ServedModel) -> JudgeConfig:
     """What replicas need to talk to the served model: its address and name, and no key."""
     llm = replace(

@@ -15,6 +15,7 @@ from judge.served_model import (
     num_gpus_wanted,
     served_config,
 )
+from judge.version import judge_version
 
 
 def write_model(folder: Path, *, weights: bytes = b"weights", template: str = '{"chat_template": "x"}') -> Path:
@@ -89,6 +90,15 @@ def test_judges_get_address_and_name_of_the_served_model_and_no_key():
     assert (llm.base_url, llm.model) == ("http://127.0.0.1:1/app/v1", "m-1")
     assert llm.api_key_env == llm.api_key_file == llm.azure_api_version == ""
     assert served_config(config, served).chain == config.chain
+
+
+def test_a_judges_version_is_the_same_before_and_after_its_model_is_served(tmp_path):
+    config = judge_config(write_model(tmp_path / "model"))
+    served = ServedModel(base_url="http://127.0.0.1:1/app/v1", model=model_id(tmp_path / "model"), app_name="app")
+    version = judge_version(config)
+    assert judge_version(served_config(config, served)) == version
+    (tmp_path / "model" / "config.json").write_text('{"changed": true}')
+    assert judge_version(config) != version
 
 
 def test_an_engine_on_cpus_reserves_half_a_core_and_no_gpu():

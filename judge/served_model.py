@@ -190,6 +190,6 @@ def engine_environment(config: JudgeConfig) -> dict[str, str]:
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(config.cluster.num_threads),
         }
     return environment

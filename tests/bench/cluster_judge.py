@@ -41,10 +41,8 @@ def judge_config(model: Path) -> JudgeConfig:
         max_replicas=1,
         target_ongoing_requests=512.0,
         timeout_s=300.0,
-        llm=LLMJudgeConfig(
-            model=str(model), reply="choice", max_reply_tokens=1, try_timeout_s=120.0, max_concurrent=64
-        ),
-        cluster=ClusterJudgeConfig(num_gpus=0.0, max_model_len=2048),
+        llm=LLMJudgeConfig(model=str(model), reply="choice", try_timeout_s=120.0, max_concurrent=64),
+        cluster=ClusterJudgeConfig(num_gpus=0.0, max_model_len=2048, num_threads=2),
     )
 
 
@@ -72,7 +70,10 @@ def bare_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict[str, An
     start_s = time.monotonic() - started
     wording = load_wording(config.llm.prompt)
     params = SamplingParams(
-        temperature=0.0, max_tokens=1, seed=0, structured_outputs=StructuredOutputsParams(choice=["0", "1"])
+        temperature=0.0,
+        max_tokens=config.llm.max_reply_tokens,
+        seed=0,
+        structured_outputs=StructuredOutputsParams(choice=["0", "1"]),
     )
     requests = asyncio.run(pick_requests(config, num_rows))
     seconds, num_tokens = [], 0

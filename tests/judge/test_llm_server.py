@@ -33,7 +33,7 @@ def judge_config(folder: Path, **cluster) -> JudgeConfig:
     return JudgeConfig(
         chain=("cluster",),
         cache="",
-        llm=LLMJudgeConfig(model=str(folder), reply="choice", max_reply_tokens=1),
+        llm=LLMJudgeConfig(model=str(folder), reply="choice"),
         cluster=ClusterJudgeConfig(**settings),
     )
 
@@ -177,7 +177,7 @@ def test_judge_check_brings_the_llm_up_and_reports_what_it_does(smollm2, tmp_pat
         )
     )
     settings = ["judge.chain=[cluster]", f"judge.llm.model={smollm2}", "judge.llm.reply=choice"]
-    settings += ["judge.llm.max_reply_tokens=1", "judge.cluster.num_gpus=0", "judge.cluster.max_model_len=2048"]
+    settings += ["judge.cluster.num_gpus=0", "judge.cluster.max_model_len=2048"]
     command = [sys.executable, "-m", "cluster.cli", "judge", "check", "--json", "--set", str(gold), *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]

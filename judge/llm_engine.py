@@ -7,6 +7,8 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm.deployment import LLMServer
 
+from actors.engine_owner import own_engines
+
 
 class LocalModel(CallbackBase):  # type: ignore[misc]
     """The model lies on every node: none is fetched, which spares each start a process that imports vLLM to do so."""
@@ -17,8 +19,12 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
 
 
 class JudgeLLMServer(LLMServer):  # type: ignore[misc]
-    """Reports to nobody: the server's telemetry is an actor that imports vLLM too and outlives the application."""
+    """Owns its engine, which ends with it whatever happens (see `judge.llm_extension`).
+
+    Reports to nobody: the server's telemetry is an actor that imports vLLM too and outlives the application.
+    """
 
     async def _start_engine(self) -> None:
+        own_engines()
         assert self.engine is not None
         await self.engine.start()

@@ -131,6 +131,7 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
         # Else the model's own file of sampling settings would add to what the judge asks for.
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "worker_extension_cls": "judge.llm_extension.OwnedEngine",
     }
     if cluster.num_gpus >= 1:
         bundles = [{"GPU": 1.0, "CPU": GPU_ENGINE_CPUS}] * int(cluster.num_gpus)

@@ -66,6 +66,7 @@ def bare_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict[str, An
 
     started = time.monotonic()
     options = engine_options(config, "peer")["engine_kwargs"]
+    del options["worker_extension_cls"]
     engine = LLM(model=config.llm.model, **options)
     start_s = time.monotonic() - started
     wording = load_wording(config.llm.prompt)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -47,6 +48,17 @@ def num_engines(app_name: str) -> int:
     deployments = serve.status().applications[app_name].deployments
     (engine,) = (deployment for name, deployment in deployments.items() if name.startswith(ENGINE_CLASS))
     return sum(engine.replica_states.values())
+
+
+def kill_the_engine_and_wait_for_its_end() -> None:
+    """kill -9 the replica: no process that it started may live on."""
+    ours = psutil.Process().children(recursive=True)
+    (replica,) = (process for process in ours if f":{ENGINE_CLASS}:" in "".join(process.cmdline()))
+    children = replica.children(recursive=True)
+    assert children
+    replica.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +123,7 @@ def test_more_gpus_than_the_cluster_has_are_refused(local_ray, tmp_path):
 @slow
 @needs_model
 @pytest.mark.timeout(900)
-async def test_an_engine_comes_from_zero_gives_verdicts_goes_when_idle_and_comes_again(local_ray, smollm2):
+async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_comes_again(local_ray, smollm2):
     config = judge_config(smollm2, downscale_delay_s=1.0)
     async with served_llm(config, "llm") as judge:
         assert num_engines("llm") == 1
@@ -121,6 +133,9 @@ async def test_an_engine_comes_from_zero_gives_verdicts_goes_when_idle_and_comes
         assert all(isinstance(outcome, Verdict) for (outcome,) in graded), graded
         assert {outcome.judge_version for (outcome,) in graded} == {judge_version(config)}
         assert pool.counters.num_llm_calls == 12
+        await asyncio.to_thread(kill_the_engine_and_wait_for_its_end)
+        (outcome,) = await pool.grade(requests(1)[0])
+        assert isinstance(outcome, Verdict), outcome
         deadline_at = time.monotonic() + 120
         while num_engines("llm"):
             assert time.monotonic() < deadline_at, "the idle engine stays"

@@ -21,19 +21,19 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from actors.engine_owner import own_engines
 from actors.episode import FinishReason
 from actors.errors import RolloutError
 from actors.play import Completion, Sampling, ShownImage
 from actors.weight_receiver import WeightManifest, check_engine_digests, manifest_to_json
 from configs.schema import ModelConfig, RolloutConfig
 
-OWNER_VARIABLE = "VISIONTHINK_ENGINE_OWNER"
 EXTENSION = "actors.vllm_extension.WeightExtension"
 
 
 def set_engine_environment(config: RolloutConfig) -> None:
     """Process environment that vLLM reads when it is imported. An earlier setting by the user wins."""
-    os.environ[OWNER_VARIABLE] = str(os.getpid())  # see vllm_extension.end_with_owner
+    own_engines()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

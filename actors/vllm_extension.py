@@ -6,9 +6,6 @@ vLLM loads this module inside its engine process (`worker_extension_cls`) and mi
 
 from __future__ import annotations
 
-import os
-import select
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import numpy as np
 import torch
 from vllm.platforms import current_platform
 
+from actors.engine_owner import end_with_owner
 from actors.errors import WeightSyncError
 from actors.weight_receiver import TensorSpec, WeightManifest, bytes_digest, manifest_from_json, verified_tensors
 
@@ -26,23 +24,6 @@ if current_platform.is_cpu():
     from vllm import _custom_ops
 
     _custom_ops._supports_onednn = False
-
-
-def end_with_owner() -> None:
-    """Leave when the process that owns the engine is gone: after a kill -9 nobody else tells its engine to end."""
-    owner = os.environ.get("VISIONTHINK_ENGINE_OWNER")
-    if owner is None:
-        return
-    try:
-        owner_handle = os.pidfd_open(int(owner))
-    except ProcessLookupError:
-        os._exit(1)
-
-    def wait_and_leave() -> None:
-        select.select([owner_handle], [], [])
-        os._exit(1)
-
-    threading.Thread(target=wait_and_leave, name="end-with-owner", daemon=True).start()
 
 
 end_with_owner()

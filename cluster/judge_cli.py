@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +19,11 @@ from cluster.shell import (
     shown_errors,
     warn_user,
 )
+from configs.judges import JudgeConfig
 from configs.load import load_config
+
+if TYPE_CHECKING:
+    from cluster.judge_check import JudgeReport
 
 judge_app = typer.Typer(no_args_is_help=True, help="Measure the judges.")
 
@@ -37,13 +42,14 @@ def check(
 ) -> None:
     """Ask the configured judge about the gold set and the attack set, and compare with the verdicts of people.
 
-    A set without a right answer is an attack set. Runs in this process, without Ray. An LLM is asked as in a run,
-    within the limits of judge.llm, and what that took is shown; a row without a verdict is counted and in no rate.
+    A set without a right answer is an attack set. Runs in this process; Ray comes up only to serve the LLM of
+    judge.cluster. An LLM is asked as in a run, within the limits of judge.llm, and what that took is shown; a row
+    without a verdict is counted and in no rate.
     """
     with shown_errors():
-        from cluster.judge_check import check_judge, check_tables
+        from cluster.judge_check import check_tables
 
-        report = run_async(check_judge(load_config(config, overrides or []).judge, sets or []))
+        report = run_async(_check(load_config(config, overrides or []).judge, sets or []))
         for table in check_tables(report):
             Console(stderr=as_json).print(table)
         if as_json:
@@ -81,3 +87,14 @@ def replay(
             shown.print(line, highlight=False)
         if as_json:
             print_json(report.figures())
+
+
+async def _check(config: JudgeConfig, sets: Sequence[Path]) -> JudgeReport:
+    from cluster.judge_check import check_judge
+
+    if "cluster" not in config.chain:
+        return await check_judge(config, sets)
+    from cluster.launch import llm_in_cluster
+
+    async with llm_in_cluster(config) as judge:
+        return await check_judge(judge, sets)

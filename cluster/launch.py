@@ -35,7 +35,9 @@ from configs.load import to_yaml
 from configs.schema import Config
 from judge.cache import VerdictCache
 from judge.deployment import count_judges, delete_judges, deploy_judges
+from judge.llm_server import served_llm
 from judge.pool import JudgePool
+from judge.served_model import check_model_folder
 from judge.version import judge_version
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
@@ -166,11 +168,24 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     store = await asyncio.to_thread(_open_store, config.judge)
     if store is not None:
         cleanup.callback(store.close)
+    judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
     cleanup.callback(delete_judges, name)
-    handle = await asyncio.to_thread(deploy_judges, config.judge, name)
+    handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    version = judge_version(config.judge) if config.judge.has_llm else ""
-    return JudgePool(handle, config.judge, store=store, judge_version=version, warn=display.warn)
+    version = judge_version(judge) if judge.has_llm else ""
+    return JudgePool(handle, judge, store=store, judge_version=version, warn=display.warn)
+
+
+@contextlib.asynccontextmanager
+async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
+    """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
+    check_model_folder(Path(config.llm.model))
+    connect()
+    try:
+        async with served_llm(config, _app_name("llm")) as judge:
+            yield judge
+    finally:
+        ray.shutdown()
 
 
 def _open_store(config: JudgeConfig) -> VerdictCache | None:

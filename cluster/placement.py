@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from configs.schema import Config
+from judge.served_model import num_gpus_wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,13 @@ class Placement:
     """One learner rank."""
 
     def total(self, config: Config) -> Resources:
-        """What the whole run asks for; judges take no reserved share."""
+        """What the whole run asks for. Judges take no reserved share, but for the GPUs of an LLM in the cluster."""
         num_workers, num_ranks = config.rollout.num_workers, config.learner.num_ranks
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
-            num_gpus=num_workers * self.worker.num_gpus + num_ranks * self.rank.num_gpus,
+            num_gpus=num_workers * self.worker.num_gpus
+            + num_ranks * self.rank.num_gpus
+            + num_gpus_wanted(config.judge),
         )
 
 
@@ -48,7 +51,9 @@ def check_capacity(config: Config, available: dict[str, float]) -> None:
     for kind, num in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)):
         held = available.get(kind, 0.0)
         if num > held:
+            judge_gpus = num_gpus_wanted(config.judge)
+            beside = f" with {judge_gpus:g} GPUs for judge.cluster" if judge_gpus else ""
             raise ValueError(
-                f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks} "
-                f"need {num:g} {kind}s, the cluster has {held:g}: start fewer of them, or add nodes"
+                f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks}"
+                f"{beside} need {num:g} {kind}s, the cluster has {held:g}: start fewer of them, or add nodes"
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,19 +70,16 @@ class Asking:
     def __init__(self, judge: ReplayJudge, warn: Callable[[str], None]) -> None:
         self._judge = judge
         self._warn = warn
-        self._made: Judge | None = None
         self._pool: JudgePool | None = None
-        self._cache: VerdictCache | None = None
         self._num_from_record = 0
+        self._cleanup = AsyncExitStack()
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Asking:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._cache is not None:
-            self._cache.close()
-        if isinstance(self._made, Closing):
-            await self._made.aclose()
+        await self._cleanup.aclose()
 
     @property
     def asked(self) -> Asked:
@@ -108,22 +107,27 @@ class Asking:
         graded: Iterator[Outcome] = iter(())
         if open_answers:
             request = JudgeRequest(question=group.question, reference=group.reference, predictions=open_answers)
-            graded = iter(await self._opened().grade(request))
+            graded = iter(await (await self._opened()).grade(request))
         return tuple(next(graded) if outcome is None else outcome for outcome in kept)
 
-    def _opened(self) -> JudgePool:
-        if self._pool is None:
-            config = self._judge.config.judge
-            if config.has_llm:
-                read_key(config.llm)  # a missing key ends the command, not each call
-            if config.has_llm and config.cache:
-                self._cache = VerdictCache(Path(config.cache))
-            self._made = self._judge.make(config)
-            self._pool = JudgePool(
-                InProcess(self._made),
-                config,
-                store=self._cache,
-                judge_version=self._judge.version,
-                warn=self._warn,
-            )
-        return self._pool
+    async def _opened(self) -> JudgePool:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await self._open(self._judge.config.judge)
+            return self._pool
+
+    async def _open(self, config: JudgeConfig) -> JudgePool:
+        if "cluster" in config.chain:
+            from cluster.launch import llm_in_cluster  # imports Ray
+
+            config = await self._cleanup.enter_async_context(llm_in_cluster(config))
+        if config.has_llm:
+            read_key(config.llm)  # a missing key ends the command, not each call
+        cache = VerdictCache(Path(config.cache)) if config.has_llm and config.cache else None
+        if cache is not None:
+            self._cleanup.callback(cache.close)
+        judge = self._judge.make(config)
+        if isinstance(judge, Closing):
+            self._cleanup.push_async_callback(judge.aclose)
+        version = self._judge.version
+        return JudgePool(InProcess(judge), config, store=cache, judge_version=version, warn=self._warn)

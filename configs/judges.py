@@ -48,7 +48,9 @@ class LLMJudgeConfig:
     """USD per million reply tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("max_reply_tokens", "max_field_chars", "max_concurrent"):
+        tokens = "at least 2: one for the verdict, one for its end"
+        require(self.max_reply_tokens >= 2, "judge.llm.max_reply_tokens", self.max_reply_tokens, tokens)
+        for name in ("max_field_chars", "max_concurrent"):
             require(getattr(self, name) >= 1, f"judge.llm.{name}", getattr(self, name), "at least 1")
         for name in ("requests_per_minute", "tokens_per_minute"):
             require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "0 for no bound, or more")
@@ -89,7 +91,7 @@ class ClusterJudgeConfig:
     max_replicas: int = 1
     """Most engines."""
     num_gpus: float = 1.0
-    """GPUs (or a share of one) per engine; 0 runs vLLM's CPU build."""
+    """GPUs (or a share of one) per engine, more than one by tensor parallelism; 0 runs vLLM's CPU build."""
     max_model_len: int = 4096
     """Tokens of the longest question with its verdict."""
     target_ongoing_requests: float = 32.0
@@ -98,16 +100,20 @@ class ClusterJudgeConfig:
     """Idle seconds before an engine goes."""
     kv_cache_gib: int = 1
     """Memory for the KV cache of a CPU engine."""
+    num_threads: int = 1
+    """Threads of a CPU engine: they work through one prompt after the other, so more of them judge faster."""
     port: int = 0
     """Port of Serve's HTTP proxy on the loopback interface of each node; 0 takes a free one."""
     start_timeout_s: float = 900.0
     """Deadline for the first engine to come up."""
 
     def __post_init__(self) -> None:
-        for name in ("max_replicas", "max_model_len", "kv_cache_gib"):
+        for name in ("max_replicas", "max_model_len", "kv_cache_gib", "num_threads"):
             require(getattr(self, name) >= 1, f"judge.cluster.{name}", getattr(self, name), "at least 1")
         for name in ("min_replicas", "num_gpus", "downscale_delay_s"):
             require(getattr(self, name) >= 0, f"judge.cluster.{name}", getattr(self, name), "0 or more")
+        is_share_or_whole = self.num_gpus < 1 or self.num_gpus == int(self.num_gpus)
+        require(is_share_or_whole, "judge.cluster.num_gpus", self.num_gpus, "a share of one GPU, or a whole number")
         for name in ("target_ongoing_requests", "start_timeout_s"):
             require(getattr(self, name) > 0, f"judge.cluster.{name}", getattr(self, name), "above 0")
         require(0 <= self.port <= 65535, "judge.cluster.port", self.port, "0 for a free one, or up to 65535")

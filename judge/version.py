@@ -13,6 +13,7 @@ from typing import Any
 
 from configs.judges import JudgeConfig
 from judge.prompt import load_wording
+from judge.served_model import served_name
 
 DIGEST_CHARS = 16
 ALWAYS, RULES, LLM = ("judge.precheck",), ("judge.rules",), ("judge.prompt", "judge.reply")
@@ -43,7 +44,7 @@ def judge_version(config: JudgeConfig) -> str:
     if config.has_llm:
         llm = config.llm
         parts["llm"] = {
-            "model": llm.model,
+            "model": served_name(config),
             "revision": llm.revision,
             "reply": llm.reply,
             "max_reply_tokens": llm.max_reply_tokens,

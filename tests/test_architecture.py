@@ -15,7 +15,7 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 OWNERS = {
-    "ray": ("cluster/", "judge/deployment.py"),
+    "ray": ("cluster/", "judge/deployment.py", "judge/llm_server.py", "judge/llm_engine.py"),
     "vllm": ("actors/vllm_engine.py", "actors/vllm_extension.py"),
     "deepspeed": ("learner/engine.py",),
     "omegaconf": ("configs/load.py",),
@@ -27,6 +27,7 @@ PURE = (
     "configs/schema.py",
     "configs/judges.py",
     "configs/load.py",
+    "actors/engine_owner.py",
     "actors/errors.py",
     "actors/episode.py",
     "actors/images.py",
@@ -58,6 +59,8 @@ PURE = (
     "judge/canary.py",
     "judge/cache.py",
     "judge/chain.py",
+    "judge/llm_extension.py",
+    "judge/served_model.py",
     "judge/precheck.py",
     "judge/fence.py",
     "judge/prompt.py",

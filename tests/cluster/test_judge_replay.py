@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from actors.dataset import CursorState
 from actors.episode import Episode, SampleRef
-from actors.errors import RunError
+from actors.errors import JudgeError, RunError
 from cluster.collect import Collected, ScoredGroup
 from cluster.judge_cli import judge_app
 from cluster.judge_replay import find_judge, replay_run
@@ -243,10 +243,10 @@ def test_a_missing_key_ends_the_command_at_once(tmp_path):
     assert "none" in done.stderr
 
 
-async def test_a_judge_inside_the_cluster_is_not_started(tmp_path):
+async def test_a_judge_inside_the_cluster_needs_the_folder_of_its_model_before_ray_starts(tmp_path):
     run, _ = llm_run(tmp_path)
     with pytest.RaisesGroup(
-        pytest.RaisesExc(ValueError, match=r"whose LLM is not up"), allow_unwrapped=True, flatten_subgroups=True
+        pytest.RaisesExc(JudgeError, match=r"is no folder"), allow_unwrapped=True, flatten_subgroups=True
     ):
         await replay_run(run, find_judge(run, ["judge.chain=[rules,cluster]"], None))
 

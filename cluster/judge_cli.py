@@ -28,7 +28,8 @@ def check(
 ) -> None:
     """Ask the configured judge about the gold set and the attack set, and compare with the verdicts of people.
 
-    A set without a right answer is an attack set. Runs in this process, without Ray.
+    A set without a right answer is an attack set. Runs in this process, without Ray. An LLM is asked as in a run,
+    within the limits of judge.llm, and what that took is shown; a row without a verdict is counted and in no rate.
     """
     with shown_errors():
         from cluster.judge_check import check_judge, check_tables

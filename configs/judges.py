@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
@@ -63,6 +64,13 @@ class LLMJudgeConfig:
             "judge.llm.base_url",
             "(hidden)",
             "no user or password in it; use judge.llm.api_key_file",
+        )
+        # As above: the key itself may have been written here.
+        require(
+            re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", self.api_key_env) is not None,
+            "judge.llm.api_key_env",
+            "(hidden)",
+            "give the name of an environment variable, not the key",
         )
         require(
             not (self.api_key_file and self.api_key_env),

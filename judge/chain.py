@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from configs.judges import JudgeConfig
+from judge.precheck import Precheck
 from judge.rules import RulesJudge
 from judge.verdict import Failure, Judge, JudgeRequest, NoVerdict, Outcome, check_outcomes
 
 
-def make_judge(config: JudgeConfig) -> Judge:
-    """The judges that `judge.chain` names, as one."""
-    judges: list[Judge] = []
+def make_judge(config: JudgeConfig) -> Chain:
+    """The judges that `judge.chain` names, as one, behind what is settled without any.
+
+    Raises:
+        ValueError: the wording of an LLM judge cannot be used.
+    """
+    judges: list[Judge] = [Precheck(max_answer_chars=config.max_answer_chars)]
     for name in config.chain:
         match name:
             case "rules":
-                judges.append(RulesJudge(relative_tolerance=config.relative_tolerance))
+                judges.append(RulesJudge.from_config(config))
             case "openai" | "cluster":
-                raise ValueError(f"judge.chain={list(config.chain)!r} cannot work: no such judge yet")
+                # The endpoint's client takes a second to import; rules alone go without.
+                from judge.client import LLMJudge
+
+                # An LLM in the cluster is one more endpoint: the launcher puts its address into `llm.base_url`.
+                judges.append(LLMJudge(config))
     return Chain(judges=judges)
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A judge that holds connections."""
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +58,12 @@ class Chain:
             for index, outcome in zip(open_at, replies, strict=True):
                 outcomes[index] = outcome
         return outcomes
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        for judge in self.judges:
+            if isinstance(judge, Closing):
+                await judge.aclose()
 
 
 def _is_undecided(outcome: Outcome) -> bool:

@@ -24,7 +24,7 @@ _LATEX_WORDS = (
     (re.compile(r"\\pi(?![A-Za-z])"), "π"),
     (re.compile(r"\\([%$#&_{}])"), r"\1"),
 )
-_ARTICLE = re.compile(r"(?<![\w'])(?:a|an|the)\s+(?=[^\W\d_])")
+_ARTICLE = re.compile(r"(?<![\w'])(?:(?:a|an)\s+(?=[^\W\d_])|the\s+(?=\w))")
 _PUNCTUATION_AT_WORD_END = re.compile(r"[.,!?;:]+(?=\s|$)")
 _COMMA_BETWEEN_WORDS = re.compile(r"(?<![0-9]),|,(?![0-9])")
 _HYPHEN_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")

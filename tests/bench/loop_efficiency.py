@@ -4,17 +4,21 @@
 
 Both run on this machine in one command, in alternating rounds over equal prompts: ours collects, updates and publishes
 (the judges included); the peer calls `LLM.generate` once for all first turns and once for all second turns. Also
-printed: where a step's seconds go, and the ratio for collecting alone. Medians over the rounds, after one warm-up each.
+printed: where a step's seconds go, and the ratio for collecting alone. With `train.max_staleness=1` a round is
+three trips of the loop, the first not counted, in which the next batch is collected while this one is learned from, so
+that collecting has no time of its own. Medians over the rounds, after one warm-up each.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 
@@ -27,6 +31,8 @@ from cluster.cli import make_missing_data
 from cluster.collect import collect
 from cluster.display import Display
 from cluster.launch import launch
+from cluster.lookahead import Lookahead
+from cluster.run import Run
 from configs.load import load_config, to_yaml
 from configs.schema import Config
 
@@ -86,6 +92,7 @@ def bare_rounds(config: Config) -> None:
         if second:
             engine.generate(second, params, use_tqdm=False)
         print(json.dumps({"episodes": len(first), "seconds": time.monotonic() - started}), flush=True)
+    engine.llm_engine.engine_core.shutdown()
 
 
 class Peer:
@@ -108,43 +115,72 @@ class Peer:
         return figures["episodes"] / figures["seconds"]
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
+        """End the script at the end of its input: killed, it would leave its engine's processes behind."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+SETTLE_S = 5.0
+"""After a round with look-ahead: until the engine has finished what was begun for a batch that nobody takes."""
+
+
+async def on_policy_round(run: Run, config: Config, steps: Iterator[int]) -> dict[str, float]:
+    """One trip of the loop, stage by stage."""
+    started = time.monotonic()
+    batch = await collect(run, config, next(steps))
+    collected = time.monotonic()
+    await run.learner.update([group.training for group in batch.trained])
+    updated = time.monotonic()
+    await run.publish()
+    ended = time.monotonic()
+    num_episodes = len(batch.scored) * config.rollout.group_size
+    return {
+        "collect_episodes_per_s": num_episodes / (collected - started),
+        "loop_episodes_per_s": num_episodes / (ended - started),
+        "collect_s": collected - started,
+        "update_s": updated - collected,
+        "publish_s": ended - updated,
+    }
+
+
+async def overlapped_round(run: Run, config: Config, steps: Iterator[int]) -> dict[str, float]:
+    """Two trips of the loop with look-ahead, after one that fills it."""
+    num_episodes = 0
+    async with Lookahead(lambda: collect(run, config, next(steps)), depth=config.train.max_staleness) as ahead:
+        for trip in range(3):
+            if trip == 1:
+                started, num_episodes = time.monotonic(), 0
+            batch = await ahead.take()
+            await run.learner.update([group.training for group in batch.trained])
+            await run.publish()
+            num_episodes += len(batch.scored) * config.rollout.group_size
+        seconds = time.monotonic() - started
+    await asyncio.sleep(SETTLE_S)
+    return {"loop_episodes_per_s": num_episodes / seconds, "step_s": seconds / 2}
 
 
 async def measure(config: Config, num_rounds: int) -> dict[str, float]:
     peer = Peer(config)
     rounds: list[dict[str, float]] = []
+    our_round = overlapped_round if config.train.max_staleness else on_policy_round
     try:
         async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
             await run.publish()
-            for number in range(num_rounds + 1):
+            steps = itertools.count(1)
+            for _ in range(num_rounds + 1):
                 bare = await asyncio.to_thread(peer.round)
-                started = time.monotonic()
-                batch = await collect(run, config, number + 1)
-                collected = time.monotonic()
-                await run.learner.update([group.training for group in batch.trained])
-                updated = time.monotonic()
-                await run.publish()
-                ended = time.monotonic()
-                num_episodes = len(batch.scored) * config.rollout.group_size
-                rounds.append(
-                    {
-                        "bare_episodes_per_s": bare,
-                        "collect_episodes_per_s": num_episodes / (collected - started),
-                        "loop_episodes_per_s": num_episodes / (ended - started),
-                        "collect_s": collected - started,
-                        "update_s": updated - collected,
-                        "publish_s": ended - updated,
-                    }
-                )
+                ours = await our_round(run, config, steps)
+                ratios = {
+                    name.replace("_episodes_per_s", "_ratio"): figure / bare
+                    for name, figure in ours.items()
+                    if name.endswith("_episodes_per_s")
+                }
+                rounds.append({"bare_episodes_per_s": bare, **ours, **ratios})
     finally:
         peer.close()
     counted = rounds[1:]
-    figures = {name: median(each[name] for each in counted) for name in counted[0]}
-    for kind in ("collect", "loop"):
-        figures[f"{kind}_ratio"] = median(r[f"{kind}_episodes_per_s"] / r["bare_episodes_per_s"] for r in counted)
-    return figures
+    return {name: median(each[name] for each in counted) for name in counted[0]}
 
 
 def main() -> None:

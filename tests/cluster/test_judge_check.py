@@ -3,12 +3,16 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
+from actors.errors import JudgeError
 from cluster.judge_check import check_judge, check_tables
-from configs.judges import JudgeConfig
+from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.rules import RulesJudge
 from judge.verdict import Verdict
+from tests.judge import openai_server as scripted
+from tests.judge.openai_server import OpenAIServer
 
 
 class PassesAll:
@@ -55,3 +59,54 @@ async def test_a_set_of_ones_own_replaces_the_shipped_ones_and_text_is_no_markup
     assert "[red]blue" in text
     assert "[bold]why not" in text
     assert "attack set" not in text
+
+
+def rows_file(folder):
+    rows = [
+        {
+            "question": "?",
+            "reference": "red",
+            "prediction": prediction,
+            "verdict": int(prediction == "red"),
+            "kind": "k",
+        }
+        for prediction in ("red", "blue", ":")
+    ]
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def llm_config(server, **settings):
+    llm = LLMJudgeConfig(model="m", base_url=server.url, prompt_price=2.5, reply_price=10.0)
+    return JudgeConfig(chain=("openai",), llm=llm, **settings)
+
+
+async def test_an_llm_is_asked_through_the_pool_and_its_calls_tokens_and_cost_are_shown(tmp_path):
+    with OpenAIServer(scripted.after(1, scripted.says("Score: 1"))) as server:
+        report = await check_judge(llm_config(server), [rows_file(tmp_path)])
+    figures = report.figures()
+    assert (figures["agreement"], figures["num_unjudged"], figures["num_gold"]) == (1, 0, 3)
+    # Two rows reach the LLM, one of them twice.
+    assert figures["num_calls"] == server.num_calls == 3
+    assert (figures["prompt_tokens"], figures["reply_tokens"]) == (300, 15)
+    assert figures["cost_usd"] == pytest.approx(300 * 2.5e-6 + 15 * 10e-6)
+    assert "0.0009 USD" in printed(report)
+
+
+async def test_a_row_without_a_verdict_is_counted_and_never_wrong(tmp_path):
+    with OpenAIServer(lambda call: scripted.says("1 or 0")(call)) as server:
+        report = await check_judge(llm_config(server, max_tries=2), [rows_file(tmp_path)])
+    figures = report.figures()
+    assert (figures["num_unjudged"], figures["agreement"], figures["false_negative_rate"]) == (2, 1, None)
+    assert figures["disagreements"] == []
+    assert figures["num_calls"] == server.num_calls == 4
+    text = printed(report)
+    assert "no verdict (in no rate)" in text
+    assert "not a verdict: '1 or 0'" in text
+
+
+async def test_a_missing_key_stops_the_check_before_any_call(tmp_path):
+    config = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="m", api_key_file=str(tmp_path / "none")))
+    with pytest.raises(JudgeError, match="api_key_file"):
+        await check_judge(config, [])

@@ -5,7 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import JudgeError
-from judge.rules import MAX_ANSWER_CHARS, RulesJudge, judge_by_rules, parse_options
+from judge.findings import Rule
+from judge.first_look import MAX_ANSWER_CHARS
+from judge.options import parse_options
+from judge.rules import RulesJudge, find_by_rules
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
 
 COLOURS = "Which colour is the car?\nA. red\nB. blue\nC. dark green"
@@ -14,7 +17,7 @@ APPLES = "How many apples are on the table?"
 
 
 def is_right(reference: str, prediction: str, question: str = "What is it?") -> bool:
-    return judge_by_rules(question, reference, prediction, relative_tolerance=1e-3).is_correct
+    return find_by_rules(question, reference, prediction, relative_tolerance=1e-3).is_correct
 
 
 @pytest.mark.parametrize(
@@ -87,8 +90,9 @@ def test_blank_and_sign_only_answers_are_wrong(prediction):
 
 def test_over_long_answer_is_wrong_even_if_it_says_the_right_thing():
     assert is_right("red", "red" + " " * (MAX_ANSWER_CHARS - 3))
-    verdict = judge_by_rules("?", "red", "red" + " " * MAX_ANSWER_CHARS, relative_tolerance=0)
-    assert verdict == Verdict(is_correct=False, judge="rules", reason="longer than 2000 characters")
+    finding = find_by_rules("?", "red", "red" + " " * MAX_ANSWER_CHARS, relative_tolerance=0)
+    assert (finding.is_correct, finding.rule) == (False, Rule.OVER_LONG)
+    assert "2000 characters" in finding.reason
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_a_word_of_the_question_may_stand_as_unit():
 
 def test_tolerance_is_a_share_of_the_reference_and_counts_are_exact():
     def judge(reference: str, prediction: str, tolerance: float) -> bool:
-        return judge_by_rules("?", reference, prediction, relative_tolerance=tolerance).is_correct
+        return find_by_rules("?", reference, prediction, relative_tolerance=tolerance).is_correct
 
     assert judge("10.0", "10.5", 0.05)
     assert not judge("10.0", "10.5", 0.049)
@@ -365,7 +369,7 @@ def test_lists(reference, prediction, expected):
 
 def test_an_empty_reference_is_an_error_and_gives_no_verdict():
     with pytest.raises(JudgeError, match="reference"):
-        judge_by_rules("?", "  ", "red", relative_tolerance=0)
+        find_by_rules("?", "  ", "red", relative_tolerance=0)
 
 
 async def test_the_backend_grades_each_prediction_in_order():
@@ -382,8 +386,7 @@ async def test_the_backend_grades_each_prediction_in_order():
 def test_no_text_makes_the_rules_fail(question, reference, prediction):
     if reference.strip():
         for given_answer in (prediction, reference):
-            verdict = judge_by_rules(question, reference, given_answer, relative_tolerance=1e-3)
-            assert verdict.reason
+            assert find_by_rules(question, reference, given_answer, relative_tolerance=1e-3).reason
 
 
 @given(st.lists(st.sampled_from(["red", "12", "km", "Two", "fine", "stripes", "3.5", "B"]), min_size=1, max_size=5))

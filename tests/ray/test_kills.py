@@ -20,24 +20,37 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def num_lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(process: subprocess.Popen, ledger: Path, step: int) -> None:
+    deadline = time.monotonic() + 400
+    while num_lines(ledger) < step:
+        assert process.poll() is None, f"the run ended before step {step}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"step {step} did not come"
+        time.sleep(0.05)
+
+
 def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_good(tmp_path):
     seed = random.randrange(10**6)
-    print(f"kill times are drawn from seed {seed}")
+    print(f"the moments are drawn from seed {seed}")
     draw = random.Random(seed)
     shapes = make_shapes(tmp_path / "shapes", seed=0)
     settings = [f"run.dir={tmp_path}", f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
     command = [sys.executable, "-m", "cluster.cli", "train", "--json", *settings]
     flags: list[str] = []
-    for number in range(5):
+    ledger = tmp_path / "tiny" / "ledger.jsonl"
+    # Spread over the whole run: in the ledger's steps, then some seconds further, into any stage of the next step.
+    for step in sorted(draw.sample(range(19), 5)):
         process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        after_s = draw.uniform(45, 100)
+        wait_for_step(process, ledger, step)
+        after_s = draw.uniform(0, 4) if step else draw.uniform(5, 60)
         time.sleep(after_s)
-        assert process.poll() is None, f"kill {number} came after the end: {process.communicate()}"
+        assert process.poll() is None, f"the kill came after the end: {process.communicate()}"
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        ledger = tmp_path / "tiny" / "ledger.jsonl"
-        num_steps = len(ledger.read_text().splitlines()) if ledger.exists() else 0
-        print(f"kill {number} after {after_s:.0f} s, {num_steps} steps in the ledger", flush=True)
+        print(f"killed {after_s:.1f} s after step {step}, {num_lines(ledger)} steps in the ledger", flush=True)
         flags = ["--resume"] if (tmp_path / "tiny" / "config.yaml").exists() else []
         if not flags:  # killed before its parts were up: there is nothing to resume, and its name is free again
             shutil.rmtree(tmp_path / "tiny", ignore_errors=True)

@@ -1,0 +1,81 @@
+"""What a question says about the form of its answer: the unit, what is counted, a share, a year, an order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from judge.normalise import fold_unicode
+from judge.units import PERCENT, Unit, singular, unit_of
+
+_COUNTED = re.compile(
+    r"\b(?:how many|(?:total )?(?:number|count) of)\s+((?:[^\W\d_][\w'-]*+\s*+){1,5}?)"
+    r"(?=\b(?:are|is|was|were|do|does|did|can|could|have|has|had|will|would|there|in|on|at|of|with|that|who|which|per|for"
+    r"|from|and|or|between|shown|visible|by|to|over|under|it|he|she|they|you|we)\b|[?.,;:(]|$)"
+)
+_WITH_UNIT = re.compile(
+    r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\()\s*"
+    r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)(?=[\s?.,;:)]|$)"
+)
+_PREPOSITIONS = frozenset(
+    ("in", "a", "an", "the", "to", "second", "minute", "hour", "day", "week", "month", "year", "foot", "mile", "c", "f")
+)
+"""Words and letters that stand after `in` or a bracket without being the unit asked for: `in day 3`."""
+_PERCENT = re.compile(r"\b(?:percent|percentage|per cent|pct)\b|%")
+_SHARE = re.compile(r"\b(?:share(?! price)|fraction|proportion|probability|ratio|likelihood)\b")
+_SCALES = {"hundreds": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(r"\b(hundreds|thousand|million|billion|trillion)")
+_YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
+_AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
+_FALL = re.compile(r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down)")
+_DETERMINERS = re.compile(r"\b(?:the|an?|this|that|these|those|his|her|its|their|my|your|our)\b.*")
+_ORDER = re.compile(
+    r"\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered\b"
+    r"|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps\b|\bchronological"
+    r"|\bfrom (?:left|right|top|bottom|first|last|start|small|large|low|high|old|young|near|far|short|tall)\w* to\b"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Read from the question's words alone; what it leaves open is empty or False."""
+
+    units: tuple[Unit, ...]
+    """Units that the answer is to be in: `how many kg`, `in metres`, `(cm)`."""
+    counted: frozenset[str]
+    """Singular words of what is counted: `how many red apples` -> red, apple."""
+    scale: int
+    """1000 where the question speaks of thousands; 1 where it names no such word, or several."""
+    is_amount: bool
+    is_percent: bool
+    is_share: bool
+    is_fall: bool
+    """Asks how much less: a minus sign may be written or not."""
+    is_year: bool
+    is_ordered: bool
+    """The order of a list's items is asked for."""
+
+
+def _counted(match: re.Match[str], text: str) -> list[str]:
+    """Words of one counted thing; none where several are counted: `how many dogs and cats`."""
+    if re.match(r"(?:and|or)\b|,", text[match.end() :]):
+        return []
+    return [singular(word) for word in re.findall(r"[^\W\d_]+", _DETERMINERS.sub("", match[1]))]
+
+
+def read_question(question: str) -> Asked:
+    text = fold_unicode(question).casefold()
+    counted = frozenset(word for match in _COUNTED.finditer(text) for word in _counted(match, text))
+    named = [unit_of(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
+    scales = set(_SCALE.findall(text))
+    return Asked(
+        units=tuple(dict.fromkeys(unit for unit in named if unit is not None and unit != PERCENT)),
+        counted=counted,
+        scale=_SCALES[scales.pop()] if len(scales) == 1 else 1,
+        is_amount=_AMOUNT.search(text) is not None,
+        is_percent=_PERCENT.search(text) is not None,
+        is_fall=_FALL.search(text) is not None,
+        is_share=_SHARE.search(text) is not None,
+        is_year=_YEAR.search(text) is not None,
+        is_ordered=_ORDER.search(text) is not None,
+    )

@@ -1,0 +1,222 @@
+"""Compare two numbers as answers, and say by which rule.
+
+Units are converted; a definite number must agree. A unit that stands on one side alone is the hard part: `5 kg` for
+`5` is right where the question says kg, wrong where it counts apples, and open where it says nothing. There the number
+decides if nobody else can: data sets often leave the unit out, and a wrong one is rare beside that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TypeAlias
+
+from judge.asked import Asked
+from judge.findings import Finding, Rule, right, wrong
+from judge.metrics import is_within
+from judge.normalise import fold_unicode, unwrap
+from judge.quantity import Quantity, parse_quantity
+from judge.units import CONFUSED, PERCENT, Unit, convert, units_like
+
+_Agree: TypeAlias = Callable[[Quantity, Quantity], bool]
+_NEAR, _NEAR_CONVERTED = Fraction(1, 100), Fraction(1, 20)
+"""Within these shares of the reference a wrong number may be a rounded right one."""
+_MAY_BE_SCALED = (Rule.NUMBER, Rule.COUNT, Rule.NO_READING, Rule.UNSAID_UNIT)
+_JOINTS = re.compile(r"\s*(?:,\s+(?:or\s+)?|;|\bor\b)\s*")
+_RANGE = re.compile(r"(?:between|from)?\s*(?P<low>[^-]+?)\s*(?:-|\bto\b|\band\b)\s*(?P<high>[^-]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """How near two numbers have to be."""
+
+    tolerance: Fraction
+    """Share of the reference."""
+    is_exact_for_integers: bool
+    """An integer in the same unit is a count, a year or a label: it must agree exactly."""
+
+    def agree(self, reference: Quantity, prediction: Quantity) -> bool:
+        """Whether the numbers do, units of the same dimension converted, a unit on one side ignored."""
+        one, other = reference.unit, prediction.unit
+        value, is_same_unit = prediction.value, True
+        if one is not None and other is not None:
+            value = convert(value, other, one)
+            is_same_unit = (one.factor, one.offset) == (other.factor, other.offset)
+        is_exact = self.is_exact_for_integers and reference.is_integer_literal and is_same_unit
+        return is_within(reference.value, value, Fraction(0) if is_exact else self.tolerance)
+
+
+def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:
+    """Whether two quantities are the same.
+
+    Args:
+        asked: what the question says about unit, share and count.
+        closeness: how near they have to be.
+    """
+    finding = _compare(reference, prediction, asked, closeness)
+    if finding.is_correct and reference.has_leading_zero != prediction.has_leading_zero:
+        return right(Rule.LABEL)
+    if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
+        return finding
+    if finding.rule is Rule.NUMBER and (doubt := _doubt(reference, prediction, asked)):
+        return doubt
+    # `5` for `5 million`, or where the question asks for millions: perhaps right, though not as written.
+    bare, other = sorted((reference, prediction), key=lambda quantity: quantity.magnitude)
+    is_scaled = bare.magnitude == 1 and other.magnitude > 1 and bare.value * other.magnitude == other.value
+    is_named = asked.scale > 1 and asked.scale in (
+        bare.value and other.value / bare.value,
+        other.value and bare.value / other.value,
+    )
+    return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
+
+
+def _doubt(reference: Quantity, prediction: Quantity, asked: Asked) -> Finding | None:
+    """Why two numbers that differ may yet mean the same."""
+    if asked.is_fall and prediction.value == -reference.value and prediction.unit == reference.unit:
+        return right(Rule.SIGN)
+    units = reference.unit, prediction.unit
+    if (units[0] is None) != (units[1] is None):
+        return None
+    is_converted = units[0] is not None and units[1] is not None and units[0] != units[1]
+    if reference.is_integer_literal and prediction.is_integer_literal and not is_converted:
+        return None
+    near = Closeness(tolerance=_NEAR_CONVERTED if is_converted else _NEAR, is_exact_for_integers=False)
+    return wrong(Rule.NEARLY) if near.agree(reference, prediction) else None
+
+
+def _compare(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:
+    one, other, agree = reference.unit, prediction.unit, closeness.agree
+    if one is None and other is None:
+        return _finding(agree(reference, prediction), Rule.NUMBER)
+    if one is not None and other is not None:
+        return _both_units(reference, prediction, one, other, agree)
+    unit = one or other
+    assert unit is not None
+    if unit == PERCENT:
+        return _one_percent(reference, prediction, asked, agree)
+    if unit.is_word:
+        return _one_word(reference, prediction, unit, asked, agree)
+    return _one_unit(reference, prediction, unit, asked, closeness)
+
+
+def _both_units(reference: Quantity, prediction: Quantity, one: Unit, other: Unit, agree: _Agree) -> Finding:
+    if one.dimension == other.dimension:
+        return _finding(agree(reference, prediction), Rule.NUMBER)
+    if one.is_word or other.is_word:
+        return wrong(Rule.UNKNOWN_UNIT, f"{one.dimension} against {other.dimension}")
+    if {one.dimension, other.dimension} == {"time", "calendar"}:
+        return wrong(Rule.UNCLEAR_UNIT, "months and years are no fixed number of days")
+    if frozenset((one.dimension, other.dimension)) in CONFUSED and not (one.is_clear and other.is_clear):
+        return _finding(agree(reference, replace(prediction, unit=one)), Rule.UNCLEAR_UNIT)
+    return wrong(Rule.OTHER_DIMENSION, f"{other.dimension} against {one.dimension}")
+
+
+def _one_percent(reference: Quantity, prediction: Quantity, asked: Asked, agree: _Agree) -> Finding:
+    """`12 %` may be written as 12 or as 0.12; it is never 1.2."""
+    bare = prediction.value if reference.unit else reference.value
+    as_number = agree(_without_unit(reference), _without_unit(prediction))
+    as_share = agree(_as_share(reference), _as_share(prediction))
+    if not as_number and not as_share:
+        return wrong(Rule.NO_READING)
+    if asked.is_share and abs(bare) < 1:
+        return _finding(as_share, Rule.NUMBER)
+    if asked.is_share and abs(bare) > 1 and as_number:
+        return right(Rule.NUMBER)
+    if asked.is_percent and as_number:
+        return right(Rule.NUMBER)
+    return right(Rule.UNSAID_PERCENT)
+
+
+def _one_word(reference: Quantity, prediction: Quantity, unit: Unit, asked: Asked, agree: _Agree) -> Finding:
+    """`5 apples` against `5`: safe where the question counts apples."""
+    is_same = agree(reference, prediction)
+    if asked.counted.issuperset(unit.dimension.split()):
+        return _finding(is_same, Rule.COUNT)
+    is_from_reference = reference.unit is not None
+    is_open = asked.is_amount if is_from_reference else not asked.counted
+    return _finding(is_same and is_open, Rule.UNKNOWN_UNIT)
+
+
+def _one_unit(reference: Quantity, prediction: Quantity, unit: Unit, asked: Asked, closeness: Closeness) -> Finding:
+    """A unit of the table on one side: the bare number is in the unit that the question names, if it names one."""
+    agree = closeness.agree
+    named = [other for other in asked.units if other.dimension == unit.dimension]
+    readings = [compare_quantities(*_fill(reference, prediction, other), asked, closeness) for other in named]
+    if readings and len(set(readings)) == 1:
+        return readings[0]
+    if readings:
+        return right(Rule.UNSAID_UNIT)
+    is_same = agree(reference, prediction)
+    if not is_same and not unit.is_clear:
+        millions = [quantity.value * (10**6 if quantity.unit else 1) for quantity in (reference, prediction)]
+        return _finding(unit.dimension == "length" and millions[0] == millions[1], Rule.UNCLEAR_UNIT)
+    if not is_same:
+        is_possible = any(agree(*_fill(reference, prediction, other)) for other in units_like(unit))
+        return wrong(Rule.UNSAID_UNIT if is_possible else Rule.NO_READING)
+    if asked.counted and not asked.units and reference.unit is None and unit.is_clear:
+        return wrong(Rule.UNIT_OF_A_COUNT)
+    is_of_another = bool(asked.units) or (bool(asked.counted) and reference.unit is None)
+    return _finding(not is_of_another, Rule.UNSAID_UNIT)
+
+
+def compare_several(reference: str, prediction: str, asked: Asked, closeness: Closeness) -> Finding | None:
+    """Ranges, and hedges over several numbers; None where the texts are neither.
+
+    `10-15` equals `between 10 and 15`. Where one number is the answer, `7 or 8` and `5 to 9` are no definite answer.
+    """
+    expected, given = _read_range(reference), _read_range(prediction)
+    if expected and given:
+        pairs = zip(expected, given, strict=True)
+        findings = [compare_quantities(one, other, asked, closeness) for one, other in pairs]
+        is_certain = all(finding.is_certain for finding in findings)
+        is_same = all(finding.is_correct for finding in findings)
+        return _finding(is_same, Rule.RANGE if is_certain else Rule.UNSAID_UNIT)
+    number = parse_quantity(reference)
+    if number is None or _digits(reference) == _digits(prediction):
+        return None
+    if given:
+        return wrong(Rule.SEVERAL_NUMBERS)
+    parts = [part for part in _JOINTS.split(unwrap(fold_unicode(prediction)).casefold()) if part]
+    values = {quantity.value if (quantity := parse_quantity(part)) else None for part in parts}
+    return wrong(Rule.SEVERAL_NUMBERS) if len(values) > 1 and None not in values else None
+
+
+def _read_range(text: str) -> tuple[Quantity, Quantity] | None:
+    """Two rising numbers with a dash or words between them. `3-2` is a score, `555-1234` may be a telephone number."""
+    text = unwrap(fold_unicode(text)).casefold()
+    match = _RANGE.fullmatch(text)
+    if match is None or (" and " in text and not text.startswith("between")):
+        return None
+    low, high = parse_quantity(match["low"]), parse_quantity(match["high"])
+    if low is None or high is None:
+        return None
+    if low.unit is None and high.unit is not None:
+        low = replace(low, unit=high.unit)
+    is_rising = low.unit == high.unit and low.value < high.value
+    return (low, high) if is_rising else None
+
+
+def _digits(text: str) -> str:
+    return "".join(re.findall(r"\d", text))
+
+
+def _fill(reference: Quantity, prediction: Quantity, unit: Unit) -> tuple[Quantity, Quantity]:
+    """Both sides with a unit, the bare one with this."""
+    if reference.unit is None:
+        return replace(reference, unit=unit), prediction
+    return reference, replace(prediction, unit=unit)
+
+
+def _without_unit(quantity: Quantity) -> Quantity:
+    return replace(quantity, unit=None)
+
+
+def _as_share(quantity: Quantity) -> Quantity:
+    factor = PERCENT.factor if quantity.unit == PERCENT else 1
+    return replace(quantity, value=quantity.value * factor, unit=None, is_integer_literal=False)
+
+
+def _finding(is_correct: bool, rule: Rule) -> Finding:
+    return Finding(is_correct=is_correct, rule=rule, detail="same" if is_correct else "different")

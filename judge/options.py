@@ -1,0 +1,119 @@
+"""Multiple choice: the options that a question lists, and the letter that an answer names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from judge.findings import Finding, Rule, wrong
+from judge.normalise import strip_latex, unwrap
+
+_OPTION_MARK = re.compile(r"(?:^|(?<=[\s,;:]))(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)", re.MULTILINE)
+_LONE_LETTER = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-Ja-j])\)?[.:)]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"(?:\(([A-Ja-j])\)|([A-Ja-j])[.:)])\s*(\S.*)", re.DOTALL)
+_LETTERS = re.compile(r"\(?[A-J]\)?(?: ?(?:,|/|&|\bor\b|\band\b| ) ?(?:or |and )?\(?[A-J]\)?)+")
+_SENTENCE_END = re.compile(r"[.?!]\s+(?=[A-Z])|\n")
+
+
+def parse_options(question: str) -> dict[str, str]:
+    """Options that a question lists, letter to text: `A. red`, `(B) blue` or `C) green`, from A on without a gap.
+
+    Empty when there are fewer than two.
+    """
+    marks: list[re.Match[str]] = []
+    for mark in _OPTION_MARK.finditer(question):
+        letter = mark[1] or mark[2]
+        if letter == "A" and len(marks) < 2:
+            marks = [mark]
+        elif marks and letter == chr(ord("A") + len(marks)):
+            marks.append(mark)
+    if len(marks) < 2:
+        return {}
+    ends = [mark.start() for mark in marks[1:]] + [len(question)]
+    texts = [question[mark.end() : end].strip().rstrip(",;").strip() for mark, end in zip(marks, ends, strict=True)]
+    # What follows the last option is often an instruction: the option ends with its line or sentence.
+    texts[-1] = _SENTENCE_END.split(texts[-1], maxsplit=1)[0]
+    return {mark[1] or mark[2]: text for mark, text in zip(marks, texts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    letter: str
+    is_certain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of one question."""
+
+    texts: dict[str, str]
+    """Letter to text; empty where they stand in the picture, or where there are none."""
+    same: Callable[[str, str], Finding]
+    """Compares the text of an option with an answer."""
+
+    def compare(self, reference: str, prediction: str) -> Finding | None:
+        """By letters; None where the reference is no option, or the prediction none that can be told."""
+        if several := self._compare_several(reference, prediction):
+            return several
+        expected = self._choice(reference)
+        if expected is None or not (self.texts or unwrap(reference).isupper()):
+            return None
+        given = self._choice(prediction)
+        if given is not None:
+            rule = Rule.OPTION if given.is_certain and expected.is_certain else Rule.LIKELY_OPTION
+            detail = f"{given.letter} against {expected.letter}"
+            return Finding(is_correct=given.letter == expected.letter, rule=rule, detail=detail)
+        return self._refuse(prediction)
+
+    def _compare_several(self, reference: str, prediction: str) -> Finding | None:
+        """Where several options are right: `A, C` is `A and C` and `AC`."""
+        expected, given = self._letters(reference), self._letters(prediction)
+        if len(expected) < 2 or not given:
+            return None
+        detail = f"{''.join(sorted(given))} against {''.join(sorted(expected))}"
+        return Finding(is_correct=given == expected, rule=Rule.OPTION, detail=detail)
+
+    def _letters(self, answer: str) -> frozenset[str]:
+        """Letters of listed options, where the answer is nothing else."""
+        answer = " ".join(unwrap(strip_latex(answer.strip())).split())
+        if not (_LETTERS.fullmatch(answer) or re.fullmatch(r"[A-J]{1,10}", answer)):
+            return frozenset()
+        letters = frozenset(re.findall(r"[A-J]", answer))
+        return letters if letters <= self.texts.keys() and " or " not in answer else frozenset()
+
+    def _choice(self, answer: str) -> _Choice | None:
+        """The option that an answer names, by its letter, its letter and text, or its text."""
+        answer = unwrap(strip_latex(answer.strip()))
+        if lone := _LONE_LETTER.fullmatch(answer):
+            letter = lone[1].upper()
+            return _Choice(letter=letter, is_certain=True) if not self.texts or letter in self.texts else None
+        if labelled := _LETTER_AND_TEXT.fullmatch(answer):
+            letter, text = (labelled[1] or labelled[2]).upper(), labelled[3]
+            if not self.texts:
+                return None if _OPTION_MARK.search(text) else _Choice(letter=letter, is_certain=True)
+            finding = self.same(self.texts[letter], text) if letter in self.texts else None
+            return _Choice(letter=letter, is_certain=finding.is_certain) if finding and finding.is_correct else None
+        matching = self._matching(answer)
+        matching = [choice for choice in matching if choice.is_certain] or matching
+        return matching[0] if len(matching) == 1 else None
+
+    def _matching(self, answer: str) -> list[_Choice]:
+        findings = {letter: self.same(text, answer) for letter, text in self.texts.items()}
+        return [
+            _Choice(letter=letter, is_certain=finding.is_certain)
+            for letter, finding in findings.items()
+            if finding.is_correct
+        ]
+
+    def _refuse(self, prediction: str) -> Finding | None:
+        """Answers that name no option, or more than one."""
+        answer = " ".join(unwrap(strip_latex(prediction.strip())).split())
+        if _LETTERS.fullmatch(answer) and len(set(re.findall(r"[A-J]", answer))) > 1:
+            return wrong(Rule.SEVERAL_OPTIONS)
+        if self.texts and _LONE_LETTER.fullmatch(answer):
+            return wrong(Rule.NO_OPTION)
+        labelled = _LETTER_AND_TEXT.fullmatch(answer)
+        if self.texts and labelled and any(choice.is_certain for choice in self._matching(labelled[3])):
+            return wrong(Rule.NO_OPTION, "letter and text of different options")
+        return None

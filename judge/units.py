@@ -1,0 +1,121 @@
+"""Units that answers come in, and how to convert one into another."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    dimension: str
+    """What is measured; a word that no table lists (`apple`) is a dimension of its own."""
+    factor: Fraction = Fraction(1)
+    """Times the written number gives the dimension's base unit."""
+    offset: Fraction = Fraction(0)
+    """Added to the written number before the factor: Fahrenheit does not start where Celsius does."""
+    is_word: bool = False
+    """No unit of the table but a word of the question or the reference."""
+    is_clear: bool = True
+    """Its sign has no other common meaning: `m` may be million, `°` a temperature, `pound` money."""
+
+
+PERCENT = Unit(dimension="percent", factor=Fraction(1, 100))
+CELSIUS = Unit(dimension="temperature")
+FAHRENHEIT = Unit(dimension="temperature", factor=Fraction(5, 9), offset=Fraction(-32))
+_UNCLEAR = frozenset(("m", "t", "°", "deg", "degree", "pound"))
+CONFUSED = frozenset({frozenset({"angle", "temperature"}), frozenset({"mass", "sterling"})})
+"""Dimensions that share a sign: `25°` of heat, `5 pounds` of money."""
+
+
+def _units(dimension: str, factors: dict[str, str]) -> dict[str, Unit]:
+    return {
+        name: Unit(dimension=dimension, factor=Fraction(factor), is_clear=name not in _UNCLEAR)
+        for names, factor in factors.items()
+        for name in names.split()
+    }
+
+
+UNITS: dict[str, Unit] = {
+    **dict.fromkeys(("%", "percent", "pct", "percentage"), PERCENT),
+    **_units(
+        "length",
+        {
+            "mm millimeter millimetre": "1/1000",
+            "cm centimeter centimetre": "1/100",
+            "dm decimeter decimetre": "1/10",
+            "m meter metre": "1",
+            "km kilometer kilometre": "1000",
+            "in inch inche": "0.0254",
+            "ft foot feet": "0.3048",
+            "yd yard": "0.9144",
+            "mi mile": "1609.344",
+        },
+    ),
+    **_units(
+        "area",
+        {
+            "mm2 millimeter2 millimetre2": "1/1000000",
+            "cm2 centimeter2 centimetre2": "1/10000",
+            "m2 sqm meter2 metre2": "1",
+            "km2 kilometer2 kilometre2": "1000000",
+            "ha hectare": "10000",
+        },
+    ),
+    **_units("volume", {"ml milliliter millilitre cm3": "1/1000", "cl": "1/100", "l liter litre": "1", "m3": "1000"}),
+    **_units(
+        "mass",
+        {
+            "mg milligram": "1/1000",
+            "g gram": "1",
+            "kg kilogram kilo": "1000",
+            "t ton tonne": "1000000",
+            "lb pound": "453.59237",
+            "oz ounce": "28.349523125",
+        },
+    ),
+    **_units(
+        "time",
+        {
+            "ms millisecond": "1/1000",
+            "s sec second": "1",
+            "min minute": "60",
+            "h hr hour": "3600",
+            "day": "86400",
+            "week": "604800",
+        },
+    ),
+    # No fixed number of days.
+    **_units("calendar", {"month": "1", "year yr yearold yearsold": "12"}),
+    **_units("speed", {"m/s": "1", "km/h kph kmh": "5/18", "mph": "0.44704"}),
+    **_units("angle", {"° deg degree": "1"}),
+    **dict.fromkeys(["°c", "c", "celsius", "degreescelsius", "degreecelsius"], CELSIUS),
+    **dict.fromkeys(["°f", "f", "fahrenheit", "degreesfahrenheit", "degreefahrenheit"], FAHRENHEIT),
+    **_units("dollar", {"$ usd dollar": "1", "¢ cent": "1/100"}),
+    **_units("euro", {"€ eur euro": "1"}),
+    **_units("sterling", {"£ gbp": "1"}),
+    **_units("yen", {"¥ jpy yen": "1"}),
+}
+
+
+def unit_of(text: str) -> Unit | None:
+    """The unit of the table that a text names, in the singular or plural, spelled out or not."""
+    compact = re.sub(r"square (\w+?)s?\b", r"\1^2", text).replace("per cent", "%").replace("^", "")
+    compact = compact.replace("{", "").replace("}", "").replace(" ", "").rstrip(".")
+    return UNITS.get(compact) or UNITS.get(singular(compact))
+
+
+def convert(value: Fraction, unit: Unit, target: Unit) -> Fraction:
+    """A number in one unit, as a number in another of the same dimension."""
+    assert unit.dimension == target.dimension, (unit, target)
+    return (value + unit.offset) * unit.factor / target.factor - target.offset
+
+
+def units_like(unit: Unit) -> tuple[Unit, ...]:
+    """All units of the table that measure the same."""
+    return tuple({other for other in UNITS.values() if other.dimension == unit.dimension})
+
+
+def singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") else word

@@ -1,0 +1,65 @@
+"""Keys are read where they are used, and shown nowhere."""
+
+import pytest
+
+from actors.errors import JudgeError
+from configs.judges import LLMJudgeConfig
+from judge.apikey import hide_keys, read_key
+
+KEY = "sk-very-secret-0123456789"
+
+
+def test_the_key_comes_from_the_file_or_the_variable_and_is_empty_without_either(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text(f"  {KEY}\n")
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "not-asked-for")
+    assert read_key(LLMJudgeConfig(api_key_file=str(file))) == KEY
+    assert read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY")) == KEY
+    assert read_key(LLMJudgeConfig()) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xff\xfe", "holds no key"),
+        (f"{KEY}\n{KEY}".encode(), "more than a key"),
+        (f"OPENAI_API_KEY = {KEY}".encode(), "more than a key"),
+        ("ключ".encode(), "more than a key"),
+        (b"k" * 20_000, "more than a key"),
+    ],
+)
+def test_a_file_without_a_key_is_an_error_with_setting_value_and_remedy_but_no_key(content, words, tmp_path):
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(JudgeError, match=words) as error:
+        read_key(LLMJudgeConfig(api_key_file=str(file)))
+    assert f"judge.llm.api_key_file={str(file)!r}" in str(error.value)
+    assert KEY not in str(error.value)
+
+
+def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
+    with pytest.raises(JudgeError, match="cannot be read"):
+        read_key(LLMJudgeConfig(api_key_file=str(tmp_path)))
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(JudgeError, match="JUDGE_KEY' is not set where the judge runs"):
+        read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY"))
+    monkeypatch.setenv("JUDGE_KEY", "")
+    with pytest.raises(JudgeError, match="is empty"):
+        read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY"))
+
+
+def test_a_key_written_where_a_name_belongs_is_refused_unshown():
+    with pytest.raises(ValueError, match="name of an environment variable") as error:
+        LLMJudgeConfig(api_key_env=KEY)
+    assert KEY not in str(error.value)
+
+
+def test_whole_and_cut_keys_are_hidden():
+    assert hide_keys(f"a {KEY} b", [KEY, ""]) == "a [key] b"
+    assert KEY[:8] not in hide_keys(f"provided: {KEY[:15]}", [KEY])
+    assert hide_keys("nothing here", [KEY]) == "nothing here"

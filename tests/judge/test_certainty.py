@@ -1,0 +1,210 @@
+"""Which rule fires, whether it settles the answer, and what it says where nobody else is asked."""
+
+import time
+
+import pytest
+
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.findings import Rule
+from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.rules import RulesJudge, find_by_rules
+from judge.trust import check_rows, measure
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
+
+UNCERTAIN = {
+    *(Rule.SIGNS_AGAINST_WORDS, Rule.OTHER_TEXT, Rule.SIMILAR, Rule.DISSIMILAR, Rule.LIKELY_OPTION, Rule.UNSAID_UNIT),
+    *(Rule.UNKNOWN_UNIT, Rule.UNCLEAR_UNIT, Rule.UNSAID_SCALE, Rule.UNSAID_PERCENT, Rule.YES_NO_UNCLEAR),
+    *(Rule.NEARLY, Rule.LABEL, Rule.SIGN, Rule.RESTATED),
+    *(Rule.DATE_UNCLEAR, Rule.RANK_OR_NUMBER, Rule.ITEMS_UNCLEAR),
+}
+COLOURS = "Which colour?\nA. red\nB. blue"
+RIGHT, WRONG = True, False
+CASES = [
+    ("?", "red", " ", Rule.EMPTY, WRONG),
+    ("?", "red", "red" + "!" * 2000, Rule.OVER_LONG, WRONG),
+    ("?", "red", "?!", Rule.ONLY_SIGNS, WRONG),
+    ("?", "red", "Solution:", Rule.PASS_PHRASE, WRONG),
+    ("?", "Solution", "solution:", Rule.TEXT, RIGHT),
+    ("?", "12", "\\boxed{11} \\boxed{12}", Rule.BOXES, WRONG),
+    ("?", "<", "<", Rule.SIGNS, RIGHT),
+    ("?", "infinity", "∞", Rule.SIGNS_AGAINST_WORDS, WRONG),
+    ("?", "red", "The red.", Rule.TEXT, RIGHT),
+    ("?", "red", "crimson", Rule.OTHER_TEXT, WRONG),
+    # options
+    (COLOURS, "B", "(a)", Rule.OPTION, WRONG),
+    (COLOURS, "B", "blue", Rule.OPTION, RIGHT),
+    (COLOURS, "B", "D", Rule.NO_OPTION, WRONG),
+    (COLOURS, "B", "B. red", Rule.NO_OPTION, WRONG),
+    (COLOURS, "B", "A or B", Rule.SEVERAL_OPTIONS, WRONG),
+    (COLOURS, "B", "B. the navy one", Rule.OTHER_TEXT, WRONG),
+    ("How long? A. 5 m B. 6 m", "A", "5", Rule.LIKELY_OPTION, RIGHT),
+    ("Which? A. red B. blue C. green", "A, C", "C and A", Rule.OPTION, RIGHT),
+    ("Which? A. red B. blue C. green", "A, C", "A", Rule.OPTION, WRONG),
+    # numbers
+    ("?", "12", "13", Rule.NUMBER, WRONG),
+    ("?", "-3", "minus three", Rule.NUMBER, RIGHT),
+    ("?", "2 m", "200 cm", Rule.NUMBER, RIGHT),
+    ("?", "25 °C", "77 °F", Rule.NUMBER, RIGHT),
+    ("?", "2 m", "2 kg", Rule.OTHER_DIMENSION, WRONG),
+    ("?", "12", "7 or 12", Rule.SEVERAL_NUMBERS, WRONG),
+    ("?", "12", "10-15", Rule.SEVERAL_NUMBERS, WRONG),
+    ("?", "5551234", "555-1234", Rule.OTHER_TEXT, WRONG),
+    ("?", "105", "one hundred and five", Rule.OTHER_TEXT, WRONG),
+    ("?", "1.5", "1,5", Rule.OTHER_TEXT, WRONG),
+    ("?", "10-15 kg", "between 10 and 15 kg", Rule.RANGE, RIGHT),
+    ("?", "3-2", "2-3", Rule.OTHER_TEXT, WRONG),
+    ("?", "10 miles", "16 km", Rule.NEARLY, WRONG),
+    ("?", "10 miles", "18 km", Rule.NUMBER, WRONG),
+    ("How many km is it?", "16", "10 miles", Rule.NEARLY, WRONG),
+    ("?", "3.33", "10/3", Rule.NEARLY, WRONG),
+    ("?", "007", "7", Rule.LABEL, RIGHT),
+    ("By how much did it fall?", "5%", "-5%", Rule.SIGN, RIGHT),
+    ("By how much did it grow?", "5%", "-5%", Rule.NUMBER, WRONG),
+    ("How many minutes are 2 hours?", "120", "2 hours", Rule.RESTATED, WRONG),
+    ("What is x?", "5", "y = 5", Rule.OTHER_TEXT, WRONG),
+    ("?", "1990", "1990s", Rule.OTHER_TEXT, WRONG),
+    # a unit on one side
+    ("How heavy is it?", "5", "5 kg", Rule.UNSAID_UNIT, RIGHT),
+    ("How many dogs and cats are there?", "5", "5 dogs", Rule.UNKNOWN_UNIT, RIGHT),
+    ("How many students passed the exam?", "5", "5 exams", Rule.UNKNOWN_UNIT, WRONG),
+    ("How many were sold?", "1,200,000", "1.2M", Rule.UNCLEAR_UNIT, RIGHT),
+    ("What ratio?", "2", "200%", Rule.UNSAID_PERCENT, RIGHT),
+    ("How heavy is it?", "5 kg", "5", Rule.UNSAID_UNIT, RIGHT),
+    ("How heavy is it?", "5000", "5 kg", Rule.UNSAID_UNIT, WRONG),
+    ("How heavy is it?", "5", "6 kg", Rule.NO_READING, WRONG),
+    ("What is its weight in kg?", "5", "5 kg", Rule.NUMBER, RIGHT),
+    ("What is its weight in kg?", "5", "5000 g", Rule.NUMBER, RIGHT),
+    ("What is its weight (kg)?", "5", "5 lb", Rule.NUMBER, WRONG),
+    ("How many kilograms of apples?", "5", "5 kg", Rule.NUMBER, RIGHT),
+    ("How many apples are there?", "5", "5 kg", Rule.UNIT_OF_A_COUNT, WRONG),
+    ("How many red apples are there?", "5", "five apples", Rule.COUNT, RIGHT),
+    ("How many apples are on the table?", "5", "5 tables", Rule.UNKNOWN_UNIT, WRONG),
+    ("What is on the table?", "5 apples", "5", Rule.UNKNOWN_UNIT, WRONG),
+    ("How much did sales grow in day 3?", "5", "$5", Rule.UNSAID_UNIT, RIGHT),
+    ("How many live there?", "5 million", "5M", Rule.UNCLEAR_UNIT, RIGHT),
+    ("?", "£5", "5 pounds", Rule.UNCLEAR_UNIT, RIGHT),
+    ("?", "25 °C", "25°", Rule.UNCLEAR_UNIT, RIGHT),
+    ("?", "1 year", "52 weeks", Rule.UNCLEAR_UNIT, WRONG),
+    ("How many were sold?", "5 million", "5", Rule.UNSAID_SCALE, WRONG),
+    ("How many were sold, in millions?", "5", "5 million", Rule.UNSAID_SCALE, RIGHT),
+    # percent
+    ("By how much?", "12%", "0.12", Rule.UNSAID_PERCENT, RIGHT),
+    ("By how much?", "12%", "1.2", Rule.NO_READING, WRONG),
+    ("What share?", "12%", "0.12", Rule.NUMBER, RIGHT),
+    ("What share?", "0.5", "0.5%", Rule.NUMBER, WRONG),
+    ("What percentage?", "12", "12 %", Rule.NUMBER, RIGHT),
+    # yes and no
+    ("?", "yes", "No, it is shut", Rule.YES_NO, WRONG),
+    ("?", "yes", "yes and no", Rule.YES_AND_NO, WRONG),
+    ("?", "yes", "Yes it is", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("?", "yes", "Yes, but only one", Rule.YES_NO_UNCLEAR, WRONG),
+    ("?", "no", "No idea", Rule.YES_NO_UNCLEAR, WRONG),
+    ("?", "no", "no, I cannot tell", Rule.YES_NO_UNCLEAR, WRONG),
+    # dates, times, ranks
+    ("?", "3 May 2021", "2021-05-03", Rule.DATE, RIGHT),
+    ("?", "3 May 2021", "Monday, May 3rd, 2021", Rule.DATE, RIGHT),
+    ("?", "3 May 2021", "03/05/2021", Rule.DATE_UNCLEAR, RIGHT),
+    ("?", "3 May 2021", "13/05/2021", Rule.DATE, WRONG),
+    ("?", "3 May 2021", "May 3", Rule.DATE_UNCLEAR, RIGHT),
+    ("?", "3 May 2021", "May 4", Rule.DATE, WRONG),
+    ("?", "Tuesday", "Tue.", Rule.DATE, RIGHT),
+    ("?", "December", "October", Rule.DATE, WRONG),
+    ("?", "Sun", "Sunday", Rule.OTHER_TEXT, WRONG),
+    ("?", "3:30 pm", "15:30", Rule.DATE, RIGHT),
+    ("?", "3:30 pm", "3:30 am", Rule.DATE, WRONG),
+    ("?", "3:30", "15:30", Rule.DATE_UNCLEAR, RIGHT),
+    ("?", "3:15", "quarter to three", Rule.DATE, WRONG),
+    ("?", "7.30", "7:30", Rule.OTHER_TEXT, WRONG),
+    ("?", "10:20", "20:40", Rule.DATE_UNCLEAR, RIGHT),
+    ("?", "19th century", "the nineteenth century", Rule.ORDINAL, RIGHT),
+    ("?", "the 21st", "twenty-second", Rule.ORDINAL, WRONG),
+    ("Which floor?", "3", "third", Rule.RANK_OR_NUMBER, RIGHT),
+    ("How many?", "3", "third", Rule.OTHER_TEXT, WRONG),
+    # lists
+    ("?", "red, green, blue", "blue, red, and green", Rule.ITEMS, RIGHT),
+    ("?", "red, green", "1. green\n2. red", Rule.ITEMS, RIGHT),
+    ("?", "imports and exports", "exports and imports", Rule.ITEMS_UNCLEAR, RIGHT),
+    ("?", "imports and exports", "imports", Rule.OTHER_TEXT, WRONG),
+    ("?", "red, green", "red", Rule.ITEMS_UNCLEAR, WRONG),
+    ("?", "red, green", "red, lime", Rule.ITEMS_UNCLEAR, WRONG),
+    ("?", "red, green", "red, green, blue", Rule.ITEMS_UNCLEAR, WRONG),
+    ("?", "1, 2, 3", "1, 2", Rule.ITEM_NUMBERS, WRONG),
+    ("?", "1, 2, 3", "1, 2, 4", Rule.ITEM_NUMBERS, WRONG),
+    ("?", "1, 2", "1 m, 2 m", Rule.ITEMS_UNCLEAR, RIGHT),
+    ("?", "(3, 4)", "(4, 3)", Rule.ITEM_ORDER, WRONG),
+    ("What did he order?", "tea, cake", "cake, tea", Rule.ITEMS, RIGHT),
+    ("Name them from left to right.", "red, green", "green, red", Rule.ITEM_ORDER, WRONG),
+]
+
+
+@pytest.mark.parametrize(("question", "reference", "prediction", "rule", "is_correct"), CASES)
+def test_each_answer_falls_under_its_rule(question, reference, prediction, rule, is_correct):
+    finding = find_by_rules(question, reference, prediction, relative_tolerance=1e-3)
+    assert (finding.rule, finding.is_correct) == (rule, is_correct)
+    assert finding.is_certain is (rule not in UNCERTAIN)
+
+
+def test_every_rule_has_a_case_and_none_other_than_these_is_uncertain():
+    assert {rule for rule in Rule if not rule.is_certain} == UNCERTAIN
+    metrics = {Rule.SIMILAR, Rule.DISSIMILAR}
+    assert {case[3] for case in CASES} == set(Rule) - metrics
+
+
+@pytest.mark.parametrize(("question", "reference", "prediction", "rule", "is_correct"), CASES)
+async def test_only_the_last_judge_says_what_it_is_not_sure_of(question, reference, prediction, rule, is_correct):
+    request = JudgeRequest(question=question, reference=reference, predictions=(prediction,))
+    (last,) = await RulesJudge(relative_tolerance=1e-3).grade(request)
+    (first,) = await RulesJudge(relative_tolerance=1e-3, is_last=False).grade(request)
+    assert isinstance(last, Verdict)
+    assert last.is_correct is is_correct
+    if rule.is_certain:
+        assert first == last
+    else:
+        assert isinstance(first, NoVerdict)
+        assert (first.failure, first.reason) == (Failure.UNDECIDED, last.reason)
+
+
+async def test_where_rules_decide_people_agree_and_they_decide_most_rows():
+    rows = read_gold(GOLD_FILE)
+    trust = measure(await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), rows, timeout_s=5))
+    assert trust.agreement.share >= 0.99
+    assert trust.agreement.num_cases / len(rows) >= 0.71
+    attacks = measure(
+        await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), read_gold(ATTACKS_FILE), timeout_s=5)
+    )
+    assert attacks.false_positives.num_hits == 0
+    assert attacks.agreement.num_cases >= 36
+
+
+@pytest.mark.parametrize("metric", ["strict", "relaxed", "anls"])
+async def test_no_attack_passes_under_any_metric(metric):
+    judge = RulesJudge(relative_tolerance=1e-3, metric=metric)
+    trust = measure(await check_rows(judge, read_gold(ATTACKS_FILE), timeout_s=5))
+    assert (trust.false_positives.num_hits, trust.num_unjudged) == (0, 0)
+
+
+def test_the_config_says_whether_rules_are_last_and_by_which_metric():
+    alone = RulesJudge.from_config(JudgeConfig(metric="relaxed", relative_tolerance=0.5, max_answer_chars=9))
+    assert alone == RulesJudge(relative_tolerance=0.5, metric="relaxed", is_last=True, max_answer_chars=9)
+    first = RulesJudge.from_config(JudgeConfig(chain=("rules", "openai"), llm=LLMJudgeConfig(model="m")))
+    assert not first.is_last
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A" + " " * 1990 + "x",
+        "how many " + "a" * 1900,
+        "a, " * 660,
+        "1 to " * 400,
+        "and " * 499,
+        "((" * 900,
+        "- x\n" * 490,
+    ],
+)
+def test_no_answer_takes_long_to_judge(answer):
+    started = time.monotonic()
+    for question, reference in ((answer, "red, blue and 5 kg"), ("How many?", answer), ("How many?", "10-15")):
+        find_by_rules(question, reference, answer, relative_tolerance=1e-3)
+        find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
+    assert time.monotonic() - started < 5

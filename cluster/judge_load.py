@@ -7,8 +7,10 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import TypeAlias
 
 import ray
 from ray import serve
@@ -35,6 +37,11 @@ from judge.chain import make_judge
 from judge.deployment import ServeJudgeHandle, count_replicas, delete_judges, deploy_judges
 from judge.trust import percentile
 from judge.verdict import Judge, JudgeRequest, check_reply
+
+StartPool: TypeAlias = Callable[
+    [JudgeConfig, Callable[[JudgeConfig], Judge]], AbstractAsyncContextManager[tuple[ServeJudgeHandle, str]]
+]
+"""Settings and a replica's judge -> a pool that is up, and its name; gone on exit."""
 
 SAMPLE_S = 0.1
 BUSY_SHARE = (0.2, 0.4, 0.4)
@@ -169,15 +176,24 @@ async def running_pool(
         await asyncio.to_thread(delete_judges, name)
 
 
-async def follow_load(plan: LoadPlan, *, on_progress: Callable[[float], None] = lambda at_s: None) -> LoadTrace:
+async def follow_load(
+    plan: LoadPlan,
+    *,
+    on_progress: Callable[[float], None] = lambda at_s: None,
+    start_pool: StartPool = running_pool,
+) -> LoadTrace:
     """Drive a real pool of delayed judges with the plan.
 
     Calls go to the pool's handle itself and are tried once: the tries of a `JudgePool` would hide a call that Serve
     loses.
+
+    Args:
+        on_progress: told the seconds since the start, many times a second.
+        start_pool: brings the pool up; another one than ours is for comparison.
     """
     ledger_name = f"ledger-{secrets.token_hex(3)}"
     ledger = ray.remote(Ledger).options(name=ledger_name, num_cpus=0).remote()
-    async with running_pool(plan.judge, delayed_judges(plan.latency, plan.seed, ledger_name)) as (handle, name):
+    async with start_pool(plan.judge, delayed_judges(plan.latency, plan.seed, ledger_name)) as (handle, name):
         await ledger.times_judged.remote()
         driver = _Driver(plan, handle)
         async with asyncio.TaskGroup() as tasks:

@@ -47,8 +47,8 @@ class Latency:
     def mean_s(self) -> float:
         return self.median_s * math.exp(self.sigma**2 / 2)
 
-    def draw(self, seed: int, group: int) -> float:
-        """The seconds of this group: the same in every process."""
+    def draw(self, seed: int, group: int | str) -> float:
+        """The seconds of this group, known by number or name: the same in every process."""
         return self.median_s * math.exp(self.sigma * random.Random(f"{seed}/{group}").gauss(0.0, 1.0))
 
 

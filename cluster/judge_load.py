@@ -304,7 +304,8 @@ async def verdicts_per_s(
         while time.monotonic() - started < seconds:
             predictions = tuple(answers[(at + index) % NUM_ANSWERS] for index in range(num_per_call))
             request = JudgeRequest(question="?", reference="answer 7", predictions=predictions)
-            num_verdicts += len(check_reply(await grade(request), num_per_call).outcomes)
+            reply = check_reply(await grade(request), num_per_call)
+            num_verdicts += len(reply.outcomes)
             at += num_per_call
 
     await asyncio.gather(*(caller(7 * number) for number in range(NUM_CALLERS)))

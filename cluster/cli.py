@@ -44,7 +44,7 @@ def train(
     """
     started_at = process_started_at()
     with shown_errors():
-        from cluster.display import Display, evaluation_table
+        from cluster.display import Display, evaluation_table, judge_line
         from cluster.folders import resolve_run
         from cluster.launch import launcher
         from cluster.train import train as train_loop
@@ -55,6 +55,8 @@ def train(
         display.say(f"run folder {settings.run.dir}/{settings.run.name}")
         summary = run_async(train_loop(settings, launcher(resume=resume, display=display, started_at=started_at)))
         console.print(evaluation_table(summary["heldout"]))
+        if settings.judge.has_llm:
+            console.print(judge_line(summary["judge"]), highlight=False)
         console.print(f"report: {summary['run']}/report.html", highlight=False)
         if as_json:
             print_json(summary)

@@ -16,9 +16,10 @@ from actors.dataset import CursorState
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
 from actors.play import PlayRequest
+from cluster.waits import VerdictWait
 from configs.schema import Config
 from judge.pool import JudgePool
-from judge.reward import Reward, group_rewards
+from judge.reward import Reward, conduct_of, group_rewards
 from judge.verdict import NoVerdict, Outcome, judge_request, spread_outcomes
 from learner.advantage import group_advantages, has_signal
 from learner.batch import TrainingGroup
@@ -66,6 +67,8 @@ class Collected:
     cursor: CursorState
     """The cursor after the last draw."""
     seconds: float
+    judge_wait_s: float = 0.0
+    """Of these, the seconds in which all that was needed had been played and only verdicts were awaited."""
 
     @property
     def scored(self) -> tuple[ScoredGroup, ...]:
@@ -80,16 +83,19 @@ async def collect(run: Run, config: Config, step: int) -> Collected:
     without_signal: list[ScoredGroup] = []
     lost: list[LostGroup] = []
     drawn: list[SampleRef] = []
+    done: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
     pending: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
+    wait = VerdictWait()
     try:
         while len(trained) < wanted:
             missing = min(wanted - len(trained) - len(pending), most - len(drawn))
             for ref in run.prompts.take(max(0, missing)):
                 drawn.append(ref)
-                pending.add(asyncio.create_task(score_group(run, config, ref, step)))
+                pending.add(asyncio.create_task(score_group(run, config, ref, step, wait)))
             if not pending:
                 break
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            run.judge_watch.check()
             for group in (task.result() for task in done):
                 run.display.group_done()
                 match group:
@@ -103,6 +109,9 @@ async def collect(run: Run, config: Config, step: int) -> Collected:
     finally:
         for task in pending:
             task.cancel()
+        # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
+        await asyncio.gather(*done, *pending, return_exceptions=True)
+    run.judge_watch.ask_replicas()
     return Collected(
         trained=tuple(trained),
         without_signal=tuple(without_signal),
@@ -110,6 +119,7 @@ async def collect(run: Run, config: Config, step: int) -> Collected:
         drawn=tuple(drawn),
         cursor=run.prompts.state(),
         seconds=time.monotonic() - started,
+        judge_wait_s=wait.seconds,
     )
 
 
@@ -129,7 +139,9 @@ def check_losses(lost: list[LostGroup], num_drawn: int, config: Config) -> None:
         )
 
 
-async def score_group(run: Run, config: Config, ref: SampleRef, step: int) -> ScoredGroup | LostGroup:
+async def score_group(
+    run: Run, config: Config, ref: SampleRef, step: int, wait: VerdictWait
+) -> ScoredGroup | LostGroup:
     """One prompt -> G two-turn episodes -> verdicts -> rewards -> advantages."""
     request = PlayRequest(
         ref=ref,
@@ -141,15 +153,18 @@ async def score_group(run: Run, config: Config, ref: SampleRef, step: int) -> Sc
         attempt=0,
     )
     try:
-        played, image = await run.rollouts.play(request)
+        with wait.playing():
+            played, image = await run.rollouts.play(request)
     except RolloutError as error:
         return LostGroup(ref=ref, reason=str(error), is_skipped_row=False)
     if isinstance(played, SkippedSample):
         run.skips.add(ref, played.reason)
         return LostGroup(ref=ref, reason=played.reason, is_skipped_row=True)
     run.skips.count_read()
-    outcomes = await judge_group(run.judges, played)
-    rewards = group_rewards(played.episodes, outcomes, config.reward)
+    run.judge_watch.ride_along(step, ref.uid)
+    with wait.judging():
+        outcomes = await judge_group(run.judges, played)
+    rewards = group_rewards([conduct_of(episode) for episode in played.episodes], outcomes, config.reward)
     scored = [None if reward is None else reward.total for reward in rewards]
     if sum(total is not None for total in scored) < config.train.min_scored:
         reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))

@@ -30,6 +30,12 @@ COLUMNS = (
     ("publish", "time/publish_s", "{:.2f} s"),
 )
 """Header, figure and format of the table of steps."""
+LLM_COLUMNS = (
+    ("judge wait", "time/judge_wait_s", "{:.1f} s"),
+    ("LLM calls", "judge/llm_calls", "{:.0f}"),
+    ("cost", "judge/cost_usd", "${:.4f}"),
+)
+"""And what an LLM judge takes."""
 
 NUM_ROWS = 12
 
@@ -40,6 +46,7 @@ class Display:
     def __init__(self, config: Config, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._config = config
+        self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=NUM_ROWS)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -79,7 +86,7 @@ class Display:
         if self.console.is_terminal:
             self._live.update(self._screen())
         else:
-            cells = (f"{head} {form.format(figures[key])}" for head, key, form in COLUMNS if key in figures)
+            cells = (f"{head} {form.format(figures[key])}" for head, key, form in self._columns if key in figures)
             self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}")
 
     def evaluation_started(self, num_plays: int) -> None:
@@ -94,9 +101,9 @@ class Display:
         self._progress.reset(self._current, total=self._config.train.prompts_per_step, description="groups judged")
 
     def _screen(self) -> Group:
-        table = Table("step", *(head for head, _, _ in COLUMNS), title=f"run {self._config.run.name}")
+        table = Table("step", *(head for head, _, _ in self._columns), title=f"run {self._config.run.name}")
         for step, figures in self._rows:
-            cells = (form.format(figures[key]) if key in figures else "-" for _, key, form in COLUMNS)
+            cells = (form.format(figures[key]) if key in figures else "-" for _, key, form in self._columns)
             table.add_row(str(step), *cells)
         return Group(table, self._progress)
 
@@ -116,3 +123,12 @@ def evaluation_table(figures: Mapping[str, object]) -> Table:
     table.add_row("always quarter", share("accuracy_quarter"), "-", "-", "-", "25.0%")
     table.add_row("always full", share("accuracy_full"), "-", "-", "-", "100.0%")
     return table
+
+
+def judge_line(totals: Mapping[str, float]) -> str:
+    """What an LLM judge took in a run."""
+    tokens = totals["prompt_tokens"] + totals["reply_tokens"]
+    return (
+        f"judge: {totals['llm_calls']:,.0f} LLM calls, {totals['cache_hits']:,.0f} verdicts known before, "
+        f"{tokens:,.0f} tokens, ${totals['cost_usd']:.4f}"
+    )

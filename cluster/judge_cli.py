@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.shell import ConfigName, Json, Overrides, console, print_json, run_async, shown_errors
+from cluster.shell import (
+    ConfigName,
+    Json,
+    Overrides,
+    console,
+    print_json,
+    progress_bar,
+    run_async,
+    shown_errors,
+    warn_user,
+)
 from configs.load import load_config
 
 judge_app = typer.Typer(no_args_is_help=True, help="Measure the judges.")
@@ -37,6 +47,39 @@ def check(
         report = run_async(check_judge(load_config(config, overrides or []).judge, sets or []))
         for table in check_tables(report):
             Console(stderr=as_json).print(table)
+        if as_json:
+            print_json(report.figures())
+
+
+@judge_app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/tiny.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="Settings to score with in place of the run's own: a name or a YAML file."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the answers decided differently as JSON lines, for `judge check --set`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run's recorded episodes again, under other settings, and show what would have changed.
+
+    Nothing is generated. What the same judge has decided stands; the rest comes from the cache or is asked.
+    """
+    with shown_errors():
+        from cluster.judge_replay import find_judge, replay_run
+        from cluster.replay_tables import replay_tables, summary_lines
+
+        judge = find_judge(run, overrides or [], config)
+        with progress_bar("steps") as advance:
+            report = run_async(replay_run(run, judge, out=out, advance=advance, warn=warn_user))
+        shown = Console(stderr=as_json)
+        for table in replay_tables(report):
+            shown.print(table)
+        for line in summary_lines(report):
+            shown.print(line, highlight=False)
         if as_json:
             print_json(report.figures())
 

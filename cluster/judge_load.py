@@ -253,7 +253,8 @@ async def _watch(name: str, driver: _Driver, on_progress: Callable[[float], None
     while True:
         size = await asyncio.to_thread(count_replicas, name)
         at_s = driver.now_s()
-        driver.samples.append(PoolSample(at_s=at_s, num_running=size.num_running, num_starting=size.num_starting))
+        if size is not None:
+            driver.samples.append(PoolSample(at_s=at_s, num_running=size.num_running, num_starting=size.num_starting))
         on_progress(at_s)
         await asyncio.sleep(SAMPLE_S)
 

@@ -30,10 +30,13 @@ from cluster.folders import CONFIG
 from cluster.placement import Placement, Resources, check_capacity, place
 from cluster.recorder import lock_run_folder, write_whole
 from cluster.run import Run
+from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
-from judge.deployment import delete_judges, deploy_judges
+from judge.cache import VerdictCache
+from judge.deployment import count_judges, delete_judges, deploy_judges
 from judge.pool import JudgePool
+from judge.version import judge_version
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
 
@@ -159,12 +162,24 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     return LearnerGroup(config.learner, start_rank)
 
 
-async def _start_judges(config: Config, name: str, cleanup: contextlib.AsyncExitStack) -> JudgePool:
-    name = f"{name}-{secrets.token_hex(3)}"  # several runs may share a cluster
+async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
+    store = await asyncio.to_thread(_open_store, config.judge)
+    if store is not None:
+        cleanup.callback(store.close)
     cleanup.callback(delete_judges, name)
     handle = await asyncio.to_thread(deploy_judges, config.judge, name)
     cleanup.callback(handle.close)
-    return JudgePool(handle, config.judge)
+    version = judge_version(config.judge) if config.judge.has_llm else ""
+    return JudgePool(handle, config.judge, store=store, judge_version=version, warn=display.warn)
+
+
+def _open_store(config: JudgeConfig) -> VerdictCache | None:
+    return VerdictCache(Path(config.cache)) if config.has_llm and config.cache else None
+
+
+def _app_name(name: str) -> str:
+    """Several runs may share a cluster."""
+    return f"{name}-{secrets.token_hex(3)}"
 
 
 def connect() -> None:
@@ -193,7 +208,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         placement = place(config)
         workers = start_workers(config, placement)
         learner = _start_learner(config, placement)
-        judges = await _start_judges(config, f"judges-{config.run.name}", cleanup)
+        app_name = _app_name(f"judges-{config.run.name}")
+        judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
         await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)])
         run = Run(
@@ -206,7 +222,9 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             heldout=heldout,
             display=display,
             started_at=started_at,
+            count_judges=lambda: count_judges(app_name),
         )
+        cleanup.push_async_callback(run.judge_watch.close)
         if resume and (checkpoint := _checkpoint(folder, display)):
             await run.restore(checkpoint)
         write_whole(folder / CONFIG, to_yaml(config))
@@ -224,7 +242,7 @@ async def launch_players(config: Config, *, display: Display) -> AsyncIterator[P
         cleanup.callback(ray.shutdown)
         check_capacity(config, ray.cluster_resources())
         workers = start_workers(config, place(config))
-        judges = await _start_judges(config, "judges-eval", cleanup)
+        judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers])
         yield Players(rollouts=_pool(config, workers), judges=judges, display=display, heldout=heldout)

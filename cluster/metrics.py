@@ -83,5 +83,6 @@ def summarize(collected: Collected, policy_version: int) -> dict[str, float]:
         "episodes/scored": len(rewards),
         "episodes/unscored": play.num_unscored,
         "time/collect_s": collected.seconds,
+        "time/judge_wait_s": collected.judge_wait_s,
     }
     return {name: float(figure) for name, figure in figures.items() if figure is not None}

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from actors.rollout_pool import RolloutPool
 from cluster.collect import Collected
 from cluster.display import Display
 from cluster.evaluate import Evaluation
+from cluster.judge_watch import JudgeWatch
 from cluster.metrics import summarize
 from cluster.recorder import Recorder
 from configs.schema import Config
@@ -80,11 +81,13 @@ class Run:
         heldout: Dataset,
         display: Display,
         started_at: float,
+        count_judges: Callable[[], int | None] | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.rollouts = rollouts
         self.judges = judges
+        self.judge_watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=count_judges)
         self.learner = learner
         self.heldout = heldout
         self.display = display
@@ -107,6 +110,7 @@ class Run:
         check_identity(state["identity"], self.identity)
         await self.learner.load(checkpoint)
         self.prompts.restore(CursorState(**state["cursor"]))
+        self.judge_watch.restore(state.get("judge", {}))
         self.step = state["step"]
 
     def start_recording(self) -> None:
@@ -126,15 +130,11 @@ class Run:
         now = time.monotonic()
         self._first_step_at = self._first_step_at or now
         self.step = step
-        judging = self.judges.counters
         figures = {
             **summarize(collected, update.start_version),
             **update.metrics,
             "policy/version": float(update.optimizer_step),
-            "judge/calls": float(judging.num_calls),
-            "judge/retries": float(judging.num_retries),
-            "judge/unjudged": float(judging.num_unjudged),
-            "judge/mean_s": judging.total_s / max(1, judging.num_groups),
+            **self.judge_watch.figures(),
             "time/update_s": update.seconds,
             "time/publish_s": self._publish_seconds,
             "time/step_s": now - self._ready_at,
@@ -152,6 +152,8 @@ class Run:
         figures = {
             f"heldout/{name}": float(x) for name, x in evaluation.figures().items() if isinstance(x, int | float)
         }
+        judging = self.judge_watch.figures()
+        figures |= {f"heldout/judge_{name}": judging[f"judge/{name}"] for name in ("calls", "llm_calls", "cost_usd")}
         assert self.recorder is not None
         self.recorder.record_figures(step, figures)
         self._ready_at = time.monotonic()
@@ -159,7 +161,12 @@ class Run:
     async def save(self, step: int, collected: Collected) -> None:
         """Write a checkpoint that verifies, or none at all (rules F and G)."""
         loop = asyncio.get_running_loop()
-        state = {"step": step, "cursor": asdict(collected.cursor), "identity": asdict(self.identity)}
+        state = {
+            "step": step,
+            "cursor": asdict(collected.cursor),
+            "identity": asdict(self.identity),
+            "judge": self.judge_watch.totals(),
+        }
 
         def write(folder: Path) -> None:
             asyncio.run_coroutine_threadsafe(self.learner.save(folder), loop).result()
@@ -183,6 +190,7 @@ class Run:
             "first_step_s": None if self._first_step_at is None else round(self._first_step_at - self._started_at, 2),
             "episodes_per_s": round(self._num_episodes / self._loop_seconds, 2) if self._loop_seconds else None,
             "wall_s": round(time.monotonic() - self._started_at, 2),
+            "judge": self.judge_watch.totals(),
             "heldout": evaluation.figures(),
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import psutil
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.errors import VisionThinkError
 
@@ -41,6 +42,20 @@ def shown_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("stopped; go on with --resume", style="yellow")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while the body runs, moved by calls with (done, of all); gone afterwards."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda num_done, num_all: progress.update(task, completed=num_done, total=num_all)
+
+
+def warn_user(text: str) -> None:
+    """A line on stderr; brackets in it are no markup."""
+    console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def print_json(figures: dict[str, Any]) -> None:

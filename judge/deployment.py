@@ -128,18 +128,24 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
 
 
 def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
-    with warnings.catch_warnings():
-        # Ray 2.60 announces environment variables in its place, but this field is still the one that it reads.
-        warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
-        return AutoscalingConfig(
-            min_replicas=config.min_replicas,
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
-            metrics_interval_s=METRICS_INTERVAL_S,
-            look_back_period_s=LOOK_BACK_PERIOD_S,
-        )
+    _accept_metrics_interval()
+    return AutoscalingConfig(
+        min_replicas=config.min_replicas,
+        max_replicas=config.max_replicas,
+        target_ongoing_requests=config.target_ongoing_requests,
+        upscale_delay_s=config.upscale_delay_s,
+        downscale_delay_s=config.downscale_delay_s,
+        metrics_interval_s=METRICS_INTERVAL_S,
+        look_back_period_s=LOOK_BACK_PERIOD_S,
+    )
+
+
+def _accept_metrics_interval() -> None:
+    """Ray 2.60 announces environment variables in place of this field, but it is still the one that it reads.
+
+    The warning comes wherever Serve's settings are read back, in threads as well, so it is silenced for all of them.
+    """
+    warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
 def deploy_judges(
@@ -161,16 +167,25 @@ def deploy_judges(
     return ServeJudgeHandle(handle)
 
 
-def count_replicas(app_name: str) -> PoolSize:
-    """Replicas of a pool right now. Asks Serve's controller and blocks for some milliseconds."""
-    application = serve.status().applications.get(app_name)
-    deployment = application.deployments.get(DEPLOYMENT_NAME) if application else None
-    states: Mapping[str, int] = deployment.replica_states if deployment else {}
+def count_replicas(app_name: str) -> PoolSize | None:
+    """Replicas of a pool right now; None where Serve does not say. Blocks for some milliseconds."""
+    _accept_metrics_interval()
+    try:
+        deployment = serve.status().applications[app_name].deployments[DEPLOYMENT_NAME]
+    except (KeyError, RayError, RayServeException):
+        return None
+    states: Mapping[str, int] = deployment.replica_states
     return PoolSize(
         num_running=states.get("RUNNING", 0),
         num_starting=states.get("STARTING", 0),
         num_stopping=states.get("STOPPING", 0),
     )
+
+
+def count_judges(app_name: str) -> int | None:
+    """As `count_replicas`, of those that are up alone."""
+    size = count_replicas(app_name)
+    return None if size is None else size.num_running
 
 
 def delete_judges(app_name: str) -> None:

@@ -13,10 +13,7 @@ from enum import Enum
 class Rule(Enum):
     """Every way in which the rules come to a finding."""
 
-    EMPTY = ("empty", True)
-    OVER_LONG = ("too long", True)
     ONLY_SIGNS = ("no letter or digit in the answer", True)
-    PASS_PHRASE = ("announces an answer and gives none", True)
     BOXES = ("boxes that are empty, unbalanced or disagree", True)
     SIGNS = ("signs", True)
     SIGNS_AGAINST_WORDS = ("signs against words", False)

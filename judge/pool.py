@@ -1,130 +1,122 @@
-"""The caller's side of the judges: tries, one deadline, and what stands in when no verdict could be had.
+"""Verdicts for groups: from the store, from another group's call under way, or from the judges (`judge.asker`).
 
-Pure asyncio behind a Protocol. What reaches the judges, and which of its failures are worth another try, is the
-business of the handle (`judge.deployment`): it raises `JudgeError` for those and lets bugs through.
+Pure asyncio behind Protocols. Limits are global for a run, whatever the number of replicas: there is one pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.verdict import JudgeRequest, NoVerdict, Outcome, check_reply
-
-FIRST_BACKOFF_S = 0.25
-MAX_BACKOFF_S = 8.0
-
-
-class JudgeHandle(Protocol):
-    """One call to whichever judge is free."""
-
-    async def grade(self, request: JudgeRequest) -> object:
-        """The judge's reply, not yet checked.
-
-        Raises:
-            JudgeError: the call failed in a way that another try may mend.
-        """
-        ...
+from judge.asker import Asker, JudgeHandle
+from judge.cache import JudgedAnswer, verdict_key
+from judge.counts import JudgeCounts
+from judge.flights import Flights
+from judge.verdict import JudgeRequest, NoVerdict, Outcome, Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeCounts:
-    """What judging has taken since the pool came up."""
+class VerdictStore(Protocol):
+    """Verdicts of LLMs that are known already, such as a `judge.cache.VerdictCache`."""
 
-    num_groups: int = 0
-    num_calls: int = 0
-    """Calls to judges, retries included."""
-    num_retries: int = 0
-    num_unjudged: int = 0
-    """Predictions that ended without a verdict."""
-    total_s: float = 0.0
-    """Seconds of all groups added up; groups are judged at the same time."""
+    async def get(self, keys: Sequence[str]) -> dict[str, Verdict]: ...
+
+    async def put(self, answers: Sequence[JudgedAnswer]) -> None: ...
+
+
+def _silent(text: str) -> None:
+    """Nobody to tell."""
 
 
 class JudgePool:
-    """Grades groups. A group that fails is a group of `NoVerdict`: never an exception, never wrong answers."""
-
-    def __init__(self, handle: JudgeHandle, config: JudgeConfig) -> None:
-        self._handle = handle
-        self._config = config
-        self.counters = JudgeCounts()
-
-    async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
-        """One outcome per prediction, within `timeout_s` whatever the judges do.
-
-        Equal predictions are judged once and share their verdict. Only those without a verdict are tried again.
-        """
-        started = time.monotonic()
-        outcomes: dict[str, Outcome] = dict.fromkeys(request.predictions, NoVerdict(reason="no judge replied"))
-        try:
-            async with asyncio.timeout(self._config.timeout_s) as deadline:
-                await self._judge_into(outcomes, request)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            for prediction in _undecided(outcomes):
-                outcomes[prediction] = NoVerdict(reason=f"no verdict within {self._config.timeout_s:g} s")
-        graded = tuple(outcomes[prediction] for prediction in request.predictions)
-        self._add(
-            num_groups=1,
-            num_unjudged=sum(isinstance(outcome, NoVerdict) for outcome in graded),
-            total_s=time.monotonic() - started,
-        )
-        return graded
-
-    async def _judge_into(self, outcomes: dict[str, Outcome], request: JudgeRequest) -> None:
-        """Fill in verdicts, try by try, until all are there or the tries are used up."""
-        for num_failed_tries in range(self._config.max_tries):
-            predictions = _undecided(outcomes)
-            if not predictions:
-                return
-            if num_failed_tries:
-                self._add(num_retries=1)
-                await asyncio.sleep(backoff_s(num_failed_tries, random.random()))
-            self._add(num_calls=1)
-            reply: tuple[Outcome, ...]
-            try:
-                reply = check_reply(
-                    await self._handle.grade(replace(request, predictions=predictions)), len(predictions)
-                ).outcomes
-            except JudgeError as error:
-                reply = (NoVerdict(reason=str(error)),) * len(predictions)
-            outcomes.update(zip(predictions, reply, strict=True))
-
-    def _add(
-        self,
-        *,
-        num_groups: int = 0,
-        num_calls: int = 0,
-        num_retries: int = 0,
-        num_unjudged: int = 0,
-        total_s: float = 0.0,
-    ) -> None:
-        so_far = self.counters
-        self.counters = JudgeCounts(
-            num_groups=so_far.num_groups + num_groups,
-            num_calls=so_far.num_calls + num_calls,
-            num_retries=so_far.num_retries + num_retries,
-            num_unjudged=so_far.num_unjudged + num_unjudged,
-            total_s=so_far.total_s + total_s,
-        )
-
-
-def backoff_s(num_failed_tries: int, jitter: float) -> float:
-    """Seconds to wait before the next try: doubling from `FIRST_BACKOFF_S`, spread so that callers come back apart.
+    """Grades groups. What fails by itself is a `NoVerdict`, never a wrong answer; an outage is waited out.
 
     Args:
-        num_failed_tries: 1 or more.
-        jitter: in [0, 1); the wait is between half and all of the doubled time.
+        store: verdicts that need no call; None keeps none.
+        judge_version: of the LLM in the chain, as its verdicts carry it: part of their keys in the store.
+        warn: tells a person why the run waits.
     """
-    longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (num_failed_tries - 1))
-    return longest * (0.5 + jitter / 2)
+
+    def __init__(
+        self,
+        handle: JudgeHandle,
+        config: JudgeConfig,
+        *,
+        store: VerdictStore | None = None,
+        judge_version: str = "",
+        warn: Callable[[str], None] = _silent,
+    ) -> None:
+        self._has_llm = config.has_llm
+        self._store = store if config.has_llm else None
+        self._judge_version = judge_version
+        self._asker = Asker(handle, config, warn=warn)
+        self._flights: Flights[JudgeRequest] = Flights()
+        self._counts = JudgeCounts()
+
+    @property
+    def counters(self) -> JudgeCounts:
+        """What judging has taken until now."""
+        return self._counts + self._asker.counts
+
+    async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
+        """One outcome per prediction. Equal ones are judged once, also those that another group asks about right now.
+
+        The tries of a group share `timeout_s`; waits for a turn and for the end of an outage do not count.
+
+        Raises:
+            JudgeError: the judges were away for longer than `max_pause_s`, or the store cannot be used.
+        """
+        started = _now()
+        outcomes = await self._known(request)
+        if missing := tuple(p for p in dict.fromkeys(request.predictions) if p not in outcomes):
+            ask = self._share if self._has_llm else self._asker.ask  # rules answer faster than anybody could look up
+            outcomes |= await ask(replace(request, predictions=missing))
+        graded = tuple(outcomes[prediction] for prediction in request.predictions)
+        num_unjudged = sum(isinstance(outcome, NoVerdict) for outcome in graded)
+        self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=_now() - started)
+        return graded
+
+    async def grade_anew(self, request: JudgeRequest) -> tuple[Outcome, ...]:
+        """As `grade`, by the judges as they are now: from no store and into none, and counted as no group."""
+        outcomes = await self._asker.ask(replace(request, predictions=tuple(dict.fromkeys(request.predictions))))
+        return tuple(outcomes[prediction] for prediction in request.predictions)
+
+    async def _known(self, request: JudgeRequest) -> dict[str, Outcome]:
+        """What needs no call, by prediction."""
+        if self._store is None:
+            return {}
+        keys = {
+            prediction: verdict_key(request.question, request.reference, prediction, self._judge_version)
+            for prediction in dict.fromkeys(request.predictions)
+        }
+        found = await self._store.get(list(keys.values()))
+        self._counts += JudgeCounts(num_cache_hits=len(found))
+        return {prediction: found[key] for prediction, key in keys.items() if key in found}
+
+    async def _share(self, request: JudgeRequest) -> dict[str, Outcome]:
+        """As `Asker.ask`, without asking what another group is asking; LLMs' verdicts go into the store."""
+        keys = [replace(request, predictions=(prediction,)) for prediction in request.predictions]
+
+        async def ask(mine: Sequence[JudgeRequest]) -> dict[JudgeRequest, Outcome]:
+            outcomes = await self._asker.ask(replace(request, predictions=tuple(key.predictions[0] for key in mine)))
+            if self._store is not None:
+                await self._store.put(_worth_keeping(request, outcomes))
+            return {key: outcomes[key.predictions[0]] for key in mine}
+
+        found = await self._flights.share(keys, ask)
+        return {key.predictions[0]: outcome for key, outcome in found.items()}
 
 
-def _undecided(outcomes: dict[str, Outcome]) -> tuple[str, ...]:
-    return tuple(prediction for prediction, outcome in outcomes.items() if isinstance(outcome, NoVerdict))
+def _worth_keeping(request: JudgeRequest, outcomes: dict[str, Outcome]) -> list[JudgedAnswer]:
+    """Verdicts that an LLM gave. Rules are cheaper than a look-up, and a failure is no verdict."""
+    return [
+        JudgedAnswer(question=request.question, reference=request.reference, prediction=prediction, verdict=outcome)
+        for prediction, outcome in outcomes.items()
+        if isinstance(outcome, Verdict) and outcome.usage.num_calls > 0
+    ]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

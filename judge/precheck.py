@@ -29,6 +29,8 @@ PASS_PHRASES = frozenset(
     solution / the solution / solutions / here is the solution / here s the solution / my solution
     answer / the answer / the answer is / answer is / my answer / my answer is / here is the answer / here s the answer
     final answer / the final answer / the final answer is / so the answer is / therefore the answer is
+    as above / same as above / same as the reference / same as reference / the reference answer / reference answer
+    verdict / conclusion / analysis
     correct answer / the correct answer / the correct answer is / right answer / the right answer
     thought process / thinking process / reasoning / reasoning process / explanation
     step by step / let s see / let me think / let us think / let s think / let s begin

@@ -16,7 +16,6 @@ from configs.judges import JudgeConfig
 from judge.asked import Asked, read_question
 from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
-from judge.first_look import MAX_ANSWER_CHARS, first_look
 from judge.lists import compare_lists, is_list, is_pair
 from judge.metrics import RELAXED_TOLERANCE, anls
 from judge.normalise import boxed_answer, normalise
@@ -25,6 +24,7 @@ from judge.options import Options, parse_options
 from judge.polarity import compare_polarity
 from judge.quantity import Quantity, parse_quantity, words_of
 from judge.ranks import compare_ranks
+from judge.signs import compare_signs
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "rules"
@@ -47,12 +47,11 @@ class RulesJudge:
     is_last: bool = True
     """Nobody decides after this judge: it gives its best verdict on everything. Otherwise it keeps to what is certain
     and leaves the rest undecided."""
-    max_answer_chars: int = MAX_ANSWER_CHARS
 
     @classmethod
     def from_config(cls, config: JudgeConfig) -> RulesJudge:
         is_last = config.chain[-1] == "rules"
-        return cls(config.relative_tolerance, config.metric, is_last, config.max_answer_chars)
+        return cls(config.relative_tolerance, config.metric, is_last)
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
         """One outcome per prediction; none for any of them when the reference itself is unusable."""
@@ -68,7 +67,6 @@ class RulesJudge:
             prediction,
             relative_tolerance=self.relative_tolerance,
             metric=self.metric,
-            max_answer_chars=self.max_answer_chars,
         )
         if finding.is_certain or self.is_last:
             return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
@@ -82,11 +80,11 @@ def find_by_rules(
     *,
     relative_tolerance: float,
     metric: Metric = "strict",
-    max_answer_chars: int = MAX_ANSWER_CHARS,
 ) -> Finding:
     """Whether a prediction says what the reference says, and by which rule.
 
-    In this order: blank, over-long and empty-handed answers are wrong; `\\boxed{}` and `the answer is` are taken off;
+    What needs no reading (empty, over-long, an announcement of an answer) was settled before: `judge/precheck.py`.
+    Here, in this order: signs without a letter are compared as such; `\\boxed{}` and `the answer is` are taken off;
     where the question lists options or the reference is a letter, both sides are resolved to a letter; then text,
     numbers, dates, ranks, yes or no, and lists are compared.
 
@@ -102,7 +100,7 @@ def find_by_rules(
     """
     if not reference.strip():
         raise JudgeError("the reference answer is empty")
-    if settled := first_look(reference, prediction, max_chars=max_answer_chars):
+    if settled := compare_signs(reference, prediction):
         return settled
     expected, given = boxed_answer(reference), boxed_answer(_LEAD_IN.sub("", prediction.strip()))
     if given is None or not given.strip():

@@ -37,7 +37,7 @@ PURE = (
     "judge/asked.py",
     "judge/dates.py",
     "judge/findings.py",
-    "judge/first_look.py",
+    "judge/signs.py",
     "judge/lists.py",
     "judge/metrics.py",
     "judge/normalise.py",
@@ -49,6 +49,14 @@ PURE = (
     "judge/units.py",
     "judge/reward.py",
     "judge/pool.py",
+    "judge/asker.py",
+    "judge/tries.py",
+    "judge/gate.py",
+    "judge/breaker.py",
+    "judge/flights.py",
+    "judge/counts.py",
+    "judge/canary.py",
+    "judge/cache.py",
     "judge/chain.py",
     "judge/precheck.py",
     "judge/fence.py",
@@ -60,6 +68,8 @@ PURE = (
     "learner/advantage.py",
     "cluster/lookahead.py",
     "cluster/placement.py",
+    "cluster/replay_report.py",
+    "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")

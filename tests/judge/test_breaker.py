@@ -1,0 +1,139 @@
+"""Outages, under a clock that jumps."""
+
+import asyncio
+
+import pytest
+
+from actors.errors import JudgeError
+from judge.breaker import OPENS_AFTER, Breaker, State
+from judge.verdict import Failure, Verdict
+from tests.judge.scripted import failed
+from tests.virtual_time import in_virtual_time, now
+
+YES = Verdict(is_correct=True, judge="llm", reason="")
+DOWN = failed(Failure.UNREACHABLE, "connection refused")
+
+
+class Endpoint:
+    """Probes answer from `back_at` on."""
+
+    def __init__(self, back_at: float = 0.0, failure=DOWN, *, seconds: float = 0.0, max_pause_s: float = 1800.0):
+        self.back_at, self.failure, self.seconds = back_at, failure, seconds
+        self.probes: list[float] = []
+        self.said: list[str] = []
+        self.breaker = Breaker(self.probe, max_pause_s=max_pause_s, warn=self.said.append)
+
+    async def probe(self):
+        self.probes.append(now())
+        await asyncio.sleep(self.seconds)
+        return YES if now() >= self.back_at else self.failure
+
+    def fail(self, times: int = OPENS_AFTER) -> None:
+        for _ in range(times):
+            self.breaker.failed(DOWN)
+
+
+@in_virtual_time
+async def test_it_opens_after_so_many_failures_in_a_row_and_a_success_starts_the_count_anew():
+    it = Endpoint()
+    it.fail(OPENS_AFTER - 1)
+    it.breaker.succeeded()
+    it.fail(OPENS_AFTER - 1)
+    assert it.breaker.state is State.CLOSED
+    await it.breaker.closed()
+    it.fail(1)
+    assert it.breaker.state is State.OPEN
+
+
+@in_virtual_time
+async def test_one_probe_at_a_time_goes_out_however_many_wait_and_the_first_verdict_frees_them_all():
+    it = Endpoint(back_at=now() + 60, seconds=0.5)
+    it.fail()
+    started = now()
+    waiting = [asyncio.create_task(it.breaker.closed()) for _ in range(50)]
+    await asyncio.sleep(1.2)
+    assert it.breaker.state is State.HALF_OPEN
+    await asyncio.wait(waiting)
+    assert it.breaker.state is State.CLOSED
+    gaps = [after - before for before, after in zip([started, *it.probes], it.probes, strict=False)]
+    assert gaps[0] == 1
+    assert gaps == sorted(gaps)
+    assert max(gaps) <= 10.5
+    assert 60 <= now() - started <= 70.5
+    assert it.breaker.num_outages == 1
+    assert it.breaker.paused_s == pytest.approx(now() - started)
+
+
+@in_virtual_time
+async def test_a_person_is_told_once_why_the_run_waits_and_once_that_it_goes_on():
+    it = Endpoint(back_at=now() + 60, failure=failed(Failure.DENIED, "401 unauthorized"))
+    it.fail()
+    await asyncio.gather(*(it.breaker.closed() for _ in range(5)))
+    assert len(it.said) == 2
+    assert "401 unauthorized" in it.said[0]
+    assert "mend the key" in it.said[0]
+    assert "goes on" in it.said[1]
+
+
+@in_virtual_time
+async def test_a_hiccup_that_the_first_probe_survives_is_not_worth_a_word():
+    it = Endpoint()
+    it.fail()
+    await it.breaker.closed()
+    assert it.said == []
+    assert (it.breaker.num_outages, it.breaker.num_successes) == (0, 1)
+
+
+@in_virtual_time
+async def test_a_trip_probes_at_once():
+    it = Endpoint()
+    it.breaker.trip()
+    started = now()
+    await it.breaker.closed()
+    assert now() == started
+    assert len(it.probes) == 1
+
+
+@in_virtual_time
+async def test_a_verdict_of_a_call_under_way_ends_a_pause_before_the_next_probe():
+    it = Endpoint(back_at=float("inf"))
+    it.fail()
+    started = now()
+    waiting = asyncio.create_task(it.breaker.closed())
+    await asyncio.sleep(30.1)
+    it.breaker.succeeded()
+    await waiting
+    assert now() - started == pytest.approx(30.1)
+
+
+@in_virtual_time
+async def test_an_outage_longer_than_the_limit_stops_all_who_wait_with_reason_and_remedy():
+    it = Endpoint(back_at=float("inf"), max_pause_s=300.0)
+    it.fail()
+    started = now()
+    outcomes = await asyncio.gather(*(it.breaker.closed() for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(outcome, JudgeError) for outcome in outcomes)
+    assert 300 <= now() - started <= 311
+    assert "connection refused" in str(outcomes[0])
+    assert "--resume" in str(outcomes[0])
+
+
+@in_virtual_time
+async def test_an_outage_that_nobody_waits_for_does_not_use_up_the_patience():
+    it = Endpoint(back_at=now() + 5000, max_pause_s=300.0)
+    it.fail()
+    await asyncio.sleep(5000)  # an update of the learner
+    await it.breaker.closed()
+    assert it.breaker.paused_s == 1
+
+
+@in_virtual_time
+async def test_when_the_one_who_probes_is_cancelled_the_next_goes_on():
+    it = Endpoint(back_at=now() + 20)
+    it.fail()
+    first, second = (asyncio.create_task(it.breaker.closed()) for _ in range(2))
+    await asyncio.sleep(5)
+    first.cancel()
+    await second
+    assert it.breaker.state is State.CLOSED
+    assert first.cancelled()

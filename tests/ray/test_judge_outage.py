@@ -1,0 +1,86 @@
+"""The whole run with an LLM judge that goes away for a minute: `pytest -m slow tests/ray/test_judge_outage.py`."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from actors.dataset import Dataset, PromptCursor
+from actors.shapes import make_shapes
+from tests.judge.openai_server import OpenAIServer, delayed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_STEPS = 5
+OUTAGE_S = 60.0
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_an_outage_of_a_minute_in_mid_run_consumes_every_sample_once_and_loses_none(tmp_path):
+    shapes = make_shapes(tmp_path / "shapes", train_rows=512, heldout_rows=8, seed=3)
+    run = tmp_path / "tiny"
+    with OpenAIServer(delayed(0.05)) as server:
+        settings = [
+            f"run.dir={tmp_path}",
+            f"data.train={shapes['train']}",
+            f"data.heldout={shapes['heldout']}",
+            f"train.num_steps={NUM_STEPS}",
+            "judge.chain=[openai]",
+            "judge.llm.model=scripted",
+            f"judge.llm.base_url={server.url}",
+            "judge.llm.prompt_price=1",
+            f"judge.cache={tmp_path / 'verdicts.sqlite'}",
+        ]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "train", "--json", *settings],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 300
+        while len(lines(run / "ledger.jsonl")) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        num_calls = server.num_calls
+        while server.num_calls == num_calls and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)  # the third step's first call
+        server.is_down = True
+        time.sleep(OUTAGE_S)
+        num_steps_in_outage = len(lines(run / "ledger.jsonl"))
+        server.is_down = False
+        out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-4000:]
+    assert num_steps_in_outage == 2, "the third step was not held up"
+    assert err.count("the run waits for its judges") == 1, err[-4000:]
+    assert "the run goes on" in err
+
+    ledger = lines(run / "ledger.jsonl")
+    assert [entry["step"] for entry in ledger] == list(range(1, NUM_STEPS + 1))
+    consumed = [uid for entry in ledger for uid in entry["samples"]]
+    num_rows = len(Dataset.open(str(shapes["train"])))
+    expected = PromptCursor(dataset=str(shapes["train"]), num_rows=num_rows, seed=0).take(len(consumed))
+    assert consumed == [ref.uid for ref in expected]
+    assert lines(run / "lost.jsonl") == []
+    for entry in ledger:
+        rows = pq.read_table(run / "episodes" / f"step-{entry['step']:06d}.parquet").to_pylist()
+        assert {row["sample"] for row in rows} == set(entry["samples"])
+        assert all(row["is_correct"] is not None for row in rows)
+
+    metrics = {int(figures["step"]): figures for figures in lines(run / "metrics.jsonl") if "time/step_s" in figures}
+    print({name: [round(metrics[step][name], 3) for step in metrics] for name in metrics[1] if "judge" in name})
+    assert OUTAGE_S - 15 < metrics[3]["judge/paused_s"] < OUTAGE_S + 20
+    for step in {*metrics} - {3}:
+        assert metrics[step]["judge/paused_s"] == 0
+        assert metrics[step]["time/judge_wait_s"] < 0.02 * metrics[step]["time/step_s"]
+    summary = json.loads(out.splitlines()[-1])
+    # A canary that was under way at the end has been asked about, but not counted.
+    assert server.num_calls - 5 <= summary["judge"]["llm_calls"] <= server.num_calls
+    assert summary["judge"]["cost_usd"] == pytest.approx(summary["judge"]["prompt_tokens"] / 1e6)

@@ -8,12 +8,13 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.judge_load import LoadTrace, Saturation, follow_load, plan_load, verdicts_per_s
+from cluster.judge_load import LoadTrace, Saturation, follow_load, plan_load, running_pool, verdicts_per_s
 from cluster.load_display import load_table
 from cluster.load_plot import plot_load
 from configs.judges import JudgeConfig
 from judge.arrivals import CallTrace, Latency, PoolSample, Tally
-from judge.verdict import GradeReply, Verdict
+from judge.deployment import count_judges
+from judge.verdict import GradeReply, JudgeRequest, Verdict, check_reply
 
 
 def make_plan(judge=None, *, seconds=10.0, rate=40.0, latency=None, seed=0):
@@ -122,12 +123,19 @@ def local_ray():
 
 
 @pytest.mark.ray
-async def test_a_pool_that_wakes_grows_and_shrinks_under_load_loses_and_doubles_nothing(local_ray):
-    judge = JudgeConfig(min_replicas=0, target_ongoing_requests=2, upscale_delay_s=0.2, downscale_delay_s=1.0)
-    trace = await follow_load(make_plan(judge, seconds=16, rate=10, latency=Latency(median_s=0.4, sigma=0.5)))
+async def test_a_pool_that_grows_and_shrinks_under_load_loses_and_doubles_nothing(local_ray):
+    judge = JudgeConfig(min_replicas=1, target_ongoing_requests=2, upscale_delay_s=0.2, downscale_delay_s=1.0)
+    trace = await follow_load(make_plan(judge, seconds=20, rate=10, latency=Latency(median_s=0.4, sigma=0.5)))
     assert trace.errors == ()
     assert trace.tally == Tally(num_sent=2 * len(trace.plan.arrivals), lost=0, doubled=0)
     sizes = [sample.num_running for sample in trace.samples]
-    assert sizes[0] == 0
     assert max(sizes) >= 2
     assert sizes[-1] < max(sizes), "no replica was taken away under load"
+
+
+@pytest.mark.ray
+async def test_the_first_call_wakes_a_pool_that_sleeps(local_ray):
+    async with running_pool(JudgeConfig(min_replicas=0)) as (handle, name):
+        assert count_judges(name) == 0
+        reply = check_reply(await handle.grade(JudgeRequest(question="?", reference="red", predictions=("red",))), 1)
+        assert [outcome.is_correct for outcome in reply.outcomes] == [True]

@@ -13,6 +13,7 @@ from cluster.shell import (
     ConfigName,
     Json,
     Overrides,
+    console,
     print_json,
     progress_bar,
     run_async,
@@ -87,6 +88,55 @@ def replay(
             shown.print(line, highlight=False)
         if as_json:
             print_json(report.figures())
+
+
+@judge_app.command()
+def load(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    seconds: Annotated[float, typer.Option(help="Length of the load: quiet, busy, quiet again.")] = 50.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Groups per second while busy. Default: what 2.5 replicas serve, so that 3 are right."),
+    ] = None,
+    latency: Annotated[float, typer.Option(help="Median seconds in which the delayed judge judges a group.")] = 0.5,
+    sigma: Annotated[float, typer.Option(help="Spread of these seconds: standard deviation of their logarithm.")] = 0.5,
+    burst: Annotated[float, typer.Option(help="Mean number of groups that end at the same moment.")] = 1.5,
+    seed: Annotated[int, typer.Option(help="Of the arrivals and latencies: the same seed is the same load.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG of replicas, queue wait and throughput over time.")] = Path(
+        "judge_load.png"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Drive a pool of delayed judges with a seeded load, draw what it did, and measure verdicts per second.
+
+    The pool is the configured one on a real Ray Serve, but may grow beyond the right size, so that it shows whether it
+    does. Verdicts per second are those of the rules at saturation, by calls of a group and by calls of one answer.
+    """
+    with shown_errors():
+        from cluster.judge_load import plan_load
+        from cluster.load_display import LoadProgress, load_table, measure_load
+        from judge.arrivals import Latency
+
+        settings = load_config(config, overrides or [])
+        plan = plan_load(
+            settings.judge,
+            group_size=settings.rollout.group_size,
+            seconds=seconds,
+            rate=rate,
+            latency=Latency(median_s=latency, sigma=sigma),
+            burst=burst,
+            seed=seed,
+        )
+        with LoadProgress(console) as progress:
+            trace, saturation = run_async(measure_load(plan, settings.judge, progress))
+        from cluster.load_plot import plot_load
+
+        plot_load(trace, out)
+        Console(stderr=as_json).print(load_table(trace, saturation))
+        console.print(f"picture: {out}", highlight=False)
+        if as_json:
+            print_json({**saturation.figures(), **trace.figures()})
 
 
 async def _check(config: JudgeConfig, sets: Sequence[Path]) -> JudgeReport:

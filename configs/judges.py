@@ -141,7 +141,7 @@ class JudgeConfig:
     """Most judges that Ray Serve starts when their queue grows."""
     target_ongoing_requests: float = 8.0
     """Groups per judge at which Serve adds another."""
-    upscale_delay_s: float = 1.0
+    upscale_delay_s: float = 0.3
     """Seconds of a longer queue before judges are added."""
     downscale_delay_s: float = 10.0
     """Seconds of a shorter queue before judges are taken away."""

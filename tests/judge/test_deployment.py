@@ -60,7 +60,7 @@ def test_options_follow_the_config_and_reserve_no_cpu():
     options = serve_options(JudgeConfig(min_replicas=2, max_replicas=5, target_ongoing_requests=3.5))
     scaling = options["autoscaling_config"]
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.5)
-    assert options["max_ongoing_requests"] == 7
+    assert options["max_ongoing_requests"] == 28
     assert options["ray_actor_options"] == {"num_cpus": 0}
 
 

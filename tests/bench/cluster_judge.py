@@ -1,6 +1,7 @@
 """M12, the LLM judge inside the cluster: cold start, verdicts per second and their latency, against bare vLLM.
 
-    uv run --group judge-test python -m tests.bench.cluster_judge [--rows 256] [--rounds 3] [--model FOLDER]
+    uv run --group judge-test python -m tests.bench.cluster_judge [--rows 256] [--rounds 3]
+        [--model FOLDER] [--num-gpus 1]
 
 Ours goes the whole way: pool, judge replica, OpenAI client, Serve's proxy, ingress, vLLM, one token back. The peer is
 one `LLM.generate` over the same prompts with the same constraint, in a process of its own. Both run on this machine in
@@ -33,7 +34,7 @@ from judge.verdict import JudgeRequest, NoVerdict, Verdict
 from tests.judge.smollm2 import write_smollm2
 
 
-def judge_config(model: Path) -> JudgeConfig:
+def judge_config(model: Path, num_gpus: float) -> JudgeConfig:
     return JudgeConfig(
         chain=("cluster",),
         cache="",
@@ -41,8 +42,10 @@ def judge_config(model: Path) -> JudgeConfig:
         max_replicas=1,
         target_ongoing_requests=512.0,
         timeout_s=300.0,
-        llm=LLMJudgeConfig(model=str(model), reply="choice", try_timeout_s=120.0, max_concurrent=64),
-        cluster=ClusterJudgeConfig(num_gpus=0.0, max_model_len=2048, num_threads=2),
+        llm=LLMJudgeConfig(
+            model=str(model), reply="choice", try_timeout_s=120.0, max_concurrent=256 if num_gpus else 64
+        ),
+        cluster=ClusterJudgeConfig(num_gpus=num_gpus, max_model_len=2048, num_threads=2),
     )
 
 
@@ -166,14 +169,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--peer", action="store_true", help="run the peer alone and print its figures")
+    parser.add_argument("--num-gpus", type=float, default=0.0, help="of the engine; 0 takes the CPU build")
     arguments = parser.parse_args(argv)
     model = arguments.model or write_smollm2(Path(tempfile.gettempdir()) / "visionthink-smollm2")
-    config = judge_config(model.resolve())
+    config = judge_config(model.resolve(), arguments.num_gpus)
     if arguments.peer:
         print(json.dumps(bare_rounds(config, arguments.rows, arguments.rounds)))
         return
     command = [sys.executable, "-m", "tests.bench.cluster_judge", "--peer", "--model", str(model)]
     command += ["--rows", str(arguments.rows), "--rounds", str(arguments.rounds)]
+    command += ["--num-gpus", str(arguments.num_gpus)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=1200)
     peer = json.loads(done.stdout.splitlines()[-1])
     ours = asyncio.run(served_rounds(config, arguments.rows, arguments.rounds))

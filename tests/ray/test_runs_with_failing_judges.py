@@ -1,4 +1,4 @@
-"""The whole run with an LLM judge that goes away for a minute: `pytest -m slow tests/ray/test_judge_outage.py`."""
+"""The whole run with an LLM judge that fails: `pytest -m slow tests/ray/test_runs_with_failing_judges.py`."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from actors.dataset import Dataset, PromptCursor
 from actors.shapes import make_shapes
-from tests.judge.openai_server import OpenAIServer, delayed
+from tests.judge.openai_server import Answer, Call, OpenAIServer, delayed, honest, status
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,6 +22,45 @@ OUTAGE_S = 60.0
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def every_tenth_fails(call: Call) -> Answer:
+    """A refusal that no other try mends."""
+    return status(400)(call) if call.number % 10 == 0 else honest(call)
+
+
+def test_with_a_tenth_of_the_llms_calls_failing_for_good_the_default_run_loses_no_group_and_learns(tmp_path):
+    shapes = make_shapes(tmp_path / "shapes", seed=0)
+    with OpenAIServer(every_tenth_fails) as server:
+        settings = [
+            f"run.dir={tmp_path}",
+            f"data.train={shapes['train']}",
+            f"data.heldout={shapes['heldout']}",
+            "judge.chain=[rules,openai]",
+            "judge.llm.model=scripted",
+            f"judge.llm.base_url={server.url}",
+            "judge.cache=''",  # else few answers of this task would ever be asked about
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", "train", "--json", *settings],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=800,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    drawn = sum(len(entry["samples"]) for entry in lines(tmp_path / "tiny" / "ledger.jsonl"))
+    num_lost = len(lines(tmp_path / "tiny" / "lost.jsonl"))
+    print({"drawn": drawn, "lost": num_lost, "judge": summary["judge"], "heldout": summary["heldout"]})
+    assert summary["judge"]["llm_calls"] > 500
+    assert summary["judge"]["unjudged"] > 50, "failures did reach the run"
+    assert num_lost < 0.01 * drawn
+    heldout = summary["heldout"]
+    assert heldout["accuracy"] >= 0.95 * heldout["accuracy_full"]
+    assert heldout["ask_share_needed"] >= 0.9
+    assert heldout["ask_share_unneeded"] <= 0.1
 
 
 def test_an_outage_of_a_minute_in_mid_run_consumes_every_sample_once_and_loses_none(tmp_path):

@@ -13,7 +13,6 @@ from statistics import median
 from typing import TypeAlias
 
 import ray
-from ray import serve
 
 from actors.errors import JudgeError
 from cluster.delayed_judge import Ledger, delayed_judges
@@ -315,10 +314,9 @@ async def verdicts_per_s(
 
 @contextlib.contextmanager
 def own_cluster() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names or one of this process; Serve and the connection end on exit."""
+    """The cluster that RAY_ADDRESS names or one of this process. Its Serve may have other tenants: it is left up."""
     connect()
     try:
         yield
     finally:
-        serve.shutdown()
         ray.shutdown()

@@ -109,18 +109,24 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
 
 
 def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
-    with warnings.catch_warnings():
-        # Ray 2.60 announces environment variables in its place, but this field is still the one that it reads.
-        warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
-        return AutoscalingConfig(
-            min_replicas=config.min_replicas,
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
-            metrics_interval_s=METRICS_INTERVAL_S,
-            look_back_period_s=LOOK_BACK_PERIOD_S,
-        )
+    _accept_metrics_interval()
+    return AutoscalingConfig(
+        min_replicas=config.min_replicas,
+        max_replicas=config.max_replicas,
+        target_ongoing_requests=config.target_ongoing_requests,
+        upscale_delay_s=config.upscale_delay_s,
+        downscale_delay_s=config.downscale_delay_s,
+        metrics_interval_s=METRICS_INTERVAL_S,
+        look_back_period_s=LOOK_BACK_PERIOD_S,
+    )
+
+
+def _accept_metrics_interval() -> None:
+    """Ray 2.60 announces environment variables in place of this field, but it is still the one that it reads.
+
+    The warning comes wherever Serve's settings are read back, in threads as well, so it is silenced for all of them.
+    """
+    warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
 def deploy_judges(
@@ -144,11 +150,12 @@ def deploy_judges(
 
 def count_judges(app_name: str) -> int | None:
     """Replicas of a pool that are up; None where Serve does not say. Blocks for a moment."""
+    _accept_metrics_interval()
     try:
-        application = serve.status().applications[app_name]
+        deployment = serve.status().applications[app_name].deployments[DEPLOYMENT_NAME]
     except (KeyError, RayError, RayServeException):
         return None
-    return int(application.deployments[DEPLOYMENT_NAME].replica_states.get("RUNNING", 0))
+    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def delete_judges(app_name: str) -> None:

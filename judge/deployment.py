@@ -129,7 +129,7 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
 
 
 def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
-    _accept_metrics_interval()
+    accept_metrics_interval()
     return AutoscalingConfig(
         min_replicas=config.min_replicas,
         max_replicas=config.max_replicas,
@@ -141,7 +141,7 @@ def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
     )
 
 
-def _accept_metrics_interval() -> None:
+def accept_metrics_interval() -> None:
     """Ray 2.60 announces environment variables in place of this field, but it is still the one that it reads.
 
     The warning comes wherever Serve's settings are read back, in threads as well, so it is silenced for all of them.
@@ -170,7 +170,7 @@ def deploy_judges(
 
 def count_replicas(app_name: str) -> PoolSize | None:
     """Replicas of a pool right now; None where Serve does not say. Blocks for some milliseconds."""
-    _accept_metrics_interval()
+    accept_metrics_interval()
     try:
         deployment = serve.status().applications[app_name].deployments[DEPLOYMENT_NAME]
     except (KeyError, RayError, RayServeException):

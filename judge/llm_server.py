@@ -28,11 +28,12 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.client import NO_KEY
+from judge.deployment import accept_metrics_interval
 from judge.served_model import (
     ENGINE_CLASS,
     ServedModel,
@@ -174,7 +175,7 @@ def _start_proxies(port: int) -> str:
     Raises:
         JudgeError: Serve is up without proxies, and in use. How it listens is settled when it starts.
     """
-    status = serve.status()
+    status = _serve_status()
     if _is_serve_up() and not status.proxies and not status.applications:
         serve.shutdown()  # nobody uses it: it may start anew, with proxies
     try:
@@ -185,7 +186,7 @@ def _start_proxies(port: int) -> str:
         )
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"Serve's HTTP proxy did not come up: {_gist(str(error))}") from error
-    if not serve.status().proxies:
+    if not _serve_status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
             "reached: wait until they are done, or run `serve shutdown`"
@@ -206,8 +207,13 @@ def _free_port() -> int:
     return port
 
 
+def _serve_status() -> ServeStatus:
+    accept_metrics_interval()  # of the judges beside the LLM
+    return serve.status()
+
+
 def _application(app_name: str) -> ApplicationStatusOverview | None:
-    return serve.status().applications.get(app_name)
+    return _serve_status().applications.get(app_name)
 
 
 def _is_ingress_up(app_name: str) -> bool:

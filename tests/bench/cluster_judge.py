@@ -180,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command += ["--rows", str(arguments.rows), "--rounds", str(arguments.rounds)]
     command += ["--num-gpus", str(arguments.num_gpus)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=1200)
-    peer = json.loads(done.stdout.splitlines()[-1])
+    # vLLM says a word more on its way out.
+    peer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     ours = asyncio.run(served_rounds(config, arguments.rows, arguments.rounds))
     ratio = ours["verdicts_per_s"] / peer["verdicts_per_s"]
     print(json.dumps({"ours": _rounded(ours), "bare_vllm": _rounded(peer), "throughput_ratio": round(ratio, 3)}))

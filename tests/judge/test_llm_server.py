@@ -14,6 +14,7 @@ from ray import serve
 
 from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
+from judge import llm_server
 from judge.deployment import delete_judges, deploy_judges
 from judge.goldset import GOLD_FILE, read_gold
 from judge.llm_server import ENGINE_CLASS, _gist, _start_proxies, deploy_llm, served_llm, wake_llm
@@ -45,7 +46,7 @@ def requests(num_rows: int) -> list[JudgeRequest]:
 
 
 def num_engines(app_name: str) -> int:
-    deployments = serve.status().applications[app_name].deployments
+    deployments = llm_server._serve_status().applications[app_name].deployments
     (engine,) = (deployment for name, deployment in deployments.items() if name.startswith(ENGINE_CLASS))
     return sum(engine.replica_states.values())
 

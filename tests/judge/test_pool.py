@@ -522,6 +522,15 @@ async def test_usage_is_counted_once_per_reply_and_priced():
 
 
 @in_virtual_time
+async def test_the_usage_of_outcomes_adds_up_to_what_was_counted():
+    pool = JudgePool(Judges(seconds=1.0), llm_config())
+    graded = await asyncio.gather(*(pool.grade(ask("red", "blue", "red", "red")) for _ in range(3)))
+    usage = sum((outcome.usage for outcomes in graded for outcome in outcomes), Usage())
+    assert usage.num_calls == pool.counters.num_llm_calls == 2
+    assert usage.prompt_tokens == pool.counters.prompt_tokens == 2 * USAGE.prompt_tokens
+
+
+@in_virtual_time
 async def test_the_queue_is_what_a_round_trip_took_beyond_the_replicas_own_time():
     class Queued(Judges):
         async def grade(self, request):

@@ -121,7 +121,8 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
     attacks = [row for rows in sets if _is_attack_set(rows) for row in rows]
     async with AsyncExitStack() as cleanup:
         if judge is None:
-            read_key(config.llm)
+            if config.has_llm:
+                read_key(config.llm)  # a missing key ends the command, not each call
             judge = chain = make_judge(config)
             cleanup.push_async_callback(chain.aclose)
         handle = InProcess(judge)

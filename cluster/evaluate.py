@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from cluster.display import Display
 from cluster.metrics import PlayScore, score_play
 from configs.schema import Config
 from judge.pool import JudgePool
-from judge.verdict import Outcome
+from judge.verdict import NoVerdict, Outcome
 
 if TYPE_CHECKING:
     from cluster.run import Run
@@ -71,9 +72,19 @@ async def evaluate(run: Run | Players, config: Config) -> Evaluation:
     if num_lost > config.train.max_lost_fraction * len(refs) * len(KINDS):
         raise RunError(f"evaluation lost {num_lost} of {len(refs) * len(KINDS)} plays; see the warnings above")
     policy, quarter, full = (score_play(groups) for groups in played)
+    if num_unscored := sum(score.num_unscored for score in (policy, quarter, full)):
+        run.display.warn(
+            f"{num_unscored} of {len(refs) * len(KINDS)} plays have no verdict and count in no accuracy, the first: "
+            f"{_first_reason(played)}"
+        )
     return Evaluation(
         num_samples=num_samples, num_lost=num_lost, policy=policy, always_quarter=quarter, always_full=full
     )
+
+
+def _first_reason(played: Sequence[Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]]) -> str:
+    outcomes = (outcome for groups in played for _, graded in groups for outcome in graded)
+    return next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
 
 
 async def _play_all(

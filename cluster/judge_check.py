@@ -15,6 +15,7 @@ from rich.table import Table
 from configs.judges import JudgeConfig
 from judge.apikey import read_key
 from judge.chain import make_judge
+from judge.counts import JudgeCounts
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
 from judge.pool import JudgePool
 from judge.trust import CheckedRow, Rate, by_kind, check_rows, measure
@@ -24,7 +25,6 @@ MAX_SHOWN_CHARS = 60
 MAX_PAUSE_S = 30.0
 """Somebody sits before a check: an outage is not waited out as long as in a run."""
 MAX_REASONS = 10
-TOKENS_PER_PRICE = 1e6
 
 
 class InProcess:
@@ -121,7 +121,8 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
     attacks = [row for rows in sets if _is_attack_set(rows) for row in rows]
     async with AsyncExitStack() as cleanup:
         if judge is None:
-            read_key(config.llm)
+            if config.has_llm:
+                read_key(config.llm)  # a missing key ends the command, not each call
             judge = chain = make_judge(config)
             cleanup.push_async_callback(chain.aclose)
         handle = InProcess(judge)
@@ -135,13 +136,8 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
         beyond=tuple(row for row in of_gold if rules_alone and not row.row.is_decidable_by_rules),
         attacks=checked[len(gold) :],
         usage=handle.usage,
-        cost_usd=_cost_usd(handle.usage, config),
+        cost_usd=JudgeCounts.of_usage(handle.usage, config.llm).cost_usd,
     )
-
-
-def _cost_usd(usage: Usage, config: JudgeConfig) -> float:
-    prices = config.llm
-    return (usage.prompt_tokens * prices.prompt_price + usage.reply_tokens * prices.reply_price) / TOKENS_PER_PRICE
 
 
 def _is_attack_set(rows: Sequence[GoldRow]) -> bool:

@@ -56,8 +56,15 @@ def find_judge(run_dir: Path, overrides: Sequence[str], name: str | None) -> Rep
             ) from error
     config = load_config(name or str(saved), overrides)
     version = judge_version(config.judge)
-    is_of_run = of_run is not None and judge_version(of_run.judge) == version
-    return ReplayJudge(config=config, version=version, is_of_run=is_of_run)
+    return ReplayJudge(config=config, version=version, is_of_run=_version_of(of_run) == version)
+
+
+def _version_of(config: Config | None) -> str | None:
+    """Of the judge of these settings; None where nobody can tell any more, as its wording is gone."""
+    try:
+        return None if config is None else judge_version(config.judge)
+    except ValueError:
+        return None
 
 
 def _say_nothing(*_: object) -> None:

@@ -37,6 +37,7 @@ from judge.cache import VerdictCache
 from judge.deployment import count_judges, delete_judges, deploy_judges
 from judge.llm_server import served_llm
 from judge.pool import JudgePool
+from judge.prompt import load_wording
 from judge.served_model import check_model_folder
 from judge.version import judge_version
 from learner.checkpoint import newest_checkpoint
@@ -164,6 +165,19 @@ def _start_learner(config: Config, placement: Placement) -> LearnerGroup:
     return LearnerGroup(config.learner, start_rank)
 
 
+def _check_judges(config: JudgeConfig) -> None:
+    """Refuse at once what would otherwise come to light when everything else is up.
+
+    Raises:
+        ValueError: the wording cannot be used.
+        JudgeError: the model folder cannot be served.
+    """
+    if config.has_llm:
+        load_wording(config.llm.prompt)
+    if "cluster" in config.chain:
+        check_model_folder(Path(config.llm.model))
+
+
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
     store = await asyncio.to_thread(_open_store, config.judge)
     if store is not None:
@@ -179,7 +193,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
 @contextlib.asynccontextmanager
 async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
-    check_model_folder(Path(config.llm.model))
+    _check_judges(config)
     connect()
     try:
         async with served_llm(config, _app_name("llm")) as judge:
@@ -208,10 +222,11 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
     """All parts of a run, restored from its newest checkpoint where `resume` says so; gone on any exit.
 
     Raises:
-        ValueError: the cluster cannot hold the run.
+        ValueError: the cluster cannot hold the run, or its judge cannot be asked.
         CheckpointError: nothing to resume from.
         RolloutError, LearnerError: a part did not come up in time.
     """
+    _check_judges(config.judge)
     folder = Path(config.run.dir) / config.run.name
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
@@ -250,6 +265,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
 @contextlib.asynccontextmanager
 async def launch_players(config: Config, *, display: Display) -> AsyncIterator[Players]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
+    _check_judges(config.judge)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
         heldout = Dataset.open(config.data.heldout)

@@ -57,16 +57,12 @@ class LLMJudgeConfig:
         for name in ("prompt_price", "reply_price"):
             require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "USD per million tokens, or 0")
         require(self.try_timeout_s > 0, "judge.llm.try_timeout_s", self.try_timeout_s, "a positive number of seconds")
-        url = urlsplit(self.base_url)
-        is_url = url.scheme in ("http", "https") and bool(url.hostname)
-        require(is_url, "judge.llm.base_url", self.base_url, "write http://HOST:PORT/v1 or https://HOST/v1")
         # The value is not shown: a secret may stand in it.
-        require(
-            "@" not in url.netloc,
-            "judge.llm.base_url",
-            "(hidden)",
-            "no user or password in it; use judge.llm.api_key_file",
-        )
+        has_extras = any(sign in self.base_url for sign in "@?#")
+        remedy = "the address alone, without user, password or query; use judge.llm.api_key_file"
+        require(not has_extras, "judge.llm.base_url", "(hidden)", remedy)
+        remedy = "write http://HOST:PORT/v1 or https://HOST/v1"
+        require(_is_address(self.base_url), "judge.llm.base_url", self.base_url, remedy)
         # As above: the key itself may have been written here.
         require(
             re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", self.api_key_env) is not None,
@@ -80,6 +76,16 @@ class LLMJudgeConfig:
             self.api_key_env,
             "give either judge.llm.api_key_file or judge.llm.api_key_env",
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        is_port = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    is_one_word = text.isprintable() and " " not in text
+    return is_one_word and is_port and url.scheme in ("http", "https") and bool(url.hostname)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

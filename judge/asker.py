@@ -24,6 +24,8 @@ from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome,
 
 FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
 """Failures that another try of the same request cannot mend."""
+MAX_OUTAGES = 8
+"""Outages that calls of one group may end in: a question that takes its judge down whenever it is asked is given up."""
 LONG_REST_S = 10.0
 """A rest that the endpoint asks for and that a person will notice."""
 
@@ -61,8 +63,7 @@ class Asker:
     async def ask(self, request: JudgeRequest) -> dict[str, Outcome]:
         """A verdict for each prediction, or a reason of its own why there is none.
 
-        A group whose tries were used up for want of a judge blames itself only where others met the judges meanwhile,
-        or where probes found them twice. Otherwise it is an outage, after which the group starts over.
+        Where an LLM takes fewer calls at a time than there are predictions, they are asked about part by part.
 
         Args:
             request: predictions that differ from each other.
@@ -70,16 +71,33 @@ class Asker:
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`.
         """
+        outcomes: dict[str, Outcome] = {}
+        while rest := request.predictions[len(outcomes) :]:
+            outcomes |= await self._settle(replace(request, predictions=rest))
+        return outcomes
+
+    async def _settle(self, request: JudgeRequest) -> dict[str, Outcome]:
+        """As `ask`, about as many predictions as go into one call, the first ones. They share their tries.
+
+        A group whose tries were used up for want of a judge blames itself only where others met the judges meanwhile,
+        or where probes found them twice. Otherwise it is an outage, after which the group starts over, a few times.
+        """
         breaker, unsettled = self._breaker, request.predictions
-        outcomes: dict[str, Outcome] = dict.fromkeys(unsettled, NoVerdict(reason="no judge replied"))
+        outcomes: dict[str, Outcome] = {}
         tries = Tries(max_tries=self._config.max_tries, timeout_s=self._config.timeout_s)
-        num_outages = breaker.num_outages
+        num_outages, num_met = breaker.num_outages, 0
         while unsettled:
+            if not tries.num_calls:
+                unsettled = unsettled[: self._most_at_once()]
+                outcomes = dict.fromkeys(unsettled, NoVerdict(reason="no judge replied"))
             # Asked before any wait: a probe that ends a pause succeeds after this group's try, not beside it.
             is_own_fault = breaker.num_successes > tries.num_successes_before
             await breaker.closed()
             if breaker.num_outages > num_outages:
                 num_outages = breaker.num_outages
+                num_met += tries.num_failed > 0
+                if num_met >= MAX_OUTAGES:
+                    break
                 tries.renew(is_second_chance=False)
             if tries.are_used_up:
                 unsettled = tuple(p for p in unsettled if failure_of(outcomes[p]) in AVAILABILITY)
@@ -87,9 +105,10 @@ class Asker:
                     break
                 breaker.trip()
                 await breaker.closed()
-                if tries.is_second_chance and breaker.num_outages == num_outages:
-                    break
-                tries.renew(is_second_chance=True)
+                if breaker.num_outages == num_outages:
+                    if tries.is_second_chance:
+                        break
+                    tries.renew(is_second_chance=True)
                 continue
             tries.num_successes_before = breaker.num_successes
             if tries.num_failed:
@@ -100,9 +119,12 @@ class Asker:
         return outcomes
 
     async def _try(self, request: JudgeRequest, outcomes: dict[str, Outcome], tries: Tries) -> None:
-        """One call when it is this group's turn, unless an outage has begun or its time is over by then."""
+        """One call when it is this group's turn, unless an outage has begun, its time is over, or its first call has
+        become too large by then."""
         async with self._turn(request) as admission:
-            if self._breaker.state is not State.CLOSED or tries.left_s <= 0:
+            num_predictions = len(request.predictions)
+            is_too_large = not tries.num_calls and num_predictions > (self._most_at_once() or num_predictions)
+            if self._breaker.state is not State.CLOSED or tries.left_s <= 0 or is_too_large:
                 if admission is not None:
                     admission.settle(Usage(), ())
                 return
@@ -123,6 +145,10 @@ class Asker:
         if rest_s >= LONG_REST_S and _now() >= self._told_until:
             self._told_until = _now() + rest_s
             self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
+
+    def _most_at_once(self) -> int | None:
+        """Predictions of one call; None where nothing bounds them."""
+        return self._gate.limit if self._gate else None
 
     def _turn(self, request: JudgeRequest) -> contextlib.AbstractAsyncContextManager[Admission | None]:
         if self._gate is None:

@@ -110,9 +110,11 @@ class Breaker:
         async with self._probing:
             while not self._closed.is_set():
                 self._check_pause()
-                # A call that was under way may bring a verdict before the next probe does.
+                # A call that was under way may bring a verdict before the next probe does. Not `wait_for`: it loses a
+                # cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), self._next_probe_s)
+                    async with asyncio.timeout(self._next_probe_s):
+                        await self._closed.wait()
                 if not self._closed.is_set():
                     await self._ask()
 

@@ -74,7 +74,7 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) ->
 def _date(text: str | None) -> datetime | None:
     try:
         date = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

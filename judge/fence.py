@@ -19,10 +19,11 @@ _INVISIBLE = re.compile(
 """Those that show nothing though their category says letter or mark."""
 _SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\n]{0,64}[|｜]>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|IMG_BREAK|IMG_END|CLS|SEP|PAD|MASK)\]"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|IMG_BREAK|IMG_END|CLS|SEP|PAD|MASK|gMASK)\]"
+    r"|\[\|(?:system|user|assistant|tool|endofturn)\|\]"
     r"|<</?SYS>>"
     r"|</?(?:s|bos|eos|pad|unk|mask|image|video|start_of_turn|end_of_turn|start_of_image|end_of_image"
-    r"|image_soft_token|unused[0-9]{1,4}|think|tool_call|tool_response|tools)>",
+    r"|image_soft_token|end_of_utterance|sop|eop|extra_id_[0-9]{1,3}|unused[0-9]{1,4}|think|tool_call|tool_response|tools)>",
     re.IGNORECASE,
 )
 """Role marks and control tokens of the common chat templates: a tokenizer may read them as such wherever they stand."""

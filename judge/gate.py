@@ -122,8 +122,10 @@ class Gate:
         async with self._turn:
             while (wait_s := self._wait_s(num_calls, num_tokens)) > 0:
                 self._changed.clear()
+                # Not `wait_for`: it loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), None if wait_s == math.inf else wait_s)
+                    async with asyncio.timeout(None if wait_s == math.inf else wait_s):
+                        await self._changed.wait()
             self.num_under_way += num_calls
             self._spend(num_calls, num_tokens)
         try:

@@ -15,7 +15,7 @@ from judge.asker import Asker, JudgeHandle
 from judge.cache import JudgedAnswer, verdict_key
 from judge.counts import JudgeCounts
 from judge.flights import Flights
-from judge.verdict import JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 
 class VerdictStore(Protocol):
@@ -73,7 +73,7 @@ class JudgePool:
         if missing := tuple(p for p in dict.fromkeys(request.predictions) if p not in outcomes):
             ask = self._share if self._has_llm else self._asker.ask  # rules answer faster than anybody could look up
             outcomes |= await ask(replace(request, predictions=missing))
-        graded = tuple(outcomes[prediction] for prediction in request.predictions)
+        graded = _in_order(request.predictions, outcomes)
         num_unjudged = sum(isinstance(outcome, NoVerdict) for outcome in graded)
         self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=_now() - started)
         return graded
@@ -81,7 +81,7 @@ class JudgePool:
     async def grade_anew(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """As `grade`, by the judges as they are now: from no store and into none, and counted as no group."""
         outcomes = await self._asker.ask(replace(request, predictions=tuple(dict.fromkeys(request.predictions))))
-        return tuple(outcomes[prediction] for prediction in request.predictions)
+        return _in_order(request.predictions, outcomes)
 
     async def _known(self, request: JudgeRequest) -> dict[str, Outcome]:
         """What needs no call, by prediction."""
@@ -98,15 +98,32 @@ class JudgePool:
     async def _share(self, request: JudgeRequest) -> dict[str, Outcome]:
         """As `Asker.ask`, without asking what another group is asking; LLMs' verdicts go into the store."""
         keys = [replace(request, predictions=(prediction,)) for prediction in request.predictions]
+        asked: set[JudgeRequest] = set()
 
         async def ask(mine: Sequence[JudgeRequest]) -> dict[JudgeRequest, Outcome]:
+            asked.update(mine)
             outcomes = await self._asker.ask(replace(request, predictions=tuple(key.predictions[0] for key in mine)))
             if self._store is not None:
                 await self._store.put(_worth_keeping(request, outcomes))
             return {key: outcomes[key.predictions[0]] for key in mine}
 
         found = await self._flights.share(keys, ask)
-        return {key.predictions[0]: outcome for key, outcome in found.items()}
+        # What a call took stands with the group that made it.
+        return {
+            key.predictions[0]: outcome if key in asked else replace(outcome, usage=Usage())
+            for key, outcome in found.items()
+        }
+
+
+def _in_order(predictions: Sequence[str], outcomes: dict[str, Outcome]) -> tuple[Outcome, ...]:
+    """One outcome per prediction. What its call took stands with the first of equal ones, so that sums are right."""
+    first: dict[str, int] = {}
+    for index, prediction in enumerate(predictions):
+        first.setdefault(prediction, index)
+    return tuple(
+        outcomes[prediction] if first[prediction] == index else replace(outcomes[prediction], usage=Usage())
+        for index, prediction in enumerate(predictions)
+    )
 
 
 def _worth_keeping(request: JudgeRequest, outcomes: dict[str, Outcome]) -> list[JudgedAnswer]:

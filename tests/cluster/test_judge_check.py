@@ -39,6 +39,15 @@ async def test_the_rules_agree_and_no_attack_passes():
     assert "in no rate" in text
 
 
+async def test_rules_alone_need_no_key(tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": "?", "reference": "red", "prediction": "red", "kind": "k", "verdict": 1}))
+    with_key = LLMJudgeConfig(model="m", api_key_env="NO_SUCH_KEY_IS_SET")
+    assert (await check_judge(JudgeConfig(llm=with_key), [own])).figures()["agreement"] == 1
+    with pytest.raises(JudgeError, match="NO_SUCH_KEY_IS_SET"):
+        await check_judge(JudgeConfig(chain=("rules", "openai"), llm=with_key), [own])
+
+
 async def test_a_judge_that_passes_everything_is_found_out():
     figures = (await check_judge(JudgeConfig(), [], judge=PassesAll())).figures()
     assert figures["attack_success_rate"] == 1

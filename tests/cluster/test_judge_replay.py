@@ -223,6 +223,16 @@ async def test_a_resumed_run_with_another_judge_is_told_by_its_rows_and_not_by_i
     assert (await replay_run(run, back)).figures()["num_changed"] == 0
 
 
+async def test_a_run_whose_own_wording_is_gone_is_judged_by_another_all_the_same(tmp_path):
+    run, config = llm_run(tmp_path)
+    llm = replace(LLM.llm, prompt=str(tmp_path / "gone.yaml"))
+    (run / "config.yaml").write_text(to_yaml(replace(config, judge=replace(LLM, llm=llm, cache=""))))
+    with pytest.raises(ValueError, match=r"judge.llm.prompt='.*gone.yaml'"):
+        find_judge(run, [], None)
+    for overrides, name in ((["judge.llm.prompt=judge"], None), ([], "tiny")):
+        assert not find_judge(run, overrides, name).is_of_run
+
+
 def test_a_real_endpoint_is_asked_by_the_first_replay_alone(tmp_path):
     run, _ = llm_run(tmp_path)
     with OpenAIServer(lambda call: verdict(call, call.fields["prediction"] != "8")) as server:

@@ -96,6 +96,11 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["model.max_pixels=10"], ["model.max_pixels=10", "model.min_pixels=3136"]),
         (["judge.max_replicas=1", "judge.min_replicas=2"], ["judge.max_replicas=1", "judge.min_replicas=2"]),
         (["run.name=../x"], ["run.name='../x'", "letters"]),
+        (["judge.llm.base_url=localhost:8000/v1"], ["judge.llm.base_url='localhost:8000/v1'", "http://HOST"]),
+        (["judge.llm.base_url=http://host:port/v1"], ["judge.llm.base_url='http://host:port/v1'", "http://HOST"]),
+        (["judge.llm.base_url=http://host:99999/v1"], ["judge.llm.base_url", "http://HOST"]),
+        (["judge.llm.base_url=http://[host/v1"], ["judge.llm.base_url='http://[host/v1'", "http://HOST"]),
+        (["judge.llm.base_url=http://ho st/v1"], ["judge.llm.base_url='http://ho st/v1'", "http://HOST"]),
         (["learner.offload_optimizer=true", "learner.zero_stage=0"], ["learner.offload_optimizer", "zero_stage"]),
         (["reward.theta=2"], ["reward.theta=2", "0 to 1"]),
     ],
@@ -105,6 +110,15 @@ def test_an_impossible_combination_is_refused_with_field_value_and_remedy(overri
         load_config("tiny", overrides)
     for word in words:
         assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["https://me:s3cret@host/v1", "ftp://me:s3cret@host", "me:s3cret@host/v1"])
+@pytest.mark.parametrize("query", ["", "?api-key=s3cret", "#s3cret"])
+def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(where, query):
+    for url in (where + query, f"https://host/v1{query or '?key=s3cret'}"):
+        with pytest.raises(ValueError, match="without user, password or query") as refused:
+            load_config("tiny", [f"judge.llm.base_url={url}"])
+        assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,25 @@ async def test_when_the_one_who_probes_is_cancelled_the_next_goes_on():
     await second
     assert it.breaker.state is State.CLOSED
     assert first.cancelled()
+
+
+@pytest.mark.parametrize("num_ticks", range(4))
+@in_virtual_time
+async def test_whoever_is_cancelled_in_the_moment_an_outage_ends_is_cancelled(num_ticks):
+    it = Endpoint()
+    it.fail()
+
+    async def wait_then_call():
+        await it.breaker.closed()
+        await asyncio.sleep(600)
+
+    waiting = asyncio.create_task(wait_then_call())
+    await asyncio.sleep(0.5)
+    it.breaker.succeeded()
+    for _ in range(num_ticks):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    started = now()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert now() == started

@@ -31,6 +31,7 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
         ({"retry-after": "Sat, 03 Jan 2026 12:00:05 GMT", "date": "Sat, 03 Jan 2026 12:00:00 GMT"}, 5.0),
         ({"retry-after": "Fri, 02 Jan 2026 12:00:30 GMT", "date": "yesterday"}, 30.0),
         ({"retry-after": "Fri, 99 Jan 2026 12:00:30 GMT"}, None),
+        ({"retry-after": "Fri, 02 Jan 99999999999999999999 12:00:30 GMT"}, None),
     ],
 )
 def test_how_long_to_wait_is_read_from_any_of_its_forms(headers, seconds):

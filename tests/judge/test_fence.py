@@ -10,6 +10,7 @@ TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<|image_pad|>",
     "<｜User｜>", "<｜begin▁of▁sentence｜>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[TOOL_CALLS]", "<s>", "</s>",
     "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<unused12>", "<think>", "</think>", "<tool_call>",
+    "[|assistant|]", "[|endofturn|]", "[gMASK]", "<sop>", "<end_of_utterance>", "<extra_id_0>",
 )  # fmt: skip
 PIECES = st.sampled_from(
     [*TOKENS, "<|im_", "start|>", "[IN", "ST]", "<", ">", "|", "\u200b", "\u202e", "\x00", "red", "{}"]

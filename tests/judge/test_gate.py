@@ -124,6 +124,24 @@ async def test_retry_after_closes_the_gate_for_that_long_but_not_for_ever():
         assert now() - started == 1820
 
 
+@pytest.mark.parametrize("num_ticks", range(4))
+@in_virtual_time
+async def test_whoever_is_cancelled_in_the_moment_the_gate_changes_is_cancelled(num_ticks):
+    door = gate(2)
+    busy = asyncio.create_task(pass_through(door, 1))
+    await asyncio.sleep(0)
+    door.rest(600.0)
+    waiting = asyncio.create_task(pass_through(door, 1))
+    await busy
+    for _ in range(num_ticks):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    started = now()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert now() == started
+
+
 @in_virtual_time
 async def test_whoever_is_cancelled_at_the_gate_or_behind_it_blocks_nobody():
     door, log = gate(4), []

@@ -9,6 +9,7 @@ import pytest
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge import tries
+from judge.asker import MAX_OUTAGES
 from judge.breaker import PROBE
 from judge.pool import JudgePool
 from judge.tries import backoff_s
@@ -281,6 +282,29 @@ async def test_a_poisonous_sample_that_waited_out_an_outage_still_ends():
     assert now() < back_at + 20
 
 
+@pytest.mark.parametrize("num_others", [0, 20])
+@in_virtual_time
+async def test_a_sample_that_takes_its_judge_down_each_time_is_given_up(num_others):
+    random.seed(3)
+    down_until_s, num_crashes = 0.0, 0
+
+    def judge(request, prediction):
+        nonlocal down_until_s, num_crashes
+        if now() < down_until_s:
+            return failed(Failure.UNREACHABLE, "down")
+        if prediction == "odd":
+            down_until_s, num_crashes = now() + 30, num_crashes + 1
+            return failed(Failure.UNREACHABLE, "crashed")
+        return said(request, prediction)
+
+    pool = JudgePool(Judges(judge, seconds=0.1), llm_config())
+    async with asyncio.timeout(600):
+        odd, *others = await asyncio.gather(*(pool.grade(ask(p)) for p in ("odd", *map(str, range(num_others)))))
+    assert correctness(odd) == [None]
+    assert [correctness(outcomes) for outcomes in others] == [[False]] * num_others
+    assert num_crashes <= MAX_OUTAGES
+
+
 @in_virtual_time
 async def test_judges_that_fail_on_every_group_but_answer_probes_do_not_hold_the_run_for_ever():
     handle = Judges(lambda request, p: said(request, p) if request == PROBE else failed(Failure.UNREACHABLE))
@@ -351,6 +375,45 @@ async def test_a_storm_of_429_is_ridden_out_by_calling_less():
     assert all(correctness(outcomes) == [False] * 4 for outcomes in graded)
     assert pool.counters.num_throttled == handle.num_turned_away
     assert handle.num_turned_away < 200
+
+
+class SmallEndpoint(Judges):
+    """Takes so many calls at a time and turns the rest away."""
+
+    def __init__(self, num_taken):
+        super().__init__()
+        self.num_free = num_taken
+
+    async def grade(self, request):
+        self.most_under_way = max(self.most_under_way, len(request.predictions))
+        admitted, turned_away = request.predictions[: self.num_free], request.predictions[self.num_free :]
+        self.num_free -= len(admitted)
+        await asyncio.sleep(0.5)
+        self.num_free += len(admitted)
+        throttled = failed(Failure.THROTTLED, retry_after_s=1.0)
+        return reply(*(said(request, p) for p in admitted), *(throttled for _ in turned_away))
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+@in_virtual_time
+async def test_a_group_larger_than_the_limit_is_asked_about_part_by_part(most):
+    handle = SmallEndpoint(most)
+    pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=most)))
+    groups = [ask(*(f"{n} {i}" for i in range(16))) for n in range(10)]
+    for outcomes in await asyncio.gather(*map(pool.grade, groups)):
+        assert correctness(outcomes) == [False] * 16
+    assert handle.most_under_way == most
+    assert (pool.counters.num_throttled, pool.counters.num_retries) == (0, 0)
+
+
+@in_virtual_time
+async def test_a_limit_below_a_group_is_learned_at_no_more_than_the_cost_of_those_under_way():
+    random.seed(3)
+    handle = SmallEndpoint(4)
+    pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=64)))
+    groups = [ask(*(f"{n} {i}" for i in range(16))) for n in range(40)]
+    graded = await asyncio.gather(*map(pool.grade, groups))
+    assert sum(correctness(outcomes).count(None) for outcomes in graded) <= 64
 
 
 @in_virtual_time
@@ -456,6 +519,15 @@ async def test_usage_is_counted_once_per_reply_and_priced():
     assert (counts.num_calls, counts.num_retries, counts.num_llm_calls) == (3, 2, 5)
     assert (counts.prompt_tokens, counts.reply_tokens) == (500, 25)
     assert counts.cost_usd == pytest.approx((500 * 1.0 + 25 * 10.0) / 1e6)
+
+
+@in_virtual_time
+async def test_the_usage_of_outcomes_adds_up_to_what_was_counted():
+    pool = JudgePool(Judges(seconds=1.0), llm_config())
+    graded = await asyncio.gather(*(pool.grade(ask("red", "blue", "red", "red")) for _ in range(3)))
+    usage = sum((outcome.usage for outcomes in graded for outcome in outcomes), Usage())
+    assert usage.num_calls == pool.counters.num_llm_calls == 2
+    assert usage.prompt_tokens == pool.counters.prompt_tokens == 2 * USAGE.prompt_tokens
 
 
 @in_virtual_time

@@ -1,4 +1,15 @@
+from collections.abc import Iterator
+
 import pytest
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[object]:
+    """One small Ray for all tests of a module."""
+    from tests.local_ray import ray_on_this_machine  # only where a test wants it: this process is forked while small
+
+    with ray_on_this_machine() as context:
+        yield context
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,8 +5,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import ray
-from ray import serve
 
 from cluster.judge_load import LoadTrace, Saturation, follow_load, plan_load, running_pool, verdicts_per_s
 from cluster.load_display import load_table
@@ -110,16 +108,6 @@ def test_the_picture_is_a_png_and_the_table_shows_what_failed(tmp_path):
     table = load_table(trace, Saturation(grouped=(80.0,), single=(10.0,)))
     assert list(table.columns[0].cells)[-1] == "failed call"
     plot_load(replace(trace, calls=(), samples=()), tmp_path / "empty.png")
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 @pytest.mark.ray

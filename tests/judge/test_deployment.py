@@ -5,7 +5,6 @@ import os
 import signal
 
 import pytest
-import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError
@@ -35,16 +34,6 @@ def slow_judge(config: JudgeConfig):
             return await make_judge(config).grade(request)
 
     return Slow()
-
-
-@pytest.fixture(scope="module")
-def local_ray(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 def test_lost_processes_are_retried_and_bugs_are_not():

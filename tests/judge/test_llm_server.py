@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from ray import serve
 
 from actors.errors import JudgeError
@@ -23,6 +22,7 @@ from judge.served_model import served_config
 from judge.verdict import JudgeRequest, Verdict
 from judge.version import judge_version
 from tests.judge.smollm2 import PACKAGE, gguf_file
+from tests.local_ray import ray_on_this_machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_S = 240.0
@@ -73,12 +73,9 @@ def smollm2(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def local_ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """A fresh one per test: how Serve listens is settled once."""
+    with ray_on_this_machine():
         yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 async def test_a_chain_without_the_cluster_needs_no_ray():

@@ -4,8 +4,6 @@ import asyncio
 import time
 
 import pytest
-import ray
-from ray import serve
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.cache import VerdictCache
@@ -19,16 +17,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 GROUP_SIZE, MIN_SCORED = 8, 2
 PRICES = {"prompt_price": 2.0, "reply_price": 8.0}
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        serve.shutdown()
-        ray.shutdown()
 
 
 def llm_judges(server: OpenAIServer, **settings: object) -> JudgeConfig:

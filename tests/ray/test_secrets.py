@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray import serve
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import to_yaml
@@ -17,6 +16,7 @@ from judge.deployment import delete_judges, deploy_judges
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, Verdict
 from tests.judge.openai_server import OpenAIServer, echoes_key, wants_key
+from tests.local_ray import ray_on_this_machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -38,12 +38,9 @@ PAGES = (
 @pytest.fixture
 def dashboard(monkeypatch):
     """Address of the dashboard, and the folder of Ray's logs."""
-    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # this test reads the pages as any tool on this machine would
-    context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False)
-    yield f"http://{context.dashboard_url}", Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    serve.shutdown()
-    ray.shutdown()
+    with ray_on_this_machine(include_dashboard=True, dashboard_port=0) as context:
+        yield f"http://{context.dashboard_url}", Path(ray._private.worker.global_worker.node.get_session_dir_path())
 
 
 def pages(address: str) -> dict[str, str]:

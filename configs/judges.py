@@ -30,6 +30,9 @@ class LLMJudgeConfig:
     """Wording of the question to the judge: `judge`, or the path of a YAML file with the same keys."""
     reply: Literal["json", "choice", "text"] = "json"
     """`json`: the endpoint keeps a JSON schema. `choice`: vLLM's structured output, one token. `text`: no help."""
+    thinks: bool = False
+    """For models that think before they reply (o-series, gpt-5): they take no temperature, and count their thoughts in
+    max_reply_tokens."""
     max_reply_tokens: int = 16
     """Tokens a judge may use for its verdict."""
     max_field_chars: int = 4000
@@ -50,6 +53,9 @@ class LLMJudgeConfig:
     def __post_init__(self) -> None:
         tokens = "at least 2: one for the verdict, one for its end"
         require(self.max_reply_tokens >= 2, "judge.llm.max_reply_tokens", self.max_reply_tokens, tokens)
+        room = "at least 256 with judge.llm.thinks, for the thoughts as well"
+        enough = not self.thinks or self.max_reply_tokens >= 256
+        require(enough, "judge.llm.max_reply_tokens", self.max_reply_tokens, room)
         for name in ("max_field_chars", "max_concurrent"):
             require(getattr(self, name) >= 1, f"judge.llm.{name}", getattr(self, name), "at least 1")
         for name in ("requests_per_minute", "tokens_per_minute"):

@@ -127,13 +127,11 @@ _SCHEMA: Mapping[str, Any] = {
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
-    options: dict[str, Any] = {
-        "model": config.model,
-        "temperature": TEMPERATURE,
-        "seed": SEED,
-        "max_tokens": config.max_reply_tokens,
-        "n": 1,
-    }
+    options: dict[str, Any] = {"model": config.model, "n": 1}
+    if config.thinks:
+        options["max_completion_tokens"] = config.max_reply_tokens
+    else:
+        options |= {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": config.max_reply_tokens}
     match config.reply:
         case "json":
             schema = {"name": "verdict", "strict": True, "schema": dict(_SCHEMA)}

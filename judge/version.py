@@ -47,6 +47,7 @@ def judge_version(config: JudgeConfig) -> str:
             "model": served_name(config),
             "revision": llm.revision,
             "reply": llm.reply,
+            "thinks": llm.thinks,
             "max_reply_tokens": llm.max_reply_tokens,
             "max_field_chars": llm.max_field_chars,
             "wording": asdict(load_wording(llm.prompt)),

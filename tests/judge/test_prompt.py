@@ -105,6 +105,14 @@ def test_a_wording_of_ones_own_works_without_a_system_text(tmp_path):
     assert load_wording(str(file)) == Wording(**{**TEXTS, "system": ""})
 
 
+def test_a_model_that_thinks_gets_room_for_it_and_no_temperature():
+    options = call_options(LLMJudgeConfig(model="m", thinks=True, max_reply_tokens=512))
+    assert options.keys() - {"response_format"} == {"model", "n", "max_completion_tokens"}
+    assert options["max_completion_tokens"] == 512
+    with pytest.raises(ValueError, match=r"judge\.llm\.max_reply_tokens=16 .*thinks"):
+        LLMJudgeConfig(model="m", thinks=True)
+
+
 @pytest.mark.parametrize(("mode", "field"), [("json", "response_format"), ("choice", "extra_body"), ("text", None)])
 def test_sampling_is_fixed_and_the_form_is_asked_for_where_the_endpoint_can_keep_it(mode, field):
     options = call_options(LLMJudgeConfig(model="m", reply=mode, max_reply_tokens=7))

@@ -38,6 +38,7 @@ def test_a_version_is_short_and_repeatable():
         {"revision": "2"},
         {"reply": "choice"},
         {"max_reply_tokens": 3},
+        {"thinks": True, "max_reply_tokens": 300},
         {"max_field_chars": 3},
     ],
     ids=str,

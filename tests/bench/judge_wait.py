@@ -1,6 +1,6 @@
 """How long the learner waits for verdicts alone: share of a step, by the judges' latency and by look-ahead depth.
 
-    uv run python -m tests.bench.judge_wait [--steps 4] [--update 5] [--latencies 0 0.05 0.2 0.5 1.0]
+    uv run python -m tests.bench.judge_wait [--steps 2] [--update 5] [--latencies 0 0.05 0.2 0.5 1.0]
 
 The pool is real (Ray Serve, delayed judges, one call per group) and so are `collect` and `Lookahead`; engine and
 learner only sleep: groups play for log-normal seconds, some at a time, and an update takes as long as it is told. That
@@ -154,7 +154,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--update", type=float, default=5.0, help="seconds of an update")
     parser.add_argument("--latencies", type=float, nargs="+", default=[0.0, 0.05, 0.2, 0.5, 1.0])
     parser.add_argument("--depths", type=int, nargs="+", default=[0, 1])

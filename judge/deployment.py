@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig
@@ -37,8 +36,6 @@ METRICS_INTERVAL_S = 0.2
 LOOK_BACK_PERIOD_S = 1.5
 ROOM = 8
 """Calls that a replica takes at most, in multiples of its target."""
-MAX_WARM = 4
-"""Most processes to warm up at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +48,8 @@ class PoolSize:
     """Taken away, and at their last calls."""
 
 
-def _warm_up() -> None:
-    """Nothing: to find this function a worker process has imported what a replica needs."""
-
-
-def _keep_warm(num_processes: int) -> None:
-    """Leave idle worker processes behind from which replicas start in a moment.
-
-    Importing Ray Serve takes a process longer than all else that a replica does to start. Ray keeps as many idle
-    processes as there are free CPUs, for the next actor; where none are free this is of no use. It gives them only to
-    relatives: the task has to come from a replica, whose ancestor is Serve's controller as it is the next replica's.
-    """
-    num_free = int(ray.available_resources().get("CPU", 0))
-    warm_up = ray.remote(num_cpus=0, max_retries=0)(_warm_up)
-    for _ in range(min(num_processes, num_free, MAX_WARM)):
-        warm_up.remote()
-
-
 class JudgeReplica:
     """One judge of the pool. Waiting for a backend does not block its other calls."""
-
-    _has_left = False
 
     def __init__(self, config: JudgeConfig, make: Callable[[JudgeConfig], Judge]) -> None:
         self._judge = make(config)
@@ -80,16 +58,6 @@ class JudgeReplica:
         started = time.monotonic()
         outcomes = await self._judge.grade(request)
         return GradeReply(outcomes=tuple(outcomes), service_s=time.monotonic() - started)
-
-    def __del__(self) -> None:
-        """A replica that is taken away leaves a warm process for the next. Serve calls this after its last call."""
-        if not self._has_left and ray.is_initialized():
-            self._has_left = True  # Python calls it again
-            _keep_warm(1)
-
-    async def keep_warm(self, num_processes: int) -> None:
-        """Have other replicas start faster, as far as there is room."""
-        await asyncio.to_thread(_keep_warm, num_processes)
 
     async def pid(self) -> int:
         """Process id on its node, for fault drills."""
@@ -197,8 +165,6 @@ def deploy_judges(
         handle = serve.run(application, name=app_name, route_prefix=None)
     except (RayServeException, RuntimeError) as error:
         raise JudgeError(f"the judge pool {app_name!r} did not come up: {_first_line(error)}") from error
-    if config.min_replicas:
-        handle.keep_warm.remote(config.max_replicas - config.min_replicas)
     return ServeJudgeHandle(handle)
 
 

@@ -45,7 +45,7 @@ async def other_pool(
     """A Serve deployment of the same judge under other options."""
     name = f"peer-{secrets.token_hex(3)}"
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-    application = serve.deployment(name=DEPLOYMENT_NAME, **options)(JudgeReplica).bind(config, make)
+    application = serve.deployment(**{**options, "name": DEPLOYMENT_NAME})(JudgeReplica).bind(config, make)
     handle = ServeJudgeHandle(await asyncio.to_thread(serve.run, application, name=name, route_prefix=None))
     try:
         yield handle, name
@@ -57,7 +57,7 @@ async def other_pool(
 def tuned(config: JudgeConfig) -> dict[str, Any]:
     """Our delays and metrics; room for twice the target."""
     room = int(2 * config.target_ongoing_requests)
-    return {**serve_options(config), "name": DEPLOYMENT_NAME, "max_ongoing_requests": room}
+    return {**serve_options(config), "max_ongoing_requests": room}
 
 
 def default(config: JudgeConfig) -> dict[str, Any]:

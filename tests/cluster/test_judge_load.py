@@ -111,6 +111,7 @@ def test_the_picture_is_a_png_and_the_table_shows_what_failed(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 async def test_a_pool_that_grows_and_shrinks_under_load_loses_and_doubles_nothing(local_ray):
     judge = JudgeConfig(min_replicas=1, target_ongoing_requests=2, upscale_delay_s=0.2, downscale_delay_s=1.0)
     trace = await follow_load(make_plan(judge, seconds=20, rate=10, latency=Latency(median_s=0.4, sigma=0.5)))
@@ -122,6 +123,7 @@ async def test_a_pool_that_grows_and_shrinks_under_load_loses_and_doubles_nothin
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 async def test_the_first_call_wakes_a_pool_that_sleeps(local_ray):
     async with running_pool(JudgeConfig(min_replicas=0)) as (handle, name):
         assert count_judges(name) == 0

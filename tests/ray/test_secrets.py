@@ -18,7 +18,8 @@ from judge.verdict import JudgeRequest, Verdict
 from tests.judge.openai_server import OpenAIServer, echoes_key, wants_key
 from tests.local_ray import ray_on_this_machine
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+# To be run by itself: alone it passes, after other Ray tests of the same process it ran into its time limit.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]
 
 KEY = "sk-not-to-be-seen-5f0c27b1"
 MODEL = "model-that-may-be-seen"

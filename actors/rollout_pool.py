@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class RolloutPool:
         self._max_groups_in_flight = max_groups_in_flight
         self._group_timeout_s = group_timeout_s
         self._sync_timeout_s = sync_timeout_s
-        self._changed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[Worker | None]] = deque()
         self.version = -1
 
     @property
@@ -68,9 +69,9 @@ class RolloutPool:
             except (RolloutError, TimeoutError) as error:
                 cause = str(error) or f"no reply within rollout.group_timeout_s={self._group_timeout_s:g}"
                 failures.append(f"{worker.name}: {cause}")
-                await self._drop(worker, cause)
+                self._drop(worker, cause)
             finally:
-                await self._release(worker)
+                self._release(worker)
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
 
     async def publish(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
@@ -98,7 +99,7 @@ class RolloutPool:
                         if digest != manifest.digest:
                             raise WeightSyncError(f"digest {digest[:12]}, expected {manifest.digest[:12]}")
             except (RolloutError, WeightSyncError, TimeoutError) as error:
-                await self._drop(worker, f"{phase} of version {manifest.version}: {error or 'deadline passed'}")
+                self._drop(worker, f"{phase} of version {manifest.version}: {error or 'deadline passed'}")
                 return False
             return True
 
@@ -106,26 +107,43 @@ class RolloutPool:
         return [worker for worker, is_kept in zip(workers, kept, strict=True) if is_kept]
 
     async def _acquire(self) -> Worker:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._num_in_flight or self._least_loaded() is not None)
+        """A worker with room. Who asked first gets it first: a batch never waits for groups of the next."""
+        turn: asyncio.Future[Worker | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._hand_out()
+        try:
+            worker = await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and (unused := turn.result()) is not None:
+                self._release(unused)
+            raise
+        if worker is None:
+            raise RolloutError("no rollout worker is left")
+        return worker
+
+    def _hand_out(self) -> None:
+        """Give what is free to those who wait, oldest first; None to all of them when no worker is left."""
+        while self._waiting:
             worker = self._least_loaded()
-            if worker is None:
-                raise RolloutError("no rollout worker is left")
-            self._num_in_flight[worker] += 1
-            return worker
+            if worker is None and self._num_in_flight:
+                return
+            turn = self._waiting.popleft()
+            if turn.done():  # cancelled
+                continue
+            if worker is not None:
+                self._num_in_flight[worker] += 1
+            turn.set_result(worker)
 
     def _least_loaded(self) -> Worker | None:
         free = [worker for worker, num in self._num_in_flight.items() if num < self._max_groups_in_flight]
         return min(free, key=self._num_in_flight.__getitem__, default=None)
 
-    async def _release(self, worker: Worker) -> None:
-        async with self._changed:
-            if worker in self._num_in_flight:
-                self._num_in_flight[worker] -= 1
-            self._changed.notify_all()
+    def _release(self, worker: Worker) -> None:
+        if worker in self._num_in_flight:
+            self._num_in_flight[worker] -= 1
+        self._hand_out()
 
-    async def _drop(self, worker: Worker, cause: str) -> None:
-        async with self._changed:
-            if self._num_in_flight.pop(worker, None) is not None:
-                logger.warning("rollout worker %s dropped: %s", worker.name, cause)
-            self._changed.notify_all()
+    def _drop(self, worker: Worker, cause: str) -> None:
+        if self._num_in_flight.pop(worker, None) is not None:
+            logger.warning("rollout worker %s dropped: %s", worker.name, cause)
+        self._hand_out()

@@ -33,6 +33,37 @@ async def test_no_worker_gets_more_groups_than_it_may_play_at_once():
     assert worker.most_in_flight == 3
 
 
+async def test_groups_are_played_in_the_order_in_which_they_came():
+    begun = []
+
+    class Noting(FakeWorker):
+        async def play(self, request):
+            begun.append(request.ref.row)
+            return await super().play(request)
+
+    pool = make_pool(Noting("a", seconds=0.001), Noting("b", seconds=0.002), most=2)
+
+    async def play_two(row):
+        await pool.play(request(row))
+        await pool.play(request(100 + row))
+
+    await asyncio.gather(*(play_two(row) for row in range(30)))
+    assert begun[:30] == list(range(30))
+
+
+async def test_groups_that_are_given_up_leave_their_room_to_others():
+    worker = FakeWorker("a", seconds=0.05)
+    pool = make_pool(worker, most=2)
+    groups = [asyncio.create_task(pool.play(request(row))) for row in range(6)]
+    await asyncio.sleep(0.01)
+    for group in groups[:5]:  # two that are played, three that wait
+        group.cancel()
+    await asyncio.wait(groups)
+    assert worker.num_played == 1
+    await asyncio.gather(*(pool.play(request(row)) for row in range(4)))
+    assert worker.most_in_flight == 2
+
+
 async def test_a_group_whose_worker_fails_is_played_elsewhere_under_the_next_attempt():
     broken, sound = FakeWorker("broken", [RolloutError("engine died")]), FakeWorker("sound")
     pool = make_pool(broken, sound)

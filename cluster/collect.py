@@ -1,58 +1,33 @@
-"""Prompts to scored groups: play, judge, reward, advantage. No group waits for another.
+"""Prompts to batches of scored groups. No group waits for another.
 
 A group whose rewards are all equal teaches nothing; it is dropped and another prompt is drawn in its place (DAPO), up
 to a bound. A group whose episodes or verdicts were lost to failures is replaced the same way and counted; too many of
 them stop the run.
+
+Groups of the next batch are played while the last ones of this batch are still played or judged, as far as staleness
+allows: engines that have nothing left to do for this batch would wait for its slowest group and its slowest judge.
+Where this batch needs another group after all, it takes the oldest of those. So a batch is always an unbroken piece of
+the cursor's order, and a checkpoint needs nothing but the place where its batch ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from actors.dataset import CursorState
-from actors.episode import PlayedGroup, SampleRef, SkippedSample
-from actors.errors import RolloutError, RunError
-from actors.play import PlayRequest
+from actors.episode import SampleRef
+from actors.errors import RunError
+from cluster.score import LostGroup, ScoredGroup, play_group, score_group
 from cluster.waits import VerdictWait
 from configs.schema import Config
-from judge.pool import JudgePool
-from judge.reward import Reward, conduct_of, group_rewards
-from judge.verdict import NoVerdict, Outcome, judge_request, spread_outcomes
-from learner.advantage import group_advantages, has_signal
-from learner.batch import TrainingGroup
 
 if TYPE_CHECKING:
     from cluster.run import Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredGroup:
-    """A played group with what its episodes earned; None where a verdict could not be had."""
-
-    played: PlayedGroup
-    outcomes: tuple[Outcome, ...]
-    rewards: tuple[Reward | None, ...]
-    advantages: tuple[float | None, ...]
-    image: object
-    """Handle of the full view, which stays where it was cut until a learner rank needs it."""
-
-    @property
-    def training(self) -> TrainingGroup:
-        totals = tuple(None if reward is None else reward.total for reward in self.rewards)
-        return TrainingGroup(played=self.played, rewards=totals, advantages=self.advantages, image=self.image)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LostGroup:
-    """A prompt that gave no group, and why. It was consumed all the same."""
-
-    ref: SampleRef
-    reason: str
-    is_skipped_row: bool
-    """The row itself is unusable; otherwise a worker or a judge failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,68 +40,150 @@ class Collected:
     drawn: tuple[SampleRef, ...]
     """In the cursor's order: the ledger of consumed samples."""
     cursor: CursorState
-    """The cursor after the last draw."""
+    """The cursor after the last of these draws."""
     seconds: float
     judge_wait_s: float = 0.0
-    """Of these, the seconds in which all that was needed had been played and only verdicts were awaited."""
+    """Of these, the seconds in which nothing was played and only verdicts were awaited."""
 
     @property
     def scored(self) -> tuple[ScoredGroup, ...]:
         return self.trained + self.without_signal
 
 
-async def collect(run: Run, config: Config, step: int) -> Collected:
-    """Draw prompts until enough groups have a signal, or the bound on draws is reached."""
-    started = time.monotonic()
-    wanted, most = config.train.prompts_per_step, int(config.train.max_draws * config.train.prompts_per_step)
-    trained: list[ScoredGroup] = []
-    without_signal: list[ScoredGroup] = []
-    lost: list[LostGroup] = []
-    drawn: list[SampleRef] = []
-    done: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
-    pending: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
-    wait = VerdictWait()
-    try:
-        while len(trained) < wanted:
-            missing = min(wanted - len(trained) - len(pending), most - len(drawn))
-            for ref in run.prompts.take(max(0, missing)):
-                drawn.append(ref)
-                pending.add(asyncio.create_task(score_group(run, config, ref, step, wait)))
-            if not pending:
-                break
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            run.judge_watch.check()
-            for group in (task.result() for task in done):
-                run.display.group_done()
-                match group:
-                    case LostGroup():
-                        lost.append(group)
-                        check_losses(lost, len(drawn), config)
-                    case ScoredGroup() if keeps(group, config):
-                        trained.append(group)
-                    case ScoredGroup():
-                        without_signal.append(group)
-    finally:
-        for task in pending:
-            task.cancel()
-        # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
-        await asyncio.gather(*done, *pending, return_exceptions=True)
-    run.judge_watch.ask_replicas()
-    return Collected(
-        trained=tuple(trained),
-        without_signal=tuple(without_signal),
-        lost=tuple(lost),
-        drawn=tuple(drawn),
-        cursor=run.prompts.state(),
-        seconds=time.monotonic() - started,
-        judge_wait_s=wait.seconds,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draw:
+    """A prompt and what becomes of it."""
+
+    ref: SampleRef
+    cursor: CursorState
+    """The cursor after it."""
+    group: asyncio.Task[ScoredGroup | LostGroup]
 
 
-def keeps(group: ScoredGroup, config: Config) -> bool:
-    """Whether a group has something to teach."""
-    totals = [None if reward is None else reward.total for reward in group.rewards]
-    return has_signal(totals, config.train.min_scored)
+class Collector:
+    """The batches of a run, one `collect` after the other. Leaving the context gives up what is under way."""
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self._run = run
+        self._config = config
+        self._wanted = config.train.prompts_per_step
+        self._last_step = run.step
+        """Of the run, before the first batch."""
+        self._num_begun = 0
+        self._num_allowed = 0
+        self._num_playing = 0
+        self._ahead: deque[_Draw] = deque()
+        """Drawn for the batch after the one under way, oldest first."""
+        self._clock = asyncio.get_running_loop().time
+        self._wait = VerdictWait(self._clock)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _give_up([draw.group for draw in self._ahead])
+        self._ahead.clear()
+
+    def allow(self, num_batches: int) -> None:
+        """Let groups be played for so many batches of the run, counted from its start; never fewer than before."""
+        self._num_allowed = num_batches
+        self._play_ahead()
+
+    async def collect(self) -> Collected:
+        """The next batch: draws prompts until enough groups have a signal, or the bound on draws is reached.
+
+        Raises:
+            RunError: too many groups were lost, no worker is left, or the judges cannot be trusted.
+            JudgeError: an outage of the judges outlasted its limit.
+            DataError: too many rows are unusable.
+        """
+        self._num_begun += 1
+        started, waited_s = self._clock(), self._wait.seconds
+        most = int(self._config.train.max_draws * self._wanted)
+        trained: list[ScoredGroup] = []
+        without_signal: list[ScoredGroup] = []
+        lost: list[LostGroup] = []
+        drawn: list[_Draw] = []
+        done: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
+        pending: set[asyncio.Task[ScoredGroup | LostGroup]] = set()
+        try:
+            while len(trained) < self._wanted:
+                missing = min(self._wanted - len(trained) - len(pending), most - len(drawn))
+                draws = self._take(missing)
+                drawn += draws
+                pending |= {draw.group for draw in draws}
+                if not pending:
+                    break
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                self._run.judge_watch.check()
+                for group in (task.result() for task in done):
+                    self._run.display.group_done()
+                    match group:
+                        case LostGroup():
+                            lost.append(group)
+                            check_losses(lost, len(drawn), self._config)
+                        case ScoredGroup() if group.has_signal(self._config):
+                            trained.append(group)
+                        case ScoredGroup():
+                            without_signal.append(group)
+        finally:
+            # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
+            await _give_up([*done, *pending])
+        self._run.judge_watch.ask_replicas()
+        return Collected(
+            trained=tuple(trained),
+            without_signal=tuple(without_signal),
+            lost=tuple(lost),
+            drawn=tuple(draw.ref for draw in drawn),
+            cursor=drawn[-1].cursor,
+            seconds=self._clock() - started,
+            judge_wait_s=self._wait.seconds - waited_s,
+        )
+
+    def _take(self, num_groups: int) -> list[_Draw]:
+        """Groups for the batch under way: those that run ahead come first, they were drawn first."""
+        step = self._last_step + self._num_begun
+        taken = [self._ahead.popleft() if self._ahead else self._draw(step) for _ in range(num_groups)]
+        self._play_ahead()
+        return taken
+
+    def _play_ahead(self) -> None:
+        """Keep as many groups in play as a batch wants, with those of batches that may be begun."""
+        room = (self._num_allowed - self._num_begun) * self._wanted - len(self._ahead)
+        for _ in range(min(room, self._wanted - self._num_playing)):
+            step = self._last_step + self._num_begun + 1 + len(self._ahead) // self._wanted
+            self._ahead.append(self._draw(step))
+
+    def _draw(self, step: int) -> _Draw:
+        """Start the next prompt's group."""
+        (ref,) = self._run.prompts.take(1)
+        self._num_playing += 1
+        group = asyncio.create_task(self._score(ref, step))
+        return _Draw(ref=ref, cursor=self._run.prompts.state(), group=group)
+
+    async def _score(self, ref: SampleRef, step: int) -> ScoredGroup | LostGroup:
+        """Play and judge a group.
+
+        Args:
+            step: the one that it was drawn for; the one before may take it.
+        """
+        with self._wait.playing():
+            group = await play_group(self._run, self._config, ref, step)
+        self._num_playing -= 1
+        self._play_ahead()
+        if isinstance(group, LostGroup):
+            return group
+        self._run.judge_watch.ride_along(step, ref.uid)
+        with self._wait.judging():
+            return await score_group(self._run, self._config, group)
+
+
+async def _give_up(groups: Sequence[asyncio.Task[ScoredGroup | LostGroup]]) -> None:
+    for group in groups:
+        group.cancel()
+    await asyncio.gather(*groups, return_exceptions=True)
 
 
 def check_losses(lost: list[LostGroup], num_drawn: int, config: Config) -> None:
@@ -137,45 +194,3 @@ def check_losses(lost: list[LostGroup], num_drawn: int, config: Config) -> None:
             f"{len(failed)} of {num_drawn} groups were lost in one step, over train.max_lost_fraction="
             f"{config.train.max_lost_fraction}; the last one: {failed[-1].reason}"
         )
-
-
-async def score_group(
-    run: Run, config: Config, ref: SampleRef, step: int, wait: VerdictWait
-) -> ScoredGroup | LostGroup:
-    """One prompt -> G two-turn episodes -> verdicts -> rewards -> advantages."""
-    request = PlayRequest(
-        ref=ref,
-        kind="policy",
-        greedy=False,
-        num_episodes=config.rollout.group_size,
-        run=config.run.name,
-        step=step,
-        attempt=0,
-    )
-    try:
-        with wait.playing():
-            played, image = await run.rollouts.play(request)
-    except RolloutError as error:
-        return LostGroup(ref=ref, reason=str(error), is_skipped_row=False)
-    if isinstance(played, SkippedSample):
-        run.skips.add(ref, played.reason)
-        return LostGroup(ref=ref, reason=played.reason, is_skipped_row=True)
-    run.skips.count_read()
-    run.judge_watch.ride_along(step, ref.uid)
-    with wait.judging():
-        outcomes = await judge_group(run.judges, played)
-    rewards = group_rewards([conduct_of(episode) for episode in played.episodes], outcomes, config.reward)
-    scored = [None if reward is None else reward.total for reward in rewards]
-    if sum(total is not None for total in scored) < config.train.min_scored:
-        reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
-        return LostGroup(ref=ref, reason=f"too few verdicts: {reason}", is_skipped_row=False)
-    return ScoredGroup(
-        played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(scored), image=image
-    )
-
-
-async def judge_group(judges: JudgePool, played: PlayedGroup) -> tuple[Outcome, ...]:
-    """Outcomes of a group, its answers judged in one call."""
-    request = judge_request(played)
-    graded = await judges.grade(request) if request.predictions else ()
-    return spread_outcomes(played.episodes, graded)

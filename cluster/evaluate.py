@@ -12,9 +12,9 @@ from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
 from actors.play import Kind, PlayRequest
 from actors.rollout_pool import RolloutPool
-from cluster.collect import judge_group
 from cluster.display import Display
 from cluster.metrics import PlayScore, score_play
+from cluster.score import judge_group
 from configs.schema import Config
 from judge.pool import JudgePool
 from judge.verdict import NoVerdict, Outcome

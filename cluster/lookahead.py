@@ -16,11 +16,23 @@ T = TypeVar("T")
 
 
 class Lookahead(Generic[T]):
-    """`take()` hands out the batches of `produce()`, one after the other, in order."""
+    """`take()` hands out the batches of `produce()`, one after the other, in order.
 
-    def __init__(self, produce: Callable[[], Awaitable[T]], *, depth: int) -> None:
+    Args:
+        allow: told of how many batches the production may have started, whenever there is one more. A producer that is
+            not done with a batch may then begin with the parts of the next.
+    """
+
+    def __init__(
+        self,
+        produce: Callable[[], Awaitable[T]],
+        *,
+        depth: int,
+        allow: Callable[[int], None] = lambda num_batches: None,
+    ) -> None:
         self._produce = produce
         self._depth = depth
+        self._allow = allow
         self._num_asked = 0
         self._asked = asyncio.Condition()
         self._ready: asyncio.Queue[T] = asyncio.Queue()
@@ -28,6 +40,7 @@ class Lookahead(Generic[T]):
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="lookahead")
+        self._allow(self._num_asked + self._depth)
         return self
 
     async def __aexit__(
@@ -43,6 +56,7 @@ class Lookahead(Generic[T]):
         async with self._asked:
             self._num_asked += 1
             self._asked.notify_all()
+        self._allow(self._num_asked + self._depth)
         ready = asyncio.create_task(self._ready.get())
         try:
             await asyncio.wait([ready, self._task], return_when=asyncio.FIRST_COMPLETED)

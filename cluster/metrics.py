@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from actors.episode import Episode, PlayedGroup
-from cluster.collect import Collected, ScoredGroup
+from cluster.collect import Collected
+from cluster.score import ScoredGroup
 from judge.reward import Reward
 from judge.verdict import Outcome, Verdict
 

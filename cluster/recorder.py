@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import RunError
-from cluster.collect import Collected, ScoredGroup
+from cluster.collect import Collected
 from cluster.records import read_metrics
+from cluster.score import ScoredGroup
 from judge.verdict import Verdict
 
 TURN = pa.struct(

@@ -5,11 +5,10 @@ Depth 0 of look-ahead is strictly on-policy; with depth k generation runs at mos
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from cluster.collect import collect
+from cluster.collect import Collector
 from cluster.evaluate import evaluate
 from cluster.lookahead import Lookahead
 from cluster.run import Run
@@ -19,8 +18,10 @@ from configs.schema import Config
 async def train(config: Config, launch: Callable[[Config], AbstractAsyncContextManager[Run]]) -> dict[str, object]:
     async with launch(config) as run:  # actors up and restored; torn down on any exit
         await run.publish()  # every engine starts from the learner's weights
-        steps = itertools.count(run.step + 1)
-        async with Lookahead(lambda: collect(run, config, next(steps)), depth=config.train.max_staleness) as ahead:
+        async with (
+            Collector(run, config) as collector,
+            Lookahead(collector.collect, depth=config.train.max_staleness, allow=collector.allow) as ahead,
+        ):
             for step in range(run.step + 1, config.train.num_steps + 1):
                 batch = await ahead.take()  # judged groups that have something to teach
                 update = await run.learner.update([group.training for group in batch.trained])

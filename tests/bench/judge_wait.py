@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import itertools
 import json
 import time
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from typing import Any
 from actors.dataset import PromptCursor, SkipLedger
 from actors.episode import PlayedGroup
 from actors.play import PlayRequest
-from cluster.collect import Collected, collect
+from cluster.collect import Collected, Collector
 from cluster.judge_load import own_cluster, running_pool
 from cluster.lookahead import Lookahead
 from configs.judges import JudgeConfig
@@ -89,6 +88,7 @@ def make_run(config: Config, judges: JudgePool) -> Any:
     """As much of a run as `collect` needs."""
     silent = SimpleNamespace(group_done=lambda: None, warn=lambda text: None)
     return SimpleNamespace(
+        step=0,
         prompts=PromptCursor(dataset="bench", num_rows=100_000, seed=SEED),
         rollouts=SleepingEngine(),
         judges=judges,
@@ -102,8 +102,11 @@ def make_run(config: Config, judges: JudgePool) -> Any:
 
 async def run_steps(config: Config, judges: JudgePool, *, depth: int, num_steps: int, update_s: float) -> list[Step]:
     """The main loop with a learner that sleeps. The first step fills the look-ahead and is not returned."""
-    run, numbers, steps = make_run(config, judges), itertools.count(1), []
-    async with Lookahead(lambda: collect(run, config, next(numbers)), depth=depth) as ahead:
+    run, steps = make_run(config, judges), []
+    async with (
+        Collector(run, config) as collector,
+        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+    ):
         for _ in range(num_steps + 1):
             started = time.monotonic()
             batch: Collected = await ahead.take()

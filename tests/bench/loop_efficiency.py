@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 
@@ -28,7 +26,7 @@ from actors.play import make_views
 from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
 from actors.vllm_engine import collapse_placeholders, set_engine_environment
 from cluster.cli import make_missing_data
-from cluster.collect import collect
+from cluster.collect import Collector
 from cluster.display import Display
 from cluster.launch import launch
 from cluster.lookahead import Lookahead
@@ -125,10 +123,11 @@ SETTLE_S = 5.0
 """After a round with look-ahead: until the engine has finished what was begun for a batch that nobody takes."""
 
 
-async def on_policy_round(run: Run, config: Config, steps: Iterator[int]) -> dict[str, float]:
+async def on_policy_round(run: Run, config: Config) -> dict[str, float]:
     """One trip of the loop, stage by stage."""
     started = time.monotonic()
-    batch = await collect(run, config, next(steps))
+    async with Collector(run, config) as collector:
+        batch = await collector.collect()
     collected = time.monotonic()
     await run.learner.update([group.training for group in batch.trained])
     updated = time.monotonic()
@@ -144,10 +143,13 @@ async def on_policy_round(run: Run, config: Config, steps: Iterator[int]) -> dic
     }
 
 
-async def overlapped_round(run: Run, config: Config, steps: Iterator[int]) -> dict[str, float]:
+async def overlapped_round(run: Run, config: Config) -> dict[str, float]:
     """Two trips of the loop with look-ahead, after one that fills it."""
     num_episodes = 0
-    async with Lookahead(lambda: collect(run, config, next(steps)), depth=config.train.max_staleness) as ahead:
+    async with (
+        Collector(run, config) as collector,
+        Lookahead(collector.collect, depth=config.train.max_staleness, allow=collector.allow) as ahead,
+    ):
         for trip in range(3):
             if trip == 1:
                 started, num_episodes = time.monotonic(), 0
@@ -167,10 +169,9 @@ async def measure(config: Config, num_rounds: int) -> dict[str, float]:
     try:
         async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
             await run.publish()
-            steps = itertools.count(1)
             for _ in range(num_rounds + 1):
                 bare = await asyncio.to_thread(peer.round)
-                ours = await our_round(run, config, steps)
+                ours = await our_round(run, config)
                 ratios = {
                     name.replace("_episodes_per_s", "_ratio"): figure / bare
                     for name, figure in ours.items()

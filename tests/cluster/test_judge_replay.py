@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from actors.dataset import CursorState
 from actors.episode import Episode, SampleRef
 from actors.errors import JudgeError, RunError
-from cluster.collect import Collected, ScoredGroup
+from cluster.collect import Collected
 from cluster.judge_cli import judge_app
 from cluster.judge_replay import find_judge, replay_run
 from cluster.recorded import read_step
@@ -23,6 +23,7 @@ from cluster.recorder import Recorder
 from cluster.replay_asking import ReplayJudge
 from cluster.replay_report import ReplayReport
 from cluster.replay_tables import replay_tables, summary_lines
+from cluster.score import ScoredGroup
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config, TrainConfig

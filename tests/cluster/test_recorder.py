@@ -6,8 +6,9 @@ import pytest
 from actors.dataset import CursorState
 from actors.episode import SampleRef
 from actors.errors import RunError
-from cluster.collect import Collected, ScoredGroup
+from cluster.collect import Collected
 from cluster.recorder import Recorder, lock_run_folder
+from cluster.score import ScoredGroup
 from configs.schema import RewardConfig
 from judge.reward import conduct_of, group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict

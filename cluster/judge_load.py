@@ -42,7 +42,7 @@ StartPool: TypeAlias = Callable[
 ]
 """Settings and a replica's judge -> a pool that is up, and its name; gone on exit."""
 
-SAMPLE_S = 0.1
+SAMPLE_S = 0.2
 BUSY_SHARE = (0.2, 0.4, 0.4)
 """Parts of the plan's time: quiet, busy, quiet again."""
 QUIET_RATE = 0.1

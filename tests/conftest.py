@@ -2,6 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import cluster  # noqa: F401 (what has to be settled before Ray is imported)
+
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[object]:

@@ -21,3 +21,16 @@ def test_workers_run_in_this_folder_also_under_uv_run_unless_one_asks_otherwise(
         environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = given
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [seen]
+
+
+@pytest.mark.parametrize("forbidden", ["", "1"])
+def test_processes_of_a_run_keep_their_compiled_modules(forbidden, tmp_path):
+    (tmp_path / "slow_to_compile.py").write_text("")
+    program = f"""
+import subprocess, sys
+import cluster
+subprocess.run([sys.executable, "-c", "import slow_to_compile"], cwd={str(tmp_path)!r}, check=True)
+"""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": forbidden}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert list(tmp_path.glob("__pycache__/slow_to_compile.*.pyc"))

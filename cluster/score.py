@@ -60,6 +60,8 @@ class LostGroup:
     reason: str
     is_skipped_row: bool
     """The row itself is unusable; otherwise a worker or a judge failed."""
+    played: ScoredGroup | None = None
+    """What there is of it, where only verdicts were missing: another judge may still score it."""
 
 
 async def play_group(run: Run, config: Config, ref: SampleRef, step: int) -> UnscoredGroup | LostGroup:
@@ -97,13 +99,14 @@ async def score_group(run: Run, config: Config, group: UnscoredGroup) -> ScoredG
     played = group.played
     outcomes = await judge_group(run.judges, played)
     rewards = group_rewards([conduct_of(episode) for episode in played.episodes], outcomes, config.reward)
-    scored = [None if reward is None else reward.total for reward in rewards]
-    if sum(total is not None for total in scored) < config.train.min_scored:
-        reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
-        return LostGroup(ref=played.ref, reason=f"too few verdicts: {reason}", is_skipped_row=False)
-    return ScoredGroup(
-        played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(scored), image=group.image
+    totals = [None if reward is None else reward.total for reward in rewards]
+    scored = ScoredGroup(
+        played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(totals), image=group.image
     )
+    if sum(total is not None for total in totals) < config.train.min_scored:
+        reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
+        return LostGroup(ref=played.ref, reason=f"too few verdicts: {reason}", is_skipped_row=False, played=scored)
+    return scored
 
 
 async def judge_group(judges: JudgePool, played: PlayedGroup) -> tuple[Outcome, ...]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +9,7 @@ from actors.episode import SampleRef
 from actors.errors import RunError
 from cluster.collect import Collected
 from cluster.recorder import Recorder, lock_run_folder
-from cluster.score import ScoredGroup
+from cluster.score import LostGroup, ScoredGroup
 from configs.schema import RewardConfig
 from judge.reward import conduct_of, group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
@@ -68,6 +69,20 @@ def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
     columns = ("judge", "judge_version", "num_calls", "prompt_tokens", "reply_tokens")
     rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet", columns=list(columns)).to_pylist()
     assert [tuple(row[name] for name in columns) for row in rows] == [("openai", "v1", 1, 90, 3), (None, None, 3, 0, 0)]
+
+
+def test_a_group_that_got_too_few_verdicts_is_on_disk_for_another_judge(tmp_path):
+    (group,) = collected("0-1").trained
+    lost = LostGroup(ref=group.played.ref, reason="too few verdicts: late", is_skipped_row=False, played=group)
+    recorder = Recorder(tmp_path, step=0)
+    recorder.record_step(1, replace(collected("0-1"), trained=(), lost=(lost,)), {})
+    recorder.close()
+    rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet").to_pylist()
+    assert [(row["answer"], row["is_correct"], row["is_trained"]) for row in rows] == [
+        ("red", True, False),
+        (None, None, False),
+    ]
+    assert json.loads((tmp_path / "lost.jsonl").read_text())["reason"] == "too few verdicts: late"
 
 
 def test_a_resumed_run_tells_one_story(tmp_path):

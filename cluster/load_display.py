@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.judge_load import LoadPlan, LoadTrace, Saturation, follow_load, own_cluster, saturate
+from cluster.judge_load import LoadPlan, LoadTrace, follow_load, own_cluster
+from cluster.judge_saturation import Saturation, saturate
 from configs.judges import JudgeConfig
 
 MAX_SHOWN_ERRORS = 3

@@ -24,7 +24,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from cluster.judge_load import LoadPlan, StartPool, follow_load, own_cluster, plan_load, running_pool, verdicts_per_s
+from cluster.judge_load import LoadPlan, StartPool, follow_load, own_cluster, plan_load, running_pool
+from cluster.judge_saturation import verdicts_per_s
 from configs.judges import JudgeConfig
 from judge.arrivals import Latency
 from judge.chain import make_judge

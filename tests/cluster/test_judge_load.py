@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.judge_load import LoadTrace, Saturation, follow_load, plan_load, running_pool, verdicts_per_s
+from cluster.judge_load import LoadTrace, follow_load, plan_load, running_pool
+from cluster.judge_saturation import Saturation, verdicts_per_s
 from cluster.load_display import load_table
 from cluster.load_plot import plot_load
 from configs.judges import JudgeConfig

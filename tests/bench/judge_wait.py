@@ -1,13 +1,14 @@
-"""How long the learner waits for verdicts alone: share of a step, by the judges' latency and by look-ahead depth.
+"""What waiting for judges costs: seconds of a step, by the judges' latency and by look-ahead depth.
 
-    uv run python -m tests.bench.judge_wait [--steps 2] [--update 5] [--latencies 0 0.05 0.2 0.5 1.0]
+    uv run python -m tests.bench.judge_wait [--steps 4] [--update 5] [--latencies 0 0.2 1 3] [--depths 0 1 2]
 
 The pool is real (Ray Serve, delayed judges, one call per group) and so are `collect` and `Lookahead`; engine and
 learner only sleep: groups play for log-normal seconds, some at a time, and an update takes as long as it is told. That
 way generation, judging and learning can be set against each other on any machine.
 
-Verdicts alone are waited for while every group under way has been played and one is being judged. At depth 1 this may
-fall into an update; what counts is the part in which the learner had nothing to do.
+The first latency is what the others are compared with, at the same depth; 0 is a judge that answers at once. Verdicts
+alone are waited for while every group under way has been played and one is being judged; in an update they cost
+nothing, so what counts is the part in which the learner had nothing to do.
 """
 
 from __future__ import annotations
@@ -136,7 +137,10 @@ def summary(steps: list[Step]) -> dict[str, float]:
 async def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     config = load_config("tiny", [])
     found = {}
-    print(f"{'judge, median':>14} {'depth':>6} {'step':>8} {'collect':>8} {'verdicts alone':>15} {'of the step':>12}")
+    print(
+        f"{'judge, median':>14} {'depth':>6} {'step':>8} {'longer by':>10} {'verdicts alone':>15} {'of the step':>12}"
+    )
+    first: dict[int, float] = {}
     with own_cluster():
         for median_s in arguments.latencies:
             make = functools.partial(delayed_rules, Latency(median_s=median_s, sigma=0.4))
@@ -147,8 +151,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
                         config, judges, depth=depth, num_steps=arguments.steps, update_s=arguments.update
                     )
                     figures = found[f"{median_s:g} s, depth {depth}"] = summary(steps)
+                    figures["longer_by"] = figures["step_s"] / first.setdefault(depth, figures["step_s"]) - 1
                     print(
-                        f"{median_s:12.2f} s {depth:6} {figures['step_s']:6.2f} s {figures['collect_s']:6.2f} s"
+                        f"{median_s:12.2f} s {depth:6} {figures['step_s']:6.2f} s {figures['longer_by']:10.1%}"
                         f" {figures['judge_wait_s']:13.3f} s {figures['judge_wait_share']:12.2%}",
                         flush=True,
                     )
@@ -157,10 +162,10 @@ async def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--update", type=float, default=5.0, help="seconds of an update")
-    parser.add_argument("--latencies", type=float, nargs="+", default=[0.0, 0.05, 0.2, 0.5, 1.0])
-    parser.add_argument("--depths", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--latencies", type=float, nargs="+", default=[0.0, 0.2, 1.0, 3.0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[0, 1, 2])
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))
 
 

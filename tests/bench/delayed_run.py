@@ -1,0 +1,96 @@
+"""What a slow judge costs a real run: seconds of a step, by the judge's latency and by look-ahead depth.
+
+    uv run python -m tests.bench.delayed_run [--steps 6] [--latencies 0 0.3 1] [--depths 0 1 2] [section.key=value ...]
+
+Everything is real: engine, learner, pool, and an LLM judge behind a scripted endpoint that is right but takes its time.
+One run is brought up for all; the learning rate is next to nothing, so that all steps play alike. The first latency is
+what the others are compared with, at the same depth. Where engine and learner share their cores, overlap only shifts
+the work: give them GPUs of their own (`rollout.num_gpus=1 learner.num_gpus=1`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from statistics import median
+
+from cluster.collect import Collector
+from cluster.display import Display
+from cluster.launch import launch
+from cluster.lookahead import Lookahead
+from cluster.run import Run
+from configs.load import load_config
+from configs.schema import Config
+from tests.judge.openai_server import OpenAIServer, delayed
+
+SETTLE_S = 3.0
+"""After a round: until the engine has finished what was begun for a batch that nobody takes."""
+
+
+async def time_steps(run: Run, config: Config, *, depth: int, num_steps: int) -> list[tuple[float, float]]:
+    """(seconds, of these verdicts alone) of each step, after those that fill the look-ahead."""
+    steps = []
+    async with (
+        Collector(run, config) as collector,
+        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+    ):
+        for _ in range(num_steps + depth + 1):
+            started = time.monotonic()
+            batch = await ahead.take()
+            waited_s = time.monotonic() - started
+            await run.learner.update([group.training for group in batch.trained])
+            await run.publish()
+            steps.append((time.monotonic() - started, min(batch.judge_wait_s, waited_s)))
+    await asyncio.sleep(SETTLE_S)
+    return steps[depth + 1 :]
+
+
+async def measure(arguments: argparse.Namespace, server: OpenAIServer, folder: str) -> list[dict[str, float]]:
+    config = load_config(
+        "tiny",
+        [
+            f"run.dir={folder}",
+            "judge.chain=[openai]",
+            "judge.llm.model=scripted",
+            f"judge.llm.base_url={server.url}",
+            "judge.cache=''",
+            "learner.learning_rate=1e-9",
+            *arguments.overrides,
+        ],
+    )
+    found = []
+    async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
+        await run.publish()
+        await time_steps(run, config, depth=0, num_steps=2)
+        print(f"{'depth':>6} {'judge':>8} {'step':>8} {'longer by':>10} {'verdicts alone':>15}")
+        for depth in arguments.depths:
+            first_s = 0.0
+            for latency in arguments.latencies:
+                server.plan = delayed(latency)
+                steps = await time_steps(run, config, depth=depth, num_steps=arguments.steps)
+                step_s, alone_s = median(seconds for seconds, _ in steps), median(alone for _, alone in steps)
+                first_s = first_s or step_s
+                found.append({"depth": depth, "latency_s": latency, "step_s": step_s, "judge_wait_s": alone_s})
+                print(
+                    f"{depth:6} {latency:6.2f} s {step_s:6.2f} s {step_s / first_s - 1:10.1%} {alone_s:13.2f} s",
+                    flush=True,
+                )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--latencies", type=float, nargs="+", default=[0.0, 0.3, 1.0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*", help="as for `visionthink train`")
+    arguments = parser.parse_intermixed_args()
+    with OpenAIServer(delayed(0.0)) as server, tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(asyncio.run(measure(arguments, server, folder))))
+
+
+if __name__ == "__main__":
+    main()

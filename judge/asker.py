@@ -20,10 +20,8 @@ from judge.breaker import AVAILABILITY, PROBE, Breaker, State
 from judge.counts import JudgeCounts
 from judge.gate import Admission, Gate, estimate_tokens
 from judge.tries import Tries, backoff_s
-from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, check_reply
+from judge.verdict import FINAL, Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, check_reply
 
-FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
-"""Failures that another try of the same request cannot mend."""
 MAX_OUTAGES = 8
 """Outages that calls of one group may end in: a question that takes its judge down whenever it is asked is given up."""
 LONG_REST_S = 10.0

@@ -1,4 +1,4 @@
-"""Outages of the judges: seen by failures in a row, waited out, ended by the first verdict.
+"""Outages of the judges: seen by failures in a row, waited out, ended by the first reply.
 
 While the breaker is open no group is asked about. Whoever waits sends one probe at a time: a settled question that
 written rules cannot decide, so that in a chain it reaches the LLM. Nothing runs in the background.
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from actors.errors import JudgeError
-from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome
 
 OPENS_AFTER = 5
 """Calls that failed in a row, none succeeding between them."""
@@ -63,7 +63,7 @@ class Breaker:
         self._paused_s = 0.0
         self._is_probing = False
         self.num_successes = 0
-        """Calls that brought a verdict, ever."""
+        """Calls that brought a verdict and probes that brought a reply, ever."""
         self.num_outages = 0
         """Pauses in which a probe failed as well: outages beyond doubt."""
 
@@ -124,8 +124,10 @@ class Breaker:
             outcome = await self._probe()
         finally:
             self._is_probing = False
-        if isinstance(outcome, Verdict):
-            self.succeeded()
+        if self._closed.is_set():
+            return  # a call under way brought a verdict meanwhile, which is worth more than a probe's failure
+        if not (isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY):
+            self.succeeded()  # whatever the judges make of this one question, they are there
             return
         self._last = outcome
         self._num_failed_probes += 1

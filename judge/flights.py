@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from judge.verdict import Outcome, Verdict
+from judge.verdict import FINAL, Outcome, Verdict
 
 Key = TypeVar("Key")
 
 
 class Flights(Generic[Key]):
-    """Questions under way. Only verdicts are shared: a failure, or an asker that left, is nobody else's outcome."""
+    """Questions under way. What another try cannot change is shared: verdicts, and failures of the question itself.
+
+    Any other failure, or an asker that left, is nobody else's outcome.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[Key, asyncio.Future[Outcome | None]] = {}
@@ -31,7 +34,7 @@ class Flights(Generic[Key]):
                 found |= await self._ask(mine, ask)
             for key, under_way in others.items():
                 outcome = await asyncio.shield(under_way)
-                if isinstance(outcome, Verdict):
+                if isinstance(outcome, Verdict) or (outcome is not None and outcome.failure in FINAL):
                     found[key] = outcome
         return found
 

@@ -65,6 +65,10 @@ class Failure(StrEnum):
     """This one request is refused (400, 422, a content filter). No other try will help."""
 
 
+FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
+"""Failures that another try of the same request cannot mend."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoVerdict:
     """No decision could be had in time. The episode is left out of its group."""

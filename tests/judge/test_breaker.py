@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from actors.errors import JudgeError
-from judge.breaker import OPENS_AFTER, Breaker, State
+from judge.breaker import AVAILABILITY, OPENS_AFTER, Breaker, State
 from judge.verdict import Failure, Verdict
 from tests.judge.scripted import failed
 from tests.virtual_time import in_virtual_time, now
@@ -104,6 +104,31 @@ async def test_a_verdict_of_a_call_under_way_ends_a_pause_before_the_next_probe(
     it.breaker.succeeded()
     await waiting
     assert now() - started == pytest.approx(30.1)
+
+
+@in_virtual_time
+async def test_a_probe_that_fails_after_the_judges_were_met_is_no_outage():
+    it = Endpoint(back_at=float("inf"), seconds=20.0)
+    it.fail()
+    waiting = asyncio.create_task(it.breaker.closed())
+    await asyncio.sleep(5)
+    assert it.breaker.state is State.HALF_OPEN
+    it.breaker.succeeded()
+    await waiting
+    assert (it.breaker.state, it.breaker.num_outages, it.said) == (State.CLOSED, 0, [])
+
+
+@pytest.mark.parametrize("failure", list(Failure))
+@in_virtual_time
+async def test_any_reply_to_a_probe_ends_an_outage_even_one_that_is_no_verdict(failure):
+    it = Endpoint(back_at=float("inf"), failure=failed(failure), max_pause_s=100.0)
+    it.fail()
+    if failure in AVAILABILITY:
+        with pytest.raises(JudgeError):
+            await it.breaker.closed()
+    else:
+        await it.breaker.closed()
+        assert (len(it.probes), it.breaker.num_outages) == (1, 0)
 
 
 @in_virtual_time

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -490,10 +491,22 @@ async def test_who_waits_for_anothers_call_asks_itself_when_the_other_leaves_or_
     first.cancel()
     assert correctness(await second) == [True]
     assert len(handle.calls) == 2
-    handle = Judges(on({"odd": failed(Failure.REJECTED)}), seconds=1.0)
+    handle = Judges(on({"odd": failed(Failure.UNUSABLE)}), seconds=1.0)
     pool = JudgePool(handle, llm_config())
     assert [correctness(o) for o in await asyncio.gather(*(pool.grade(ask("odd")) for _ in range(2)))] == [[None]] * 2
-    assert len(handle.calls) == 2
+    assert len(handle.calls) == 6, "three tries each"
+
+
+@pytest.mark.parametrize("failure", [Failure.REJECTED, Failure.UNDECIDED])
+@in_virtual_time
+async def test_groups_that_ask_what_is_refused_for_good_share_the_refusal(failure):
+    started = now()
+    handle = Judges(lambda request, prediction: replace(failed(failure), usage=USAGE), seconds=1.0)
+    pool = JudgePool(handle, llm_config())
+    graded = await asyncio.gather(*(pool.grade(ask("odd")) for _ in range(32)))
+    assert [correctness(outcomes) for outcomes in graded] == [[None]] * 32
+    assert (len(handle.calls), now() - started) == (1, 1.0)
+    assert sum(outcomes[0].usage.num_calls for outcomes in graded) == pool.counters.num_llm_calls == 1
 
 
 @in_virtual_time

@@ -70,12 +70,12 @@ class Asker:
             JudgeError: the judges were away for longer than `max_pause_s`.
         """
         outcomes: dict[str, Outcome] = {}
-        while rest := request.predictions[len(outcomes) :]:
+        while rest := tuple(p for p in request.predictions if p not in outcomes):
             outcomes |= await self._settle(replace(request, predictions=rest))
         return outcomes
 
     async def _settle(self, request: JudgeRequest) -> dict[str, Outcome]:
-        """As `ask`, about as many predictions as go into one call, the first ones. They share their tries.
+        """As `ask`, as many predictions as go into one call, the first ones. They share their tries.
 
         A group whose tries were used up for want of a judge blames itself only where others met the judges meanwhile,
         or where probes found them twice. Otherwise it is an outage, after which the group starts over, a few times.
@@ -85,15 +85,13 @@ class Asker:
         tries = Tries(max_tries=self._config.max_tries, timeout_s=self._config.timeout_s)
         num_outages, num_met = breaker.num_outages, 0
         while unsettled:
-            if not tries.num_calls:
-                unsettled = unsettled[: self._most_at_once()]
-                outcomes = dict.fromkeys(unsettled, NoVerdict(reason="no judge replied"))
+            unsettled = self._first(replace(request, predictions=unsettled), outcomes)
             # Asked before any wait: a probe that ends a pause succeeds after this group's try, not beside it.
             is_own_fault = breaker.num_successes > tries.num_successes_before
             await breaker.closed()
             if breaker.num_outages > num_outages:
                 num_outages = breaker.num_outages
-                num_met += tries.num_failed > 0
+                num_met += tries.num_calls > 0
                 if num_met >= MAX_OUTAGES:
                     break
                 tries.renew(is_second_chance=False)
@@ -109,30 +107,38 @@ class Asker:
                     tries.renew(is_second_chance=True)
                 continue
             tries.num_successes_before = breaker.num_successes
-            if tries.num_failed:
-                with tries.spending(_now):
-                    await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_failed, random.random())))
             await self._try(replace(request, predictions=unsettled), outcomes, tries)
             unsettled = tuple(p for p in unsettled if failure_of(outcomes[p]) not in (None, *FINAL))
         return outcomes
 
+    def _first(self, request: JudgeRequest, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+        """As many predictions as go into one call by now. The others have no outcome any more: they start anew."""
+        num_predictions = self._num_at_once(request)
+        for prediction in request.predictions[num_predictions:]:
+            outcomes.pop(prediction, None)
+        for prediction in request.predictions[:num_predictions]:
+            outcomes.setdefault(prediction, NoVerdict(reason="no judge replied"))
+        return request.predictions[:num_predictions]
+
     async def _try(self, request: JudgeRequest, outcomes: dict[str, Outcome], tries: Tries) -> None:
-        """One call when it is this group's turn, unless an outage has begun, its time is over, or its first call has
-        become too large by then."""
+        """One call, after a pause if it is not the first one, when it is this group's turn: unless by then an outage
+        has begun, the group's time is over, or it has become too large."""
+        with tries.spending(_now):
+            await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_calls, random.random())))
         async with self._turn(request) as admission:
-            num_predictions = len(request.predictions)
-            is_too_large = not tries.num_calls and num_predictions > (self._most_at_once() or num_predictions)
-            if self._breaker.state is not State.CLOSED or tries.left_s <= 0 or is_too_large:
+            is_too_large = len(request.predictions) > self._num_at_once(request)
+            if self._breaker.state is not State.CLOSED or tries.is_late or is_too_large:
                 if admission is not None:
                     admission.settle(Usage(), ())
                 return
-            self._counts += JudgeCounts(num_retries=int(tries.num_calls > 0))
-            tries.num_calls += 1
+            self._counts += JudgeCounts(num_retries=int(not tries.is_first_call))
             with tries.spending(_now):
                 graded, usage = await self._call(request, tries.left_s)
-            tries.num_failed += 1
+            tries.num_calls += 1
             outcomes.update(zip(request.predictions, graded, strict=True))
             if admission is not None and usage is not None:
+                is_throttled = any(failure_of(outcome) is Failure.THROTTLED for outcome in graded)
+                tries.num_too_many += is_throttled and admission.num_under_way > 1
                 admission.settle(usage, graded)
                 self._tell_rest()
         self._learn(graded)
@@ -144,15 +150,17 @@ class Asker:
             self._told_until = _now() + rest_s
             self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
 
-    def _most_at_once(self) -> int | None:
-        """Predictions of one call; None where nothing bounds them."""
-        return self._gate.limit if self._gate else None
+    def _num_at_once(self, request: JudgeRequest) -> int:
+        """Predictions that go into one call, the first ones."""
+        return self._gate.num_at_once(self._num_tokens(request)) if self._gate else len(request.predictions)
+
+    def _num_tokens(self, request: JudgeRequest) -> list[int]:
+        return estimate_tokens(request, self._config.llm, self._config.max_answer_chars)
 
     def _turn(self, request: JudgeRequest) -> contextlib.AbstractAsyncContextManager[Admission | None]:
         if self._gate is None:
             return contextlib.nullcontext()
-        num_tokens = estimate_tokens(request, self._config.llm, self._config.max_answer_chars)
-        return self._gate.admitted(len(request.predictions), num_tokens)
+        return self._gate.admitted(len(request.predictions), sum(self._num_tokens(request)))
 
     async def _call(self, request: JudgeRequest, timeout_s: float) -> tuple[tuple[Outcome, ...], Usage | None]:
         """One round trip, counted: outcomes in the order of the predictions, and what they took.

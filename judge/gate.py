@@ -2,13 +2,15 @@
 
 Calls under way follow additive increase, multiplicative decrease (D.-M. Chiu and R. Jain, 1989): a 429 halves their
 number, success raises it step by step. Calls and tokens per minute are token buckets. A group reserves what it may
-take before its call and settles by what it took.
+take before its call and settles by what it took. No group should ask for more at a time than the gate lets through at
+once (`Gate.num_at_once`): callers ask part by part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 from collections.abc import AsyncIterator, Sequence
 
@@ -16,9 +18,8 @@ from configs.judges import LLMJudgeConfig
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 BURST_SHARE = 0.05
-"""Share of a minute's quota that may be spent at once. Refilling gives the rest, so no minute sees more than all."""
-CUT_INTERVAL_S = 1.0
-"""Calls that were under way together are turned away together: they halve the limit once."""
+"""Share of a minute's quota that may be spent at once. Refilling gives the rest, so no minute sees more than all, as
+long as no amount is above the bucket's size; one that is adds what it lacks, once."""
 CHARS_PER_TOKEN = 3.0
 PROMPT_TOKENS = 300
 """Of the judge's instructions, before the first reply tells better."""
@@ -33,6 +34,11 @@ class TokenBucket:
         self._refill_per_s = (1 - BURST_SHARE) * per_minute / 60
         self._level = self._size
         self._level_at: float | None = None
+
+    @property
+    def size(self) -> float:
+        """What may be taken at once without a debt."""
+        return self._size
 
     def wait_s(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be taken."""
@@ -56,13 +62,18 @@ class Window:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._cut_at = -math.inf
         self.size = float(most)
+        self.num_cuts = 0
 
-    def throttled(self, now: float) -> None:
-        if now - self._cut_at >= CUT_INTERVAL_S:
+    def throttled(self, num_cuts_before: int) -> None:
+        """Calls that were under way together are turned away together: they halve the limit once.
+
+        Args:
+            num_cuts_before: `num_cuts` when the call went out.
+        """
+        if num_cuts_before == self.num_cuts:
             self.size = max(1.0, self.size / 2)
-            self._cut_at = now
+            self.num_cuts += 1
 
     def succeeded(self, num_calls: int) -> None:
         self.size = min(float(self._most), self.size + num_calls / self.size)
@@ -75,12 +86,15 @@ class Admission:
         self._gate = gate
         self._num_calls = num_calls
         self._num_tokens = num_tokens
+        self._num_cuts = gate._window.num_cuts
+        self.num_under_way = gate.num_under_way
+        """Calls under way when this group was let in, its own among them."""
 
     def settle(self, usage: Usage, outcomes: Sequence[Outcome]) -> None:
         """Put what the call really took in place of what was reserved, and learn from how it went."""
         num_tokens = usage.prompt_tokens + usage.reply_tokens
         self._gate._spend(usage.num_calls - self._num_calls, num_tokens - self._num_tokens)
-        self._gate._learn(outcomes)
+        self._gate._learn(outcomes, self._num_cuts)
 
 
 class Gate:
@@ -106,6 +120,20 @@ class Gate:
     def limit(self) -> int:
         """Calls that may be under way now."""
         return int(self._window.size)
+
+    def num_at_once(self, num_tokens: Sequence[int]) -> int:
+        """How many of these calls, the first ones, are let through at once, at least one.
+
+        Args:
+            num_tokens: what each call may take, as `estimate_tokens` gives it.
+        """
+        most = min(self.limit, len(num_tokens))
+        if self._calls:
+            most = min(most, int(self._calls.size))
+        if self._tokens:
+            sums = itertools.accumulate(num_tokens)
+            most = min(most, sum(total <= self._tokens.size for total in sums))
+        return max(1, most)
 
     def rest_s(self) -> float:
         """Seconds that the endpoint still wants to be left alone."""
@@ -152,10 +180,10 @@ class Gate:
         if self._tokens:
             self._tokens.take(num_tokens, now)
 
-    def _learn(self, outcomes: Sequence[Outcome]) -> None:
+    def _learn(self, outcomes: Sequence[Outcome], num_cuts_before: int) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, NoVerdict)]
         if any(outcome.failure is Failure.THROTTLED for outcome in failures):
-            self._window.throttled(_now())
+            self._window.throttled(num_cuts_before)
         else:
             self._window.succeeded(sum(o.usage.num_calls for o in outcomes if isinstance(o, Verdict)))
         for outcome in failures:
@@ -163,15 +191,15 @@ class Gate:
         self._changed.set()
 
 
-def estimate_tokens(request: JudgeRequest, config: LLMJudgeConfig, max_answer_chars: int) -> int:
-    """Tokens that judging all predictions may take; what the endpoint counts replaces it afterwards."""
+def estimate_tokens(request: JudgeRequest, config: LLMJudgeConfig, max_answer_chars: int) -> list[int]:
+    """Tokens that judging each prediction may take; what the endpoint counts replaces it afterwards."""
     fields = sum(min(len(text), config.max_field_chars) for text in (request.question, request.reference))
-    return sum(
+    return [
         PROMPT_TOKENS
         + config.max_reply_tokens
         + math.ceil((fields + min(len(prediction), max_answer_chars)) / CHARS_PER_TOKEN)
         for prediction in request.predictions
-    )
+    ]
 
 
 def _now() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
@@ -33,6 +33,22 @@ def failed(failure: Failure, reason: str = "", *, retry_after_s: float | None = 
 
 def reply(*outcomes: Outcome, service_s: float = 0.0) -> GradeReply:
     return GradeReply(outcomes=outcomes, service_s=service_s)
+
+
+def correctness(outcomes: Iterable[Outcome]) -> list[bool | None]:
+    return [outcome.is_correct if isinstance(outcome, Verdict) else None for outcome in outcomes]
+
+
+def on(script: Mapping[str, Outcome]) -> Callable[[JudgeRequest, str], Outcome]:
+    """A judge function: failures by prediction, honest otherwise."""
+    return lambda request, prediction: script.get(prediction) or said(request, prediction)
+
+
+def down_until(at: float, failure: Failure = Failure.UNREACHABLE) -> Callable[[JudgeRequest, str], Outcome]:
+    """A judge function: honest from then on."""
+    return lambda request, prediction: (
+        said(request, prediction) if asyncio.get_running_loop().time() >= at else failed(failure, "down")
+    )
 
 
 class Judges:
@@ -76,3 +92,26 @@ class ScriptedHandle:
         if isinstance(step, Exception):
             raise step
         return await step(request)
+
+
+class SmallEndpoint(Judges):
+    """Takes so many calls at a time and turns the rest away, at once and without a word on when to come back."""
+
+    def __init__(self, num_taken: int, *, seconds: float = 0.5) -> None:
+        super().__init__(seconds=seconds)
+        self.num_free = num_taken
+        self.num_turned_away = 0
+
+    async def grade(self, request: JudgeRequest) -> object:
+        self.most_under_way = max(self.most_under_way, len(request.predictions))
+        return reply(*await asyncio.gather(*(self._judge(request, prediction) for prediction in request.predictions)))
+
+    async def _judge(self, request: JudgeRequest, prediction: str) -> Outcome:
+        self.calls.append((asyncio.get_running_loop().time(), request))
+        if not self.num_free:
+            self.num_turned_away += 1
+            return failed(Failure.THROTTLED, "429")
+        self.num_free -= 1
+        await asyncio.sleep(self.seconds)
+        self.num_free += 1
+        return said(request, prediction)

@@ -45,20 +45,50 @@ async def test_a_group_above_the_limit_goes_alone_and_small_ones_behind_it_do_no
     assert [(at - started, name) for at, name in log] == [(0, 0), (1, 1), (2, 2), (2, 3)]
 
 
-def test_a_429_halves_the_window_once_a_second_and_success_wins_it_back():
+def test_calls_that_were_under_way_together_halve_the_window_once_and_success_wins_it_back():
     window = Window(64)
-    for at in (0.0, 0.1, 0.9):
-        window.throttled(at)
+    for _ in range(3):
+        window.throttled(0)
     assert window.size == 32
-    window.throttled(1.0)
+    window.throttled(1)
     assert window.size == 16
     window.succeeded(16)
     assert window.size == 17
-    for at in range(2, 30):
-        window.throttled(float(at))
+    for num_cuts in range(2, 30):
+        window.throttled(num_cuts)
     assert window.size == 1, "never below one"
     window.succeeded(10_000)
     assert window.size == 64
+
+
+@in_virtual_time
+async def test_a_call_that_went_out_after_a_cut_may_cut_again_at_once():
+    door = gate(64)
+    throttled = [failed(Failure.THROTTLED)] * 8
+    async with door.admitted(8, 0) as first, door.admitted(8, 0) as second:
+        for admission in (first, second):
+            admission.settle(Usage(num_calls=8), throttled)
+    assert (door.limit, first.num_under_way, second.num_under_way) == (32, 8, 16)
+    async with door.admitted(8, 0) as admission:
+        admission.settle(Usage(num_calls=8), throttled)
+    assert (door.limit, admission.num_under_way) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({}, 16),
+        ({"max_concurrent": 5}, 5),
+        ({"requests_per_minute": 20}, 1),
+        ({"requests_per_minute": 5}, 1),
+        ({"requests_per_minute": 120}, 6),
+        ({"tokens_per_minute": 40_000}, 5),
+        ({"tokens_per_minute": 100}, 1),
+        ({"requests_per_minute": 120, "tokens_per_minute": 40_000}, 5),
+    ],
+)
+def test_a_group_is_let_through_in_parts_that_no_limit_is_too_small_for(limits, most):
+    assert gate(**limits).num_at_once([400] * 16) == most
 
 
 @in_virtual_time
@@ -167,5 +197,5 @@ def test_a_bucket_takes_an_amount_above_its_size_when_it_is_full_and_then_owes_t
 
 def test_an_estimate_counts_each_prediction_with_its_question_and_knows_the_caps():
     one, two = (estimate_tokens(ask(*["x" * 30] * n, question="q" * 57), LLM, 2000) for n in (1, 2))
-    assert two == 2 * one == 2 * (300 + 16 + 30)
-    assert estimate_tokens(ask("x" * 10**6, question="q" * 10**6), LLM, 2000) < 3000
+    assert two == 2 * one == 2 * [300 + 16 + 30]
+    assert sum(estimate_tokens(ask("x" * 10**6, question="q" * 10**6), LLM, 2000)) < 3000

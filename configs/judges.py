@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from configs.require import require
+
+MAX_ONE_WORD_CHARS = 16
+"""A longer name of one word alone may be a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,26 +66,40 @@ class LLMJudgeConfig:
             require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "0 for no bound, or more")
         for name in ("prompt_price", "reply_price"):
             require(getattr(self, name) >= 0, f"judge.llm.{name}", getattr(self, name), "USD per million tokens, or 0")
-        require(self.try_timeout_s > 0, "judge.llm.try_timeout_s", self.try_timeout_s, "a positive number of seconds")
-        # The value is not shown: a secret may stand in it.
+        _require_seconds("judge.llm.try_timeout_s", self.try_timeout_s)
+        self._check_address_and_key()
+
+    def _check_address_and_key(self) -> None:
+        """None of these values is shown, or written into a run's folder, where the key itself may stand in it."""
         has_extras = any(sign in self.base_url for sign in "@?#")
         remedy = "the address alone, without user, password or query; use judge.llm.api_key_file"
         require(not has_extras, "judge.llm.base_url", "(hidden)", remedy)
         remedy = "write http://HOST:PORT/v1 or https://HOST/v1"
-        require(_is_address(self.base_url), "judge.llm.base_url", self.base_url, remedy)
-        # As above: the key itself may have been written here.
-        require(
-            re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", self.api_key_env) is not None,
-            "judge.llm.api_key_env",
-            "(hidden)",
-            "give the name of an environment variable, not the key",
-        )
+        shown = self.base_url if "://" in self.base_url else "(hidden)"
+        require(_is_address(self.base_url), "judge.llm.base_url", shown, remedy)
+        remedy = "give the name of an environment variable in capitals, such as OPENAI_API_KEY, not the key"
+        is_name = not self.api_key_env or _is_variable_name(self.api_key_env)
+        require(is_name, "judge.llm.api_key_env", "(hidden)", remedy)
+        is_path = not self.api_key_file or any(sign in self.api_key_file for sign in "/.")
+        remedy = "give the path of the file that holds the key, with a / or a dot in it, such as ./judge.key"
+        require(is_path, "judge.llm.api_key_file", "(hidden)", remedy)
         require(
             not (self.api_key_file and self.api_key_env),
             "judge.llm.api_key_env",
             self.api_key_env,
             "give either judge.llm.api_key_file or judge.llm.api_key_env",
         )
+
+
+def _require_seconds(name: str, seconds: float) -> None:
+    """Every wait has its end."""
+    require(0 < seconds < math.inf, name, seconds, "seconds above 0, and not without end")
+
+
+def _is_variable_name(text: str) -> bool:
+    """Capitals, in words: keys are of small letters, or long and of one word."""
+    is_name = re.fullmatch(r"[A-Z_][A-Z0-9_]*", text) is not None
+    return is_name and ("_" in text or len(text) <= MAX_ONE_WORD_CHARS)
 
 
 def _is_address(text: str) -> bool:
@@ -123,11 +141,17 @@ class ClusterJudgeConfig:
         for name in ("max_replicas", "max_model_len", "kv_cache_gib", "num_threads"):
             require(getattr(self, name) >= 1, f"judge.cluster.{name}", getattr(self, name), "at least 1")
         for name in ("min_replicas", "num_gpus", "downscale_delay_s"):
-            require(getattr(self, name) >= 0, f"judge.cluster.{name}", getattr(self, name), "0 or more")
-        is_share_or_whole = self.num_gpus < 1 or self.num_gpus == int(self.num_gpus)
+            is_count = 0 <= getattr(self, name) < math.inf
+            require(is_count, f"judge.cluster.{name}", getattr(self, name), "0 or more, and finite")
+        is_share_or_whole = self.num_gpus < 1 or float(self.num_gpus).is_integer()
         require(is_share_or_whole, "judge.cluster.num_gpus", self.num_gpus, "a share of one GPU, or a whole number")
-        for name in ("target_ongoing_requests", "start_timeout_s"):
-            require(getattr(self, name) > 0, f"judge.cluster.{name}", getattr(self, name), "above 0")
+        require(
+            self.target_ongoing_requests > 0,
+            "judge.cluster.target_ongoing_requests",
+            self.target_ongoing_requests,
+            "above 0",
+        )
+        _require_seconds("judge.cluster.start_timeout_s", self.start_timeout_s)
         require(0 <= self.port <= 65535, "judge.cluster.port", self.port, "0 for a free one, or up to 65535")
         require(
             self.max_replicas >= self.min_replicas,
@@ -157,6 +181,8 @@ class JudgeConfig:
     """Seconds of a longer queue before judges are added."""
     downscale_delay_s: float = 10.0
     """Seconds of a shorter queue before judges are taken away."""
+    start_timeout_s: float = 120.0
+    """Deadline for the first judges to come up."""
     timeout_s: float = 60.0
     """Deadline for the verdicts of one group, tries included; waits for a turn and outages not counted."""
     max_tries: int = 3
@@ -182,14 +208,24 @@ class JudgeConfig:
             self.max_replicas,
             f"at least 1 and judge.min_replicas={self.min_replicas}",
         )
-        for name in ("target_ongoing_requests", "timeout_s", "max_pause_s"):
-            require(getattr(self, name) > 0, f"judge.{name}", getattr(self, name), "above 0")
+        require(
+            self.target_ongoing_requests > 0, "judge.target_ongoing_requests", self.target_ongoing_requests, "above 0"
+        )
+        for name in ("timeout_s", "max_pause_s", "start_timeout_s"):
+            _require_seconds(f"judge.{name}", getattr(self, name))
         for name in ("upscale_delay_s", "downscale_delay_s", "relative_tolerance"):
-            require(getattr(self, name) >= 0, f"judge.{name}", getattr(self, name), "0 or more")
+            is_amount = 0 <= getattr(self, name) < math.inf
+            require(is_amount, f"judge.{name}", getattr(self, name), "0 or more, and finite")
         for name in ("max_tries", "max_answer_chars"):
             require(getattr(self, name) >= 1, f"judge.{name}", getattr(self, name), "at least 1")
         for name in ("canary_share", "canary_alarm", "canary_stop"):
             require(0 <= getattr(self, name) <= 1, f"judge.{name}", getattr(self, name), "a share from 0 to 1")
+        require(
+            self.canary_alarm <= self.canary_stop,
+            "judge.canary_alarm",
+            self.canary_alarm,
+            f"at most judge.canary_stop={self.canary_stop:g}: an alarm comes before the stop",
+        )
         self._check_chain()
 
     def _check_chain(self) -> None:
@@ -201,6 +237,13 @@ class JudgeConfig:
         require(not both, "judge.chain", shown, "take either openai or cluster: judge.llm describes one model")
         has_model = bool(self.llm.model) or self.chain == ("rules",)
         require(has_model, "judge.llm.model", self.llm.model, f"judge.chain={shown} needs a model")
+        require(
+            not self.has_llm or self.timeout_s >= self.llm.try_timeout_s,
+            "judge.timeout_s",
+            self.timeout_s,
+            f"at least judge.llm.try_timeout_s={self.llm.try_timeout_s:g}: one slow call would cost a group all its "
+            f"verdicts",
+        )
 
     @property
     def has_llm(self) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -22,6 +23,7 @@ from configs.schema import Config
 FOLDER = Path(__file__).resolve().parent
 """Where the shipped configs lie."""
 DEFAULT = "tiny"
+LLM_SECTION = "judge.llm"
 HELP = "`visionthink config --fields` lists every setting"
 
 
@@ -51,11 +53,11 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     file = find_config(path or DEFAULT)
     merged = _merge(OmegaConf.structured(Config), _read(file), str(file))
     for override in overrides:
-        merged = _merge(merged, _parse_override(override), override)
+        merged = _merge(merged, _parse_override(override), _shown(override))
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{file.name}: {_explain(error)}; {HELP}") from error
+        raise ValueError(f"{file.name}: {_explain(error, {})}; {HELP}") from error
     assert isinstance(config, Config)
     return config
 
@@ -112,7 +114,7 @@ def _read(file: Path) -> DictConfig:
 def _parse_override(override: str) -> DictConfig:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ValueError(f"override {override!r} cannot work: write section.key=value; {HELP}")
+        raise ValueError(f"override {_shown(override)!r} cannot work: write section.key=value; {HELP}")
     if _is_text(key.strip()):
         # YAML would read run.name=007 as a number and lose its zeros.
         value: object = text.strip().strip("'\"")
@@ -120,11 +122,19 @@ def _parse_override(override: str) -> DictConfig:
         try:
             value = yaml.safe_load(text) if text.strip() else None
         except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r} cannot work: {_one_line(error)}") from error
+            why = _one_line(error) if _shown(override) == override else "its value is not YAML"
+            raise ValueError(f"override {_shown(override)!r} cannot work: {why}") from error
         # YAML 1.1 takes 1e-4 for a text; the schema's type turns it into a number.
     parsed = OmegaConf.create({})
     OmegaConf.update(parsed, key.strip(), value)
     return parsed
+
+
+def _shown(override: str) -> str:
+    """An override for an error; of settings around which a key may have been written by mistake the name alone."""
+    key, separator, _ = override.partition("=")
+    is_open = not key.strip().startswith(LLM_SECTION) and "key" not in key.lower()
+    return override if is_open else f"{key.split()[0]}{separator and '=(hidden)'}"
 
 
 def _is_text(key: str) -> bool:
@@ -134,23 +144,37 @@ def _is_text(key: str) -> bool:
 
 
 def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
-    plain = OmegaConf.to_container(added)
-    assert isinstance(plain, dict)
-    for section, settings in ((str(key), value) for key, value in plain.items()):
+    container = OmegaConf.to_container(added)
+    assert isinstance(container, dict)
+    plain = {str(key): value for key, value in container.items()}
+    for section, settings in plain.items():
         if section in base and not isinstance(settings, dict):
             raise ValueError(f"{source}: {section} is a section: give settings of it, {section}.NAME; {HELP}")
     try:
         merged = OmegaConf.merge(base, added)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{source}: {_explain(error)}; {HELP}") from error
+        raise ValueError(f"{source}: {_explain(error, plain)}; {HELP}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _explain(error: OmegaConfBaseException) -> str:
-    """OmegaConf's first line says what is wrong (and suggests a key); the full key says where."""
+def _explain(error: OmegaConfBaseException, added: Mapping[str, Any]) -> str:
+    """OmegaConf's first line says what is wrong (and suggests a key); the full key says where.
+
+    It leaves open which entry of a list it means, and repeats sections that were given in a value's place.
+    """
     where = f"{error.full_key}: " if error.full_key else ""
-    return f"{where}{next(iter(str(error).splitlines()), '')}"
+    message = next(iter(str(error).splitlines()), "")
+    lists = ", ".join(f"{path}={value}" for path, value in _lists(added))
+    return where + re.split(r" value: |: '\{", message.replace("'$VALUE'", f"in {lists}"))[0]
+
+
+def _lists(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            yield f"{path}{name}", value
 
 
 def _one_line(error: Exception) -> str:

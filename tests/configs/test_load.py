@@ -5,6 +5,10 @@ import pytest
 from configs.load import FOLDER, describe_fields, load_config, to_yaml
 from configs.schema import Config
 
+SECONDS = (
+    *("timeout_s", "max_pause_s", "start_timeout_s", "llm.try_timeout_s", "cluster.start_timeout_s"),
+    *("upscale_delay_s", "downscale_delay_s", "cluster.downscale_delay_s", "cluster.num_gpus"),
+)
 SHIPPED = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
@@ -71,6 +75,7 @@ def test_values_take_the_type_of_their_field(override, section, name, value):
         ("rollout.mode=fast", ["rollout.mode", "fast", "efficient", "general"]),
         ("learner.adam_betas=[0.9]", ["adam_betas"]),
         ("rollout=3", ["rollout=3", "rollout.NAME"]),
+        ("judge.chain=[rules,opnai]", ["judge.chain=['rules', 'opnai']", "'openai'"]),
         ("rollout.group_size", ["section.key=value"]),
         ("=3", ["section.key=value"]),
         ("rollout.group_size=[1", ["rollout.group_size"]),
@@ -96,7 +101,17 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["model.max_pixels=10"], ["model.max_pixels=10", "model.min_pixels=3136"]),
         (["judge.max_replicas=1", "judge.min_replicas=2"], ["judge.max_replicas=1", "judge.min_replicas=2"]),
         (["run.name=../x"], ["run.name='../x'", "letters"]),
-        (["judge.llm.base_url=localhost:8000/v1"], ["judge.llm.base_url='localhost:8000/v1'", "http://HOST"]),
+        (["judge.llm.base_url=localhost:8000/v1"], ["judge.llm.base_url", "http://HOST"]),
+        (["judge.canary_alarm=0.5", "judge.canary_stop=0.1"], ["judge.canary_alarm=0.5", "judge.canary_stop=0.1"]),
+        (
+            ["judge.chain=[rules,openai]", "judge.llm.model=x", "judge.timeout_s=15"],
+            ["judge.timeout_s=15.0", "judge.llm.try_timeout_s=20"],
+        ),
+        *(
+            ([f"judge.{name}={value}"], [f"judge.{name}", "finite" if "delay" in name or "gpus" in name else "end"])
+            for name in SECONDS
+            for value in (".inf", ".nan")
+        ),
         (["judge.llm.base_url=http://host:port/v1"], ["judge.llm.base_url='http://host:port/v1'", "http://HOST"]),
         (["judge.llm.base_url=http://host:99999/v1"], ["judge.llm.base_url", "http://HOST"]),
         (["judge.llm.base_url=http://[host/v1"], ["judge.llm.base_url='http://[host/v1'", "http://HOST"]),
@@ -119,6 +134,29 @@ def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(where, query):
         with pytest.raises(ValueError, match="without user, password or query") as refused:
             load_config("tiny", [f"judge.llm.base_url={url}"])
         assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "judge.llm.api_key={}",
+        "judge.llm.api_key {}",
+        "judge.llm.api_key=[{}",
+        "judge.llm.api_key_file={}",
+        "judge.llm.api_key_file.x={}",
+        "judge.llm.api_key_env={}",
+        "judge.llm.base_url={}",
+        "judge.llm.max_reply_tokens=[{}",
+        "judge.llm={}",
+        "judge.llm={{api_key: {}}}",
+        "judge.api_key={}",
+        "openai_key={}",
+    ],
+)
+def test_a_key_in_a_wrong_override_is_not_shown(override):
+    with pytest.raises(ValueError, match=r"key|judge\.llm") as error:
+        load_config("tiny", [override.format("sk-proj-SECRET")])
+    assert "SECRET" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
@@ -13,7 +14,10 @@ USAGE = Usage(num_calls=1, prompt_tokens=100, reply_tokens=5)
 
 
 def llm_config(**settings: object) -> JudgeConfig:
-    return JudgeConfig(**{"chain": ("rules", "openai"), "llm": LLM, **settings})
+    timeout_s = settings.get("timeout_s", LLM.try_timeout_s)
+    assert isinstance(timeout_s, float)
+    llm = replace(LLM, try_timeout_s=min(timeout_s, LLM.try_timeout_s))
+    return JudgeConfig(**{"chain": ("rules", "openai"), "llm": llm, **settings})
 
 
 def ask(*predictions: str, question: str = "?") -> JudgeRequest:

@@ -53,10 +53,26 @@ def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
         read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY"))
 
 
-def test_a_key_written_where_a_name_belongs_is_refused_unshown():
-    with pytest.raises(ValueError, match="name of an environment variable") as error:
-        LLMJudgeConfig(api_key_env=KEY)
-    assert KEY not in str(error.value)
+@pytest.mark.parametrize("key", [KEY, "gsk_aB3dE5fG7hJ9", "d41d8cd98f00b204e9800998ecf8427e", "AKIAIOSFODNN7EXAMPLE"])
+@pytest.mark.parametrize(
+    ("field", "remedy"),
+    [
+        ("api_key_env", "name of an environment variable"),
+        ("api_key_file", "path of the file that holds the key"),
+        ("base_url", "write http"),
+    ],
+)
+def test_a_key_written_where_its_place_or_an_address_belongs_is_refused_unshown(key, field, remedy):
+    with pytest.raises(ValueError, match=rf"judge\.llm\.{field}.*{remedy}") as error:
+        LLMJudgeConfig(**{field: key})
+    assert key not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "KEY", "GROQ_API_KEY_2", "_JUDGE"])
+def test_names_of_variables_and_paths_are_taken(name):
+    assert LLMJudgeConfig(api_key_env=name).api_key_env == name
+    for path in ("./judge.key", "~/keys/judge", "judge.key"):
+        assert LLMJudgeConfig(api_key_file=path).api_key_file == path
 
 
 def test_whole_and_cut_keys_are_hidden():

@@ -57,7 +57,7 @@ def test_what_can_change_a_verdict_changes_the_version(settings):
         {"requests_per_minute": 3},
         {"prompt_price": 3.0},
         {"try_timeout_s": 3.0},
-        {"timeout_s": 3.0},
+        {"timeout_s": 90.0},
         {"max_replicas": 9},
         {"max_tries": 9},
         {"cache": ""},

@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors.dataset import Dataset
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import CheckpointError, LearnerError, RolloutError, VisionThinkError
+from actors.errors import CheckpointError, LearnerError, RolloutError, VisionThinkError, gist
 from actors.play import PlayRequest
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
@@ -59,12 +59,6 @@ async def crossing(call: Awaitable[T], failure: type[VisionThinkError], what: st
         if isinstance(error.cause, VisionThinkError | ValueError):
             raise error.cause from error
         raise
-
-
-def gist(error: Exception) -> str:
-    """The line of Ray's message that says why: the first, or the last where a constructor's traceback stands before."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 class RayWorker:
@@ -203,7 +197,7 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
 
 
 def _open_store(config: JudgeConfig) -> VerdictCache | None:
-    return VerdictCache(Path(config.cache)) if config.has_llm and config.cache else None
+    return VerdictCache(Path(config.cache).expanduser()) if config.has_llm and config.cache else None
 
 
 def _app_name(name: str) -> str:

@@ -123,7 +123,7 @@ class Asking:
             config = await self._cleanup.enter_async_context(llm_in_cluster(config))
         if config.has_llm:
             read_key(config.llm)  # a missing key ends the command, not each call
-        cache = VerdictCache(Path(config.cache)) if config.has_llm and config.cache else None
+        cache = VerdictCache(Path(config.cache).expanduser()) if config.has_llm and config.cache else None
         if cache is not None:
             self._cleanup.callback(cache.close)
         judge = self._judge.make(config)

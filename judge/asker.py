@@ -17,6 +17,7 @@ from typing import Protocol
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.breaker import AVAILABILITY, PROBE, Breaker, State
+from judge.clock import loop_time
 from judge.counts import JudgeCounts
 from judge.gate import Admission, Gate, estimate_tokens
 from judge.tries import Tries, backoff_s
@@ -123,7 +124,7 @@ class Asker:
     async def _try(self, request: JudgeRequest, outcomes: dict[str, Outcome], tries: Tries) -> None:
         """One call, after a pause if it is not the first one, when it is this group's turn: unless by then an outage
         has begun, the group's time is over, or it has become too large."""
-        with tries.spending(_now):
+        with tries.spending(loop_time):
             await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_calls, random.random())))
         async with self._turn(request) as admission:
             is_too_large = len(request.predictions) > self._num_at_once(request)
@@ -132,7 +133,7 @@ class Asker:
                     admission.settle(Usage(), ())
                 return
             self._counts += JudgeCounts(num_retries=int(not tries.is_first_call))
-            with tries.spending(_now):
+            with tries.spending(loop_time):
                 graded, usage = await self._call(request, tries.left_s)
             tries.num_calls += 1
             outcomes.update(zip(request.predictions, graded, strict=True))
@@ -146,8 +147,8 @@ class Asker:
     def _tell_rest(self) -> None:
         """Say once that no call goes out for a while because the endpoint asked for it."""
         rest_s = self._gate.rest_s() if self._gate else 0.0
-        if rest_s >= LONG_REST_S and _now() >= self._told_until:
-            self._told_until = _now() + rest_s
+        if rest_s >= LONG_REST_S and loop_time() >= self._told_until:
+            self._told_until = loop_time() + rest_s
             self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
 
     def _num_at_once(self, request: JudgeRequest) -> int:
@@ -167,7 +168,7 @@ class Asker:
 
         Nobody knows what a call took that brought no reply of a judge: None.
         """
-        started, num_predictions = _now(), len(request.predictions)
+        started, num_predictions = loop_time(), len(request.predictions)
         self._counts += JudgeCounts(num_calls=1)
         failure = Failure.UNREACHABLE
         try:
@@ -182,13 +183,13 @@ class Asker:
         except JudgeError as error:
             return (NoVerdict(reason=str(error), failure=failure),) * num_predictions, None
         usage = sum((outcome.usage for outcome in reply.outcomes), Usage())
-        self._count(reply, usage, round_trip_s=_now() - started)
+        self._count(reply, usage, round_trip_s=loop_time() - started)
         return reply.outcomes, usage
 
     def _count(self, reply: GradeReply, usage: Usage, round_trip_s: float) -> None:
         queue_s = max(0.0, round_trip_s - reply.service_s)
         num_throttled = sum(failure_of(outcome) is Failure.THROTTLED for outcome in reply.outcomes)
-        self._counts += JudgeCounts(num_replies=1, queue_s=queue_s, max_queue_s=queue_s, num_throttled=num_throttled)
+        self._counts += JudgeCounts(num_replies=1, queue_s=queue_s, num_throttled=num_throttled)
         self._counts += JudgeCounts.of_usage(usage, self._config.llm)
 
     def _learn(self, reply: tuple[Outcome, ...]) -> None:
@@ -223,8 +224,3 @@ def _make_gate(config: JudgeConfig) -> Gate:
         tokens_per_minute=llm.tokens_per_minute,
         max_rest_s=config.max_pause_s,
     )
-
-
-def _now() -> float:
-    """The loop's clock, which waits here are measured by as well. Monotonic."""
-    return asyncio.get_running_loop().time()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from actors.errors import JudgeError
+from judge.clock import loop_time
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome
 
 OPENS_AFTER = 5
@@ -76,7 +77,7 @@ class Breaker:
     @property
     def paused_s(self) -> float:
         """Seconds in which somebody waited for the judges to come back."""
-        now = 0.0 if self._waiting_since is None else _now() - self._waiting_since
+        now = 0.0 if self._waiting_since is None else loop_time() - self._waiting_since
         return self._paused_s + now
 
     def succeeded(self) -> None:
@@ -106,7 +107,7 @@ class Breaker:
         if self._closed.is_set():
             return
         if self._waiting_since is None:
-            self._waiting_since = _now()
+            self._waiting_since = loop_time()
         async with self._probing:
             while not self._closed.is_set():
                 self._check_pause()
@@ -142,7 +143,7 @@ class Breaker:
     def _check_pause(self) -> None:
         """An outage has its deadline as well, once a probe has shown that it is one."""
         assert self._waiting_since is not None
-        if self._num_failed_probes and _now() - self._waiting_since >= self._max_pause_s:
+        if self._num_failed_probes and loop_time() - self._waiting_since >= self._max_pause_s:
             raise JudgeError(
                 f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
                 f"{self._last.reason}. To go on, {self._remedy}, then start the same command with --resume"
@@ -161,13 +162,8 @@ class Breaker:
     def _close(self) -> None:
         self._closed.set()
         if self._waiting_since is not None:
-            waited_s = _now() - self._waiting_since
+            waited_s = loop_time() - self._waiting_since
             self._paused_s += waited_s
             self._waiting_since = None
             if self._num_failed_probes:
                 self._warn(f"judges reply again after {waited_s:.0f} s: the run goes on")
-
-
-def _now() -> float:
-    """The loop's clock, which waits here are measured by as well. Monotonic."""
-    return asyncio.get_running_loop().time()

@@ -14,6 +14,8 @@ from pathlib import Path
 from actors.errors import RunError
 from configs.judges import JudgeConfig
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
+from judge.precheck import precheck
+from judge.rules import find_by_rules
 from judge.trust import Rate
 from judge.verdict import JudgeRequest, Outcome, Verdict
 
@@ -28,16 +30,27 @@ MIN_PASSED_TO_STOP = 5
 def canary_rows(config: JudgeConfig, files: Sequence[Path] = (GOLD_FILE, ATTACKS_FILE)) -> tuple[GoldRow, ...]:
     """Rows that say something about this chain.
 
-    Rules alone are not asked what needs knowledge. In front of an LLM they settle what they can, the same every time:
-    what watches the LLM are rows beyond them, and attacks.
+    Rules alone are not asked what needs knowledge. What is settled in front of an LLM, by rules or before any judge,
+    comes out the same every time: what watches the LLM are the rows that reach it.
     """
-    gold: list[GoldRow] = []
-    attacks: list[GoldRow] = []
-    for rows in map(read_gold, files):
-        (gold if any(row.is_correct for row in rows) else attacks).extend(rows)
+    rows = tuple(row for file in files for row in read_gold(file))
     if not config.has_llm:
-        return tuple(row for row in (*gold, *attacks) if row.is_decidable_by_rules)
-    return tuple(row for row in gold if not row.is_decidable_by_rules or config.chain[0] != "rules") + tuple(attacks)
+        return tuple(row for row in rows if row.is_decidable_by_rules)
+    return tuple(row for row in rows if _reaches_llm(row, config))
+
+
+def _reaches_llm(row: GoldRow, config: JudgeConfig) -> bool:
+    settled = precheck(row.reference, row.prediction, max_answer_chars=config.max_answer_chars)
+    if isinstance(settled, Verdict) or config.chain[0] != "rules":
+        return not isinstance(settled, Verdict)
+    finding = find_by_rules(
+        row.question,
+        row.reference,
+        row.prediction,
+        relative_tolerance=config.relative_tolerance,
+        metric=config.metric,
+    )
+    return not finding.is_certain
 
 
 def draw_canary(rows: Sequence[GoldRow], share: float, *, seed: int, step: int, sample: str) -> GoldRow | None:

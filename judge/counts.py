@@ -36,8 +36,6 @@ class JudgeCounts:
     """Calls that a replica answered: the cases of `queue_s`."""
     queue_s: float = 0.0
     """Seconds of round trips in which no replica worked on the request, all replies added up."""
-    max_queue_s: float = 0.0
-    """Longest of these waits; of a difference, the longest since the pool came up."""
     total_s: float = 0.0
     """Seconds of all groups added up; groups are judged at the same time."""
     paused_s: float = 0.0
@@ -53,12 +51,10 @@ class JudgeCounts:
         return self.total_s / max(1, self.num_groups)
 
     def __add__(self, other: JudgeCounts) -> JudgeCounts:
-        sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        return replace(self, **{**sums, "max_queue_s": max(self.max_queue_s, other.max_queue_s)})
+        return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def __sub__(self, earlier: JudgeCounts) -> JudgeCounts:
-        rest = {field.name: getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)}
-        return replace(self, **{**rest, "max_queue_s": self.max_queue_s})
+        return replace(self, **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
 
     @classmethod
     def of_usage(cls, usage: Usage, config: LLMJudgeConfig) -> Self:

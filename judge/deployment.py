@@ -20,11 +20,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
-from actors.errors import JudgeError
+from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
 from judge.chain import make_judge
 from judge.verdict import GradeReply, Judge, JudgeRequest
+
+logger = logging.getLogger(__name__)
 
 DEPLOYMENT_NAME = "judge"
 SERVE_LOGGER = "ray.serve"
@@ -34,6 +37,9 @@ SERVE_LOGGER = "ray.serve"
 # with two windows or with detected changes trade the one for the other as well: sooner by up to a second, further over.
 METRICS_INTERVAL_S = 0.2
 LOOK_BACK_PERIOD_S = 1.5
+POLL_S = 0.1
+MAX_DRAIN_S = 300.0
+"""Longest wait for the last calls of an application that is stopped."""
 ROOM = 8
 """Calls that a replica takes at most, in multiples of its target."""
 
@@ -44,8 +50,6 @@ class PoolSize:
 
     num_running: int
     num_starting: int
-    num_stopping: int
-    """Taken away, and at their last calls."""
 
 
 class JudgeReplica:
@@ -92,7 +96,7 @@ class ServeJudgeHandle:
             raise JudgeError("Serve cancelled the call") from error
         except (RayError, RayServeException) as error:
             if is_retryable(error):
-                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {_first_line(error)}") from error
+                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {gist(error)}") from error
             raise
 
 
@@ -155,17 +159,35 @@ def deploy_judges(
     """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
 
     Raises:
-        JudgeError: Serve could not bring the pool up.
+        JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
+    deadline_at = time.monotonic() + config.start_timeout_s
     # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
+    target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
-        handle = serve.run(application, name=app_name, route_prefix=None)
-    except (RayServeException, RuntimeError) as error:
-        raise JudgeError(f"the judge pool {app_name!r} did not come up: {_first_line(error)}") from error
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        # Serve's own wait for replicas has no end.
+        (handle,) = serve.run_many([target], wait_for_applications_running=False)
+        while not _is_running(app_name):
+            if time.monotonic() > deadline_at:
+                delete_judges(app_name)
+                raise JudgeError(
+                    f"the judge pool {app_name!r} was not up within judge.start_timeout_s={config.start_timeout_s:g}"
+                )
+            time.sleep(POLL_S)
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+        raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist(error)}") from error
     return ServeJudgeHandle(handle)
+
+
+def _is_running(app_name: str) -> bool:
+    application = serve.status().applications.get(app_name)
+    if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
+        messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
+        raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist((messages or [application.message])[0])}")
+    return application is not None and application.status is ApplicationStatus.RUNNING
 
 
 def count_replicas(app_name: str) -> PoolSize | None:
@@ -179,7 +201,6 @@ def count_replicas(app_name: str) -> PoolSize | None:
     return PoolSize(
         num_running=states.get("RUNNING", 0),
         num_starting=states.get("STARTING", 0),
-        num_stopping=states.get("STOPPING", 0),
     )
 
 
@@ -190,12 +211,25 @@ def count_judges(app_name: str) -> int | None:
 
 
 def delete_judges(app_name: str) -> None:
-    """Stop a pool and wait until its replicas are gone."""
-    serve.delete(app_name)
+    """Stop a pool and wait until its replicas are gone, as `delete_application` does."""
+    delete_application(app_name)
 
 
-def _first_line(error: BaseException) -> str:
-    """The message, without the remote traceback that Ray puts in front of a replica's own."""
-    if isinstance(error, RayTaskError) and error.cause is not None:
-        error = error.cause
-    return next(iter(str(error).splitlines()), "")
+def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
+    """Stop an application of Serve and wait until its replicas are gone, which end their calls first. Blocks.
+
+    It stands in the way of no error that came before: what is not there any more, or never was, is gone, and Serve
+    takes an application away by itself when nobody waits any longer.
+    """
+    deadline_at = time.monotonic() + within_s
+    while True:
+        try:
+            serve.delete(app_name)
+            return
+        except TimeoutError:  # Serve's own limit, a minute, is that of a single call of a judge
+            if time.monotonic() >= deadline_at:
+                logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
+                return
+        except (RayServeException, RayError) as error:
+            logger.info("%r is not served any more: %s", app_name, gist(error))
+            return

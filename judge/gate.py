@@ -15,6 +15,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 
 from configs.judges import LLMJudgeConfig
+from judge.clock import loop_time
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 BURST_SHARE = 0.05
@@ -137,12 +138,12 @@ class Gate:
 
     def rest_s(self) -> float:
         """Seconds that the endpoint still wants to be left alone."""
-        return max(0.0, self._opens_at - _now())
+        return max(0.0, self._opens_at - loop_time())
 
     def rest(self, retry_after_s: float | None) -> None:
         """Admit nobody for that long: the endpoint said so."""
         if retry_after_s is not None:
-            self._opens_at = max(self._opens_at, _now() + min(retry_after_s, self._max_rest_s))
+            self._opens_at = max(self._opens_at, loop_time() + min(retry_after_s, self._max_rest_s))
 
     @contextlib.asynccontextmanager
     async def admitted(self, num_calls: int, num_tokens: int) -> AsyncIterator[Admission]:
@@ -166,7 +167,7 @@ class Gate:
         """Seconds until it is worth looking again; infinite where only the end of another call helps."""
         if self.num_under_way and self.num_under_way + num_calls > self.limit:
             return math.inf
-        now = _now()
+        now = loop_time()
         return max(
             self.rest_s(),
             self._calls.wait_s(num_calls, now) if self._calls else 0.0,
@@ -174,7 +175,7 @@ class Gate:
         )
 
     def _spend(self, num_calls: int, num_tokens: int) -> None:
-        now = _now()
+        now = loop_time()
         if self._calls:
             self._calls.take(num_calls, now)
         if self._tokens:
@@ -200,8 +201,3 @@ def estimate_tokens(request: JudgeRequest, config: LLMJudgeConfig, max_answer_ch
         + math.ceil((fields + min(len(prediction), max_answer_chars)) / CHARS_PER_TOKEN)
         for prediction in request.predictions
     ]
-
-
-def _now() -> float:
-    """The loop's clock, which waits here are measured by as well. Monotonic."""
-    return asyncio.get_running_loop().time()

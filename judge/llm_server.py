@@ -30,10 +30,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
 
-from actors.errors import JudgeError
+from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
 from judge.client import NO_KEY
-from judge.deployment import accept_metrics_interval
+from judge.deployment import accept_metrics_interval, delete_application
 from judge.served_model import (
     ENGINE_CLASS,
     ServedModel,
@@ -50,7 +50,6 @@ ANY_ADDRESS = ("0.0.0.0", "::", "")
 POLL_S = 0.5
 RETRY_S = 1.0
 SERVE_LOGGER = "ray.serve"
-MAX_MESSAGE_CHARS = 600
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +107,7 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Ser
         ray.cancel(built, force=True)
         raise JudgeError(f"{_late(app_name)}: it was still being deployed") from error
     except (RayServeException, RayError) as error:
-        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {_gist(str(error))}") from error
+        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {gist(error)}") from error
     while not _is_ingress_up(app_name):
         if time.monotonic() > deadline_at:
             raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
@@ -164,9 +163,8 @@ async def _first_call(served: ServedModel, deadline_at: float) -> None:
 
 
 def delete_llm(app_name: str) -> None:
-    """Stop the application and wait until its engines are gone. A name that Serve does not know is no error."""
-    with contextlib.suppress(RayServeException):
-        serve.delete(app_name)
+    """Stop the application and wait until its engines are gone, as `judge.deployment.delete_application` does."""
+    delete_application(app_name)
 
 
 def _start_proxies(port: int) -> str:
@@ -185,7 +183,7 @@ def _start_proxies(port: int) -> str:
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
-        raise JudgeError(f"Serve's HTTP proxy did not come up: {_gist(str(error))}") from error
+        raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
     if not _serve_status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
@@ -237,9 +235,9 @@ def _failure(application: ApplicationStatusOverview) -> str | None:
     failed = (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY)
     for deployment in application.deployments.values():
         if deployment.status in failed:
-            return _gist(deployment.message)
+            return gist(deployment.message)
     if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-        return _gist(application.message)
+        return gist(application.message)
     return None
 
 
@@ -249,9 +247,3 @@ def _is_engine(deployment_name: str) -> bool:
 
 def _late(app_name: str) -> str:
     return f"the LLM judge {app_name!r} was not up within judge.cluster.start_timeout_s"
-
-
-def _gist(message: str) -> str:
-    """The last line that says something: in Serve's messages a remote traceback comes before its error."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return (lines[-1] if lines else "no message")[:MAX_MESSAGE_CHARS]

@@ -5,7 +5,6 @@ Pure asyncio behind Protocols. Limits are global for a run, whatever the number 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 from configs.judges import JudgeConfig
 from judge.asker import Asker, JudgeHandle
 from judge.cache import JudgedAnswer, verdict_key
+from judge.clock import loop_time
 from judge.counts import JudgeCounts
 from judge.flights import Flights
 from judge.verdict import JudgeRequest, NoVerdict, Outcome, Usage, Verdict
@@ -68,14 +68,14 @@ class JudgePool:
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`, or the store cannot be used.
         """
-        started = _now()
+        started = loop_time()
         outcomes = await self._known(request)
         if missing := tuple(p for p in dict.fromkeys(request.predictions) if p not in outcomes):
             ask = self._share if self._has_llm else self._asker.ask  # rules answer faster than anybody could look up
             outcomes |= await ask(replace(request, predictions=missing))
         graded = _in_order(request.predictions, outcomes)
         num_unjudged = sum(isinstance(outcome, NoVerdict) for outcome in graded)
-        self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=_now() - started)
+        self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=loop_time() - started)
         return graded
 
     async def grade_anew(self, request: JudgeRequest) -> tuple[Outcome, ...]:
@@ -133,7 +133,3 @@ def _worth_keeping(request: JudgeRequest, outcomes: dict[str, Outcome]) -> list[
         for prediction, outcome in outcomes.items()
         if isinstance(outcome, Verdict) and outcome.usage.num_calls > 0
     ]
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ from blake3 import blake3
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 
-WHOLE_FILE_BYTES = 64 << 20
-"""Of a larger file, only size, head and tail go into the model's name: the name must not take minutes."""
-END_BYTES = 4 << 20
 ID_CHARS = 12
 CPU_ENGINE_CPUS = 0.5
 """What a CPU engine reserves: as rollouts do, it takes turns on the cores with the rest of the run."""
@@ -70,27 +66,16 @@ def _has_template(folder: Path) -> bool:
 def model_id(folder: Path) -> str:
     """`NAME-DIGEST` of the content of a model folder: the same wherever it lies, another after any training step.
 
-    A judge's version and with it the cache of verdicts go by this name.
+    A judge's version and with it the cache of verdicts go by this name. Every byte of the weights is read, since
+    training may leave the ends of a file as they were: no slower than the engine loads them.
     """
-    digest = blake3()
+    digest = blake3(max_threads=blake3.AUTO)
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            for part in _identifying_bytes(path):
-                digest.update(part)
+            digest.update_mmap(path)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "model"
     return f"{name}-{digest.hexdigest()[:ID_CHARS]}"
-
-
-def _identifying_bytes(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_FILE_BYTES:
-            yield file.read()
-        else:
-            yield file.read(END_BYTES)
-            file.seek(size - END_BYTES)
-            yield file.read()
 
 
 def served_name(config: JudgeConfig) -> str:

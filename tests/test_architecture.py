@@ -33,6 +33,7 @@ PURE = (
     "actors/images.py",
     "actors/prompts.py",
     "actors/play.py",
+    "judge/clock.py",
     "judge/verdict.py",
     "judge/rules.py",
     "judge/asked.py",

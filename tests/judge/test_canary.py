@@ -7,7 +7,10 @@ import pytest
 from actors.errors import RunError
 from configs.judges import JudgeConfig
 from judge.canary import CanaryWatch, canary_request, canary_rows, draw_canary
+from judge.chain import Chain
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
+from judge.precheck import Precheck
+from judge.rules import RulesJudge
 from judge.trust import wilson_interval
 from judge.verdict import NoVerdict, Verdict
 from tests.judge.scripted import llm_config
@@ -30,10 +33,22 @@ def test_rules_alone_are_not_asked_what_needs_knowledge_and_an_llm_behind_rules_
     assert len(alone) > 300
     assert all(row.is_decidable_by_rules for row in alone)
     behind = canary_rows(llm_config())
-    assert any(not row.is_decidable_by_rules for row in behind)
-    assert all(not (row.is_correct and row.is_decidable_by_rules) for row in behind)
-    everything = len(read_gold(GOLD_FILE)) + len(read_gold(ATTACKS_FILE))
-    assert len(canary_rows(llm_config(chain=("openai",)))) == everything
+    assert sum(not row.is_correct for row in behind) > 100
+    assert sum(row.is_correct for row in behind) > 20
+
+
+@pytest.mark.parametrize(("chain", "front"), [(("rules", "openai"), ("rules",)), (("openai",), ())])
+async def test_a_canary_of_an_llm_is_a_row_that_reaches_it(chain, front):
+    config = llm_config(chain=chain)
+    judges = [Precheck(max_answer_chars=config.max_answer_chars)]
+    judges += [RulesJudge.from_config(config)] if front else []
+    before_the_llm = Chain(judges=judges)
+    reaching = []
+    for candidate in (*read_gold(GOLD_FILE), *read_gold(ATTACKS_FILE)):
+        (outcome,) = await before_the_llm.grade(canary_request(candidate))
+        if isinstance(outcome, NoVerdict):
+            reaching.append(candidate)
+    assert list(canary_rows(config)) == reaching
 
 
 def test_the_share_is_kept_and_the_same_sample_of_the_same_step_draws_the_same_row():

@@ -16,7 +16,7 @@ from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge import llm_server
 from judge.deployment import delete_judges, deploy_judges
 from judge.goldset import GOLD_FILE, read_gold
-from judge.llm_server import ENGINE_CLASS, _gist, _start_proxies, deploy_llm, served_llm, wake_llm
+from judge.llm_server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
 from judge.pool import JudgePool
 from judge.served_model import served_config
 from judge.verdict import JudgeRequest, Verdict
@@ -86,11 +86,6 @@ async def test_a_chain_without_the_cluster_needs_no_ray():
 def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(JudgeError, match=r"it has no config.json"):
         deploy_llm(judge_config(tmp_path), "refused", deadline_at=time.monotonic() + 1)
-
-
-def test_the_gist_of_a_remote_failure_is_its_last_line():
-    assert _gist("ray::ServeReplica()\n  File x\n\nValueError: no such model\n") == "ValueError: no such model"
-    assert _gist(" \n") == "no message"
 
 
 @pytest.mark.ray

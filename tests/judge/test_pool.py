@@ -288,7 +288,7 @@ async def test_the_queue_is_what_a_round_trip_took_beyond_the_replicas_own_time(
     pool = JudgePool(Queued(seconds=2.0), RULES)
     await asyncio.gather(pool.grade(ask("a")), pool.grade(ask("b")))
     counts = pool.counters
-    assert (counts.mean_queue_s, counts.max_queue_s, counts.mean_s) == (2.0, 3.0, 4.0)
+    assert (counts.mean_queue_s, counts.mean_s) == (2.0, 4.0)
     await pool.grade(ask("b"))
     since = pool.counters - counts
     assert (since.num_groups, since.mean_queue_s, since.num_replies) == (1, 1.0, 1)

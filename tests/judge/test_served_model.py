@@ -5,7 +5,6 @@ import pytest
 
 from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
-from judge import served_model
 from judge.served_model import (
     ServedModel,
     check_model_folder,
@@ -72,15 +71,16 @@ def test_a_model_is_named_by_its_content_not_by_its_place(tmp_path):
     assert model_id(first) == name
 
 
-def test_either_end_of_a_large_file_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(served_model, "WHOLE_FILE_BYTES", 8)
-    monkeypatch.setattr(served_model, "END_BYTES", 4)
-    names = {
-        model_id(write_model(tmp_path / str(number) / "model", weights=weights))
-        for number, weights in enumerate((b"0123456789", b"1123456789", b"0123456780"))
-        if (tmp_path / str(number)).mkdir() is None
-    }
-    assert len(names) == 3
+@pytest.mark.parametrize("at", [0, 40 << 20, (80 << 20) - 1])
+def test_any_byte_of_a_large_file_counts(tmp_path, at):
+    folder = write_model(tmp_path / "model")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(80 << 20)
+    name = model_id(folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(at)
+        file.write(b"1")
+    assert model_id(folder) != name
 
 
 def test_judges_get_address_and_name_of_the_served_model_and_no_key():

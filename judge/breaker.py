@@ -121,12 +121,16 @@ class Breaker:
 
     async def _ask(self) -> None:
         self._is_probing = True
+        probing, met = asyncio.ensure_future(self._probe()), asyncio.ensure_future(self._closed.wait())
         try:
-            outcome = await self._probe()
+            await asyncio.wait((probing, met), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_probing = False
-        if self._closed.is_set():
-            return  # a call under way brought a verdict meanwhile, which is worth more than a probe's failure
+            probing.cancel()
+            met.cancel()
+        outcome = probing.result() if probing.done() else None
+        if outcome is None or self._closed.is_set():
+            return  # a call under way brought a verdict meanwhile: what would a probe still tell?
         if not (isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY):
             self.succeeded()  # whatever the judges make of this one question, they are there
             return

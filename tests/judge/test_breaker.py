@@ -114,8 +114,25 @@ async def test_a_probe_that_fails_after_the_judges_were_met_is_no_outage():
     await asyncio.sleep(5)
     assert it.breaker.state is State.HALF_OPEN
     it.breaker.succeeded()
+    started = now()
     await waiting
+    assert now() == started, "and nobody waits for its end"
     assert (it.breaker.state, it.breaker.num_outages, it.said) == (State.CLOSED, 0, [])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@in_virtual_time
+async def test_a_bug_in_a_probe_reaches_who_waits(seconds):
+    it = Endpoint(seconds=seconds, failure=None)
+    it.fail()
+
+    async def broken():
+        await asyncio.sleep(seconds)
+        raise KeyError("bug")
+
+    it.breaker._probe = broken
+    with pytest.raises(KeyError):
+        await it.breaker.closed()
 
 
 @pytest.mark.parametrize("failure", list(Failure))

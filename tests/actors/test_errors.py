@@ -15,6 +15,7 @@ REMOTE = "ray::ServeReplica()\n  File x\n\nValueError: no such model\n"
         ("The actor died unexpectedly.\n\tclass_name: X", "The actor died unexpectedly."),
         ("The actor died because of an error raised in its creation task\n  x\nKeyError: 1", "KeyError: 1"),
         (REMOTE, "ValueError: no such model"),
+        (f"The deployment failed. Error:\n\x1b[36mray::{REMOTE.removeprefix('ray::')}", "ValueError: no such model"),
         (f"The deployment failed to start 2 times in a row.\n{REMOTE}", "ValueError: no such model"),
         (RayTaskError("grade", REMOTE, JudgeError("endpoint down")), "endpoint down"),
         (" \n", "no message"),

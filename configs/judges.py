@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from configs.require import require
 
+ROUND_TRIP_S = 1.0
+"""To a judge and back: so much sooner must a judge give up a call than its caller gives up the judge."""
 MAX_ONE_WORD_CHARS = 16
 """A longer name of one word alone may be a key."""
 
@@ -238,11 +240,11 @@ class JudgeConfig:
         has_model = bool(self.llm.model) or self.chain == ("rules",)
         require(has_model, "judge.llm.model", self.llm.model, f"judge.chain={shown} needs a model")
         require(
-            not self.has_llm or self.timeout_s >= self.llm.try_timeout_s,
+            not self.has_llm or self.timeout_s >= self.llm.try_timeout_s + ROUND_TRIP_S,
             "judge.timeout_s",
             self.timeout_s,
-            f"at least judge.llm.try_timeout_s={self.llm.try_timeout_s:g}: one slow call would cost a group all its "
-            f"verdicts",
+            f"at least {ROUND_TRIP_S:g} s above judge.llm.try_timeout_s={self.llm.try_timeout_s:g}: one slow call "
+            f"would cost a group all its verdicts",
         )
 
     @property

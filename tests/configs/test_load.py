@@ -104,8 +104,8 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["judge.llm.base_url=localhost:8000/v1"], ["judge.llm.base_url", "http://HOST"]),
         (["judge.canary_alarm=0.5", "judge.canary_stop=0.1"], ["judge.canary_alarm=0.5", "judge.canary_stop=0.1"]),
         (
-            ["judge.chain=[rules,openai]", "judge.llm.model=x", "judge.timeout_s=15"],
-            ["judge.timeout_s=15.0", "judge.llm.try_timeout_s=20"],
+            ["judge.chain=[rules,openai]", "judge.llm.model=x", "judge.timeout_s=20"],
+            ["judge.timeout_s=20.0", "judge.llm.try_timeout_s=20"],
         ),
         *(
             ([f"judge.{name}={value}"], [f"judge.{name}", "finite" if "delay" in name or "gpus" in name else "end"])

@@ -14,9 +14,9 @@ USAGE = Usage(num_calls=1, prompt_tokens=100, reply_tokens=5)
 
 
 def llm_config(**settings: object) -> JudgeConfig:
-    timeout_s = settings.get("timeout_s", LLM.try_timeout_s)
+    timeout_s = settings.get("timeout_s", 60.0)
     assert isinstance(timeout_s, float)
-    llm = replace(LLM, try_timeout_s=min(timeout_s, LLM.try_timeout_s))
+    llm = replace(LLM, try_timeout_s=min(timeout_s - 1, LLM.try_timeout_s))
     return JudgeConfig(**{"chain": ("rules", "openai"), "llm": llm, **settings})
 
 

@@ -216,7 +216,7 @@ async def test_one_failing_prediction_takes_no_other_with_it(server):
 
 async def test_a_cancelled_request_leaves_nothing_behind(server):
     server.plan = scripted.hangs
-    judge = LLMJudge(config_for(server, try_timeout_s=60.0))
+    judge = LLMJudge(config_for(server, try_timeout_s=50.0))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
             await judge.grade(REQUEST)

@@ -122,7 +122,7 @@ async def test_a_long_rest_that_the_endpoint_asks_for_is_kept_and_told_once():
     handle = Judges(judge, seconds=0.1)
     pool = JudgePool(
         handle,
-        llm_config(timeout_s=10.0, llm=LLMJudgeConfig(model="m", max_concurrent=2, try_timeout_s=10.0)),
+        llm_config(timeout_s=10.0, llm=LLMJudgeConfig(model="m", max_concurrent=2, try_timeout_s=9.0)),
         warn=told.append,
     )
     graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(20)))

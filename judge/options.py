@@ -12,7 +12,14 @@ from judge.normalise import strip_latex, unwrap
 _OPTION_MARK = re.compile(r"(?:^|(?<=[\s,;:]))(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)", re.MULTILINE)
 _LONE_LETTER = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-Ja-j])\)?[.:)]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Ja-j])\)|([A-Ja-j])[.:)])\s*(\S.*)", re.DOTALL)
-_LETTERS = re.compile(r"\(?[A-J]\)?(?: ?(?:,|/|&|\bor\b|\band\b| ) ?(?:or |and )?\(?[A-J]\)?)+")
+# One way only to read each joint: with a choice of two, a row of n letters would take time of 2^n.
+_LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\.? ?[,/&] ?(?:(?:or|and) )?|\.? (?:or|and) | )\(?[A-J]\)?)+")
+_OF_OTHERS = re.compile(
+    r"\b(?i:both|all|above|these|either|neither|none)\b|\b[A-J]\b\)?(?: ?[,/&] ?| (?:and|or) )\(?[A-J]\b"
+)
+"""In the text of an option that stands for others: `both A and B`, `all of the above`."""
+_OTHER_LETTER = re.compile(r"\b[B-HJ]\b|\b(?:or|not)\b")
+"""What may take a letter back: `A) or B`, `A) because B is not`."""
 _SENTENCE_END = re.compile(r"[.?!]\s+(?=[A-Z])|\n")
 
 
@@ -71,6 +78,9 @@ class Options:
         expected, given = self._letters(reference), self._letters(prediction)
         if len(expected) < 2 or not given:
             return None
+        # `AC` may be a side of a triangle and the text of an option, `C` an option that says `both A and B`.
+        if self._matching(reference) or self._matching(prediction) or (given != expected and self._has_joint_option()):
+            return None
         detail = f"{''.join(sorted(given))} against {''.join(sorted(expected))}"
         return Finding(is_correct=given == expected, rule=Rule.OPTION, detail=detail)
 
@@ -87,11 +97,16 @@ class Options:
         answer = unwrap(strip_latex(answer.strip()))
         if lone := _LONE_LETTER.fullmatch(answer):
             letter = lone[1].upper()
-            return _Choice(letter=letter, is_certain=True) if not self.texts or letter in self.texts else None
+            matching = [choice for choice in self._matching(answer) if choice.letter != letter]
+            if not self.texts or letter in self.texts:
+                # An option's text may be the letter of another.
+                return _Choice(letter=letter, is_certain=not matching)
+            return matching[0] if len(matching) == 1 else None
         if labelled := _LETTER_AND_TEXT.fullmatch(answer):
             letter, text = (labelled[1] or labelled[2]).upper(), labelled[3]
             if not self.texts:
-                return None if _OPTION_MARK.search(text) else _Choice(letter=letter, is_certain=True)
+                is_open = _OPTION_MARK.search(text) or _LETTERS.fullmatch(" ".join(answer.split()))
+                return None if is_open else _Choice(letter=letter, is_certain=_OTHER_LETTER.search(text) is None)
             finding = self.same(self.texts[letter], text) if letter in self.texts else None
             return _Choice(letter=letter, is_certain=finding.is_certain) if finding and finding.is_correct else None
         matching = self._matching(answer)
@@ -106,11 +121,14 @@ class Options:
             if finding.is_correct
         ]
 
+    def _has_joint_option(self) -> bool:
+        return any(_OF_OTHERS.search(text) for text in self.texts.values())
+
     def _refuse(self, prediction: str) -> Finding | None:
         """Answers that name no option, or more than one."""
         answer = " ".join(unwrap(strip_latex(prediction.strip())).split())
         if _LETTERS.fullmatch(answer) and len(set(re.findall(r"[A-J]", answer))) > 1:
-            return wrong(Rule.SEVERAL_OPTIONS)
+            return None if self._has_joint_option() else wrong(Rule.SEVERAL_OPTIONS)
         if self.texts and _LONE_LETTER.fullmatch(answer):
             return wrong(Rule.NO_OPTION)
         labelled = _LETTER_AND_TEXT.fullmatch(answer)

@@ -8,7 +8,7 @@ from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.chain import Chain
 from judge.findings import Rule
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.precheck import Precheck
+from judge.precheck import Precheck, precheck
 from judge.rules import RulesJudge, find_by_rules
 from judge.trust import check_rows, measure
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
@@ -20,6 +20,8 @@ UNCERTAIN = {
     *(Rule.DATE_UNCLEAR, Rule.RANK_OR_NUMBER, Rule.ITEMS_UNCLEAR),
 }
 COLOURS = "Which colour?\nA. red\nB. blue"
+SIDES = "Which side is longest?\nA. AB\nB. BC\nC. AC\nD. BD"
+ANIMALS = "Which animals? A. cats B. dogs C. Both A and B"
 RIGHT, WRONG = True, False
 CASES = [
     ("?", "red", "?!", Rule.ONLY_SIGNS, WRONG),
@@ -39,6 +41,19 @@ CASES = [
     ("How long? A. 5 m B. 6 m", "A", "5", Rule.LIKELY_OPTION, RIGHT),
     ("Which? A. red B. blue C. green", "A, C", "C and A", Rule.OPTION, RIGHT),
     ("Which? A. red B. blue C. green", "A, C", "A", Rule.OPTION, WRONG),
+    (SIDES, "AC", "C", Rule.OPTION, RIGHT),
+    (SIDES, "AC", "A", Rule.OPTION, WRONG),
+    (SIDES, "C", "AC", Rule.OPTION, RIGHT),
+    ("Which current? A. AC B. DC C. both", "AC", "A", Rule.OPTION, RIGHT),
+    ("Which? A. both B. A, C C. red", "A, C", "B", Rule.OPTION, RIGHT),
+    ("Which letter? A. D B. C C. B D. A", "A", "D", Rule.LIKELY_OPTION, WRONG),
+    ("Which? A. I B. II C. III", "A", "I", Rule.OPTION, RIGHT),
+    (ANIMALS, "C", "A and B", Rule.OTHER_TEXT, WRONG),
+    (ANIMALS, "A and B", "C", Rule.OTHER_TEXT, WRONG),
+    ("Which animals? A. cats B. dogs C. all of the above", "C", "A, B", Rule.OTHER_TEXT, WRONG),
+    ("Which?", "A", "A. or B", Rule.SEVERAL_OPTIONS, WRONG),
+    ("Which?", "A", "A. red", Rule.OPTION, RIGHT),
+    ("Which?", "A", "A. red, or is it B?", Rule.LIKELY_OPTION, RIGHT),
     # numbers
     ("?", "12", "13", Rule.NUMBER, WRONG),
     ("?", "-3", "minus three", Rule.NUMBER, RIGHT),
@@ -188,21 +203,91 @@ def test_the_config_says_whether_rules_are_last_and_by_which_metric():
     assert not first.is_last
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "A" + " " * 1990 + "x",
-        "how many " + "a" * 1900,
-        "a, " * 660,
-        "1 to " * 400,
-        "and " * 499,
-        "((" * 900,
-        "- x\n" * 490,
-    ],
+SEEDS = (
+    *(
+        "A or ",
+        "A and B ",
+        "(A) ",
+        "A. ",
+        "A, ",
+        "1 ",
+        "1,",
+        "1,000,",
+        "1.0",
+        "-",
+        "- 1 ",
+        "1/2 ",
+        "1 to ",
+        "$5 ",
+        "5 m, ",
+    ),
+    *(
+        "5 km ",
+        "%",
+        "'",
+        "6' 2\" ",
+        '"',
+        "((",
+        "[1, ",
+        "\\frac{1}{2}",
+        "\\boxed{1} ",
+        "\\boxed ",
+        "{",
+        "May 5, ",
+        "10:30 ",
+    ),
+    *(
+        "Mon, ",
+        "first ",
+        "yes, ",
+        "no not ",
+        "and ",
+        ", and ",
+        "; ",
+        "- x\n",
+        "1. x\n",
+        "how many ",
+        "in ",
+        "in order ",
+        "a ",
+    ),
+    *(
+        "a",
+        " ",
+        "the ",
+        "per cent ",
+        "million ",
+        "x = ",
+        "twenty-one ",
+        "e",
+        "½",
+        "²",
+        "quarter past ",
+        "The answer is ",
+    ),
 )
-def test_no_answer_takes_long_to_judge(answer):
-    started = time.monotonic()
-    for question, reference in ((answer, "red, blue and 5 kg"), ("How many?", answer), ("How many?", "10-15")):
-        find_by_rules(question, reference, answer, relative_tolerance=1e-3)
-        find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
-    assert time.monotonic() - started < 5
+"""Texts that, repeated, lead every pattern into its longest search."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_time_to_judge_an_answer_grows_no_faster_than_its_square(seed):
+    def seconds(num_chars: int) -> float:
+        answer = (seed * num_chars)[:num_chars] + "Z"
+        started = time.process_time()
+        for question, reference in (
+            (answer, "red, blue and 5 kg"),
+            ("How many?", answer),
+            (COLOURS, "A, B"),
+            ("?", "10"),
+        ):
+            find_by_rules(question, reference, answer, relative_tolerance=1e-3)
+            find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
+            precheck(reference, answer, max_answer_chars=2000)
+        return time.process_time() - started
+
+    # Small lengths first: time of 2^n would not come back from the cap of 2,000 characters.
+    for num_chars in (40, 80, 160, 500, 1000):
+        assert seconds(num_chars) < 0.5
+    half, whole = seconds(1000), seconds(2000)
+    assert whole < 5 * half + 0.2
+    assert whole < 2

@@ -15,7 +15,8 @@ _COUNTED = re.compile(
 )
 _WITH_UNIT = re.compile(
     r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\()\s*"
-    r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)(?=[\s?.,;:)]|$)"
+    r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+| per [^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)"
+    r"(?=[\s?.,;:)]|$)"
 )
 _PREPOSITIONS = frozenset(
     ("in", "a", "an", "the", "to", "second", "minute", "hour", "day", "week", "month", "year", "foot", "mile", "c", "f")
@@ -29,8 +30,12 @@ _YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
 _AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
 _FALL = re.compile(r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down)")
 _DETERMINERS = re.compile(r"\b(?:the|an?|this|that|these|those|his|her|its|their|my|your|our)\b.*")
+_LABEL = re.compile(
+    r"\b(?:version|release|serial|codes?|id|identifier|model|part number|licen[cs]e|plate|chapter|section|zip|postcode"
+    r"|phone|telephone|account|flight|isbn|password|pin|room|episode|tracking)\b"
+)
 _ORDER = re.compile(
-    r"\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered\b"
+    r"\bin order\b(?! to\b)|\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered\b"
     r"|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps\b|\bchronological"
     r"|\bfrom (?:left|right|top|bottom|first|last|start|small|large|low|high|old|young|near|far|short|tall)\w* to\b"
 )
@@ -52,6 +57,8 @@ class Asked:
     is_fall: bool
     """Asks how much less: a minus sign may be written or not."""
     is_year: bool
+    is_label: bool
+    """Asks for a version, a code or a number by which something is called: `3.10` is not `3.1` there."""
     is_ordered: bool
     """The order of a list's items is asked for."""
 
@@ -63,10 +70,15 @@ def _counted(match: re.Match[str], text: str) -> list[str]:
     return [singular(word) for word in re.findall(r"[^\W\d_]+", _DETERMINERS.sub("", match[1]))]
 
 
+def _named_unit(words: str) -> Unit | None:
+    """`degrees is` names degrees; `miles per gallon` is nothing that the table holds, and no length."""
+    return unit_of(words) or (None if " per " in words else unit_of(words.split()[0]))
+
+
 def read_question(question: str) -> Asked:
     text = fold_unicode(question).casefold()
     counted = frozenset(word for match in _COUNTED.finditer(text) for word in _counted(match, text))
-    named = [unit_of(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
+    named = [_named_unit(match[1]) for match in _WITH_UNIT.finditer(text) if match[1] not in _PREPOSITIONS]
     scales = set(_SCALE.findall(text))
     return Asked(
         units=tuple(dict.fromkeys(unit for unit in named if unit is not None and unit != PERCENT)),
@@ -77,5 +89,6 @@ def read_question(question: str) -> Asked:
         is_fall=_FALL.search(text) is not None,
         is_share=_SHARE.search(text) is not None,
         is_year=_YEAR.search(text) is not None,
+        is_label=_LABEL.search(text) is not None,
         is_ordered=_ORDER.search(text) is not None,
     )

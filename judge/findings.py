@@ -44,8 +44,10 @@ class Rule(Enum):
     UNCLEAR_UNIT = ("number, a unit of two meanings", False)
     NEARLY = ("number, near but not within the tolerance", False)
     """Somebody may have rounded, above all when converting: `16 km` for `10 miles`."""
-    LABEL = ("number, leading zeros", False)
+    LABEL = ("number, leading zeros or a label", False)
     """A code or a postcode rather than an amount."""
+    FRACTION = ("number, a fraction written otherwise", False)
+    """`10/12` may be a date, `120/80` a pair of numbers, `2/5` two of five."""
     SIGN = ("number, another sign", False)
     """A fall of 5 may be written as -5."""
     RESTATED = ("a number of the question in its old unit", False)

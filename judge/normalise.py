@@ -127,3 +127,8 @@ def normalise(text: str) -> str:
 def is_blank(text: str) -> bool:
     """Nothing in the text is a letter or a digit."""
     return not any(char.isalnum() for char in text)
+
+
+def digits_of(text: str) -> str:
+    """The digits alone: what two ways to group them have in common."""
+    return "".join(re.findall(r"\d", text))

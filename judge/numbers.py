@@ -7,7 +7,6 @@ decides if nobody else can: data sets often leave the unit out, and a wrong one 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,16 +15,19 @@ from typing import TypeAlias
 from judge.asked import Asked
 from judge.findings import Finding, Rule, right, wrong
 from judge.metrics import is_within
-from judge.normalise import fold_unicode, unwrap
-from judge.quantity import Quantity, parse_quantity
-from judge.units import CONFUSED, PERCENT, Unit, convert, units_like
+from judge.quantity import Quantity
+from judge.units import KELVIN, PERCENT, Unit, are_confused, convert, meanings, unit_of, units_like
 
 _Agree: TypeAlias = Callable[[Quantity, Quantity], bool]
 _NEAR, _NEAR_CONVERTED = Fraction(1, 100), Fraction(1, 20)
 """Within these shares of the reference a wrong number may be a rounded right one."""
 _MAY_BE_SCALED = (Rule.NUMBER, Rule.COUNT, Rule.NO_READING, Rule.UNSAID_UNIT)
-_JOINTS = re.compile(r"\s*(?:,\s+(?:or\s+)?|;|\bor\b)\s*")
-_RANGE = re.compile(r"(?:between|from)?\s*(?P<low>[^-]+?)\s*(?:-|\bto\b|\band\b)\s*(?P<high>[^-]+)")
+_MAX_PLAIN_FRACTION = 31
+"""`7/2` against `3.5` is a fraction, `120/80` against `1.5` may be none."""
+_VAGUE = frozenset(
+    ("more", "less", "fewer", "total", "extra", "additional", "other", "hundred", "thousand", "million", "billion")
+)
+"""Words after `how many` that name no thing: `how many more did he earn`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
     finding = _compare(reference, prediction, asked, closeness)
     if finding.is_correct and reference.has_leading_zero != prediction.has_leading_zero:
         return right(Rule.LABEL)
+    if finding.is_correct and not asked.is_share and _may_be_no_share(reference, prediction):
+        return right(Rule.FRACTION)
     if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
         return finding
     if finding.rule is Rule.NUMBER and (doubt := _doubt(reference, prediction, asked)):
@@ -72,10 +76,31 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
     return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
 
 
+def _may_be_no_share(reference: Quantity, prediction: Quantity) -> bool:
+    """Equal as fractions, though they may be dates or pairs of numbers: `10/12` and `5/6`, `120/80` and `1.5`."""
+    one, other = reference.fraction, prediction.fraction
+    if one and other:
+        return one != other
+    lone = one or other
+    return lone is not None and lone[0] > lone[1] and lone[0] > _MAX_PLAIN_FRACTION
+
+
+def _ratio(one: Quantity, other: Quantity) -> Fraction:
+    """The larger over the smaller value; 0 where one of them is nothing."""
+    low, high = sorted((abs(one.value), abs(other.value)))
+    return high / low if low else Fraction(0)
+
+
 def _doubt(reference: Quantity, prediction: Quantity, asked: Asked) -> Finding | None:
     """Why two numbers that differ may yet mean the same."""
-    if asked.is_fall and prediction.value == -reference.value and prediction.unit == reference.unit:
+    has_other_sign = asked.is_fall or reference.is_bracketed or prediction.is_bracketed
+    if has_other_sign and prediction.value == -reference.value and prediction.unit == reference.unit:
         return right(Rule.SIGN)
+    sides = (reference, prediction)
+    if any(side.fraction and side.fraction[0] == other.value for side, other in (sides, sides[::-1])):
+        return wrong(Rule.FRACTION)
+    if all(side.has_lone_separator or side.is_integer_literal for side in sides) and _ratio(*sides) == 1000:
+        return wrong(Rule.UNSAID_SCALE) if any(side.has_lone_separator for side in sides) else None
     units = reference.unit, prediction.unit
     if (units[0] is None) != (units[1] is None):
         return None
@@ -102,14 +127,19 @@ def _compare(reference: Quantity, prediction: Quantity, asked: Asked, closeness:
 
 
 def _both_units(reference: Quantity, prediction: Quantity, one: Unit, other: Unit, agree: _Agree) -> Finding:
+    can_agree = any(
+        agree(replace(reference, unit=this), replace(prediction, unit=that))
+        for this in meanings(one)
+        for that in meanings(other)
+        if this.dimension == that.dimension
+    )
     if one.dimension == other.dimension:
-        return _finding(agree(reference, prediction), Rule.NUMBER)
+        is_same = agree(reference, prediction)
+        return wrong(Rule.UNCLEAR_UNIT) if can_agree and not is_same else _finding(is_same, Rule.NUMBER)
     if one.is_word or other.is_word:
         return wrong(Rule.UNKNOWN_UNIT, f"{one.dimension} against {other.dimension}")
-    if {one.dimension, other.dimension} == {"time", "calendar"}:
-        return wrong(Rule.UNCLEAR_UNIT, "months and years are no fixed number of days")
-    if frozenset((one.dimension, other.dimension)) in CONFUSED and not (one.is_clear and other.is_clear):
-        return _finding(agree(reference, replace(prediction, unit=one)), Rule.UNCLEAR_UNIT)
+    if are_confused(one, other):
+        return _finding(can_agree, Rule.UNCLEAR_UNIT)
     return wrong(Rule.OTHER_DIMENSION, f"{other.dimension} against {one.dimension}")
 
 
@@ -121,7 +151,9 @@ def _one_percent(reference: Quantity, prediction: Quantity, asked: Asked, agree:
     if not as_number and not as_share:
         return wrong(Rule.NO_READING)
     if asked.is_share and abs(bare) < 1:
-        return _finding(as_share, Rule.NUMBER)
+        if not as_share:
+            return _finding(asked.is_percent or reference.unit is not None, Rule.UNSAID_PERCENT)
+        return right(Rule.NUMBER)
     if asked.is_share and abs(bare) > 1 and as_number:
         return right(Rule.NUMBER)
     if asked.is_percent and as_number:
@@ -149,57 +181,31 @@ def _one_unit(reference: Quantity, prediction: Quantity, unit: Unit, asked: Aske
     if readings:
         return right(Rule.UNSAID_UNIT)
     is_same = agree(reference, prediction)
+    if any(are_confused(unit, other) for other in asked.units):
+        return _finding(is_same, Rule.UNCLEAR_UNIT)
+    if unit.dimension == "temperature" and 1000 in (reference.magnitude, prediction.magnitude):
+        # `300 K` was read as thousands.
+        sides = [q if q.unit else replace(q, value=q.value / 1000, unit=KELVIN) for q in (reference, prediction)]
+        return _finding(agree(sides[0], sides[1]), Rule.UNCLEAR_UNIT)
     if not is_same and not unit.is_clear:
         millions = [quantity.value * (10**6 if quantity.unit else 1) for quantity in (reference, prediction)]
         return _finding(unit.dimension == "length" and millions[0] == millions[1], Rule.UNCLEAR_UNIT)
     if not is_same:
-        is_possible = any(agree(*_fill(reference, prediction, other)) for other in units_like(unit))
+        near = Closeness(tolerance=_NEAR_CONVERTED, is_exact_for_integers=False)
+        is_possible = any(near.agree(*_fill(reference, prediction, other)) for other in units_like(unit) - {unit})
         return wrong(Rule.UNSAID_UNIT if is_possible else Rule.NO_READING)
-    if asked.counted and not asked.units and reference.unit is None and unit.is_clear:
+    counts_things = reference.unit is None and _counts_things(asked, unit)
+    if counts_things and not asked.units and unit.is_clear:
         return wrong(Rule.UNIT_OF_A_COUNT)
-    is_of_another = bool(asked.units) or (bool(asked.counted) and reference.unit is None)
+    is_of_another = bool(asked.units) or counts_things
     return _finding(not is_of_another, Rule.UNSAID_UNIT)
 
 
-def compare_several(reference: str, prediction: str, asked: Asked, closeness: Closeness) -> Finding | None:
-    """Ranges, and hedges over several numbers; None where the texts are neither.
-
-    `10-15` equals `between 10 and 15`. Where one number is the answer, `7 or 8` and `5 to 9` are no definite answer.
-    """
-    expected, given = _read_range(reference), _read_range(prediction)
-    if expected and given:
-        pairs = zip(expected, given, strict=True)
-        findings = [compare_quantities(one, other, asked, closeness) for one, other in pairs]
-        is_certain = all(finding.is_certain for finding in findings)
-        is_same = all(finding.is_correct for finding in findings)
-        return _finding(is_same, Rule.RANGE if is_certain else Rule.UNSAID_UNIT)
-    number = parse_quantity(reference)
-    if number is None or _digits(reference) == _digits(prediction):
-        return None
-    if given:
-        return wrong(Rule.SEVERAL_NUMBERS)
-    parts = [part for part in _JOINTS.split(unwrap(fold_unicode(prediction)).casefold()) if part]
-    values = {quantity.value if (quantity := parse_quantity(part)) else None for part in parts}
-    return wrong(Rule.SEVERAL_NUMBERS) if len(values) > 1 and None not in values else None
-
-
-def _read_range(text: str) -> tuple[Quantity, Quantity] | None:
-    """Two rising numbers with a dash or words between them. `3-2` is a score, `555-1234` may be a telephone number."""
-    text = unwrap(fold_unicode(text)).casefold()
-    match = _RANGE.fullmatch(text)
-    if match is None or (" and " in text and not text.startswith("between")):
-        return None
-    low, high = parse_quantity(match["low"]), parse_quantity(match["high"])
-    if low is None or high is None:
-        return None
-    if low.unit is None and high.unit is not None:
-        low = replace(low, unit=high.unit)
-    is_rising = low.unit == high.unit and low.value < high.value
-    return (low, high) if is_rising else None
-
-
-def _digits(text: str) -> str:
-    return "".join(re.findall(r"\d", text))
+def _counts_things(asked: Asked, unit: Unit) -> bool:
+    """`How many apples`; not `how many more minutes` or `how many US dollars`, where the unit is one of the words."""
+    named = [found for word in asked.counted if (found := unit_of(word))]
+    is_measure = any(other.dimension == unit.dimension or are_confused(other, unit) for other in named)
+    return bool(asked.counted - _VAGUE) and not is_measure
 
 
 def _fill(reference: Quantity, prediction: Quantity, unit: Unit) -> tuple[Quantity, Quantity]:

@@ -23,6 +23,12 @@ class Quantity:
     unit: Unit | None
     has_leading_zero: bool = False
     """`007`: as likely a label as an amount."""
+    has_lone_separator: bool = False
+    """`1,000` or `1.000`: where one sign parts thousands, elsewhere the other does."""
+    is_bracketed: bool = False
+    """`(5)`: an accountant's minus."""
+    fraction: tuple[int, int] | None = None
+    """Above and below a slash: `120/80` may be a pair of numbers, `10/12` a date."""
     magnitude: int = 1
     """What a word such as `million` put into the value."""
 
@@ -60,7 +66,8 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         known_words: words (see `words_of`) that may stand as a unit although no table lists them, such as `apple`
             when the question asks for the number of apples.
     """
-    match = _QUANTITY.fullmatch(unwrap(strip_latex(fold_unicode(text)).casefold()))
+    plain = strip_latex(fold_unicode(text)).casefold()
+    match = _QUANTITY.fullmatch(unwrap(plain))
     if match is None or (match["sign"] and match["inner_sign"]):
         return None
     value = _value(match)
@@ -81,8 +88,18 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         is_integer_literal=bool(match["words"]) or (is_integer_literal and not match["power"] and magnitude == 1),
         unit=unit,
         has_leading_zero=re.fullmatch(r"0[0-9]+", match["number"] or "") is not None,
+        has_lone_separator=re.fullmatch(r"[0-9]{1,3}[.,][0-9]{3}", match["number"] or "") is not None,
+        is_bracketed=plain.strip().startswith("("),
+        fraction=_written_fraction(match, text),
         magnitude=magnitude,
     )
+
+
+def _written_fraction(match: re.Match[str], text: str) -> tuple[int, int] | None:
+    """`3/4`, and neither `2 3/4` nor a fraction set in LaTeX, which are numbers and nothing else."""
+    above, below = match["above"] or "", match["below"] or ""
+    is_open = above.isdigit() and below.isdigit() and not match["whole"] and "frac" not in text
+    return (int(above), int(below)) if is_open else None
 
 
 def _is_other_variable(variable: str | None, known_words: frozenset[str]) -> bool:

@@ -19,10 +19,11 @@ from judge.findings import Finding, Rule, right, wrong
 from judge.lists import compare_lists, is_list, is_pair
 from judge.metrics import RELAXED_TOLERANCE, anls
 from judge.normalise import boxed_answer, normalise
-from judge.numbers import Closeness, compare_quantities, compare_several
+from judge.numbers import Closeness, compare_quantities
 from judge.options import Options, parse_options
 from judge.polarity import compare_polarity
 from judge.quantity import Quantity, parse_quantity, words_of
+from judge.ranges import compare_several
 from judge.ranks import compare_ranks
 from judge.signs import compare_signs
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 
@@ -23,10 +23,11 @@ class Unit:
 
 PERCENT = Unit(dimension="percent", factor=Fraction(1, 100))
 CELSIUS = Unit(dimension="temperature")
+KELVIN = Unit(dimension="temperature", offset=Fraction("-273.15"))
 FAHRENHEIT = Unit(dimension="temperature", factor=Fraction(5, 9), offset=Fraction(-32))
-_UNCLEAR = frozenset(("m", "t", "°", "deg", "degree", "pound"))
-CONFUSED = frozenset({frozenset({"angle", "temperature"}), frozenset({"mass", "sterling"})})
-"""Dimensions that share a sign: `25°` of heat, `5 pounds` of money."""
+_UNCLEAR = frozenset(("m", "t", "°", "deg", "degree", "pound", "oz", "ounce"))
+_RELATED = frozenset({frozenset({"time", "calendar"}), frozenset({"speed", "length"})})
+"""A month is no fixed number of days; the way made in an hour is a speed."""
 
 
 def _units(dimension: str, factors: dict[str, str]) -> dict[str, Unit]:
@@ -88,20 +89,55 @@ UNITS: dict[str, Unit] = {
     ),
     # No fixed number of days.
     **_units("calendar", {"month": "1", "year yr yearold yearsold": "12"}),
-    **_units("speed", {"m/s": "1", "km/h kph kmh": "5/18", "mph": "0.44704"}),
+    **_units(
+        "speed",
+        {
+            "m/s meter/second metre/second": "1",
+            "km/h kph kmh kmph kilometer/hour kilometre/hour": "5/18",
+            "mph mi/h mile/hour": "0.44704",
+        },
+    ),
     **_units("angle", {"° deg degree": "1"}),
-    **dict.fromkeys(["°c", "c", "celsius", "degreescelsius", "degreecelsius"], CELSIUS),
-    **dict.fromkeys(["°f", "f", "fahrenheit", "degreesfahrenheit", "degreefahrenheit"], FAHRENHEIT),
+    **dict.fromkeys(["°c", "celsius", "degreescelsius", "degreecelsius"], CELSIUS),
+    **dict.fromkeys(["°f", "fahrenheit", "degreesfahrenheit", "degreefahrenheit"], FAHRENHEIT),
+    **{"c": replace(CELSIUS, is_clear=False), "f": replace(FAHRENHEIT, is_clear=False), "kelvin": KELVIN},
     **_units("dollar", {"$ usd dollar": "1", "¢ cent": "1/100"}),
     **_units("euro", {"€ eur euro": "1"}),
     **_units("sterling", {"£ gbp": "1"}),
     **_units("yen", {"¥ jpy yen": "1"}),
 }
 
+_MONEY = ("dollar", "euro", "sterling", "yen")
+_OTHER_MEANINGS: dict[Unit, tuple[Unit, ...]] = {
+    UNITS["m"]: (
+        UNITS["minute"],
+        UNITS["mile"],
+        *(Unit(dimension=currency, factor=Fraction(10**6)) for currency in _MONEY),
+    ),
+    UNITS["c"]: tuple(Unit(dimension=currency, factor=Fraction(1, 100)) for currency in _MONEY[:2]),
+    UNITS["f"]: (UNITS["foot"],),
+    UNITS["°"]: (CELSIUS, FAHRENHEIT),
+    UNITS["pound"]: (UNITS["£"],),
+    UNITS["oz"]: (Unit(dimension="volume", factor=Fraction("0.0295735")),),
+}
+"""What else a sign may stand for: `30m` of an hour, `5M` of money, `25c` of a dollar, `25°` of heat."""
+
+
+def meanings(unit: Unit) -> tuple[Unit, ...]:
+    """The unit itself, and what its sign may mean besides."""
+    return unit, *_OTHER_MEANINGS.get(unit, ())
+
+
+def are_confused(one: Unit, other: Unit) -> bool:
+    """Whether units of different dimensions may yet be meant alike."""
+    dimensions = ({meaning.dimension for meaning in meanings(unit)} for unit in (one, other))
+    return frozenset((one.dimension, other.dimension)) in _RELATED or not set.isdisjoint(*dimensions)
+
 
 def unit_of(text: str) -> Unit | None:
     """The unit of the table that a text names, in the singular or plural, spelled out or not."""
     compact = re.sub(r"square (\w+?)s?\b", r"\1^2", text).replace("per cent", "%").replace("^", "")
+    compact = re.sub(r"s? per |s/", "/", compact)
     compact = compact.replace("{", "").replace("}", "").replace(" ", "").rstrip(".")
     return UNITS.get(compact) or UNITS.get(singular(compact))
 
@@ -112,9 +148,9 @@ def convert(value: Fraction, unit: Unit, target: Unit) -> Fraction:
     return (value + unit.offset) * unit.factor / target.factor - target.offset
 
 
-def units_like(unit: Unit) -> tuple[Unit, ...]:
+def units_like(unit: Unit) -> frozenset[Unit]:
     """All units of the table that measure the same."""
-    return tuple({other for other in UNITS.values() if other.dimension == unit.dimension})
+    return frozenset({other for other in UNITS.values() if other.dimension == unit.dimension})
 
 
 def singular(word: str) -> str:

@@ -47,6 +47,7 @@ PURE = (
     "judge/options.py",
     "judge/polarity.py",
     "judge/quantity.py",
+    "judge/ranges.py",
     "judge/ranks.py",
     "judge/units.py",
     "judge/reward.py",

@@ -34,7 +34,7 @@ _WRITTEN = [
 ]
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 _YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})")
-_WEEKDAY_BEFORE = re.compile(rf"(?:{'|'.join(name[:3] for name in _WEEKDAYS)})[a-z]*\.?,?\s+(?=\S)")
+_WEEKDAY_BEFORE = re.compile(rf"({'|'.join(name[:3] for name in _WEEKDAYS)})[a-z]*\.?,?\s+(?=\S)")
 _CLOCK = re.compile(r"(?:at\s+)?(?P<hour>\d{1,2})(?:(?P<mark>[:.h])(?P<minute>[0-5]\d))?\s*(?P<half>am|pm|o'clock)?")
 _PAST = re.compile(
     r"(?:(?:a|at)\s+)?(?P<part>quarter|half|[a-z0-9-]+(?=\s+minutes?))(?:\s+minutes?)?\s+(?P<way>past|after|to|before)"
@@ -52,7 +52,9 @@ def compare_dates(reference: str, prediction: str) -> Finding | None:
         return _finding(expected_name == given_name, Rule.DATE)
     expected_days, given_days = _read_days(one), _read_days(other)
     if expected_days and given_days:
-        return _compare_days(expected_days, given_days)
+        finding = _compare_days(expected_days, given_days)
+        weekdays = [match[1] for text in (one, other) if (match := _WEEKDAY_BEFORE.match(text))]
+        return wrong(Rule.DATE_UNCLEAR) if finding.is_correct and len(set(weekdays)) > 1 else finding
     expected_times, given_times = _read_times(one), _read_times(other)
     if expected_times and given_times:
         if expected_times == given_times:

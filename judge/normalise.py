@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SUPERSCRIPTS = str.maketrans({power: f"^{digit}" for digit, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
+_BEFORE_NFKC = str.maketrans({power: f"^{digit}" for digit, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"′": "'", "″": '"'})
 _SIGNS = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "÷": "/", "⁄": "/"}
     | dict.fromkeys("’‘`´", "'")
@@ -28,12 +28,15 @@ _ARTICLE = re.compile(r"(?<![\w'])(?:(?:a|an)\s+(?=[^\W\d_])|the\s+(?=\w))")
 _PUNCTUATION_AT_WORD_END = re.compile(r"[.,!?;:]+(?=\s|$)")
 _COMMA_BETWEEN_WORDS = re.compile(r"(?<![0-9]),|,(?![0-9])")
 _HYPHEN_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_QUOTED = re.compile(r"""(?<![0-9])"([^"]*)"|(?<![\w'])'([^']*)'(?!\w)""")
+_QUOTE = re.compile(r"""(?<![0-9])["']|(?<=[0-9])'(?=[^\W\d_])""")
+"""Not after a digit, where it is a prime unless a letter follows: `6'2"` is no 62, `1990's` is `1990s`."""
 _BRACKETS = {"(": ")", "[": "]", "{": "}", '"': '"'}
 
 
 def fold_unicode(text: str) -> str:
     """NFKC, after the forms that NFKC would glue to their neighbours: `10²` -> `10^2`, `2½` -> `2 1/2`."""
-    text = text.translate(_SUPERSCRIPTS)
+    text = text.translate(_BEFORE_NFKC)
     text = "".join(
         " " + unicodedata.normalize("NFKC", char) if unicodedata.decomposition(char).startswith("<fraction>") else char
         for char in text
@@ -119,7 +122,9 @@ def normalise(text: str) -> str:
     Signs that carry meaning stay: `c++` is not `c`, `-5` is not `5`, `3.5` is not `35`.
     """
     text = unwrap(strip_latex(fold_unicode(text)).casefold())
-    text = _COMMA_BETWEEN_WORDS.sub(" ", text.replace('"', " ").replace("'", ""))
+    text = _QUOTED.sub(lambda quoted: f" {quoted[1] or quoted[2] or ''} ", text)
+    text = _QUOTE.sub(lambda quote: " " if quote[0] == '"' else "", text)
+    text = _COMMA_BETWEEN_WORDS.sub(" ", text)
     text = _HYPHEN_BETWEEN_LETTERS.sub(" ", _PUNCTUATION_AT_WORD_END.sub(" ", text))
     return " ".join(_ARTICLE.sub("", " ".join(text.split())).split())
 

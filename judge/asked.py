@@ -35,10 +35,13 @@ _LABEL = re.compile(
     r"|phone|telephone|account|flight|isbn|password|pin|room|episode|tracking)\b"
 )
 _ORDER = re.compile(
-    r"\bin order\b(?! to\b)|\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered\b"
-    r"|\bsequence\b|\bsort(?:ed)?\b|\brank(?:ed|ing)?\b|\b(?:as|des)cending\b|\bsteps\b|\bchronological"
+    r"\bin order\b(?! to\b)|\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered (?:by|from)\b"
+    r"|\bsort(?:ed)?\b|\b(?:as|des)cending\b|\bchronological"
     r"|\bfrom (?:left|right|top|bottom|first|last|start|small|large|low|high|old|young|near|far|short|tall)\w* to\b"
 )
+
+_MAYBE_ORDER = re.compile(r"\bsequence\b|\brank(?:s|ed|ing)?\b|\bsteps\b")
+"""`The colours of the sequence` are in its order, `the two that are ranked above 5` in any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,8 @@ class Asked:
     """Asks for a version, a code or a number by which something is called: `3.10` is not `3.1` there."""
     is_ordered: bool
     """The order of a list's items is asked for."""
+    may_be_ordered: bool
+    """An order is spoken of."""
 
 
 def _counted(match: re.Match[str], text: str) -> list[str]:
@@ -91,4 +96,5 @@ def read_question(question: str) -> Asked:
         is_year=_YEAR.search(text) is not None,
         is_label=_LABEL.search(text) is not None,
         is_ordered=_ORDER.search(text) is not None,
+        may_be_ordered=_MAYBE_ORDER.search(text) is not None,
     )

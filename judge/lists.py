@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from judge.findings import Finding, Rule, right, wrong
-from judge.normalise import fold_unicode, strip_latex, unwrap
+from judge.normalise import digits_of, fold_unicode, strip_latex, unwrap
 from judge.quantity import parse_quantity
 
 _SEPARATOR = re.compile(
@@ -28,16 +28,25 @@ def is_pair(text: str) -> bool:
 
 
 def compare_lists(
-    reference: str, prediction: str, compare_item: Callable[[str, str], Finding | None], *, is_ordered: bool
+    reference: str,
+    prediction: str,
+    compare_item: Callable[[str, str], Finding | None],
+    *,
+    is_ordered: bool,
+    may_be_ordered: bool = False,
 ) -> Finding:
-    """Items in any order, each used once; in brackets `(3, 4)` and `[3, 4]`, or where asked for, the order counts.
+    """Items in any order, each used once; in a pair of numbers `(3, 4)`, or where asked for, the order counts.
 
     Args:
         compare_item: finding on one item against another, None where it has nothing to say.
         is_ordered: the question asks for an order.
+        may_be_ordered: the question speaks of one.
     """
     expected, given = split_items(reference), split_items(prediction)
-    are_numbers = all(parse_quantity(item) is not None for item in (*expected, *given))
+    # `1, 234` may be `1,234`.
+    are_numbers = digits_of(reference) != digits_of(prediction) and all(
+        parse_quantity(item) is not None for item in (*expected, *given)
+    )
     if len(expected) != len(given):
         rule = Rule.ITEM_NUMBERS if are_numbers else Rule.ITEMS_UNCLEAR
         return wrong(rule, f"{len(given)} against {len(expected)}")
@@ -47,10 +56,12 @@ def compare_lists(
         return _same(in_order)
     paired = _pair(table)
     if paired is None:
-        is_settled = are_numbers and all(finding is not None and finding.is_certain for row in table for finding in row)
+        is_settled = are_numbers and all(_is_certain(finding) for row in table for finding in row)
         return wrong(Rule.ITEM_NUMBERS if is_settled else Rule.ITEMS_UNCLEAR, "different")
-    is_tuple = reference.strip().rstrip(".!?;: ")[:1] in ("(", "[")
-    return wrong(Rule.ITEM_ORDER) if is_tuple or is_ordered else _same(paired)
+    if is_ordered or (are_numbers and reference.strip().startswith("(")):
+        return wrong(Rule.ITEM_ORDER)
+    is_tuple = reference.strip().startswith(("(", "["))
+    return wrong(Rule.ITEMS_UNCLEAR, "order") if is_tuple or may_be_ordered else _same(paired)
 
 
 def split_items(text: str) -> list[str]:
@@ -64,18 +75,47 @@ def split_items(text: str) -> list[str]:
 
 
 def _pair(table: Sequence[Sequence[Finding | None]]) -> list[Finding | None] | None:
-    """A right finding per row, no column used twice, certain ones first; None where a row finds none."""
-    free, found = set(range(len(table))), list[Finding | None]()
-    for row in table:
-        fitting = [(finding, at) for at, finding in enumerate(row) if at in free and finding and finding.is_correct]
-        if not fitting:
+    """A right finding per row, no column used twice, all certain if they can be; None where a row finds none."""
+    fits = [[at for at, finding in enumerate(row) if finding and finding.is_correct] for row in table]
+    certain = [[at for at in columns if _is_certain(row[at])] for row, columns in zip(table, fits, strict=True)]
+    columns = _assign(certain) or _assign(fits)
+    return [row[at] for row, at in zip(table, columns, strict=True)] if columns else None
+
+
+def _assign(fits: Sequence[Sequence[int]]) -> list[int] | None:
+    """One of its columns for every row, none given twice; None where there are too few.
+
+    A row that finds its columns taken moves their rows to others, along the shortest chain of such moves (an
+    augmenting path: Kuhn, 1955): `100, 105` fits `103, 99` although 103 is near to both.
+    """
+    row_at: dict[int, int] = {}
+    column_of: dict[int, int] = {}
+    for start in range(len(fits)):
+        came_from: dict[int, int] = {}
+        rows, free = [start], None
+        for row in rows:
+            for column in fits[row]:
+                if column in came_from:
+                    continue
+                came_from[column] = row
+                if column not in row_at:
+                    free = column
+                    break
+                rows.append(row_at[column])
+            if free is not None:
+                break
+        if free is None:
             return None
-        finding, at = min(fitting, key=lambda fit: not fit[0].is_certain)
-        free.discard(at)
-        found.append(finding)
-    return found
+        while free is not None:
+            row = came_from[free]
+            row_at[free] = row
+            free, column_of[row] = column_of.get(row), free
+    return [column_of[row] for row in range(len(fits))]
 
 
 def _same(findings: Sequence[Finding | None]) -> Finding:
-    is_certain = all(finding is not None and finding.is_certain for finding in findings)
-    return right(Rule.ITEMS if is_certain else Rule.ITEMS_UNCLEAR, "same")
+    return right(Rule.ITEMS if all(map(_is_certain, findings)) else Rule.ITEMS_UNCLEAR, "same")
+
+
+def _is_certain(finding: Finding | None) -> bool:
+    return finding is not None and finding.is_certain

@@ -31,6 +31,8 @@ _HYPHEN_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _QUOTED = re.compile(r"""(?<![0-9])"([^"]*)"|(?<![\w'])'([^']*)'(?!\w)""")
 _QUOTE = re.compile(r"""(?<![0-9])["']|(?<=[0-9])'(?=[^\W\d_])""")
 """Not after a digit, where it is a prime unless a letter follows: `6'2"` is no 62, `1990's` is `1990s`."""
+_BOX = re.compile(r"\\boxed(?![A-Za-z])\s*")
+_BOX_LINE_END = re.compile(r"\n|\$|\\boxed")
 _BRACKETS = {"(": ")", "[": "]", "{": "}", '"': '"'}
 
 
@@ -75,20 +77,30 @@ def boxed_answer(text: str) -> str | None:
 
     None when the boxes disagree or one never closes: such a text has no definite answer.
     """
-    contents = set()
-    start = text.find("\\boxed")
-    if start < 0:
+    if "\\boxed" not in text:
         return text
-    while start >= 0:
-        opening = start + len("\\boxed")
-        while opening < len(text) and text[opening].isspace():
-            opening += 1
-        end = _closing_brace(text, opening)
-        if end is None:
-            return None
-        contents.add(text[opening + 1 : end].strip())
-        start = text.find("\\boxed", end)
-    return contents.pop() if len(contents) == 1 else None
+    contents = boxed_answers(text)
+    return contents[0] if len(contents) == 1 else None
+
+
+def boxed_answers(text: str) -> list[str]:
+    """The different contents of the boxes of a text, in their order; none where one never closes.
+
+    TeX allows `\\boxed 5`: without braces, what stands on the rest of the line.
+    """
+    contents, end = dict[str, None](), 0
+    while match := _BOX.search(text, end):
+        opening = match.end()
+        if text[opening : opening + 1] == "{":
+            closing = _closing_brace(text, opening)
+            if closing is None:
+                return []
+            opening, end = opening + 1, closing
+        else:
+            stop = _BOX_LINE_END.search(text, opening)
+            end = stop.start() if stop else len(text)
+        contents[text[opening:end].strip()] = None
+    return list(contents)
 
 
 def _closing_brace(text: str, opening: int) -> int | None:

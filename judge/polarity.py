@@ -8,26 +8,76 @@ from judge.findings import Finding, Rule, wrong
 from judge.normalise import fold_unicode, normalise, unwrap
 
 _YES, _NO = frozenset({"yes", "true"}), frozenset({"no", "false"})
-_DENIALS = frozenset({"no", "not", "never", "false", "none", "nothing", "neither"})
+_DENIALS = frozenset({"no", "not", "never", "false", "none", "nothing", "neither", "nor", "hardly", "barely"})
+_DENIALS |= {"scarcely", "lacks", "lack", "lacking", "without", "absent", "missing", "instead", "rather"}
 _CONTRASTS = frozenset({"or", "but", "although", "though", "however", "except", "unless", "if"})
 _DOUBTS = _CONTRASTS | {"maybe", "perhaps", "cannot", "unable", "unclear", "unknown", "unsure", "sure", "know", "idea"}
 _GOES_ON = re.compile(r"(yes|no) (?=(?:it|he|she|they|there|this|that|these|those|the)\b)")
 """A sentence without its comma: `Yes it is`."""
+_POLAR = re.compile(
+    r"(?:^|[.,;:!?]\s)\s*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should|may|might|must|am)"
+    r"(?:n't)?\b|\b(?:yes or no|true or false)\b"
+)
+"""A question, or the part of one after a comma, that begins as questions for yes or no do."""
+_FILLERS = frozenset(
+    ("a", "an", "the", "this", "that", "these", "those", "it", "its", "he", "she", "they", "we", "you")
+)
+_FILLERS |= {"i", "there", "is", "are", "was", "were", "be", "been", "do", "does", "did", "can", "could", "has", "have"}
+_FILLERS |= {
+    "had",
+    "will",
+    "would",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "and",
+    "indeed",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+}
+"""Words that neither deny nor add anything."""
 
 
-def compare_polarity(reference: str, prediction: str) -> Finding | None:
-    """None where the reference is not yes or no alone."""
+def compare_polarity(reference: str, prediction: str, question: str = "") -> Finding | None:
+    """None where the reference is not yes or no alone.
+
+    Args:
+        question: a yes is certain where it goes on in the words of the question alone, a no where it does not repeat
+            them: `Yes, it is free of red` and `No, it is red` may say the opposite. Where the question is none for
+            yes or no, `false` may be a word to read, and no `no`.
+    """
     expected = _read(reference)
     if expected is None or len(normalise(reference).split()) != 1:
         return None
     given = _read(prediction)
     if given is not None:
-        return Finding(is_correct=given is expected, rule=Rule.YES_NO, detail="yes" if given else "no")
+        is_plain = _is_plain(reference, prediction, question, is_yes=given)
+        rule = Rule.YES_NO if is_plain else Rule.YES_NO_UNCLEAR
+        return Finding(is_correct=given is expected, rule=rule, detail="yes" if given else "no")
     words = set(normalise(prediction).split())
     if words & _YES and words & _NO and words <= _YES | _NO | {"and", "or", "both", "either"}:
         return wrong(Rule.YES_AND_NO)
     leaning = _read(_GOES_ON.sub(r"\1, ", normalise(prediction), count=1))
     return Finding(is_correct=leaning is expected, rule=Rule.YES_NO_UNCLEAR)
+
+
+def _is_plain(reference: str, prediction: str, question: str, *, is_yes: bool) -> bool:
+    """Nothing that follows the yes or no can turn it round."""
+    word, *rest = re.findall(r"[^\W\d_]+|\d+", fold_unicode(prediction).casefold().replace("n't", " not"))
+    asked = fold_unicode(question).casefold()
+    is_polar = _POLAR.search(asked) is not None
+    if not rest:
+        return is_polar or word == normalise(reference) or (word in _YES) != (normalise(reference) in _YES)
+    known = [part for part in re.findall(r"[^\W\d_]+|\d+", asked) if len(part) > 1]
+    is_repeated = all(part in _FILLERS or part.startswith(tuple(known)) for part in rest)
+    if is_yes:
+        return is_polar and is_repeated
+    return not rest[0].isdigit() and (not is_repeated or bool(_DENIALS.intersection(rest)))
 
 
 def _read(text: str) -> bool | None:

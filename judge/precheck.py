@@ -13,7 +13,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from judge.fence import clean_text
-from judge.normalise import boxed_answer
+from judge.normalise import boxed_answer, fold_unicode
+from judge.signs import names_sign
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "precheck"
@@ -85,7 +86,7 @@ def precheck(reference: str, prediction: str, *, max_answer_chars: int) -> Outco
         return _wrong("empty")
     expected = clean_text(reference, max_answer_chars)
     if all(_is_punctuation(char) for char in said):
-        is_asked = _signs(said) in _signs(expected)
+        is_asked = _signs(said) in _signs(expected) or names_sign(expected, said)
         return _undecided("signs of the reference") if is_asked else _wrong("only punctuation")
     words = _words(said)
     if words in PASS_PHRASES:
@@ -105,7 +106,7 @@ def _is_punctuation(char: str) -> bool:
 
 
 def _signs(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split())
+    return "".join(fold_unicode(text).split())
 
 
 def _words(text: str) -> str:

@@ -16,9 +16,9 @@ from configs.judges import JudgeConfig
 from judge.asked import Asked, read_question
 from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
-from judge.lists import compare_lists, is_list, is_pair
+from judge.lists import compare_lists, is_list, is_pair, split_items
 from judge.metrics import RELAXED_TOLERANCE, anls
-from judge.normalise import boxed_answer, normalise
+from judge.normalise import boxed_answer, boxed_answers, normalise
 from judge.numbers import Closeness, compare_quantities
 from judge.options import Options, parse_options
 from judge.polarity import compare_polarity
@@ -103,7 +103,11 @@ def find_by_rules(
         raise JudgeError("the reference answer is empty")
     if settled := compare_signs(reference, prediction):
         return settled
+    if _LEAD_IN.match(reference) and normalise(reference) == normalise(prediction):
+        return right(Rule.TEXT)
     expected, given = boxed_answer(reference), boxed_answer(_LEAD_IN.sub("", prediction.strip()))
+    if given is None and len(split_items(expected or reference)) > 1:
+        given = ", ".join(boxed_answers(prediction))
     if given is None or not given.strip():
         return wrong(Rule.BOXES)
     expected, given = expected or reference, _LEAD_IN.sub("", given.strip())
@@ -139,13 +143,27 @@ class _Rules:
         return options.compare(reference, prediction) or self._same(reference, prediction)
 
     def _same(self, reference: str, prediction: str) -> Finding:
+        finding = self._same_content(reference, prediction)
+        one, other = (_bracket(text) for text in (reference, prediction))
+        if one == other or not finding.is_correct or not finding.is_certain:
+            return finding
+        if one and other and is_list(reference):
+            return right(Rule.ITEMS_UNCLEAR, "open or closed interval")
+        quantity = parse_quantity(reference)
+        return right(Rule.SIGN) if quantity is not None and quantity.is_bracketed else finding
+
+    def _same_content(self, reference: str, prediction: str) -> Finding:
         if item := self._same_item(reference, prediction):
             return item
         if several := compare_several(reference, prediction, self.asked, self.closeness):
             return several
         if is_list(reference) or is_pair(reference):
             finding = compare_lists(
-                reference, prediction, self._same_item, is_ordered=self.asked.is_ordered and is_list(reference)
+                reference,
+                prediction,
+                self._same_item,
+                is_ordered=self.asked.is_ordered and is_list(reference),
+                may_be_ordered=self.asked.may_be_ordered,
             )
             if is_list(reference):
                 return finding
@@ -164,12 +182,20 @@ class _Rules:
             is_rewritten = expected.value != given.value and expected.unit != given.unit
             if finding.is_correct and is_rewritten and normalise(prediction) in normalise(self.question):
                 return wrong(Rule.RESTATED)
-            return finding
+            is_bare = expected.unit is None and given.unit is None
+            is_label = self.asked.is_label and is_bare and finding.is_correct and finding.is_certain
+            return right(Rule.LABEL) if is_label else finding
         return (
             compare_dates(reference, prediction)
             or compare_ranks(reference, prediction, self.asked)
-            or compare_polarity(reference, prediction)
+            or compare_polarity(reference, prediction, self.question)
         )
 
     def _quantity(self, text: str, reference: str) -> Quantity | None:
         return parse_quantity(text, words_of(self.question, reference))
+
+
+def _bracket(text: str) -> str:
+    """The bracket that opens a text: an interval `[1, 5]` is no `(1, 5)`."""
+    opening = text.strip()[:1]
+    return opening if opening in ("(", "[") else ""

@@ -5,7 +5,35 @@ from __future__ import annotations
 import unicodedata
 
 from judge.findings import Finding, Rule, right, wrong
-from judge.normalise import fold_unicode, is_blank
+from judge.normalise import fold_unicode, is_blank, normalise
+
+_NAMES = {
+    "?": "question",
+    "!": "exclamation",
+    ".": "period stop dot point decimal",
+    ",": "comma",
+    ":": "colon",
+    ";": "semicolon",
+    "-": "dash hyphen minus",
+    "/": "slash",
+    "\\": "backslash",
+    "*": "asterisk star",
+    "&": "ampersand",
+    "%": "percent percentage",
+    "@": "at",
+    "#": "hash hashtag pound number",
+    "_": "underscore",
+    "'": "apostrophe quote quotation",
+    '"': "quote quotation",
+}
+_KINDS = frozenset(("mark", "marks", "sign", "signs", "symbol", "full"))
+
+
+def names_sign(words: str, sign: str) -> bool:
+    """Whether a text is the name of a sign: `question mark` and `?`."""
+    names = _NAMES.get("".join(dict.fromkeys(fold_unicode(sign).replace(" ", ""))), "").split()
+    said = normalise(words).split()
+    return any(word in names for word in said) and _KINDS.union(names).issuperset(said)
 
 
 def compare_signs(reference: str, prediction: str) -> Finding | None:
@@ -16,6 +44,8 @@ def compare_signs(reference: str, prediction: str) -> Finding | None:
         return right(Rule.SIGNS, "same")
     if is_blank(prediction) and is_blank(reference):
         return wrong(Rule.SIGNS, "different")
+    if names_sign(reference, prediction):
+        return right(Rule.SIGNS_AGAINST_WORDS)
     return wrong(Rule.ONLY_SIGNS if _is_punctuation(prediction) else Rule.SIGNS_AGAINST_WORDS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 from judge.normalise import fold_unicode
 from judge.units import PERCENT, Unit, singular, unit_of
@@ -13,6 +14,10 @@ _COUNTED = re.compile(
     r"(?=\b(?:are|is|was|were|do|does|did|can|could|have|has|had|will|would|there|in|on|at|of|with|that|who|which|per|for"
     r"|from|and|or|between|shown|visible|by|to|over|under|it|he|she|they|you|we)\b|[?.,;:(]|$)"
 )
+_NO_THING = frozenset(
+    ("are", "is", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "would", "in", "of")
+)
+"""First words after `how many` where the thing is left out: `how many were sold`, `how many did he earn`."""
 _WITH_UNIT = re.compile(
     r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\()\s*"
     r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+| per [^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)"
@@ -28,7 +33,9 @@ _SCALES = {"hundreds": 100, "thousand": 10**3, "million": 10**6, "billion": 10**
 _SCALE = re.compile(r"\b(hundreds|thousand|million|billion|trillion)")
 _YEAR = re.compile(r"(?<!how many )\byears?\b|\bwhen\b|\bdates?\b")
 _AMOUNT = re.compile(r"\bhow (?:many|much)\b|\bnumber\b|\bcount\b|\btotal\b")
-_FALL = re.compile(r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down)")
+_FALL = re.compile(
+    r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down|differ|gap\b|deficit)"
+)
 _DETERMINERS = re.compile(r"\b(?:the|an?|this|that|these|those|his|her|its|their|my|your|our)\b.*")
 _LABEL = re.compile(
     r"\b(?:version|release|serial|codes?|id|identifier|model|part number|licen[cs]e|plate|chapter|section|zip|postcode"
@@ -42,6 +49,19 @@ _ORDER = re.compile(
 
 _MAYBE_ORDER = re.compile(r"\bsequence\b|\brank(?:s|ed|ing)?\b|\bsteps\b")
 """`The colours of the sequence` are in its order, `the two that are ranked above 5` in any."""
+
+
+_SEVERAL = re.compile(r"\band\b|\brespectively\b|\beach\b")
+
+
+class Order(Enum):
+    """What a question says of the order of a list's items."""
+
+    ASKED = "asked for"
+    SPOKEN_OF = "spoken of"
+    SEVERAL_ASKED = "several things are asked for"
+    """`The length and the width`: the second for the first is wrong; `red and round` are of one thing."""
+    FREE = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +78,27 @@ class Asked:
     is_percent: bool
     is_share: bool
     is_fall: bool
-    """Asks how much less: a minus sign may be written or not."""
+    """Asks how much less, or for a difference: a minus sign may be written or not."""
     is_year: bool
     is_label: bool
     """Asks for a version, a code or a number by which something is called: `3.10` is not `3.1` there."""
-    is_ordered: bool
-    """The order of a list's items is asked for."""
-    may_be_ordered: bool
-    """An order is spoken of."""
+    order: Order
 
 
 def _counted(match: re.Match[str], text: str) -> list[str]:
     """Words of one counted thing; none where several are counted: `how many dogs and cats`."""
     if re.match(r"(?:and|or)\b|,", text[match.end() :]):
         return []
-    return [singular(word) for word in re.findall(r"[^\W\d_]+", _DETERMINERS.sub("", match[1]))]
+    words = re.findall(r"[^\W\d_]+", _DETERMINERS.sub("", match[1]))
+    return [] if words and words[0] in _NO_THING else [singular(word) for word in words]
+
+
+def _order(text: str) -> Order:
+    if _ORDER.search(text):
+        return Order.ASKED
+    if _MAYBE_ORDER.search(text):
+        return Order.SPOKEN_OF
+    return Order.SEVERAL_ASKED if _SEVERAL.search(text) else Order.FREE
 
 
 def _named_unit(words: str) -> Unit | None:
@@ -95,6 +121,5 @@ def read_question(question: str) -> Asked:
         is_share=_SHARE.search(text) is not None,
         is_year=_YEAR.search(text) is not None,
         is_label=_LABEL.search(text) is not None,
-        is_ordered=_ORDER.search(text) is not None,
-        may_be_ordered=_MAYBE_ORDER.search(text) is not None,
+        order=_order(text),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from judge.asked import Order
 from judge.findings import Finding, Rule, right, wrong
-from judge.normalise import digits_of, fold_unicode, strip_latex, unwrap
+from judge.normalise import digits_of, fold_unicode, normalise, strip_latex, unwrap
 from judge.quantity import parse_quantity
 
 _SEPARATOR = re.compile(
@@ -32,15 +33,13 @@ def compare_lists(
     prediction: str,
     compare_item: Callable[[str, str], Finding | None],
     *,
-    is_ordered: bool,
-    may_be_ordered: bool = False,
+    order: Order,
 ) -> Finding:
     """Items in any order, each used once; in a pair of numbers `(3, 4)`, or where asked for, the order counts.
 
     Args:
         compare_item: finding on one item against another, None where it has nothing to say.
-        is_ordered: the question asks for an order.
-        may_be_ordered: the question speaks of one.
+        order: what the question says of it.
     """
     expected, given = split_items(reference), split_items(prediction)
     # `1, 234` may be `1,234`.
@@ -48,7 +47,9 @@ def compare_lists(
         parse_quantity(item) is not None for item in (*expected, *given)
     )
     if len(expected) != len(given):
-        rule = Rule.ITEM_NUMBERS if are_numbers else Rule.ITEMS_UNCLEAR
+        # `2` for `2, 2` may be a double root.
+        is_repeated = {normalise(item) for item in expected} == {normalise(item) for item in given}
+        rule = Rule.ITEM_NUMBERS if are_numbers and not is_repeated else Rule.ITEMS_UNCLEAR
         return wrong(rule, f"{len(given)} against {len(expected)}")
     table = [[compare_item(item, other) for other in given] for item in expected]
     in_order = [table[index][index] for index in range(len(expected))]
@@ -58,10 +59,13 @@ def compare_lists(
     if paired is None:
         is_settled = are_numbers and all(_is_certain(finding) for row in table for finding in row)
         return wrong(Rule.ITEM_NUMBERS if is_settled else Rule.ITEMS_UNCLEAR, "different")
-    if is_ordered or (are_numbers and reference.strip().startswith("(")):
+    if order is Order.ASKED or (are_numbers and reference.strip().startswith("(")):
         return wrong(Rule.ITEM_ORDER)
-    is_tuple = reference.strip().startswith(("(", "["))
-    return wrong(Rule.ITEMS_UNCLEAR, "order") if is_tuple or may_be_ordered else _same(paired)
+    # `6, 5` for `x = 5, y = 6`.
+    has_names_on_one_side = ("=" in reference) != ("=" in prediction)
+    if has_names_on_one_side or order is Order.SPOKEN_OF or reference.strip().startswith(("(", "[")):
+        return wrong(Rule.ITEMS_UNCLEAR, "another order")
+    return right(Rule.ITEMS_UNCLEAR, "another order") if order is Order.SEVERAL_ASKED else _same(paired)
 
 
 def split_items(text: str) -> list[str]:

@@ -119,7 +119,10 @@ def _closing_brace(text: str, opening: int) -> int | None:
 def unwrap(text: str) -> str:
     """Take off brackets, quotes and emphasis that enclose the whole answer, and punctuation at its end."""
     while True:
-        shorter = text.strip().rstrip(".!?;:,").strip().strip("*_").strip()
+        shorter = text.strip().rstrip(".!?;:,").strip()
+        # Emphasis stands on both sides: the grade `A*` is no `A`.
+        while len(shorter) > 2 and shorter[0] in "*_" and shorter[0] == shorter[-1]:
+            shorter = shorter[1:-1].strip()
         closing = _BRACKETS.get(shorter[:1])
         if closing and len(shorter) > 1 and shorter.endswith(closing) and closing not in shorter[1:-1]:
             shorter = shorter[1:-1]

@@ -8,46 +8,21 @@ decides if nobody else can: data sets often leave the unit out, and a wrong one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from typing import TypeAlias
 
 from judge.asked import Asked
+from judge.closeness import NEAR_CONVERTED, Closeness, doubt_difference, may_be_no_share
 from judge.findings import Finding, Rule, right, wrong
-from judge.metrics import is_within
 from judge.quantity import Quantity
-from judge.units import KELVIN, PERCENT, Unit, are_confused, convert, meanings, unit_of, units_like
+from judge.units import KELVIN, PERCENT, Unit, are_confused, meanings, unit_of, units_like
 
 _Agree: TypeAlias = Callable[[Quantity, Quantity], bool]
-_NEAR, _NEAR_CONVERTED = Fraction(1, 100), Fraction(1, 20)
-"""Within these shares of the reference a wrong number may be a rounded right one."""
 _MAY_BE_SCALED = (Rule.NUMBER, Rule.COUNT, Rule.NO_READING, Rule.UNSAID_UNIT)
-_MAX_PLAIN_FRACTION = 31
-"""`7/2` against `3.5` is a fraction, `120/80` against `1.5` may be none."""
 _VAGUE = frozenset(
     ("more", "less", "fewer", "total", "extra", "additional", "other", "hundred", "thousand", "million", "billion")
 )
 """Words after `how many` that name no thing: `how many more did he earn`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closeness:
-    """How near two numbers have to be."""
-
-    tolerance: Fraction
-    """Share of the reference."""
-    is_exact_for_integers: bool
-    """An integer in the same unit is a count, a year or a label: it must agree exactly."""
-
-    def agree(self, reference: Quantity, prediction: Quantity) -> bool:
-        """Whether the numbers do, units of the same dimension converted, a unit on one side ignored."""
-        one, other = reference.unit, prediction.unit
-        value, is_same_unit = prediction.value, True
-        if one is not None and other is not None:
-            value = convert(value, other, one)
-            is_same_unit = (one.factor, one.offset) == (other.factor, other.offset)
-        is_exact = self.is_exact_for_integers and reference.is_integer_literal and is_same_unit
-        return is_within(reference.value, value, Fraction(0) if is_exact else self.tolerance)
 
 
 def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:
@@ -60,11 +35,11 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
     finding = _compare(reference, prediction, asked, closeness)
     if finding.is_correct and reference.has_leading_zero != prediction.has_leading_zero:
         return right(Rule.LABEL)
-    if finding.is_correct and not asked.is_share and _may_be_no_share(reference, prediction):
+    if finding.is_correct and not asked.is_share and may_be_no_share(reference, prediction):
         return right(Rule.FRACTION)
     if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
         return finding
-    if finding.rule is Rule.NUMBER and (doubt := _doubt(reference, prediction, asked)):
+    if finding.rule in (Rule.NUMBER, Rule.NO_READING) and (doubt := doubt_difference(reference, prediction, asked)):
         return doubt
     # `5` for `5 million`, or where the question asks for millions: perhaps right, though not as written.
     bare, other = sorted((reference, prediction), key=lambda quantity: quantity.magnitude)
@@ -74,41 +49,6 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
         other.value and bare.value / other.value,
     )
     return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
-
-
-def _may_be_no_share(reference: Quantity, prediction: Quantity) -> bool:
-    """Equal as fractions, though they may be dates or pairs of numbers: `10/12` and `5/6`, `120/80` and `1.5`."""
-    one, other = reference.fraction, prediction.fraction
-    if one and other:
-        return one != other
-    lone = one or other
-    return lone is not None and lone[0] > lone[1] and lone[0] > _MAX_PLAIN_FRACTION
-
-
-def _ratio(one: Quantity, other: Quantity) -> Fraction:
-    """The larger over the smaller value; 0 where one of them is nothing."""
-    low, high = sorted((abs(one.value), abs(other.value)))
-    return high / low if low else Fraction(0)
-
-
-def _doubt(reference: Quantity, prediction: Quantity, asked: Asked) -> Finding | None:
-    """Why two numbers that differ may yet mean the same."""
-    has_other_sign = asked.is_fall or reference.is_bracketed or prediction.is_bracketed
-    if has_other_sign and prediction.value == -reference.value and prediction.unit == reference.unit:
-        return right(Rule.SIGN)
-    sides = (reference, prediction)
-    if any(side.fraction and side.fraction[0] == other.value for side, other in (sides, sides[::-1])):
-        return wrong(Rule.FRACTION)
-    if all(side.has_lone_separator or side.is_integer_literal for side in sides) and _ratio(*sides) == 1000:
-        return wrong(Rule.UNSAID_SCALE) if any(side.has_lone_separator for side in sides) else None
-    units = reference.unit, prediction.unit
-    if (units[0] is None) != (units[1] is None):
-        return None
-    is_converted = units[0] is not None and units[1] is not None and units[0] != units[1]
-    if reference.is_integer_literal and prediction.is_integer_literal and not is_converted:
-        return None
-    near = Closeness(tolerance=_NEAR_CONVERTED if is_converted else _NEAR, is_exact_for_integers=False)
-    return wrong(Rule.NEARLY) if near.agree(reference, prediction) else None
 
 
 def _compare(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:
@@ -191,8 +131,9 @@ def _one_unit(reference: Quantity, prediction: Quantity, unit: Unit, asked: Aske
         millions = [quantity.value * (10**6 if quantity.unit else 1) for quantity in (reference, prediction)]
         return _finding(unit.dimension == "length" and millions[0] == millions[1], Rule.UNCLEAR_UNIT)
     if not is_same:
-        near = Closeness(tolerance=_NEAR_CONVERTED, is_exact_for_integers=False)
-        is_possible = any(near.agree(*_fill(reference, prediction, other)) for other in units_like(unit) - {unit})
+        is_possible = any(
+            NEAR_CONVERTED.agree(*_fill(reference, prediction, other)) for other in units_like(unit) - {unit}
+        )
         return wrong(Rule.UNSAID_UNIT if is_possible else Rule.NO_READING)
     counts_things = reference.unit is None and _counts_things(asked, unit)
     if counts_things and not asked.units and unit.is_clear:

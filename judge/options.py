@@ -64,11 +64,13 @@ class Options:
         if several := self._compare_several(reference, prediction):
             return several
         expected = self._choice(reference)
-        if expected is None or not (self.texts or unwrap(reference).isupper()):
+        is_letter = re.fullmatch(r"[A-J]", unwrap(reference)) is not None
+        if expected is None or not (self.texts or is_letter):
             return None
         given = self._choice(prediction)
         if given is not None:
-            rule = Rule.OPTION if given.is_certain and expected.is_certain else Rule.LIKELY_OPTION
+            is_certain = unwrap(reference) == unwrap(prediction) or (given.is_certain and expected.is_certain)
+            rule = Rule.OPTION if is_certain else Rule.LIKELY_OPTION
             detail = f"{given.letter} against {expected.letter}"
             return Finding(is_correct=given.letter == expected.letter, rule=rule, detail=detail)
         return self._refuse(prediction)

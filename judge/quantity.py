@@ -29,6 +29,8 @@ class Quantity:
     """`(5)`: an accountant's minus."""
     fraction: tuple[int, int] | None = None
     """Above and below a slash: `120/80` may be a pair of numbers, `10/12` a date."""
+    last_place: Fraction | None = None
+    """What one more in the last digit adds: 1/10 for `1.2`, 100,000 for `1.2 million`. None for fractions."""
     magnitude: int = 1
     """What a word such as `million` put into the value."""
 
@@ -47,6 +49,7 @@ _NOT_UNITS = frozenset(
 """Words that change a number are not its unit, even where the question holds them."""
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,30})(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
+_FACTORIAL = re.compile(r"[0-9]+!")
 _QUANTITY = re.compile(
     r"(?:[~≈]|(?:about|approximately|approx\.?|around|roughly)\s)?\s*"
     r"(?:(?P<variable>[a-z])\s*=\s*)?"
@@ -67,6 +70,8 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
             when the question asks for the number of apples.
     """
     plain = strip_latex(fold_unicode(text)).casefold()
+    if _FACTORIAL.fullmatch(plain):
+        return None
     match = _QUANTITY.fullmatch(unwrap(plain))
     if match is None or (match["sign"] and match["inner_sign"]):
         return None
@@ -88,11 +93,20 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         is_integer_literal=bool(match["words"]) or (is_integer_literal and not match["power"] and magnitude == 1),
         unit=unit,
         has_leading_zero=re.fullmatch(r"0[0-9]+", match["number"] or "") is not None,
-        has_lone_separator=re.fullmatch(r"[0-9]{1,3}[.,][0-9]{3}", match["number"] or "") is not None,
+        has_lone_separator=re.fullmatch(r"[1-9][0-9]{0,2}[.,][0-9]{3}", match["number"] or "") is not None,
         is_bracketed=plain.strip().startswith("("),
         fraction=_written_fraction(match, text),
+        last_place=_last_place(match, magnitude),
         magnitude=magnitude,
     )
+
+
+def _last_place(match: re.Match[str], magnitude: int) -> Fraction | None:
+    number = match["number"]
+    if number is None:
+        return None
+    power = int(match["e"] or match["power"] or 0) - len(number.partition(".")[2])
+    return Fraction(10) ** power * magnitude
 
 
 def _written_fraction(match: re.Match[str], text: str) -> tuple[int, int] | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from fractions import Fraction
 
 from judge.asked import Asked
+from judge.closeness import NEAR, Closeness
 from judge.findings import Finding, Rule, wrong
 from judge.normalise import digits_of, fold_unicode, unwrap
-from judge.numbers import Closeness, compare_quantities
+from judge.numbers import compare_quantities
 from judge.quantity import Quantity, parse_quantity
 
-_NEAR = Fraction(1, 100)
-"""Numbers within this share of the reference are one number, rounded: `1/3, 0.33`."""
 _JOINTS = re.compile(r"\s*(?:,\s+(?:or\s+)?|;|\bor\b)\s*")
 _RANGE = re.compile(r"(?:between|from)?\s*(?P<low>[^-]+?)\s*(?:-|\bto\b|\band\b)\s*(?P<high>[^-]+)")
 
@@ -42,7 +40,7 @@ def compare_several(reference: str, prediction: str, asked: Asked, closeness: Cl
     if len(numbers) < len(parts) or len({quantity.unit for quantity in numbers}) > 1:
         # Also `2 hours, 30 minutes` and `50%, 0.5`: one number in two units.
         return None
-    near = Closeness(tolerance=_NEAR, is_exact_for_integers=True)
+    near = replace(NEAR, is_exact_for_integers=True)
     is_one = all(
         near.agree(number, quantity)
         for quantity in numbers

@@ -13,13 +13,14 @@ from typing import Literal, TypeAlias
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.asked import Asked, read_question
+from judge.asked import Asked, Order, read_question
+from judge.closeness import Closeness
 from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
 from judge.lists import compare_lists, is_list, is_pair, split_items
 from judge.metrics import RELAXED_TOLERANCE, anls
 from judge.normalise import boxed_answer, boxed_answers, normalise
-from judge.numbers import Closeness, compare_quantities
+from judge.numbers import compare_quantities
 from judge.options import Options, parse_options
 from judge.polarity import compare_polarity
 from judge.quantity import Quantity, parse_quantity, words_of
@@ -31,6 +32,8 @@ from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 JUDGE_NAME = "rules"
 Metric: TypeAlias = Literal["strict", "relaxed", "anls"]
 
+_UNIT_PREFIX = re.compile(r"[0-9]\s*([mM])(?:[wWvVgGjJmlLbB]|Wh|Hz|Pa)\b")
+"""`5 mW` is a billionth of `5 MW`."""
 _LEAD_IN = re.compile(
     r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:(?:final|correct|right|best)\s+)?"
     r"(?:answer|option|choice)\s*(?:is\s*:?|:)\s*",
@@ -162,8 +165,7 @@ class _Rules:
                 reference,
                 prediction,
                 self._same_item,
-                is_ordered=self.asked.is_ordered and is_list(reference),
-                may_be_ordered=self.asked.may_be_ordered,
+                order=self.asked.order if is_list(reference) else Order.FREE,
             )
             if is_list(reference):
                 return finding
@@ -175,7 +177,8 @@ class _Rules:
     def _same_item(self, reference: str, prediction: str) -> Finding | None:
         """Compare as text, number, date, rank, yes or no; None when none of these applies."""
         if normalise(reference) == normalise(prediction):
-            return right(Rule.TEXT)
+            prefixes = {prefix[1] for text in (reference, prediction) if (prefix := _UNIT_PREFIX.search(text))}
+            return right(Rule.UNCLEAR_UNIT if len(prefixes) > 1 else Rule.TEXT)
         expected, given = self._quantity(reference, reference), self._quantity(prediction, reference)
         if expected is not None and given is not None:
             finding = compare_quantities(expected, given, self.asked, self.closeness)

@@ -25,7 +25,7 @@ PERCENT = Unit(dimension="percent", factor=Fraction(1, 100))
 CELSIUS = Unit(dimension="temperature")
 KELVIN = Unit(dimension="temperature", offset=Fraction("-273.15"))
 FAHRENHEIT = Unit(dimension="temperature", factor=Fraction(5, 9), offset=Fraction(-32))
-_UNCLEAR = frozenset(("m", "t", "°", "deg", "degree", "pound", "oz", "ounce"))
+_UNCLEAR = frozenset(("m", "t", "ton", "°", "deg", "degree", "pound", "oz", "ounce"))
 _RELATED = frozenset({frozenset({"time", "calendar"}), frozenset({"speed", "length"})})
 """A month is no fixed number of days; the way made in an hour is a speed."""
 
@@ -117,6 +117,7 @@ _OTHER_MEANINGS: dict[Unit, tuple[Unit, ...]] = {
     UNITS["c"]: tuple(Unit(dimension=currency, factor=Fraction(1, 100)) for currency in _MONEY[:2]),
     UNITS["f"]: (UNITS["foot"],),
     UNITS["°"]: (CELSIUS, FAHRENHEIT),
+    UNITS["t"]: (Unit(dimension="mass", factor=Fraction("907184.74")),),
     UNITS["pound"]: (UNITS["£"],),
     UNITS["oz"]: (Unit(dimension="volume", factor=Fraction("0.0295735")),),
 }

@@ -37,6 +37,7 @@ PURE = (
     "judge/verdict.py",
     "judge/rules.py",
     "judge/asked.py",
+    "judge/closeness.py",
     "judge/dates.py",
     "judge/findings.py",
     "judge/signs.py",

@@ -59,6 +59,8 @@ def doubt_difference(reference: Quantity, prediction: Quantity, asked: Asked) ->
         return wrong(Rule.FRACTION)
     if any(side.has_lone_separator for side in sides) and _are_thousands(reference, prediction):
         return wrong(Rule.UNSAID_SCALE)
+    if asked.is_percent and (_is_hundredfold(reference, prediction) or _is_hundredfold(prediction, reference)):
+        return wrong(Rule.UNSAID_PERCENT)
     return wrong(Rule.NEARLY) if _may_be_rounded(reference, prediction) else None
 
 
@@ -74,6 +76,16 @@ def _are_thousands(one: Quantity, other: Quantity) -> bool:
     low, high = sorted((abs(one.value), abs(other.value)))
     is_plain = all(side.has_lone_separator or side.is_integer_literal for side in (one, other))
     return is_plain and low * 1000 == high
+
+
+def _is_hundredfold(percentage: Quantity, share: Quantity) -> bool:
+    """`33` and `1/3` where a percentage is asked for; `0.33` would be a third of a percent."""
+    is_bare = percentage.unit is None and share.unit is None
+    return (
+        is_bare
+        and share.fraction is not None
+        and NEAR_CONVERTED.agree(percentage, replace(share, value=share.value * 100))
+    )
 
 
 def _may_be_rounded(reference: Quantity, prediction: Quantity) -> bool:

@@ -35,6 +35,8 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
     finding = _compare(reference, prediction, asked, closeness)
     if finding.is_correct and reference.has_leading_zero != prediction.has_leading_zero:
         return right(Rule.LABEL)
+    if finding.is_correct and not asked.is_amount and _may_be_years(reference, prediction):
+        return right(Rule.LABEL)
     if finding.is_correct and not asked.is_share and may_be_no_share(reference, prediction):
         return right(Rule.FRACTION)
     if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
@@ -49,6 +51,14 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
         other.value and bare.value / other.value,
     )
     return _finding(is_named, Rule.UNSAID_SCALE) if is_named or is_scaled else finding
+
+
+def _may_be_years(reference: Quantity, prediction: Quantity) -> bool:
+    """Two that a share of the value makes alike, though the question does not say that it asks for a year."""
+    sides = reference, prediction
+    return reference.value != prediction.value and all(
+        side.is_integer_literal and side.unit is None and 1500 <= side.value <= 2100 for side in sides
+    )
 
 
 def _compare(reference: Quantity, prediction: Quantity, asked: Asked, closeness: Closeness) -> Finding:

@@ -19,7 +19,7 @@ from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
 from judge.lists import compare_lists, is_list, is_pair, split_items
 from judge.metrics import RELAXED_TOLERANCE, anls
-from judge.normalise import boxed_answer, boxed_answers, normalise
+from judge.normalise import boxed_answer, boxed_answers, digits_of, normalise
 from judge.numbers import compare_quantities
 from judge.options import Options, parse_options
 from judge.polarity import compare_polarity
@@ -137,7 +137,7 @@ class _Rules:
     def of(cls, question: str, relative_tolerance: float, metric: Metric) -> _Rules:
         asked = read_question(question)
         strict = Closeness(tolerance=Fraction(str(relative_tolerance)), is_exact_for_integers=True)
-        relaxed = Closeness(tolerance=RELAXED_TOLERANCE, is_exact_for_integers=asked.is_year)
+        relaxed = Closeness(tolerance=RELAXED_TOLERANCE, is_exact_for_integers=asked.is_year or asked.is_label)
         return cls(question=question, asked=asked, strict=strict, closeness=relaxed if metric == "relaxed" else strict)
 
     def compare(self, reference: str, prediction: str) -> Finding:
@@ -185,6 +185,8 @@ class _Rules:
             is_rewritten = expected.value != given.value and expected.unit != given.unit
             if finding.is_correct and is_rewritten and normalise(prediction) in normalise(self.question):
                 return wrong(Rule.RESTATED)
+            if finding == wrong(Rule.NUMBER, "different") and _has_same_slashed_digits(reference, prediction):
+                return wrong(Rule.FRACTION)
             is_bare = expected.unit is None and given.unit is None
             is_label = self.asked.is_label and is_bare and finding.is_correct and finding.is_certain
             return right(Rule.LABEL) if is_label else finding
@@ -196,6 +198,12 @@ class _Rules:
 
     def _quantity(self, text: str, reference: str) -> Quantity | None:
         return parse_quantity(text, words_of(self.question, reference))
+
+
+def _has_same_slashed_digits(reference: str, prediction: str) -> bool:
+    """`1 1/2` may have been written as `11/2` where the space was lost."""
+    has_slashes = all(re.search(r"[0-9]/[0-9]", text) for text in (reference, prediction))
+    return has_slashes and digits_of(reference) == digits_of(prediction)
 
 
 def _bracket(text: str) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 from judge.findings import Finding, Rule, right, wrong
 from judge.normalise import fold_unicode, is_blank, normalise
 
+_IN_ASCII = str.maketrans({"≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "←": "<-", "⇒": "=>", "✔": "✓", "☑": "✓"})
 _NAMES = {
     "?": "question",
     "!": "exclamation",
@@ -40,10 +41,12 @@ def compare_signs(reference: str, prediction: str) -> Finding | None:
     """A finding where one side is signs alone, else None."""
     if not (is_blank(prediction) or is_blank(reference)):
         return None
-    if fold_unicode(prediction) == fold_unicode(reference):
+    sides = [fold_unicode(text).translate(_IN_ASCII) for text in (prediction, reference)]
+    if sides[0] == sides[1]:
         return right(Rule.SIGNS, "same")
     if is_blank(prediction) and is_blank(reference):
-        return wrong(Rule.SIGNS, "different")
+        is_plain = all(len(side) == 1 and unicodedata.category(side) != "So" for side in sides)
+        return wrong(Rule.SIGNS if is_plain else Rule.SIGNS_AGAINST_WORDS, "different")
     if names_sign(reference, prediction):
         return right(Rule.SIGNS_AGAINST_WORDS)
     return wrong(Rule.ONLY_SIGNS if _is_punctuation(prediction) else Rule.SIGNS_AGAINST_WORDS)

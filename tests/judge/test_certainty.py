@@ -36,6 +36,10 @@ CASES = [
     ("What does it say?", "the 'No. 5' pub", "No. 5 pub", Rule.TEXT, RIGHT),
     ("When?", "1990's", "the 1990s", Rule.TEXT, RIGHT),
     ("What does it say?", "don't stop", "dont stop", Rule.TEXT, RIGHT),
+    ("?", "≤", "<=", Rule.SIGNS, RIGHT),
+    ("?", "→", "->", Rule.SIGNS, RIGHT),
+    ("?", "+", "=", Rule.SIGNS, WRONG),
+    ("?", "😀", "🙂", Rule.SIGNS_AGAINST_WORDS, WRONG),
     ("?", "infinity", "∞", Rule.SIGNS_AGAINST_WORDS, WRONG),
     ("?", "red", "The red.", Rule.TEXT, RIGHT),
     ("?", "red", "crimson", Rule.OTHER_TEXT, WRONG),
@@ -194,6 +198,11 @@ CASES = [
     ("What power?", "5 MW", "5 mW", Rule.UNCLEAR_UNIT, RIGHT),
     ("What power?", "5 MW", "5 Mw", Rule.TEXT, RIGHT),
     ("How many did they earn?", "5", "$5", Rule.UNSAID_UNIT, RIGHT),
+    ("What percent is red?", "50", "0.5", Rule.NUMBER, WRONG),
+    ("What percent is red?", "33", "1/3", Rule.UNSAID_PERCENT, WRONG),
+    ("What percent is red?", "33", "1/2", Rule.NUMBER, WRONG),
+    ("?", "1 1/2", "11/2", Rule.FRACTION, WRONG),
+    ("?", "1 1/2", "12/2", Rule.NUMBER, WRONG),
     ("What version is it?", "3.10", "3.1", Rule.LABEL, RIGHT),
     ("What is the serial number?", "5E2", "500", Rule.LABEL, RIGHT),
     ("What is the serial number?", "5E2", "5e2", Rule.TEXT, RIGHT),
@@ -307,6 +316,17 @@ async def test_where_rules_decide_people_agree_and_they_decide_most_rows():
     assert attacks.agreement.num_cases >= 35  # a bare "correct" may mean yes: that is for the next judge
 
 
+def test_a_share_of_its_value_makes_no_year_or_label_certainly_equal_to_another():
+    def find(question, reference, prediction):
+        return find_by_rules(question, reference, prediction, relative_tolerance=1e-3, metric="relaxed")
+
+    assert find("Which bar is lowest?", "2010", "2015").rule is Rule.LABEL
+    assert find("How many were sold?", "2010", "2015").rule is Rule.NUMBER
+    assert not find("Which year is lowest?", "2010", "2015").is_correct
+    assert not find("Which flight is it?", "310", "311").is_correct
+    assert find("Which value?", "310", "311").is_correct
+
+
 @pytest.mark.parametrize("metric", ["strict", "relaxed", "anls"])
 async def test_no_attack_passes_under_any_metric(metric):
     judge = RulesJudge(relative_tolerance=1e-3, metric=metric)
@@ -319,6 +339,35 @@ def test_the_config_says_whether_rules_are_last_and_by_which_metric():
     assert alone == RulesJudge(relative_tolerance=0.5, metric="relaxed", is_last=True)
     first = RulesJudge.from_config(JudgeConfig(chain=("rules", "openai"), llm=LLMJudgeConfig(model="m")))
     assert not first.is_last
+
+
+@pytest.mark.parametrize("reference", ["100, 105", "105, 100"])
+@pytest.mark.parametrize("prediction", ["103, 99", "99, 103"])
+def test_items_are_paired_so_that_all_fit(reference, prediction):
+    finding = find_by_rules("What values?", reference, prediction, relative_tolerance=1e-3, metric="relaxed")
+    assert (finding.rule, finding.is_correct) == (Rule.ITEMS, RIGHT)
+    finding = find_by_rules("What values?", reference, "103, 112", relative_tolerance=1e-3, metric="relaxed")
+    assert (finding.rule, finding.is_correct) == (Rule.ITEM_NUMBERS, WRONG)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A" + " " * 1990 + "x",
+        "how many " + "a" * 1900,
+        "a, " * 660,
+        "1 to " * 400,
+        "and " * 499,
+        "((" * 900,
+        "- x\n" * 490,
+    ],
+)
+def test_no_answer_takes_long_to_judge(answer):
+    started = time.monotonic()
+    for question, reference in ((answer, "red, blue and 5 kg"), ("How many?", answer), ("How many?", "10-15")):
+        find_by_rules(question, reference, answer, relative_tolerance=1e-3)
+        find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
+    assert time.monotonic() - started < 5
 
 
 SEEDS = (

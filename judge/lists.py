@@ -113,7 +113,9 @@ def _assign(fits: Sequence[Sequence[int]]) -> list[int] | None:
         while free is not None:
             row = came_from[free]
             row_at[free] = row
-            free, column_of[row] = column_of.get(row), free
+            left = column_of.get(row)
+            column_of[row] = free
+            free = left
     return [column_of[row] for row in range(len(fits))]
 
 

@@ -1,4 +1,4 @@
-"""One engine: references to samples in, played groups out. A plain class; `cluster/launch.py` makes it a Ray actor."""
+"""One engine: references to samples in, played groups out. A plain class; `cluster/ray_actors.py` makes it an actor."""
 
 from __future__ import annotations
 

@@ -32,12 +32,18 @@ def wait_for_step(process: subprocess.Popen, ledger: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_good(tmp_path):
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_good(tmp_path, max_staleness):
     seed = random.randrange(10**6)
     print(f"the moments are drawn from seed {seed}")
     draw = random.Random(seed)
     shapes = make_shapes(tmp_path / "shapes", seed=0)
-    settings = [f"run.dir={tmp_path}", f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
+    settings = [
+        f"run.dir={tmp_path}",
+        f"data.train={shapes['train']}",
+        f"data.heldout={shapes['heldout']}",
+        f"train.max_staleness={max_staleness}",
+    ]
     command = [sys.executable, "-m", "cluster.cli", "train", "--json", *settings]
     flags: list[str] = []
     ledger = tmp_path / "tiny" / "ledger.jsonl"

@@ -62,7 +62,7 @@ class RolloutPool:
         """
         failures: list[str] = []
         while len(failures) < MAX_ATTEMPTS:
-            worker = await self._acquire()
+            worker = await self._acquire(is_first=not failures)
             try:
                 async with asyncio.timeout(self._group_timeout_s):
                     return await worker.play(dataclasses.replace(request, attempt=request.attempt + len(failures)))
@@ -106,10 +106,14 @@ class RolloutPool:
         kept = await asyncio.gather(*(one(worker) for worker in workers))
         return [worker for worker, is_kept in zip(workers, kept, strict=True) if is_kept]
 
-    async def _acquire(self) -> Worker:
-        """A worker with room. Who asked first gets it first: a batch never waits for groups of the next."""
+    async def _acquire(self, *, is_first: bool) -> Worker:
+        """A worker with room. Who asked first gets it first, and who lost one before all others: a batch never waits
+        for groups of the next."""
         turn: asyncio.Future[Worker | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        if is_first:
+            self._waiting.append(turn)
+        else:
+            self._waiting.appendleft(turn)
         self._hand_out()
         try:
             worker = await turn

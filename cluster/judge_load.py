@@ -161,11 +161,13 @@ async def running_pool(
 ) -> AsyncIterator[tuple[ServeJudgeHandle, str]]:
     """A pool on the cluster this process is connected to, with its name; gone on exit."""
     name = f"judge-load-{secrets.token_hex(3)}"
-    handle = await asyncio.to_thread(deploy_judges, judge, name, make=make)
     try:
-        yield handle, name
+        handle = await asyncio.to_thread(deploy_judges, judge, name, make=make)
+        try:
+            yield handle, name
+        finally:
+            handle.close()
     finally:
-        handle.close()
         await asyncio.to_thread(delete_judges, name)
 
 

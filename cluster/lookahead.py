@@ -19,6 +19,7 @@ class Lookahead(Generic[T]):
     """`take()` hands out the batches of `produce()`, one after the other, in order.
 
     Args:
+        num_batches: that will be taken: what goes beyond would be played and judged for nothing.
         allow: told of how many batches the production may have started, whenever there is one more. A producer that is
             not done with a batch may then begin with the parts of the next.
     """
@@ -28,19 +29,26 @@ class Lookahead(Generic[T]):
         produce: Callable[[], Awaitable[T]],
         *,
         depth: int,
+        num_batches: int,
         allow: Callable[[int], None] = lambda num_batches: None,
     ) -> None:
         self._produce = produce
         self._depth = depth
+        self._num_batches = num_batches
         self._allow = allow
         self._num_asked = 0
         self._asked = asyncio.Condition()
         self._ready: asyncio.Queue[T] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def _num_allowed(self) -> int:
+        """Batches whose production may have started by now."""
+        return min(self._num_asked + self._depth, self._num_batches)
+
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="lookahead")
-        self._allow(self._num_asked + self._depth)
+        self._allow(self._num_allowed)
         return self
 
     async def __aexit__(
@@ -53,10 +61,11 @@ class Lookahead(Generic[T]):
     async def take(self) -> T:
         """The next batch. What `produce` raises is raised here; a producer that just ends is an error as well."""
         assert self._task is not None, "use `async with`"
+        assert self._num_asked < self._num_batches, "all batches have been taken"
         async with self._asked:
             self._num_asked += 1
             self._asked.notify_all()
-        self._allow(self._num_asked + self._depth)
+        self._allow(self._num_allowed)
         ready = asyncio.create_task(self._ready.get())
         try:
             await asyncio.wait([ready, self._task], return_when=asyncio.FIRST_COMPLETED)
@@ -71,6 +80,6 @@ class Lookahead(Generic[T]):
         num_started = 0
         while True:
             async with self._asked:
-                await self._asked.wait_for(lambda: num_started < self._num_asked + self._depth)  # noqa: B023 (awaited here)
+                await self._asked.wait_for(lambda: num_started < self._num_allowed)  # noqa: B023 (awaited here)
             num_started += 1
             await self._ready.put(await self._produce())

@@ -18,11 +18,13 @@ from configs.schema import Config
 async def train(config: Config, launch: Callable[[Config], AbstractAsyncContextManager[Run]]) -> dict[str, object]:
     async with launch(config) as run:  # actors up and restored; torn down on any exit
         await run.publish()  # every engine starts from the learner's weights
+        steps = range(run.step + 1, config.train.num_steps + 1)
+        depth = config.train.max_staleness
         async with (
             Collector(run, config) as collector,
-            Lookahead(collector.collect, depth=config.train.max_staleness, allow=collector.allow) as ahead,
+            Lookahead(collector.collect, depth=depth, num_batches=len(steps), allow=collector.allow) as ahead,
         ):
-            for step in range(run.step + 1, config.train.num_steps + 1):
+            for step in steps:
                 batch = await ahead.take()  # judged groups that have something to teach
                 update = await run.learner.update([group.training for group in batch.trained])
                 await run.publish()  # version = the learner's optimizer step

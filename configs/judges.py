@@ -72,18 +72,18 @@ class LLMJudgeConfig:
         self._check_address_and_key()
 
     def _check_address_and_key(self) -> None:
-        """None of these values is shown, or written into a run's folder, where the key itself may stand in it."""
+        """Values that may be the key itself are refused, so that no run's folder holds them, and are not shown."""
         has_extras = any(sign in self.base_url for sign in "@?#")
         remedy = "the address alone, without user, password or query; use judge.llm.api_key_file"
         require(not has_extras, "judge.llm.base_url", "(hidden)", remedy)
         remedy = "write http://HOST:PORT/v1 or https://HOST/v1"
-        shown = self.base_url if "://" in self.base_url else "(hidden)"
+        shown = self.base_url if self.base_url.startswith(("http://", "https://")) else "(hidden)"
         require(_is_address(self.base_url), "judge.llm.base_url", shown, remedy)
         remedy = "give the name of an environment variable in capitals, such as OPENAI_API_KEY, not the key"
         is_name = not self.api_key_env or _is_variable_name(self.api_key_env)
         require(is_name, "judge.llm.api_key_env", "(hidden)", remedy)
-        is_path = not self.api_key_file or any(sign in self.api_key_file for sign in "/.")
-        remedy = "give the path of the file that holds the key, with a / or a dot in it, such as ./judge.key"
+        is_path = not self.api_key_file or _is_path(self.api_key_file)
+        remedy = "give the path of the file that holds the key, such as ./judge.key, not the key"
         require(is_path, "judge.llm.api_key_file", "(hidden)", remedy)
         require(
             not (self.api_key_file and self.api_key_env),
@@ -102,6 +102,12 @@ def _is_variable_name(text: str) -> bool:
     """Capitals, in words: keys are of small letters, or long and of one word."""
     is_name = re.fullmatch(r"[A-Z_][A-Z0-9_]*", text) is not None
     return is_name and ("_" in text or len(text) <= MAX_ONE_WORD_CHARS)
+
+
+def _is_path(text: str) -> bool:
+    """Names of folders and files, or a file with a short ending: keys with dots in them have long parts."""
+    is_marked = text.startswith(("/", "./", "../", "~"))
+    return is_marked or re.fullmatch(r"[\w.-]+(/[\w.-]+)+|[\w-]{1,40}\.\w{1,5}", text) is not None
 
 
 def _is_address(text: str) -> bool:

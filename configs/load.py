@@ -133,7 +133,8 @@ def _parse_override(override: str) -> DictConfig:
 def _shown(override: str) -> str:
     """An override for an error; of settings around which a key may have been written by mistake the name alone."""
     key, separator, _ = override.partition("=")
-    is_open = not key.strip().startswith(LLM_SECTION) and "key" not in key.lower()
+    is_about_llm = key.strip().startswith(LLM_SECTION) or re.match(r"\s*judge\s*[=:{]", override) is not None
+    is_open = not is_about_llm and "key" not in override.lower()
     return override if is_open else f"{key.split()[0]}{separator and '=(hidden)'}"
 
 
@@ -165,7 +166,9 @@ def _explain(error: OmegaConfBaseException, added: Mapping[str, Any]) -> str:
     """
     where = f"{error.full_key}: " if error.full_key else ""
     message = next(iter(str(error).splitlines()), "")
-    lists = ", ".join(f"{path}={value}" for path, value in _lists(added))
+    if str(error.full_key).startswith(LLM_SECTION):
+        message = re.sub(r"^Value '.*' |: '.*", lambda told: "Value (hidden) " if told.start() == 0 else "", message)
+    lists = ", ".join(f"{path}={value}" for path, value in _lists(added) if not path.startswith(LLM_SECTION))
     return where + re.split(r" value: |: '\{", message.replace("'$VALUE'", f"in {lists}"))[0]
 
 

@@ -158,6 +158,8 @@ def deploy_judges(
 ) -> ServeJudgeHandle:
     """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
 
+    What there is of a pool that did not come up is left to `delete_judges`.
+
     Raises:
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
@@ -172,7 +174,6 @@ def deploy_judges(
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         while not _is_running(app_name):
             if time.monotonic() > deadline_at:
-                delete_judges(app_name)
                 raise JudgeError(
                     f"the judge pool {app_name!r} was not up within judge.start_timeout_s={config.start_timeout_s:g}"
                 )

@@ -51,6 +51,19 @@ async def test_groups_are_played_in_the_order_in_which_they_came():
     assert begun[:30] == list(range(30))
 
 
+async def test_a_group_that_lost_its_worker_goes_before_those_that_wait():
+    begun = []
+
+    class Noting(FakeWorker):
+        async def play(self, request):
+            begun.append((request.ref.row, request.attempt))
+            return await super().play(request)
+
+    pool = make_pool(Noting("broken", [RolloutError("engine died")]), Noting("sound", seconds=0.01), most=1)
+    await asyncio.gather(*(pool.play(request(row)) for row in range(6)))
+    assert begun == [(0, 0), (1, 0), (0, 1), (2, 0), (3, 0), (4, 0), (5, 0)]
+
+
 async def test_groups_that_are_given_up_leave_their_room_to_others():
     worker = FakeWorker("a", seconds=0.05)
     pool = make_pool(worker, most=2)

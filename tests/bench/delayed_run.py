@@ -32,12 +32,12 @@ SETTLE_S = 3.0
 
 async def time_steps(run: Run, config: Config, *, depth: int, num_steps: int) -> list[tuple[float, float]]:
     """(seconds, of these verdicts alone) of each step, after those that fill the look-ahead."""
-    steps = []
+    steps, num_taken = [], num_steps + depth + 1
     async with (
         Collector(run, config) as collector,
-        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+        Lookahead(collector.collect, depth=depth, num_batches=num_taken + depth, allow=collector.allow) as ahead,
     ):
-        for _ in range(num_steps + depth + 1):
+        for _ in range(num_taken):
             started = time.monotonic()
             batch = await ahead.take()
             waited_s = time.monotonic() - started

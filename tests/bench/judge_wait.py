@@ -106,7 +106,7 @@ async def run_steps(config: Config, judges: JudgePool, *, depth: int, num_steps:
     run, steps = make_run(config, judges), []
     async with (
         Collector(run, config) as collector,
-        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+        Lookahead(collector.collect, depth=depth, num_batches=num_steps + 1 + depth, allow=collector.allow) as ahead,
     ):
         for _ in range(num_steps + 1):
             started = time.monotonic()

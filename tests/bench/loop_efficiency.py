@@ -145,10 +145,10 @@ async def on_policy_round(run: Run, config: Config) -> dict[str, float]:
 
 async def overlapped_round(run: Run, config: Config) -> dict[str, float]:
     """Two trips of the loop with look-ahead, after one that fills it."""
-    num_episodes = 0
+    num_episodes, depth = 0, config.train.max_staleness
     async with (
         Collector(run, config) as collector,
-        Lookahead(collector.collect, depth=config.train.max_staleness, allow=collector.allow) as ahead,
+        Lookahead(collector.collect, depth=depth, num_batches=3 + depth, allow=collector.allow) as ahead,
     ):
         for trip in range(3):
             if trip == 1:

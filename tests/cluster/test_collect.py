@@ -191,11 +191,11 @@ async def test_the_wait_for_verdicts_counts_what_play_does_not_hide():
 
 
 async def batches(run, num, *, depth, update_s=0.0, config=CONFIG):
-    """The first batches of a loop whose learner takes so long, and the seconds from the first one to the last."""
+    """The first batches of an endless loop whose learner takes so long, and the seconds from first to last."""
     taken = []
     async with (
         Collector(run, config) as collector,
-        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+        Lookahead(collector.collect, depth=depth, num_batches=99, allow=collector.allow) as ahead,
     ):
         for _ in range(num):
             taken.append((await ahead.take(), now()))
@@ -262,7 +262,7 @@ async def test_a_group_is_played_at_most_the_look_ahead_before_its_batch_is_lear
     run = FakeRun(pool(Noting("a", seconds=0.3)), judges=SlowJudges(1.0))
     async with (
         Collector(run, CONFIG) as collector,
-        Lookahead(collector.collect, depth=depth, allow=collector.allow) as ahead,
+        Lookahead(collector.collect, depth=depth, num_batches=99, allow=collector.allow) as ahead,
     ):
         for number in range(6):
             batch = await ahead.take()

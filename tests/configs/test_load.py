@@ -149,13 +149,26 @@ def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(where, query):
         "judge.llm.max_reply_tokens=[{}",
         "judge.llm={}",
         "judge.llm={{api_key: {}}}",
+        "judge={{llm: {{api_key: {}}}}}",
+        "judge={{llm: {{model: [{}",
+        "judge: {}",
+        "judge.llm.base_url=ftp://{}",
         "judge.api_key={}",
         "openai_key={}",
     ],
 )
 def test_a_key_in_a_wrong_override_is_not_shown(override):
-    with pytest.raises(ValueError, match=r"key|judge\.llm") as error:
+    with pytest.raises(ValueError, match=r"key|judge") as error:
         load_config("tiny", [override.format("sk-proj-SECRET")])
+    assert "SECRET" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", ["api_key_env: [{}]", "max_reply_tokens: {}", "api_key: {}", "api_key_file: {}"])
+def test_a_key_in_a_wrong_place_of_a_file_is_not_shown(setting, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"judge: {{llm: {{{setting.format('sk-proj-SECRET')}}}}}")
+    with pytest.raises(ValueError, match=r"judge\.llm|llm\.") as error:
+        load_config(str(file))
     assert "SECRET" not in str(error.value)
 
 

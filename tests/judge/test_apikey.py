@@ -53,7 +53,18 @@ def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
         read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY"))
 
 
-@pytest.mark.parametrize("key", [KEY, "gsk_aB3dE5fG7hJ9", "d41d8cd98f00b204e9800998ecf8427e", "AKIAIOSFODNN7EXAMPLE"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEY,
+        "gsk_aB3dE5fG7hJ9",
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "AKIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
+        "a1b2c3.d4e5f6a7b8c9",
+        "kQ7/9pXw+Zt2vB8=",
+    ],
+)
 @pytest.mark.parametrize(
     ("field", "remedy"),
     [
@@ -71,7 +82,7 @@ def test_a_key_written_where_its_place_or_an_address_belongs_is_refused_unshown(
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "KEY", "GROQ_API_KEY_2", "_JUDGE"])
 def test_names_of_variables_and_paths_are_taken(name):
     assert LLMJudgeConfig(api_key_env=name).api_key_env == name
-    for path in ("./judge.key", "~/keys/judge", "judge.key"):
+    for path in ("./judge.key", "~/keys/judge", "judge.key", "/run/secrets/openai", "secrets/openai", "../key"):
         assert LLMJudgeConfig(api_key_file=path).api_key_file == path
 
 

@@ -5,8 +5,9 @@
 
 Everything is real: engine, learner, pool, and an LLM judge behind a scripted endpoint that is right but takes its time.
 One run is brought up for all; the learning rate is next to nothing, so that all steps play alike. Depths and latencies
-take turns, and medians are over all rounds. The first latency is what the others are compared with, at the same depth. Where engine and learner share their cores, overlap only shifts
-the work: give them GPUs of their own (`rollout.num_gpus=1 learner.num_gpus=1`).
+take turns, and medians are over all rounds. The first latency is what the others are compared with, at the same depth.
+Where engine and learner share their cores, overlap only shifts the work: give them GPUs of their own
+(`rollout.num_gpus=1 learner.num_gpus=1`).
 """
 
 from __future__ import annotations

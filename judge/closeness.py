@@ -52,8 +52,8 @@ def may_be_no_share(reference: Quantity, prediction: Quantity) -> bool:
 def doubt_difference(reference: Quantity, prediction: Quantity, asked: Asked) -> Finding | None:
     """A finding that is not certain where two numbers that differ may yet mean the same, else None."""
     sides = reference, prediction
-    has_other_sign = asked.is_fall or reference.is_bracketed or prediction.is_bracketed
-    if has_other_sign and prediction.value == -reference.value and prediction.unit == reference.unit:
+    may_change_sign = asked.is_fall or reference.is_bracketed or prediction.is_bracketed
+    if may_change_sign and _are_opposite(reference, prediction):
         return right(Rule.SIGN)
     if _may_be_pairs(reference, prediction) or _may_be_pairs(prediction, reference):
         return wrong(Rule.FRACTION)
@@ -62,6 +62,13 @@ def doubt_difference(reference: Quantity, prediction: Quantity, asked: Asked) ->
     if asked.is_percent and (_is_hundredfold(reference, prediction) or _is_hundredfold(prediction, reference)):
         return wrong(Rule.UNSAID_PERCENT)
     return wrong(Rule.NEARLY) if _may_be_rounded(reference, prediction) else None
+
+
+def _are_opposite(one: Quantity, other: Quantity) -> bool:
+    """Alike but for the sign, where a unit may stand on one side alone: a fall of `12%` and `-12`."""
+    if one.unit is None or other.unit is None or one.unit == other.unit:
+        return one.value == -other.value or _share(one) == -_share(other)
+    return one.unit.dimension == other.unit.dimension and one.value == -convert(other.value, other.unit, one.unit)
 
 
 def _may_be_pairs(one: Quantity, other: Quantity) -> bool:

@@ -41,7 +41,7 @@ def compare_quantities(reference: Quantity, prediction: Quantity, asked: Asked, 
         return right(Rule.FRACTION)
     if finding.is_correct or finding.rule not in _MAY_BE_SCALED:
         return finding
-    if finding.rule in (Rule.NUMBER, Rule.NO_READING) and (doubt := doubt_difference(reference, prediction, asked)):
+    if finding.rule is not Rule.UNSAID_UNIT and (doubt := doubt_difference(reference, prediction, asked)):
         return doubt
     # `5` for `5 million`, or where the question asks for millions: perhaps right, though not as written.
     bare, other = sorted((reference, prediction), key=lambda quantity: quantity.magnitude)

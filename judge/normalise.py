@@ -27,7 +27,8 @@ _LATEX_WORDS = (
 _ARTICLE = re.compile(r"(?<![\w'])(?:(?:a|an)\s+(?=[^\W\d_])|the\s+(?=\w))")
 _PUNCTUATION_AT_WORD_END = re.compile(r"[.,!?;:]+(?=\s|$)")
 _COMMA_BETWEEN_WORDS = re.compile(r"(?<![0-9]),|,(?![0-9])")
-_HYPHEN_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_HYPHEN_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_]{2})")
+"""A word on one side at least: `x-y` is a difference."""
 _QUOTED = re.compile(r"""(?<![0-9])"([^"]*)"|(?<![\w'])'([^']*)'(?!\w)""")
 _QUOTE = re.compile(r"""(?<![0-9])["']|(?<=[0-9])'(?=[^\W\d_])""")
 """Not after a digit, where it is a prime unless a letter follows: `6'2"` is no 62, `1990's` is `1990s`."""
@@ -69,7 +70,9 @@ def strip_latex(text: str) -> str:
 
 def _plain_fraction(match: re.Match[str]) -> str:
     above, below = (part.strip() for part in match.groups() if part is not None)
-    return "/".join(part if part.isalnum() else f"({part})" for part in (above, below))
+    # Two signs below the line are no longer one term on it: `1/2x` is half of x.
+    is_one_term = below.isdigit() or len(below) == 1
+    return f"{above if above.isalnum() else f'({above})'}/{below if is_one_term else f'({below})'}"
 
 
 def boxed_answer(text: str) -> str | None:

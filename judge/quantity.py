@@ -57,7 +57,7 @@ _QUANTITY = re.compile(
     rf"(?:(?:(?P<whole>[0-9]{{1,30}})\s+)?(?P<above>{_NUMBER})\s*/\s*(?P<below>{_NUMBER})"
     rf"|(?P<number>{_NUMBER})(?:e(?P<e>[+-]?[0-9]{{1,2}})|\s*[*x]\s*10\s*\^\s*\{{?(?P<power>[+-]?[0-9]{{1,2}})\}}?)?"
     rf"|(?P<words>(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|(?:{'|'.join(_ONES)})\b))"
-    r"\s*-?(?P<rest>(?:[^\W0-9_]|[%°$€£¥¢]).*)?"
+    r"\s*(?:-?(?P<rest>(?:[^\W0-9_]|[%°$€£¥¢]).*))?"
 )
 
 

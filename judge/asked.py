@@ -19,7 +19,7 @@ _NO_THING = frozenset(
 )
 """First words after `how many` where the thing is left out: `how many were sold`, `how many did he earn`."""
 _WITH_UNIT = re.compile(
-    r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\()\s*"
+    r"(?:\bhow many|\bin|\bnumber of|\bunits?:?|\((?:in )?)\s*"
     r"((?:square |cubic |degrees? )?[^\W\d_]+(?:/[^\W\d_]+| per [^\W\d_]+|\^?[23](?!\d))?|[%°$€£¥]\s?[a-z]?)"
     r"(?=[\s?.,;:)]|$)"
 )

@@ -43,14 +43,14 @@ UNITS: dict[str, Unit] = {
     **_units(
         "length",
         {
-            "mm millimeter millimetre": "1/1000",
-            "cm centimeter centimetre": "1/100",
+            "mm mms millimeter millimetre": "1/1000",
+            "cm cms centimeter centimetre": "1/100",
             "dm decimeter decimetre": "1/10",
             "m meter metre": "1",
-            "km kilometer kilometre": "1000",
+            "km kms kilometer kilometre": "1000",
             "in inch inche": "0.0254",
             "ft foot feet": "0.3048",
-            "yd yard": "0.9144",
+            "yd yds yard": "0.9144",
             "mi mile": "1609.344",
         },
     ),
@@ -64,15 +64,15 @@ UNITS: dict[str, Unit] = {
             "ha hectare": "10000",
         },
     ),
-    **_units("volume", {"ml milliliter millilitre cm3": "1/1000", "cl": "1/100", "l liter litre": "1", "m3": "1000"}),
+    **_units("volume", {"ml mls milliliter millilitre cm3": "1/1000", "cl": "1/100", "l liter litre": "1", "m3": "1000"}),
     **_units(
         "mass",
         {
             "mg milligram": "1/1000",
             "g gram": "1",
-            "kg kilogram kilo": "1000",
+            "kg kgs kilogram kilo": "1000",
             "t ton tonne": "1000000",
-            "lb pound": "453.59237",
+            "lb lbs pound": "453.59237",
             "oz ounce": "28.349523125",
         },
     ),
@@ -82,13 +82,13 @@ UNITS: dict[str, Unit] = {
             "ms millisecond": "1/1000",
             "s sec second": "1",
             "min minute": "60",
-            "h hr hour": "3600",
+            "h hr hrs hour": "3600",
             "day": "86400",
             "week": "604800",
         },
     ),
     # No fixed number of days.
-    **_units("calendar", {"month": "1", "year yr yearold yearsold": "12"}),
+    **_units("calendar", {"month": "1", "year yr yrs yearold yearsold yrold yrsold": "12"}),
     **_units(
         "speed",
         {
@@ -139,7 +139,7 @@ def unit_of(text: str) -> Unit | None:
     """The unit of the table that a text names, in the singular or plural, spelled out or not."""
     compact = re.sub(r"square (\w+?)s?\b", r"\1^2", text).replace("per cent", "%").replace("^", "")
     compact = re.sub(r"s? per |s/", "/", compact)
-    compact = compact.replace("{", "").replace("}", "").replace(" ", "").rstrip(".")
+    compact = re.sub(r"[{}() ]", "", compact).rstrip(".")
     return UNITS.get(compact) or UNITS.get(singular(compact))
 
 

@@ -15,11 +15,21 @@ _NAMES = {
     ",": "comma",
     ":": "colon",
     ";": "semicolon",
-    "-": "dash hyphen minus",
-    "/": "slash",
+    "-": "dash hyphen minus subtraction subtract negative",
+    "/": "slash division divide divided by",
     "\\": "backslash",
-    "*": "asterisk star",
-    "&": "ampersand",
+    "*": "asterisk star times multiplication multiply multiplied by",
+    "+": "plus addition add positive",
+    "=": "equals equal to",
+    "<": "less smaller than",
+    ">": "greater larger more than",
+    "$": "dollar dollars",
+    "^": "caret",
+    "~": "tilde",
+    "()": "parenthesis parentheses bracket brackets",
+    "[]": "bracket brackets",
+    "{}": "brace braces",
+    "&": "ampersand and",
     "%": "percent percentage",
     "@": "at",
     "#": "hash hashtag pound number",
@@ -27,6 +37,8 @@ _NAMES = {
     "'": "apostrophe quote quotation",
     '"': "quote quotation",
 }
+_MARKUP_SIGNS = frozenset("|~^`")
+"""ASCII that Unicode counts among symbols though it says nothing; `+`, `<` and `$` have names."""
 _KINDS = frozenset(("mark", "marks", "sign", "signs", "symbol", "full"))
 
 
@@ -49,9 +61,9 @@ def compare_signs(reference: str, prediction: str) -> Finding | None:
         return wrong(Rule.SIGNS if is_plain else Rule.SIGNS_AGAINST_WORDS, "different")
     if names_sign(reference, prediction):
         return right(Rule.SIGNS_AGAINST_WORDS)
-    return wrong(Rule.ONLY_SIGNS if _is_punctuation(prediction) else Rule.SIGNS_AGAINST_WORDS)
+    return wrong(Rule.ONLY_SIGNS if is_blank(prediction) and _is_punctuation(prediction) else Rule.SIGNS_AGAINST_WORDS)
 
 
 def _is_punctuation(text: str) -> bool:
     """Signs that say nothing by themselves; `∞`, `✓` or a face might."""
-    return all(char.isascii() or unicodedata.category(char)[0] in "PZC" for char in text) and is_blank(text)
+    return all(char in _MARKUP_SIGNS or unicodedata.category(char)[0] in "PZC" for char in text)

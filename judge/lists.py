@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from judge.asked import Order
 from judge.findings import Finding, Rule, right, wrong
@@ -43,9 +44,8 @@ def compare_lists(
     """
     expected, given = split_items(reference), split_items(prediction)
     # `1, 234` may be `1,234`.
-    are_numbers = digits_of(reference) != digits_of(prediction) and all(
-        parse_quantity(item) is not None for item in (*expected, *given)
-    )
+    is_one_writing = digits_of(reference) == digits_of(prediction) or _have_decimal_commas(reference, prediction)
+    are_numbers = not is_one_writing and all(parse_quantity(item) is not None for item in (*expected, *given))
     if len(expected) != len(given):
         # `2` for `2, 2` may be a double root.
         is_repeated = {normalise(item) for item in expected} == {normalise(item) for item in given}
@@ -66,6 +66,19 @@ def compare_lists(
     if has_names_on_one_side or order is Order.SPOKEN_OF or reference.strip().startswith(("(", "[")):
         return wrong(Rule.ITEMS_UNCLEAR, "another order")
     return right(Rule.ITEMS_UNCLEAR, "another order") if order is Order.SEVERAL_ASKED else _same(paired)
+
+
+def _have_decimal_commas(reference: str, prediction: str) -> bool:
+    """Whether the texts hold the same numbers once commas are read as points: `1.000,00` and `1000`."""
+    readings = [[_numbers(text, commas) for commas in (",.", ".,")] for text in (reference, prediction)]
+    return any(one is not None and one in readings[1] for one in readings[0])
+
+
+def _numbers(text: str, commas: str) -> list[Fraction] | None:
+    swapped = text.translate(str.maketrans(",.", commas))
+    parts = re.split(rf"[;\n]|{re.escape(commas[0])}\s+|\s(?:and|&)\s", swapped)
+    quantities = [parse_quantity(part) for part in parts if part.strip()]
+    return None if None in quantities else [quantity.value for quantity in quantities if quantity]
 
 
 def split_items(text: str) -> list[str]:

@@ -18,7 +18,56 @@ SIGN_CASES = [
     ("What was the drop in temperature?", "5°C", "-5", Rule.SIGN, RIGHT),
     ("How many fewer apples are there?", "5 apples", "-5", Rule.SIGN, RIGHT),
 ]
-CASES = [*SIGN_CASES]
+MATHS_CASES = [
+    ("?", "\\frac{1}{2x}", "\\frac{1}{2}x", Rule.OTHER_TEXT, WRONG),
+    ("?", "\\frac{a}{bc}", "\\frac{a}{b}c", Rule.OTHER_TEXT, WRONG),
+    ("?", "\\frac{1}{2x}", "$\\dfrac{1}{2x}$", Rule.TEXT, RIGHT),
+    ("?", "\\frac{ab}{c}", "ab/c", Rule.TEXT, RIGHT),
+    ("How fast?", "60 km/h", "60 \\frac{\\text{kilometers}}{\\text{hour}}", Rule.NUMBER, RIGHT),
+    ("What is written?", "a-b", "a b", Rule.OTHER_TEXT, WRONG),
+    ("What is it?", "x-y", "x y", Rule.OTHER_TEXT, WRONG),
+    ("What is it?", "x-ray", "X ray", Rule.TEXT, RIGHT),
+    ("What is it?", "T-shirt", "t shirt", Rule.TEXT, RIGHT),
+    ("What is it?", "5", "5-", Rule.OTHER_TEXT, WRONG),
+    ("How long?", "5 feet", "5-foot", Rule.NUMBER, RIGHT),
+]
+NAMED_SIGN_CASES = [
+    ("Which sign?", "less than", "<", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "plus", "+", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "equals", "=", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "dollar sign", "$", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "multiplication", "×", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "division", "÷", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Which sign?", "parentheses", "()", Rule.SIGNS_AGAINST_WORDS, RIGHT),
+    ("Is there enough?", "no, there is less", "<", Rule.SIGNS_AGAINST_WORDS, WRONG),
+    ("Which sign?", "+", "plus", Rule.SIGNS_AGAINST_WORDS, WRONG),
+    ("Which sign?", "less than", "...", Rule.ONLY_SIGNS, WRONG),
+    ("Which colour?", "red", "**", Rule.ONLY_SIGNS, WRONG),
+]
+DECIMAL_COMMA_CASES = [
+    ("How much?", "12,50", "12.5", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How much?", "12,50 €", "12.5 €", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How much?", "1.000,00", "1000", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How much?", "1.234,50", "1,234.5", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How much?", "12,50", "12,5", Rule.ITEMS_UNCLEAR, WRONG),
+    ("Which sums?", "1,50; 2,50", "1.5; 2.5", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How much?", "12,50", "12.6", Rule.ITEM_NUMBERS, WRONG),
+    ("Which numbers?", "1, 20", "1, 2", Rule.ITEM_NUMBERS, WRONG),
+]
+UNIT_CASES = [
+    ("How long?", "3 hours", "3 hrs", Rule.NUMBER, RIGHT),
+    ("How heavy?", "2 pounds", "2 lbs", Rule.NUMBER, RIGHT),
+    ("What is the weight in pounds?", "5", "5 lbs", Rule.NUMBER, RIGHT),
+    ("How old?", "5 years", "5 yrs", Rule.NUMBER, RIGHT),
+    ("How heavy?", "5 kg", "5 kgs", Rule.NUMBER, RIGHT),
+    ("How long?", "5 cm", "5 cms", Rule.NUMBER, RIGHT),
+    ("How long is it (in cm)?", "12", "12 cm", Rule.NUMBER, RIGHT),
+    ("How long is it (in cm)?", "12", "12 m", Rule.NUMBER, WRONG),
+    ("What is angle A (in degrees)?", "12", "12°", Rule.NUMBER, RIGHT),
+    ("What does it cost (in $)?", "12", "$12", Rule.NUMBER, RIGHT),
+    ("How long is it (cm)?", "12", "12 cm", Rule.NUMBER, RIGHT),
+]
+CASES = [*SIGN_CASES, *MATHS_CASES, *NAMED_SIGN_CASES, *DECIMAL_COMMA_CASES, *UNIT_CASES]
 
 
 @pytest.mark.parametrize(("question", "reference", "prediction", "rule", "is_correct"), CASES)

@@ -72,10 +72,14 @@ def _are_opposite(one: Quantity, other: Quantity) -> bool:
 
 
 def _may_be_pairs(one: Quantity, other: Quantity) -> bool:
-    """`2/5` may be two of five; `5/6` may be `6/5` with day and month turned."""
+    """`2/5` may be two of five; `5/6` may be `6/5` with day and month turned, `2019/20` a season or a financial year."""
     if one.fraction is None:
         return False
-    return one.fraction[0] == other.value or one.fraction[::-1] == other.fraction
+    if one.fraction[0] == other.value or one.fraction[::-1] == other.fraction:
+        return True
+    if other.fraction is None or one.fraction[0] != other.fraction[0] or not 1500 <= one.fraction[0] <= 2100:
+        return False
+    return one.fraction[1] < 100 and other.fraction[1] % 100 == one.fraction[1]
 
 
 def _are_thousands(one: Quantity, other: Quantity) -> bool:

@@ -27,7 +27,7 @@ class Quantity:
     """`1,000` or `1.000`: where one sign parts thousands, elsewhere the other does."""
     is_bracketed: bool = False
     """`(5)`: an accountant's minus."""
-    fraction: tuple[int, int] | None = None
+    fraction: tuple[Fraction, Fraction] | None = None
     """Above and below a slash: `120/80` may be a pair of numbers, `10/12` a date."""
     last_place: Fraction | None = None
     """What one more in the last digit adds: 1/10 for `1.2`, 100,000 for `1.2 million`. None for fractions."""
@@ -109,11 +109,11 @@ def _last_place(match: re.Match[str], magnitude: int) -> Fraction | None:
     return Fraction(10) ** power * magnitude
 
 
-def _written_fraction(match: re.Match[str], text: str) -> tuple[int, int] | None:
+def _written_fraction(match: re.Match[str], text: str) -> tuple[Fraction, Fraction] | None:
     """`3/4`, and neither `2 3/4` nor a fraction set in LaTeX, which are numbers and nothing else."""
-    above, below = match["above"] or "", match["below"] or ""
-    is_open = above.isdigit() and below.isdigit() and not match["whole"] and "frac" not in text
-    return (int(above), int(below)) if is_open else None
+    if not match["above"] or match["whole"] or "frac" in text:
+        return None
+    return _plain(match["above"]), _plain(match["below"])
 
 
 def _is_other_variable(variable: str | None, known_words: frozenset[str]) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from judge.findings import Finding, Rule, wrong
-from judge.normalise import strip_latex, unwrap
+from judge.normalise import normalise, strip_latex, unwrap
 
 _OPTION_MARK = re.compile(r"(?:^|(?<=[\s,;:]))(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)", re.MULTILINE)
+_NUMBER_MARK = re.compile(r"(?:^|(?<=[\s,;:]))(?:\(([1-9])\)|([1-9])[.)])(?=\s+\S)", re.MULTILINE)
 _LONE_LETTER = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-Ja-j])\)?[.:)]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Ja-j])\)|([A-Ja-j])[.:)])\s*(\S.*)", re.DOTALL)
 # One way only to read each joint: with a choice of two, a row of n letters would take time of 2^n.
@@ -28,12 +29,23 @@ def parse_options(question: str) -> dict[str, str]:
 
     Empty when there are fewer than two.
     """
+    return _listed(question, _OPTION_MARK, "A")
+
+
+def names_by_number(question: str, number: str, text: str, same: Callable[[str, str], Finding]) -> bool:
+    """Whether one answer is the number before an option and the other that option's text: `(1) 5 (2) 6`, 2 and 6."""
+    option = _listed(question, _NUMBER_MARK, "1").get(unwrap(number))
+    return option is not None and same(option, text).is_correct
+
+
+def _listed(question: str, mark_pattern: re.Pattern[str], first: str) -> dict[str, str]:
+    """What stands behind each mark, from the first on without a gap."""
     marks: list[re.Match[str]] = []
-    for mark in _OPTION_MARK.finditer(question):
+    for mark in mark_pattern.finditer(question):
         letter = mark[1] or mark[2]
-        if letter == "A" and len(marks) < 2:
+        if letter == first and len(marks) < 2:
             marks = [mark]
-        elif marks and letter == chr(ord("A") + len(marks)):
+        elif marks and letter == chr(ord(first) + len(marks)):
             marks.append(mark)
     if len(marks) < 2:
         return {}
@@ -101,8 +113,9 @@ class Options:
             letter = lone[1].upper()
             matching = [choice for choice in self._matching(answer) if choice.letter != letter]
             if not self.texts or letter in self.texts:
-                # An option's text may be the letter of another.
-                return _Choice(letter=letter, is_certain=not matching)
+                # An option's text may be the letter of another, or end with it: `Vitamin A`.
+                is_certain = not matching and not self._is_in_text(letter, rf"\b{letter}$")
+                return _Choice(letter=letter, is_certain=is_certain)
             return matching[0] if len(matching) == 1 else None
         if labelled := _LETTER_AND_TEXT.fullmatch(answer):
             letter, text = (labelled[1] or labelled[2]).upper(), labelled[3]
@@ -123,7 +136,17 @@ class Options:
             if finding.is_correct
         ]
 
+    def _is_in_text(self, letter: str, pattern: str) -> bool:
+        """Whether the text of another option holds a letter."""
+        return any(re.search(pattern, unwrap(text)) for of, text in self.texts.items() if of != letter)
+
     def _has_joint_option(self) -> bool:
+        """`Both A and B`, or `John and Mary` beside `John` and `Mary`."""
+        texts = {letter: normalise(text) for letter, text in self.texts.items()}
+        for letter, text in texts.items():
+            others = {other for of, other in texts.items() if of != letter and other and other != text}
+            if sum(re.search(rf"(?<!\w){re.escape(other)}(?!\w)", text) is not None for other in others) > 1:
+                return True
         return any(_OF_OTHERS.search(text) for text in self.texts.values())
 
     def _refuse(self, prediction: str) -> Finding | None:
@@ -131,8 +154,9 @@ class Options:
         answer = " ".join(unwrap(strip_latex(prediction.strip())).split())
         if _LETTERS.fullmatch(answer) and len(set(re.findall(r"[A-J]", answer))) > 1:
             return None if self._has_joint_option() else wrong(Rule.SEVERAL_OPTIONS)
-        if self.texts and _LONE_LETTER.fullmatch(answer):
-            return wrong(Rule.NO_OPTION)
+        if self.texts and (lone := _LONE_LETTER.fullmatch(answer)):
+            letter = lone[1].upper()
+            return None if self._is_in_text(letter, rf"\b{letter}\b") else wrong(Rule.NO_OPTION)
         labelled = _LETTER_AND_TEXT.fullmatch(answer)
         if self.texts and labelled and any(choice.is_certain for choice in self._matching(labelled[3])):
             return wrong(Rule.NO_OPTION, "letter and text of different options")

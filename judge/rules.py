@@ -21,7 +21,7 @@ from judge.lists import compare_lists, is_list, is_pair, split_items
 from judge.metrics import RELAXED_TOLERANCE, anls
 from judge.normalise import boxed_answer, boxed_answers, digits_of, normalise
 from judge.numbers import compare_quantities
-from judge.options import Options, parse_options
+from judge.options import Options, names_by_number, parse_options
 from judge.polarity import compare_polarity
 from judge.quantity import Quantity, parse_quantity, words_of
 from judge.ranges import compare_several
@@ -142,8 +142,16 @@ class _Rules:
 
     def compare(self, reference: str, prediction: str) -> Finding:
         # One option may lie within 5 % of the next: among them numbers are compared strictly.
-        options = Options(texts=parse_options(self.question), same=replace(self, closeness=self.strict)._same)
-        return options.compare(reference, prediction) or self._same(reference, prediction)
+        same = replace(self, closeness=self.strict)._same
+        options = Options(texts=parse_options(self.question), same=same)
+        if chosen := options.compare(reference, prediction):
+            return chosen
+        finding = self._same(reference, prediction)
+        if finding.is_correct or not finding.is_certain:
+            return finding
+        sides = reference, prediction
+        is_number = any(names_by_number(self.question, *pair, same) for pair in (sides, sides[::-1]))
+        return right(Rule.LIKELY_OPTION, "by its number") if is_number else finding
 
     def _same(self, reference: str, prediction: str) -> Finding:
         finding = self._same_content(reference, prediction)

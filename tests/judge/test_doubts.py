@@ -67,7 +67,30 @@ UNIT_CASES = [
     ("What does it cost (in $)?", "12", "$12", Rule.NUMBER, RIGHT),
     ("How long is it (cm)?", "12", "12 cm", Rule.NUMBER, RIGHT),
 ]
-CASES = [*SIGN_CASES, *MATHS_CASES, *NAMED_SIGN_CASES, *DECIMAL_COMMA_CASES, *UNIT_CASES]
+OPTION_CASES = [
+    ("Who? A) John B) Mary C) John and Mary", "C", "A and B", Rule.OTHER_TEXT, WRONG),
+    ("Who? A) John B) Mary C) John and Mary", "A and B", "C", Rule.OTHER_TEXT, WRONG),
+    ("Which are even? A. 2 B. 4 C. 2 and 4", "C", "A and B", Rule.OTHER_TEXT, WRONG),
+    ("Who? A) John B) Mary C) Sue", "C", "A and B", Rule.SEVERAL_OPTIONS, WRONG),
+    ("Which is it? (1) 5 (2) 6", "2", "6", Rule.LIKELY_OPTION, RIGHT),
+    ("Which is it? (1) 5 (2) 6", "6", "2", Rule.LIKELY_OPTION, RIGHT),
+    ("Which is it? (1) 5 (2) 6", "2", "5", Rule.NUMBER, WRONG),
+    ("Which is it?\n1. 5\n2. 6", "2", "2", Rule.TEXT, RIGHT),
+    ("Which helps? (A) Vitamin A (B) Vitamin C", "B", "C", Rule.OTHER_TEXT, WRONG),
+    ("Which helps? (A) Vitamin C (B) Vitamin A", "B", "A", Rule.LIKELY_OPTION, WRONG),
+    ("Which helps? (A) Vitamin C (B) Vitamin A", "B", "B", Rule.OPTION, RIGHT),
+    ("Which helps? (A) Vitamin A (B) Vitamin C", "B", "D", Rule.NO_OPTION, WRONG),
+]
+PAIR_CASES = [
+    ("What is the rating?", "4.5/5", "4.5", Rule.FRACTION, WRONG),
+    ("What is the rating?", "4.5", "4.5/5", Rule.FRACTION, WRONG),
+    ("What is the rating?", "8/10", "8", Rule.FRACTION, WRONG),
+    ("Which season?", "2019/20", "2019/2020", Rule.FRACTION, WRONG),
+    ("Which season?", "2019/20", "2019/2021", Rule.NUMBER, WRONG),
+    ("What is x?", "1/2", "1/3", Rule.NUMBER, WRONG),
+    ("What is x?", "1/2", "0.5", Rule.NUMBER, RIGHT),
+]
+CASES = [*OPTION_CASES, *PAIR_CASES, *SIGN_CASES, *MATHS_CASES, *NAMED_SIGN_CASES, *DECIMAL_COMMA_CASES, *UNIT_CASES]
 
 
 @pytest.mark.parametrize(("question", "reference", "prediction", "rule", "is_correct"), CASES)

@@ -23,24 +23,10 @@ _FILLERS = frozenset(
     ("a", "an", "the", "this", "that", "these", "those", "it", "its", "he", "she", "they", "we", "you")
 )
 _FILLERS |= {"i", "there", "is", "are", "was", "were", "be", "been", "do", "does", "did", "can", "could", "has", "have"}
-_FILLERS |= {
-    "had",
-    "will",
-    "would",
-    "of",
-    "in",
-    "on",
-    "at",
-    "to",
-    "and",
-    "indeed",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-}
+_FILLERS |= {"had", "will", "would", "of", "in", "on", "at", "to", "and", "indeed"}
 """Words that neither deny nor add anything."""
+_ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_ZERO_TO_TEN)}
 
 
 def compare_polarity(reference: str, prediction: str, question: str = "") -> Finding | None:
@@ -68,16 +54,26 @@ def compare_polarity(reference: str, prediction: str, question: str = "") -> Fin
 
 def _is_plain(reference: str, prediction: str, question: str, *, is_yes: bool) -> bool:
     """Nothing that follows the yes or no can turn it round."""
-    word, *rest = re.findall(r"[^\W\d_]+|\d+", fold_unicode(prediction).casefold().replace("n't", " not"))
+    word, *rest = _words(fold_unicode(prediction).casefold().replace("n't", " not"))
     asked = fold_unicode(question).casefold()
     is_polar = _POLAR.search(asked) is not None
+    is_other = is_yes != (normalise(reference) in _YES)
     if not rest:
-        return is_polar or word == normalise(reference) or (word in _YES) != (normalise(reference) in _YES)
-    known = [part for part in re.findall(r"[^\W\d_]+|\d+", asked) if len(part) > 1]
-    is_repeated = all(part in _FILLERS or part.startswith(tuple(known)) for part in rest)
+        return is_polar or is_other or word == normalise(reference)
+    known = _words(asked)
+    stems = tuple(part for part in known if len(part) > 1 and not part.isdigit())
+    is_repeated = all(part in _FILLERS or part.startswith(stems) for part in rest if not part.isdigit())
+    numbers = {part for part in rest if part.isdigit()}
     if is_yes:
-        return is_polar and is_repeated
-    return not rest[0].isdigit() and (not is_repeated or bool(_DENIALS.intersection(rest)))
+        return is_polar and is_repeated and numbers.issubset(known)
+    # Another number may take a no back as well as bear it out: `No, there are three` where two were asked for.
+    is_borne_out = not is_repeated or bool(_DENIALS.intersection(rest))
+    return (is_polar or is_other) and not rest[0].isdigit() and is_borne_out
+
+
+def _words(text: str) -> list[str]:
+    """Words and numbers, small numbers in digits."""
+    return [_NUMBERS.get(part, part) for part in re.findall(r"[^\W\d_]+|\d+", text)]
 
 
 def _read(text: str) -> bool | None:

@@ -37,10 +37,17 @@ _FALL = re.compile(
     r"\b(?:fall|fell|drop|declin|decreas|reduc|shr[aiu]nk|los[et]|lower|less|fewer|below|down|differ|gap\b|deficit)"
 )
 _DETERMINERS = re.compile(r"\b(?:the|an?|this|that|these|those|his|her|its|their|my|your|our)\b.*")
+_THINGS = r"(?:release|codes?|model|plate|chapter|section|phone|telephone|account|flight|pin|room|episode|licen[cs]e)"
+"""Things that have a number, and that much else is asked of."""
 _LABEL = re.compile(
-    r"\b(?:version|release|serial|codes?|id|identifier|model|part number|licen[cs]e|plate|chapter|section|zip|postcode"
-    r"|phone|telephone|account|flight|isbn|password|pin|room|episode|tracking)\b"
+    r"\b(?:version|serial|id|identifier|part number|licen[cs]e plate|zip|postcode|isbn|password|tracking)\b"
+    rf"|\b{_THINGS}(?: numbers?\b| no\b| id\b| name\b)"
+    rf"|\b(?:what|which)(?:'s| is| are| was)?(?: the| this| that| his| her| its| their| my)?(?: (?!of\b)\w+)??"
+    rf" {_THINGS}"
+    r"(?=\s*(?:[?.,;:]|$)| (?:is|are|was|were|does|do|did|has|of|in|on|at|for|to|shown|written|displayed)\b)"
 )
+"""`What is the room number`, `which flight is it`; not `the temperature of the room`, `the cost of the flight`."""
+_HOW_MANY = re.compile(r"\bhow (?:many|much)\b|\bnumber of (?!the\b)|\bcount\b|\btotal\b")
 _ORDER = re.compile(
     r"\bin order\b(?! to\b)|\bin (?:what|which|the|\w+) order\b|\border of\b|\bordered (?:by|from)\b"
     r"|\bsort(?:ed)?\b|\b(?:as|des)cending\b|\bchronological"
@@ -120,6 +127,6 @@ def read_question(question: str) -> Asked:
         is_fall=_FALL.search(text) is not None,
         is_share=_SHARE.search(text) is not None,
         is_year=_YEAR.search(text) is not None,
-        is_label=_LABEL.search(text) is not None,
+        is_label=_LABEL.search(text) is not None and _HOW_MANY.search(text) is None,
         order=_order(text),
     )

@@ -72,7 +72,7 @@ def _are_opposite(one: Quantity, other: Quantity) -> bool:
 
 
 def _may_be_pairs(one: Quantity, other: Quantity) -> bool:
-    """`2/5` may be two of five; `5/6` may be `6/5` with day and month turned, `2019/20` a season or a financial year."""
+    """`2/5` may be two of five; `5/6` may be `6/5` with day and month turned, `2019/20` a season."""
     if one.fraction is None:
         return False
     if one.fraction[0] == other.value or one.fraction[::-1] == other.fraction:

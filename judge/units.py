@@ -64,7 +64,9 @@ UNITS: dict[str, Unit] = {
             "ha hectare": "10000",
         },
     ),
-    **_units("volume", {"ml mls milliliter millilitre cm3": "1/1000", "cl": "1/100", "l liter litre": "1", "m3": "1000"}),
+    **_units(
+        "volume", {"ml mls milliliter millilitre cm3": "1/1000", "cl": "1/100", "l liter litre": "1", "m3": "1000"}
+    ),
     **_units(
         "mass",
         {

@@ -90,7 +90,42 @@ PAIR_CASES = [
     ("What is x?", "1/2", "1/3", Rule.NUMBER, WRONG),
     ("What is x?", "1/2", "0.5", Rule.NUMBER, RIGHT),
 ]
-CASES = [*OPTION_CASES, *PAIR_CASES, *SIGN_CASES, *MATHS_CASES, *NAMED_SIGN_CASES, *DECIMAL_COMMA_CASES, *UNIT_CASES]
+LABEL_CASES = [
+    ("How many people are in the room?", "5", "five", Rule.NUMBER, RIGHT),
+    ("What is the accuracy of the model?", "0.5", "0.50", Rule.NUMBER, RIGHT),
+    ("What is the cost of the flight?", "1,200", "1200", Rule.NUMBER, RIGHT),
+    ("What is the room temperature?", "20", "20.0", Rule.NUMBER, RIGHT),
+    ("How many lines of code are there?", "1,000", "1000", Rule.NUMBER, RIGHT),
+    ("What is the number of lines of code?", "1,000", "1000", Rule.NUMBER, RIGHT),
+    ("How many versions are listed?", "3", "three", Rule.NUMBER, RIGHT),
+    ("What is the room number?", "3.10", "3.1", Rule.LABEL, RIGHT),
+    ("Which flight is it?", "5E2", "500", Rule.LABEL, RIGHT),
+    ("What is the error code?", "5E2", "500", Rule.LABEL, RIGHT),
+    ("What code is shown?", "5E2", "500", Rule.LABEL, RIGHT),
+]
+POLAR_CASES = [
+    ("Are there two dogs?", "Yes", "Yes, there are three dogs", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("Are there two dogs?", "Yes", "Yes, there are two dogs", Rule.YES_NO, RIGHT),
+    ("Are there two dogs?", "Yes", "Yes, there are 2 dogs", Rule.YES_NO, RIGHT),
+    ("Are there two dogs?", "No", "No, there are three dogs", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("Are there three dogs?", "No", "No, there are 3 dogs", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("Is there a dog?", "No", "No, there is one dog", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("Are there two dogs?", "No", "No, there are no dogs", Rule.YES_NO, RIGHT),
+    ("Are there two dogs?", "No", "No, there are cats", Rule.YES_NO, RIGHT),
+    ("What does it say?", "No", "No, it says stop", Rule.YES_NO_UNCLEAR, RIGHT),
+    ("What does it say?", "Yes", "No, it says stop", Rule.YES_NO, WRONG),
+]
+CASES = [
+    *LABEL_CASES,
+    *POLAR_CASES,
+    *OPTION_CASES,
+    *PAIR_CASES,
+    *SIGN_CASES,
+    *MATHS_CASES,
+    *NAMED_SIGN_CASES,
+    *DECIMAL_COMMA_CASES,
+    *UNIT_CASES,
+]
 
 
 @pytest.mark.parametrize(("question", "reference", "prediction", "rule", "is_correct"), CASES)

@@ -14,6 +14,8 @@ from judge.quantity import parse_quantity
 _SEPARATOR = re.compile(
     r"\s*[;\n]\s*(?:and\s+)?|\s*,\s+(?:(?:and|&)\s+)?|\s*,(?![0-9]{3}(?![0-9]))\s*|\s+and\s+|\s+&\s+"
 )
+_MAX_PAIRED = 40
+"""Items of a list that are compared each with each: 600 on both sides would take seconds."""
 _HAS_MARK = re.compile(r"[;\n]|,")
 _HAS_AND = re.compile(r"\s(?:and|&)\s")
 _BULLET = re.compile(r"\s*(?:(?P<number>[0-9]{1,2})[.)]|[-*•])\s+(?P<item>\S.*)")
@@ -51,14 +53,24 @@ def compare_lists(
         is_repeated = {normalise(item) for item in expected} == {normalise(item) for item in given}
         rule = Rule.ITEM_NUMBERS if are_numbers and not is_repeated else Rule.ITEMS_UNCLEAR
         return wrong(rule, f"{len(given)} against {len(expected)}")
-    table = [[compare_item(item, other) for other in given] for item in expected]
-    in_order = [table[index][index] for index in range(len(expected))]
+    in_order = [compare_item(item, other) for item, other in zip(expected, given, strict=True)]
     if all(finding is not None and finding.is_correct for finding in in_order):
         return _same(in_order)
+    if len(expected) > _MAX_PAIRED:
+        if sorted(map(normalise, expected)) != sorted(map(normalise, given)):
+            return wrong(Rule.ITEMS_UNCLEAR, "too many to pair")
+        return _in_another_order(reference, prediction, [right(Rule.TEXT)], order, are_numbers=are_numbers)
+    table = [[compare_item(item, other) for other in given] for item in expected]
     paired = _pair(table)
     if paired is None:
         is_settled = are_numbers and all(_is_certain(finding) for row in table for finding in row)
         return wrong(Rule.ITEM_NUMBERS if is_settled else Rule.ITEMS_UNCLEAR, "different")
+    return _in_another_order(reference, prediction, paired, order, are_numbers=are_numbers)
+
+
+def _in_another_order(
+    reference: str, prediction: str, paired: Sequence[Finding | None], order: Order, *, are_numbers: bool
+) -> Finding:
     if order is Order.ASKED or (are_numbers and reference.strip().startswith("(")):
         return wrong(Rule.ITEM_ORDER)
     # `6, 5` for `x = 5, y = 6`.

@@ -126,6 +126,11 @@ _OTHER_MEANINGS: dict[Unit, tuple[Unit, ...]] = {
 """What else a sign may stand for: `30m` of an hour, `5M` of money, `25c` of a dollar, `25°` of heat."""
 
 
+_CASED = re.compile(
+    r"[0-9]\s*(?:(?P<milli>[mM])(?:[wWvVgGjJmlL]|Wh|Hz|Pa)|(?P<bits>[kKmMgGtT][bB])(?P<rate>ps|PS|/s)?|(?P<million>[mM]))\b"
+)
+
+
 def meanings(unit: Unit) -> tuple[Unit, ...]:
     """The unit itself, and what its sign may mean besides."""
     return unit, *_OTHER_MEANINGS.get(unit, ())
@@ -143,6 +148,25 @@ def unit_of(text: str) -> Unit | None:
     compact = re.sub(r"s? per |s/", "/", compact)
     compact = re.sub(r"[{}() ]", "", compact).rstrip(".")
     return UNITS.get(compact) or UNITS.get(singular(compact))
+
+
+def has_other_case(one: str, other: str) -> bool:
+    """Whether two texts hold units that the case of a letter parts: `5 mW` is a billionth of `5 MW`."""
+    signs = [sign for text in (one, other) if (sign := _case_of_unit(text))]
+    return len(set(signs)) > 1
+
+
+def _case_of_unit(text: str) -> str:
+    """The letters of a unit whose case counts; nothing where it holds none."""
+    match = _CASED.search(text)
+    if match is None or (match["million"] and re.search(r"[$€£¥]", text)):
+        return ""
+    if not match["bits"]:
+        return match["million"] or match["milli"]
+    prefix, bit = match["bits"]
+    # Nobody writes of millibits; `gb` is said of bytes.
+    is_of_bytes = match["bits"] in ("gb", "tb") and not match["rate"]
+    return (prefix if prefix in "mM" and not match["rate"] else "") + ("B" if is_of_bytes else bit)
 
 
 def convert(value: Fraction, unit: Unit, target: Unit) -> Fraction:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from fractions import Fraction
+from functools import lru_cache
+from typing import TypeAlias
 
 from judge.normalise import fold_unicode
+from judge.quantity import Quantity, parse_quantity, words_of
 from judge.units import PERCENT, Unit, singular, unit_of
 
 _COUNTED = re.compile(
@@ -58,6 +62,9 @@ _MAYBE_ORDER = re.compile(r"\bsequence\b|\brank(?:s|ed|ing)?\b|\bsteps\b")
 """`The colours of the sequence` are in its order, `the two that are ranked above 5` in any."""
 
 
+_Amount: TypeAlias = tuple[Fraction, Unit | None]
+_MAX_AMOUNT_WORDS = 4
+"""`5 thousand square feet`."""
 _SEVERAL = re.compile(r"\band\b|\brespectively\b|\beach\b")
 
 
@@ -130,3 +137,34 @@ def read_question(question: str) -> Asked:
         is_label=_LABEL.search(text) is not None and _HOW_MANY.search(text) is None,
         order=_order(text),
     )
+
+
+def is_restated(question: str, reference: Quantity, prediction: Quantity) -> bool:
+    """Whether an answer equal to the reference only says again what the question says.
+
+    `2 hours` is no answer to `how many minutes are 2 hours`, nor `6/3` to `compute 6/3`.
+    """
+    has_sum_undone = _amounts_in(question).get(_amount(prediction))
+    if has_sum_undone is None:
+        return False
+    is_converted = reference.value != prediction.value and reference.unit != prediction.unit
+    return is_converted or (has_sum_undone and not prediction.is_plain)
+
+
+@lru_cache(maxsize=64)
+def _amounts_in(question: str) -> dict[_Amount, bool]:
+    """Each amount of a question, and whether it is written there as anything but a plain number."""
+    words = [word.strip("?!,;:()\"'").rstrip(".?!,") for word in fold_unicode(question).split()]
+    known_words = words_of(question)
+    found: dict[_Amount, bool] = {}
+    for start, first in enumerate(words):
+        one = ["1"] if first.casefold() in ("a", "an") else [first]
+        for end in range(start + 1, start + 1 + _MAX_AMOUNT_WORDS):
+            if quantity := parse_quantity(" ".join(one + words[start + 1 : end]), known_words):
+                amount = _amount(quantity)
+                found[amount] = found.get(amount, False) or not quantity.is_plain
+    return found
+
+
+def _amount(quantity: Quantity) -> _Amount:
+    return quantity.value, quantity.unit and replace(quantity.unit, is_clear=True)

@@ -50,8 +50,8 @@ class Rule(Enum):
     """`10/12` may be a date, `120/80` a pair of numbers, `2/5` two of five."""
     SIGN = ("number, another sign", False)
     """A fall of 5 may be written as -5."""
-    RESTATED = ("a number of the question in its old unit", False)
-    """Equal, and no answer to `how many minutes are 2 hours`."""
+    RESTATED = ("a number of the question as it stands there", False)
+    """Equal, and no answer to `how many minutes are 2 hours` or `compute 6/3`."""
     UNSAID_SCALE = ("number, thousands or millions on one side alone", False)
     """The axis of a chart may say `in millions`."""
     UNSAID_PERCENT = ("number, a percent sign on one side alone", False)

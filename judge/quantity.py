@@ -33,6 +33,8 @@ class Quantity:
     """What one more in the last digit adds: 1/10 for `1.2`, 100,000 for `1.2 million`. None for fractions."""
     magnitude: int = 1
     """What a word such as `million` put into the value."""
+    is_plain: bool = True
+    """Digits or a number word: neither `6/3` nor `1e3` nor `2 dozen`, which may be a sum left undone."""
 
 
 _MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "mn": 10**6}
@@ -98,6 +100,7 @@ def parse_quantity(text: str, known_words: frozenset[str] = frozenset()) -> Quan
         fraction=_written_fraction(match, text),
         last_place=_last_place(match, magnitude),
         magnitude=magnitude,
+        is_plain=not (match["above"] or match["e"] or match["power"] or magnitude > 1),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.asked import Asked, Order, read_question
+from judge.asked import Asked, Order, is_restated, read_question
 from judge.closeness import Closeness
 from judge.dates import compare_dates
 from judge.findings import Finding, Rule, right, wrong
@@ -27,13 +27,12 @@ from judge.quantity import Quantity, parse_quantity, words_of
 from judge.ranges import compare_several
 from judge.ranks import compare_ranks
 from judge.signs import compare_signs
+from judge.units import has_other_case
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "rules"
 Metric: TypeAlias = Literal["strict", "relaxed", "anls"]
 
-_UNIT_PREFIX = re.compile(r"[0-9]\s*([mM])(?:[wWvVgGjJmlLbB]|Wh|Hz|Pa)\b")
-"""`5 mW` is a billionth of `5 MW`."""
 _LEAD_IN = re.compile(
     r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:(?:final|correct|right|best)\s+)?"
     r"(?:answer|option|choice)\s*(?:is\s*:?|:)\s*",
@@ -184,14 +183,17 @@ class _Rules:
 
     def _same_item(self, reference: str, prediction: str) -> Finding | None:
         """Compare as text, number, date, rank, yes or no; None when none of these applies."""
+        finding = self._same_in_any_case(reference, prediction)
+        is_settled = finding is not None and finding.is_correct and finding.is_certain
+        return right(Rule.UNCLEAR_UNIT) if is_settled and has_other_case(reference, prediction) else finding
+
+    def _same_in_any_case(self, reference: str, prediction: str) -> Finding | None:
         if normalise(reference) == normalise(prediction):
-            prefixes = {prefix[1] for text in (reference, prediction) if (prefix := _UNIT_PREFIX.search(text))}
-            return right(Rule.UNCLEAR_UNIT if len(prefixes) > 1 else Rule.TEXT)
+            return right(Rule.TEXT)
         expected, given = self._quantity(reference, reference), self._quantity(prediction, reference)
         if expected is not None and given is not None:
             finding = compare_quantities(expected, given, self.asked, self.closeness)
-            is_rewritten = expected.value != given.value and expected.unit != given.unit
-            if finding.is_correct and is_rewritten and normalise(prediction) in normalise(self.question):
+            if finding.is_correct and is_restated(self.question, expected, given):
                 return wrong(Rule.RESTATED)
             if finding == wrong(Rule.NUMBER, "different") and _has_same_slashed_digits(reference, prediction):
                 return wrong(Rule.FRACTION)

@@ -1,5 +1,7 @@
 """Answers that look settled and are not, beside plain ones that must stay settled."""
 
+import time
+
 import pytest
 
 from judge.findings import Rule
@@ -115,7 +117,42 @@ POLAR_CASES = [
     ("What does it say?", "No", "No, it says stop", Rule.YES_NO_UNCLEAR, RIGHT),
     ("What does it say?", "Yes", "No, it says stop", Rule.YES_NO, WRONG),
 ]
+RESTATED_CASES = [
+    ("How many cents are in 5 dollars?", "500", "$5", Rule.RESTATED, WRONG),
+    ("How many cents are in 5 dollars?", "500", "500 cents", Rule.NUMBER, RIGHT),
+    ("Convert 5 km to meters.", "5000 m", "5km", Rule.RESTATED, WRONG),
+    ("Convert 5 km to meters.", "5000 m", "5.0 km", Rule.RESTATED, WRONG),
+    ("Convert 5 km to meters.", "5000 m", "5,000 meters", Rule.NUMBER, RIGHT),
+    ("How many inches are in 3 feet?", "36", "3 ft", Rule.RESTATED, WRONG),
+    ("How many minutes are in an hour?", "60", "1 hour", Rule.RESTATED, WRONG),
+    ("How many minutes are in an hour?", "60", "60 min", Rule.NUMBER, RIGHT),
+    ("How many eggs are in 2 dozen?", "24", "2 dozen", Rule.RESTATED, WRONG),
+    ("How many eggs are in 2 dozen eggs?", "24", "2 dozen eggs", Rule.RESTATED, WRONG),
+    ("How many eggs are in a dozen?", "12", "1 dozen", Rule.RESTATED, WRONG),
+    ("How many eggs are in 2 dozen?", "24", "twenty-four", Rule.NUMBER, RIGHT),
+    ("What is 3/4 as a decimal?", "0.75", "3/4", Rule.RESTATED, WRONG),
+    ("What is 3/4 as a decimal?", "0.75", ".75", Rule.NUMBER, RIGHT),
+    ("Compute 6/3", "2", "6/3", Rule.RESTATED, WRONG),
+    ("Compute $\\frac{6}{3}$.", "2", "\\frac{6}{3}", Rule.RESTATED, WRONG),
+    ("Convert 25 C to Fahrenheit.", "77 °F", "25 °C", Rule.RESTATED, WRONG),
+    ("Are there one or two?", "2", "two", Rule.NUMBER, RIGHT),
+    ("Which is larger, 1,000 or 999?", "1000", "1,000", Rule.NUMBER, RIGHT),
+]
+CASE_CASES = [
+    ("How large?", "5 Mb", "5 MB", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How fast?", "5 Mbps", "5 MBps", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How fast?", "5.0 Mbps", "5 MBps", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How fast?", "5 Mbps", "5 mbps", Rule.TEXT, RIGHT),
+    ("How large?", "16 GB", "16 gb", Rule.TEXT, RIGHT),
+    ("How large?", "16 GB", "16 Gb", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How many?", "5 M", "5 m", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How many?", "5 M", "5.0 m", Rule.UNCLEAR_UNIT, RIGHT),
+    ("How much?", "$5M", "$5m", Rule.TEXT, RIGHT),
+    ("How heavy?", "5 kg", "5 KG", Rule.TEXT, RIGHT),
+]
 CASES = [
+    *RESTATED_CASES,
+    *CASE_CASES,
     *LABEL_CASES,
     *POLAR_CASES,
     *OPTION_CASES,
@@ -132,3 +169,19 @@ CASES = [
 def test_each_answer_falls_under_its_rule(question, reference, prediction, rule, is_correct):
     finding = find_by_rules(question, reference, prediction, relative_tolerance=1e-3)
     assert (finding.rule, finding.is_correct) == (rule, is_correct)
+
+
+def test_long_lists_are_not_compared_each_with_each():
+    def find(reference, prediction, question="?"):
+        return find_by_rules(question, ", ".join(reference), ", ".join(prediction), relative_tolerance=1e-3)
+
+    names = [f"colour {chr(97 + at % 26)}{chr(97 + at // 26)}" for at in range(667)]
+    numbers = [str(at) for at in range(667)]
+    started = time.process_time()
+    assert find(names, names[::-1]).rule is Rule.ITEMS
+    assert find(names, names[::-1], "Name them in order.").rule is Rule.ITEM_ORDER
+    assert find(numbers, [f"{at}.0" for at in range(667)]).rule is Rule.ITEMS
+    assert find(numbers, [*numbers[1:], "5"]).rule is Rule.ITEMS_UNCLEAR
+    assert find(numbers, numbers[1:]).rule is Rule.ITEM_NUMBERS
+    assert time.process_time() - started < 1
+    assert find(numbers[:40], [*numbers[1:40], "70"]).rule is Rule.ITEM_NUMBERS

@@ -82,8 +82,13 @@ def _in_another_order(
 
 def _have_decimal_commas(reference: str, prediction: str) -> bool:
     """Whether the texts hold the same numbers once commas are read as points: `1.000,00` and `1000`."""
-    readings = [[_numbers(text, commas) for commas in (",.", ".,")] for text in (reference, prediction)]
-    return any(one is not None and one in readings[1] for one in readings[0])
+    (one, one_swapped), (other, other_swapped) = (
+        [_numbers(text, commas) for commas in (",.", ".,")] for text in (reference, prediction)
+    )
+    if one is None and other is None:
+        return one_swapped is not None and one_swapped == other_swapped
+    # `1,200` has a reading of its own: it is no 1.2.
+    return (one is not None and one == other_swapped) or (other is not None and other == one_swapped)
 
 
 def _numbers(text: str, commas: str) -> list[Fraction] | None:

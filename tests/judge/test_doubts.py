@@ -53,6 +53,7 @@ DECIMAL_COMMA_CASES = [
     ("How much?", "1.234,50", "1,234.5", Rule.ITEMS_UNCLEAR, WRONG),
     ("How much?", "12,50", "12,5", Rule.ITEMS_UNCLEAR, WRONG),
     ("Which sums?", "1,50; 2,50", "1.5; 2.5", Rule.ITEMS_UNCLEAR, WRONG),
+    ("How many?", "1,200", "1,20", Rule.ITEM_NUMBERS, WRONG),
     ("How much?", "12,50", "12.6", Rule.ITEM_NUMBERS, WRONG),
     ("Which numbers?", "1, 20", "1, 2", Rule.ITEM_NUMBERS, WRONG),
 ]

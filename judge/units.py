@@ -163,7 +163,7 @@ def _case_of_unit(text: str) -> str:
         return ""
     if not match["bits"]:
         return match["million"] or match["milli"]
-    prefix, bit = match["bits"]
+    prefix, bit = match["bits"][0], match["bits"][1]
     # Nobody writes of millibits; `gb` is said of bytes.
     is_of_bytes = match["bits"] in ("gb", "tb") and not match["rate"]
     return (prefix if prefix in "mM" and not match["rate"] else "") + ("B" if is_of_bytes else bit)

@@ -25,6 +25,7 @@ from actors.errors import RunError
 from cluster.score import LostGroup, ScoredGroup, play_group, score_group
 from cluster.waits import VerdictWait
 from configs.schema import Config
+from judge.clock import loop_time
 
 if TYPE_CHECKING:
     from cluster.run import Run
@@ -74,8 +75,7 @@ class Collector:
         self._num_playing = 0
         self._ahead: deque[_Draw] = deque()
         """Drawn for the batch after the one under way, oldest first."""
-        self._clock = asyncio.get_running_loop().time
-        self._wait = VerdictWait(self._clock)
+        self._wait = VerdictWait(loop_time)
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,7 +100,7 @@ class Collector:
             DataError: too many rows are unusable.
         """
         self._num_begun += 1
-        started, waited_s = self._clock(), self._wait.seconds
+        started, waited_s = loop_time(), self._wait.seconds
         most = int(self._config.train.max_draws * self._wanted)
         trained: list[ScoredGroup] = []
         without_signal: list[ScoredGroup] = []
@@ -138,7 +138,7 @@ class Collector:
             lost=tuple(lost),
             drawn=tuple(draw.ref for draw in drawn),
             cursor=drawn[-1].cursor,
-            seconds=self._clock() - started,
+            seconds=loop_time() - started,
             judge_wait_s=self._wait.seconds - waited_s,
         )
 

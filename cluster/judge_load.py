@@ -32,7 +32,7 @@ from judge.arrivals import (
     time_to_size,
 )
 from judge.chain import make_judge
-from judge.deployment import ServeJudgeHandle, count_replicas, delete_judges, deploy_judges
+from judge.deployment import ServeJudgeHandle, count_replicas, delete_application, deploy_judges
 from judge.trust import percentile
 from judge.verdict import Judge, JudgeRequest, check_reply
 
@@ -168,7 +168,7 @@ async def running_pool(
         finally:
             handle.close()
     finally:
-        await asyncio.to_thread(delete_judges, name)
+        await asyncio.to_thread(delete_application, name)
 
 
 async def follow_load(

@@ -26,7 +26,7 @@ from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
 from judge.cache import VerdictCache
-from judge.deployment import count_judges, delete_judges, deploy_judges
+from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm_server import served_llm
 from judge.pool import JudgePool
 from judge.prompt import load_wording
@@ -56,7 +56,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     if store is not None:
         cleanup.callback(store.close)
     judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
-    cleanup.callback(delete_judges, name)
+    cleanup.callback(delete_application, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
     version = judge_version(judge) if judge.has_llm else ""

@@ -158,7 +158,7 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
 
 def write_episodes(path: Path, step: int, collected: Collected) -> None:
     """Every episode of a step as one Parquet file, whole or not at all; those without verdicts for another judge."""
-    unjudged = [group.played for group in collected.lost if group.played is not None]
+    unjudged = [lost.group for lost in collected.lost if lost.group is not None]
     rows = [row for group in collected.trained for row in _rows(step, group, is_trained=True)]
     rows += [row for group in (*collected.without_signal, *unjudged) for row in _rows(step, group, is_trained=False)]
     partial = path.with_suffix(".tmp")

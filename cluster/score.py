@@ -60,7 +60,7 @@ class LostGroup:
     reason: str
     is_skipped_row: bool
     """The row itself is unusable; otherwise a worker or a judge failed."""
-    played: ScoredGroup | None = None
+    group: ScoredGroup | None = None
     """What there is of it, where only verdicts were missing: another judge may still score it."""
 
 
@@ -105,7 +105,7 @@ async def score_group(run: Run, config: Config, group: UnscoredGroup) -> ScoredG
     )
     if sum(total is not None for total in totals) < config.train.min_scored:
         reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
-        return LostGroup(ref=played.ref, reason=f"too few verdicts: {reason}", is_skipped_row=False, played=scored)
+        return LostGroup(ref=played.ref, reason=f"too few verdicts: {reason}", is_skipped_row=False, group=scored)
     return scored
 
 

@@ -41,8 +41,10 @@ def canary_rows(config: JudgeConfig, files: Sequence[Path] = (GOLD_FILE, ATTACKS
 
 def _reaches_llm(row: GoldRow, config: JudgeConfig) -> bool:
     settled = precheck(row.reference, row.prediction, max_answer_chars=config.max_answer_chars)
-    if isinstance(settled, Verdict) or config.chain[0] != "rules":
-        return not isinstance(settled, Verdict)
+    if isinstance(settled, Verdict):
+        return False
+    if config.chain[0] != "rules":
+        return True
     finding = find_by_rules(
         row.question,
         row.reference,

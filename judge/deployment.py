@@ -158,7 +158,7 @@ def deploy_judges(
 ) -> ServeJudgeHandle:
     """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
 
-    What there is of a pool that did not come up is left to `delete_judges`.
+    What there is of a pool that did not come up is left to `delete_application`.
 
     Raises:
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
@@ -209,11 +209,6 @@ def count_judges(app_name: str) -> int | None:
     """As `count_replicas`, of those that are up alone."""
     size = count_replicas(app_name)
     return None if size is None else size.num_running
-
-
-def delete_judges(app_name: str) -> None:
-    """Stop a pool and wait until its replicas are gone, as `delete_application` does."""
-    delete_application(app_name)
 
 
 def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:

@@ -74,7 +74,7 @@ async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeC
         await wake_llm(served, deadline_at=deadline_at)
         yield served_config(config, served)
     finally:
-        await asyncio.to_thread(delete_llm, app_name)
+        await asyncio.to_thread(delete_application, app_name)
 
 
 def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> ServedModel:
@@ -160,11 +160,6 @@ async def _first_call(served: ServedModel, deadline_at: float) -> None:
                 reason = type(error).__name__
             await asyncio.sleep(min(RETRY_S, max(0.0, left_s)))
     raise JudgeError(f"{_late(served.app_name)}: {reason}")
-
-
-def delete_llm(app_name: str) -> None:
-    """Stop the application and wait until its engines are gone, as `judge.deployment.delete_application` does."""
-    delete_application(app_name)
 
 
 def _start_proxies(port: int) -> str:

@@ -112,8 +112,8 @@ async def served_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict
     """Ours."""
     import ray
 
-    from judge.deployment import delete_judges, deploy_judges
-    from judge.llm_server import delete_llm, deploy_llm, wake_llm
+    from judge.deployment import delete_application, deploy_judges
+    from judge.llm_server import deploy_llm, wake_llm
     from judge.pool import JudgePool
     from judge.served_model import served_config
 
@@ -139,8 +139,8 @@ async def served_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict
             assert all(is_verdict for _, is_verdict in graded), "a row without a verdict"
         alone = [(await _timed(pool, request))[0] for request in requests[:16]]
         handle.close()
-        delete_judges("bench-judges")
-        delete_llm("bench-llm")
+        delete_application("bench-judges")
+        delete_application("bench-llm")
     finally:
         ray.shutdown()
     return {

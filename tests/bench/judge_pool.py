@@ -29,7 +29,7 @@ from cluster.judge_saturation import verdicts_per_s
 from configs.judges import JudgeConfig
 from judge.arrivals import Latency
 from judge.chain import make_judge
-from judge.deployment import DEPLOYMENT_NAME, JudgeReplica, ServeJudgeHandle, delete_judges, serve_options
+from judge.deployment import DEPLOYMENT_NAME, JudgeReplica, ServeJudgeHandle, delete_application, serve_options
 from judge.verdict import Judge, JudgeRequest
 
 GROUP_SIZE = 8
@@ -52,7 +52,7 @@ async def other_pool(
         yield handle, name
     finally:
         handle.close()
-        await asyncio.to_thread(delete_judges, name)
+        await asyncio.to_thread(delete_application, name)
 
 
 def tuned(config: JudgeConfig) -> dict[str, Any]:

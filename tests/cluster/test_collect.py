@@ -113,7 +113,7 @@ async def test_a_failed_judge_is_never_a_zero():
     assert len(collected.trained) == 32
     assert len(collected.lost) == 3
     assert all(group.reason == "too few verdicts: judge is down" for group in collected.lost)
-    assert all(group.played.played.ref == group.ref for group in collected.lost), "for another judge, later"
+    assert all(lost.group.played.ref == lost.ref for lost in collected.lost), "for another judge, later"
     assert all(reward is not None for group in collected.scored for reward in group.rewards)
 
 

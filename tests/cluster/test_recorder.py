@@ -73,7 +73,7 @@ def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
 
 def test_a_group_that_got_too_few_verdicts_is_on_disk_for_another_judge(tmp_path):
     (group,) = collected("0-1").trained
-    lost = LostGroup(ref=group.played.ref, reason="too few verdicts: late", is_skipped_row=False, played=group)
+    lost = LostGroup(ref=group.played.ref, reason="too few verdicts: late", is_skipped_row=False, group=group)
     recorder = Recorder(tmp_path, step=0)
     recorder.record_step(1, replace(collected("0-1"), trained=(), lost=(lost,)), {})
     recorder.close()

@@ -1,14 +1,12 @@
 """Which rule fires, whether it settles the answer, and what it says where nobody else is asked."""
 
-import time
-
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.chain import Chain
 from judge.findings import Rule
 from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.precheck import Precheck, precheck
+from judge.precheck import Precheck
 from judge.rules import RulesJudge, find_by_rules
 from judge.trust import check_rows, measure
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
@@ -348,113 +346,3 @@ def test_items_are_paired_so_that_all_fit(reference, prediction):
     assert (finding.rule, finding.is_correct) == (Rule.ITEMS, RIGHT)
     finding = find_by_rules("What values?", reference, "103, 112", relative_tolerance=1e-3, metric="relaxed")
     assert (finding.rule, finding.is_correct) == (Rule.ITEM_NUMBERS, WRONG)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "A" + " " * 1990 + "x",
-        "how many " + "a" * 1900,
-        "a, " * 660,
-        "1 to " * 400,
-        "and " * 499,
-        "((" * 900,
-        "- x\n" * 490,
-    ],
-)
-def test_no_answer_takes_long_to_judge(answer):
-    started = time.monotonic()
-    for question, reference in ((answer, "red, blue and 5 kg"), ("How many?", answer), ("How many?", "10-15")):
-        find_by_rules(question, reference, answer, relative_tolerance=1e-3)
-        find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
-    assert time.monotonic() - started < 5
-
-
-SEEDS = (
-    *(
-        "A or ",
-        "A and B ",
-        "(A) ",
-        "A. ",
-        "A, ",
-        "1 ",
-        "1,",
-        "1,000,",
-        "1.0",
-        "-",
-        "- 1 ",
-        "1/2 ",
-        "1 to ",
-        "$5 ",
-        "5 m, ",
-    ),
-    *(
-        "5 km ",
-        "%",
-        "'",
-        "6' 2\" ",
-        '"',
-        "((",
-        "[1, ",
-        "\\frac{1}{2}",
-        "\\boxed{1} ",
-        "\\boxed ",
-        "{",
-        "May 5, ",
-        "10:30 ",
-    ),
-    *(
-        "Mon, ",
-        "first ",
-        "yes, ",
-        "no not ",
-        "and ",
-        ", and ",
-        "; ",
-        "- x\n",
-        "1. x\n",
-        "how many ",
-        "in ",
-        "in order ",
-        "a ",
-    ),
-    *(
-        "a",
-        " ",
-        "the ",
-        "per cent ",
-        "million ",
-        "x = ",
-        "twenty-one ",
-        "e",
-        "½",
-        "²",
-        "quarter past ",
-        "The answer is ",
-    ),
-)
-"""Texts that, repeated, lead every pattern into its longest search."""
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_time_to_judge_an_answer_grows_no_faster_than_its_square(seed):
-    def seconds(num_chars: int) -> float:
-        answer = (seed * num_chars)[:num_chars] + "Z"
-        started = time.process_time()
-        for question, reference in (
-            (answer, "red, blue and 5 kg"),
-            ("How many?", answer),
-            (COLOURS, "A, B"),
-            ("?", "10"),
-        ):
-            find_by_rules(question, reference, answer, relative_tolerance=1e-3)
-            find_by_rules(question, reference, "red, 3", relative_tolerance=1e-3)
-            precheck(reference, answer, max_answer_chars=2000)
-        return time.process_time() - started
-
-    # Small lengths first: time of 2^n would not come back from the cap of 2,000 characters.
-    for num_chars in (40, 80, 160, 500, 1000):
-        assert seconds(num_chars) < 0.5
-    half, whole = seconds(1000), seconds(2000)
-    assert whole < 5 * half + 0.2
-    assert whole < 2

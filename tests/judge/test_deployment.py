@@ -16,7 +16,6 @@ from judge.chain import make_judge
 from judge.deployment import (
     count_judges,
     delete_application,
-    delete_judges,
     deploy_judges,
     is_retryable,
     serve_options,
@@ -84,7 +83,7 @@ def test_whatever_keeps_serve_from_coming_up_is_a_judge_error(monkeypatch, step,
 @pytest.mark.parametrize("error", [RayServeException("Serve is not up"), ActorDiedError(), TimeoutError("60 s")])
 def test_taking_a_pool_away_hides_no_error_that_came_before(monkeypatch, error):
     monkeypatch.setattr(serve, "delete", raising(*[error] * 3))
-    delete_judges("x")
+    delete_application("x")
 
 
 def test_a_pool_that_takes_long_to_end_its_calls_is_left_to_serve_with_a_word(monkeypatch, caplog):
@@ -108,7 +107,7 @@ def test_a_pool_whose_judges_do_not_come_up_in_time_is_given_up(local_ray):
 
     with pytest.raises(JudgeError, match=r"'breaks' did not come up: .*no such model"):
         deploy_judges(JudgeConfig(timeout_s=1.0), "breaks", make=breaks)
-    delete_judges("breaks")
+    delete_application("breaks")
 
 
 @pytest.mark.ray
@@ -121,7 +120,7 @@ async def test_the_pool_grades_groups(local_ray):
     assert pool.counters.num_calls == 40
     assert 0 <= pool.counters.mean_queue_s < 10
     assert count_judges("grades") in (1, 2)
-    delete_judges("grades")
+    delete_application("grades")
     assert count_judges("grades") is None
     assert "grades" not in serve.status().applications
 
@@ -138,7 +137,7 @@ async def test_killing_a_replica_with_calls_in_flight_loses_nothing(local_ray):
         for outcomes in await asyncio.gather(*calls):
             assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
     assert pool.counters.num_retries > 0, "no call was in flight when its replica died"
-    delete_judges("killed")
+    delete_application("killed")
 
 
 @pytest.mark.ray
@@ -153,4 +152,4 @@ async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
         await pool.grade(JudgeRequest(question="", reference="bug", predictions=("red",)))
     late = JudgePool(handle, JudgeConfig(timeout_s=0.1))
     assert await late.grade(request()) == (NoVerdict(reason="no verdict within 0.1 s"),) * 3
-    delete_judges("broken")
+    delete_application("broken")

@@ -1,7 +1,5 @@
 """Answers that look settled and are not, beside plain ones that must stay settled."""
 
-import time
-
 import pytest
 
 from judge.findings import Rule
@@ -170,19 +168,3 @@ CASES = [
 def test_each_answer_falls_under_its_rule(question, reference, prediction, rule, is_correct):
     finding = find_by_rules(question, reference, prediction, relative_tolerance=1e-3)
     assert (finding.rule, finding.is_correct) == (rule, is_correct)
-
-
-def test_long_lists_are_not_compared_each_with_each():
-    def find(reference, prediction, question="?"):
-        return find_by_rules(question, ", ".join(reference), ", ".join(prediction), relative_tolerance=1e-3)
-
-    names = [f"colour {chr(97 + at % 26)}{chr(97 + at // 26)}" for at in range(667)]
-    numbers = [str(at) for at in range(667)]
-    started = time.process_time()
-    assert find(names, names[::-1]).rule is Rule.ITEMS
-    assert find(names, names[::-1], "Name them in order.").rule is Rule.ITEM_ORDER
-    assert find(numbers, [f"{at}.0" for at in range(667)]).rule is Rule.ITEMS
-    assert find(numbers, [*numbers[1:], "5"]).rule is Rule.ITEMS_UNCLEAR
-    assert find(numbers, numbers[1:]).rule is Rule.ITEM_NUMBERS
-    assert time.process_time() - started < 1
-    assert find(numbers[:40], [*numbers[1:40], "70"]).rule is Rule.ITEM_NUMBERS

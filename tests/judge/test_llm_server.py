@@ -14,7 +14,7 @@ from ray import serve
 from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge import llm_server
-from judge.deployment import delete_judges, deploy_judges
+from judge.deployment import delete_application, deploy_judges
 from judge.goldset import GOLD_FILE, read_gold
 from judge.llm_server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
 from judge.pool import JudgePool
@@ -99,7 +99,7 @@ def test_serve_without_proxies_is_started_anew_when_idle_and_refused_when_in_use
     deploy_judges(JudgeConfig(), "rules").close()
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
         _start_proxies(0)
-    delete_judges("rules")
+    delete_application("rules")
 
 
 @pytest.mark.ray
@@ -136,7 +136,7 @@ async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_come
         (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take: the pool waits the start out
         assert isinstance(outcome, Verdict)
         handle.close()
-        delete_judges("judges")
+        delete_application("judges")
     assert "llm" not in serve.status().applications
 
 

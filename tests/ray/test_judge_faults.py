@@ -7,7 +7,7 @@ import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.cache import VerdictCache
-from judge.deployment import delete_judges, deploy_judges
+from judge.deployment import delete_application, deploy_judges
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
 from judge.version import judge_version
@@ -40,7 +40,7 @@ async def test_with_a_tenth_of_the_calls_failing_for_good_no_group_is_lost(local
         pool = JudgePool(deploy_judges(config, "tenth"), config)
         groups = [group(number) for number in range(60)]
         graded = await asyncio.gather(*(pool.grade(request) for request in groups))
-        delete_judges("tenth")
+        delete_application("tenth")
     counts = pool.counters
     num_scored = [sum(isinstance(outcome, Verdict) for outcome in outcomes) for outcomes in graded]
     lost = sum(scored < MIN_SCORED for scored in num_scored)
@@ -83,4 +83,4 @@ async def test_an_outage_is_waited_out_and_what_was_decided_is_never_asked_again
         assert server.num_calls == num_calls
         assert (second.counters.num_calls, second.counters.num_cache_hits) == (0, 13 * GROUP_SIZE)
         store.close()
-        delete_judges("outage")
+        delete_application("outage")

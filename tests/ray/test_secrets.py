@@ -13,7 +13,7 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
-from judge.deployment import delete_judges, deploy_judges
+from judge.deployment import delete_application, deploy_judges
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, Verdict
 from tests.judge.openai_server import OpenAIServer, echoes_key, wants_key
@@ -83,7 +83,7 @@ async def test_a_key_that_the_endpoint_even_echoes_is_seen_nowhere(dashboard, tm
         assert all(isinstance(outcome, Verdict) for outcomes in graded for outcome in outcomes)
         assert any("401" in text for text in said), said
         shown = await asyncio.to_thread(pages, address)
-        delete_judges("secrets")
+        delete_application("secrets")
 
     assert "judge" in shown["/api/serve/applications/"], "the dashboard does show the judges"
     texts = {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.judge_cli import judge_app
+from cluster.judging.cli import judge_app
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, run_async, shown_errors
 from configs.load import describe_fields, load_config, to_yaml
 from configs.schema import Config
@@ -123,8 +123,8 @@ def warmstart(
     with shown_errors():
         from rich.progress import Progress
 
-        from learner.probe import probe, probe_rows
-        from learner.warmstart import warm_start
+        from learner.tiny.probe import probe, probe_rows
+        from learner.tiny.warmstart import warm_start
 
         with Progress(console=console) as progress:
             bar = progress.add_task("warm start", total=steps)
@@ -170,7 +170,7 @@ def show_config(
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: Json = False) -> None:
     """Write a run's report.html again: curves, and episodes with their pictures."""
     with shown_errors():
-        from cluster.report import write_report
+        from cluster.records.report import write_report
 
         path = str(write_report(run))
         if as_json:
@@ -187,7 +187,7 @@ def compare(
 ) -> None:
     """Draw several runs into one figure: share that asks and accuracy over steps (Fig. 3a of the paper)."""
     with shown_errors():
-        from cluster.plots import plot_penalties
+        from cluster.records.plots import plot_penalties
 
         plot_penalties(runs, [run.name for run in runs], out)
         if as_json:
@@ -203,7 +203,7 @@ def submit(
 ) -> None:
     """Run a visionthink command as a Ray job from this folder; follows its log and ends with its exit code."""
     with shown_errors():
-        from cluster.submit import submit_job
+        from cluster.jobs.submit import submit_job
 
         raise typer.Exit(run_async(submit_job(["visionthink", *arguments], address)))
 
@@ -218,7 +218,7 @@ def make_missing_data(settings: Config) -> None:
 def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
     from rich.progress import Progress
 
-    from actors.shapes import make_shapes
+    from actors.data.shapes import make_shapes
 
     with Progress(console=console) as progress:
         bar = progress.add_task(f"drawing {out}", total=train_rows + heldout_rows)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from actors.dataset import CursorState
+from actors.data.dataset import CursorState
 from actors.episode import SampleRef
 from actors.errors import RunError
 from cluster.score import LostGroup, ScoredGroup, play_group, score_group

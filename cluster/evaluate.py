@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from actors.dataset import Dataset
+from actors.data.dataset import Dataset
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
+from actors.fleet.pool import RolloutPool
 from actors.play import Kind, PlayRequest
-from actors.rollout_pool import RolloutPool
 from cluster.display import Display
-from cluster.metrics import PlayScore, score_play
+from cluster.records.metrics import PlayScore, score_play
 from cluster.score import judge_group
 from configs.schema import Config
 from judge.pool import JudgePool

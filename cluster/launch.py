@@ -12,26 +12,26 @@ from typing import Any
 
 import ray
 
-from actors.dataset import Dataset
+from actors.data.dataset import Dataset
 from actors.errors import CheckpointError, RolloutError, VisionThinkError
-from actors.rollout_pool import RolloutPool
+from actors.fleet.pool import RolloutPool
 from cluster.display import Display
 from cluster.evaluate import Players
 from cluster.folders import CONFIG
 from cluster.placement import check_capacity, place
 from cluster.ray_actors import RayWorker, start_learner, start_workers
-from cluster.recorder import lock_run_folder, write_whole
+from cluster.records.recorder import lock_run_folder, write_whole
 from cluster.run import Run
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
-from judge.cache import VerdictCache
 from judge.deployment import count_judges, delete_application, deploy_judges
-from judge.llm_server import served_llm
+from judge.llm.cache import VerdictCache
+from judge.llm.prompt import load_wording
+from judge.llm.served_model import check_model_folder
+from judge.llm.server import served_llm
+from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from judge.prompt import load_wording
-from judge.served_model import check_model_folder
-from judge.version import judge_version
 from learner.checkpoint import newest_checkpoint
 from learner.group import LearnerGroup
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from configs.schema import Config
-from judge.served_model import num_gpus_wanted
+from judge.llm.served_model import num_gpus_wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import LearnerError, RolloutError, VisionThinkError, gist
+from actors.fleet.worker import RolloutWorker
 from actors.play import PlayRequest
-from actors.rollout_worker import RolloutWorker
-from actors.weight_receiver import WeightManifest
 from cluster.placement import Placement, Resources
 from configs.schema import Config
 from learner.group import LearnerGroup

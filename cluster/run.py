@@ -12,15 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from actors.dataset import CursorState, Dataset, PromptCursor, SkipLedger
+from actors.data.dataset import CursorState, Dataset, PromptCursor, SkipLedger
 from actors.errors import CheckpointError
-from actors.rollout_pool import RolloutPool
+from actors.fleet.pool import RolloutPool
 from cluster.collect import Collected
 from cluster.display import Display
 from cluster.evaluate import Evaluation
-from cluster.judge_watch import JudgeWatch
-from cluster.metrics import summarize
-from cluster.recorder import Recorder
+from cluster.judging.watch import JudgeWatch
+from cluster.records.metrics import summarize
+from cluster.records.recorder import Recorder
 from configs.schema import Config
 from judge.pool import JudgePool
 from learner.checkpoint import write_checkpoint
@@ -178,7 +178,7 @@ class Run:
 
     async def finish(self, evaluation: Evaluation) -> dict[str, object]:
         """Export the policy, write the report; returns the figures of the whole run."""
-        from cluster.report import write_report  # draws with matplotlib, which no other moment of a run needs
+        from cluster.records.report import write_report  # draws with matplotlib, which no other moment of a run needs
 
         self.record_evaluation(self.step, evaluation)
         await self.learner.export_hf(self.folder / "export")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from configs.judges import JudgeConfig
-from judge.precheck import Precheck
-from judge.rules import RulesJudge
+from judge.rules.judge import RulesJudge
+from judge.trust.precheck import Precheck
 from judge.verdict import Failure, Judge, JudgeRequest, NoVerdict, Outcome, check_outcomes
 
 
@@ -25,7 +25,7 @@ def make_judge(config: JudgeConfig) -> Chain:
                 judges.append(RulesJudge.from_config(config))
             case "openai" | "cluster":
                 # The endpoint's client takes a second to import; rules alone go without.
-                from judge.client import LLMJudge
+                from judge.llm.client import LLMJudge
 
                 # An LLM in the cluster is one more endpoint: the launcher puts its address into `llm.base_url`.
                 judges.append(LLMJudge(config))

@@ -11,15 +11,15 @@ from typing import Protocol
 
 from configs.judges import JudgeConfig
 from judge.asker import Asker, JudgeHandle
-from judge.cache import JudgedAnswer, verdict_key
 from judge.clock import loop_time
 from judge.counts import JudgeCounts
 from judge.flights import Flights
+from judge.llm.cache import JudgedAnswer, verdict_key
 from judge.verdict import JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 
 class VerdictStore(Protocol):
-    """Verdicts of LLMs that are known already, such as a `judge.cache.VerdictCache`."""
+    """Verdicts of LLMs that are known already, such as a `judge.llm.cache.VerdictCache`."""
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]: ...
 

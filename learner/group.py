@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
-from actors.weight_receiver import WeightManifest
 from configs.schema import LearnerConfig
 from learner.batch import RankPlan, TrainingGroup, plan_mini_batches
 from learner.update import UpdateReport

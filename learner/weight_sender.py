@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.weight_receiver import TensorSpec, WeightManifest, bytes_digest
+from actors.engine.weight_receiver import TensorSpec, WeightManifest, bytes_digest
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
 from actors.prompts import vision_token_ids
-from actors.weight_receiver import WeightManifest
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import RankPlan
 from learner.collate import MicroBatch, collate, read_vision_spec

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from actors.engine.weight_receiver import WeightManifest
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
 from actors.prompts import TOOL_CALL
-from actors.weight_receiver import WeightManifest
 from judge.verdict import JudgeRequest, Outcome, Verdict
 
 DIRECT = "<think>clear</think><answer>red</answer>"

@@ -26,10 +26,10 @@ from typing import Any
 
 from cluster.launch import connect
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
-from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.precheck import Precheck
-from judge.prompt import build_messages, clean_material, load_wording
-from judge.served_model import engine_environment, engine_options
+from judge.llm.prompt import build_messages, clean_material, load_wording
+from judge.llm.served_model import engine_environment, engine_options
+from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.trust.precheck import Precheck
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
 from tests.judge.smollm2 import write_smollm2
 
@@ -113,9 +113,9 @@ async def served_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict
     import ray
 
     from judge.deployment import delete_application, deploy_judges
-    from judge.llm_server import deploy_llm, wake_llm
+    from judge.llm.served_model import served_config
+    from judge.llm.server import deploy_llm, wake_llm
     from judge.pool import JudgePool
-    from judge.served_model import served_config
 
     requests = await pick_requests(config, num_rows)
     connect()

@@ -24,10 +24,10 @@ from typing import Any
 import ray
 from ray import serve
 
-from cluster.judge_load import LoadPlan, StartPool, follow_load, own_cluster, plan_load, running_pool
-from cluster.judge_saturation import verdicts_per_s
+from cluster.judging.arrivals import Latency
+from cluster.judging.load import LoadPlan, StartPool, follow_load, own_cluster, plan_load, running_pool
+from cluster.judging.saturation import verdicts_per_s
 from configs.judges import JudgeConfig
-from judge.arrivals import Latency
 from judge.chain import make_judge
 from judge.deployment import DEPLOYMENT_NAME, JudgeReplica, ServeJudgeHandle, delete_application, serve_options
 from judge.verdict import Judge, JudgeRequest

@@ -22,16 +22,16 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from actors.dataset import PromptCursor, SkipLedger
+from actors.data.dataset import PromptCursor, SkipLedger
 from actors.episode import PlayedGroup
 from actors.play import PlayRequest
 from cluster.collect import Collected, Collector
-from cluster.judge_load import own_cluster, running_pool
+from cluster.judging.arrivals import Latency
+from cluster.judging.load import own_cluster, running_pool
 from cluster.lookahead import Lookahead
 from configs.judges import JudgeConfig
 from configs.load import load_config
 from configs.schema import Config
-from judge.arrivals import Latency
 from judge.chain import make_judge
 from judge.pool import JudgePool
 from judge.verdict import Judge, JudgeRequest, Outcome

@@ -20,11 +20,11 @@ import time
 from dataclasses import replace
 from statistics import median
 
-from actors.dataset import Dataset, PromptCursor
+from actors.data.dataset import Dataset, PromptCursor
+from actors.engine.vllm_engine import collapse_placeholders, set_engine_environment
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import make_views
 from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
-from actors.vllm_engine import collapse_placeholders, set_engine_environment
 from cluster.cli import make_missing_data
 from cluster.collect import Collector
 from cluster.display import Display

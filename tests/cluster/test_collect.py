@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from actors.dataset import PromptCursor, SkipLedger
+from actors.data.dataset import PromptCursor, SkipLedger
 from actors.episode import SampleRef, SkippedSample
 from actors.errors import DataError, JudgeError, RolloutError, RunError
-from actors.rollout_pool import RolloutPool
+from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.lookahead import Lookahead
 from configs.schema import Config, RolloutConfig, TrainConfig

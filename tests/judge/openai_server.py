@@ -27,7 +27,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from judge.prompt import load_wording
+from judge.llm.prompt import load_wording
 
 FENCED = re.compile(r"<<<(question|reference|prediction) ([0-9a-f]{16})>>>\n(.*?)\n?<<<end of \1 \2>>>", re.DOTALL)
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")

@@ -5,12 +5,12 @@ import re
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge import client
 from judge.chain import make_judge
-from judge.client import LLMJudge
-from judge.goldset import ATTACKS_FILE, read_gold
-from judge.prompt import build_messages
-from judge.trust import check_rows, measure
+from judge.llm import client
+from judge.llm.client import LLMJudge
+from judge.llm.prompt import build_messages
+from judge.trust.check import check_rows, measure
+from judge.trust.goldset import ATTACKS_FILE, read_gold
 from tests.judge import openai_server as scripted
 from tests.judge.openai_server import OpenAIServer
 
@@ -62,7 +62,7 @@ async def test_the_same_attacks_fool_that_judge_when_they_stand_outside(obedient
 
 
 async def test_the_same_attacks_fool_that_judge_when_special_tokens_are_left_in(obedient, monkeypatch):
-    monkeypatch.setattr("judge.prompt.clean_text", lambda text, max_chars: text)
+    monkeypatch.setattr("judge.llm.prompt.clean_text", lambda text, max_chars: text)
     rows = [row for row in ATTACKS if scripted.SPECIAL_TOKEN.search(row.prediction)]
     fooled = await passed(LLMJudge(config_for(obedient)), rows)
     assert len(rows) >= 5

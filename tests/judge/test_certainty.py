@@ -4,11 +4,11 @@ import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.chain import Chain
-from judge.findings import Rule
-from judge.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.precheck import Precheck
-from judge.rules import RulesJudge, find_by_rules
-from judge.trust import check_rows, measure
+from judge.rules.findings import Rule
+from judge.rules.judge import RulesJudge, find_by_rules
+from judge.trust.check import check_rows, measure
+from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.trust.precheck import Precheck
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
 
 UNCERTAIN = {

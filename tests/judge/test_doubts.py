@@ -2,8 +2,8 @@
 
 import pytest
 
-from judge.findings import Rule
-from judge.rules import find_by_rules
+from judge.rules.findings import Rule
+from judge.rules.judge import find_by_rules
 
 RIGHT, WRONG = True, False
 SIGN_CASES = [

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from judge.findings import Rule
-from judge.precheck import precheck
-from judge.rules import find_by_rules
+from judge.rules.findings import Rule
+from judge.rules.judge import find_by_rules
+from judge.trust.precheck import precheck
 
 COLOURS = "Which colour?\nA. red\nB. blue"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.engine.weight_receiver import TensorSpec, WeightManifest
 from actors.errors import LearnerError
-from actors.weight_receiver import TensorSpec, WeightManifest
 from configs.schema import LearnerConfig
 from learner.batch import RankPlan
 from learner.group import LearnerGroup

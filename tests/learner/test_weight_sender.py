@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from actors.weight_receiver import bytes_digest, verified_tensors
+from actors.engine.weight_receiver import bytes_digest, verified_tensors
 from learner import weight_sender
 from learner.weight_sender import checkpoint_name, pack_weights, raw_bytes, save_hf
 from tests.learner.builders import save_model, small_model

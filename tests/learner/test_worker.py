@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
-from actors.weight_receiver import verified_tensors
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
 from learner.group import images_of

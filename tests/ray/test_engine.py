@@ -9,11 +9,11 @@ import pytest
 import ray
 import torch
 
-from actors.dataset import PromptCursor
+from actors.data.dataset import PromptCursor
+from actors.data.shapes import make_shapes
 from actors.errors import WeightSyncError
 from actors.play import PlayRequest
 from actors.prompts import load_tokenizer, vision_token_ids
-from actors.shapes import make_shapes
 from cluster import launch
 from cluster.placement import place
 from configs.schema import Config, DataConfig

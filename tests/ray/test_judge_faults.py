@@ -6,11 +6,11 @@ import time
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.cache import VerdictCache
 from judge.deployment import delete_application, deploy_judges
+from judge.llm.cache import VerdictCache
+from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
-from judge.version import judge_version
 from tests.judge.openai_server import OpenAIServer, failing_share, honest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]

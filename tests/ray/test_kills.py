@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.dataset import Dataset, PromptCursor
-from actors.shapes import make_shapes
+from actors.data.dataset import Dataset, PromptCursor
+from actors.data.shapes import make_shapes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 

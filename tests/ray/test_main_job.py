@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from actors.dataset import Dataset, PromptCursor
-from actors.shapes import make_shapes
+from actors.data.dataset import Dataset, PromptCursor
+from actors.data.shapes import make_shapes
 from learner.checkpoint import newest_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]

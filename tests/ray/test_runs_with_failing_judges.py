@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from actors.dataset import Dataset, PromptCursor
-from actors.shapes import make_shapes
+from actors.data.dataset import Dataset, PromptCursor
+from actors.data.shapes import make_shapes
 from tests.judge.openai_server import OpenAIServer, Plan, delayed, honest, status
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

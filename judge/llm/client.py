@@ -1,0 +1,131 @@
+"""An LLM as judge, behind any OpenAI-compatible endpoint: one call per prediction, one try per call.
+
+Tries, limits and outages are the pool's business (`judge.pool`). Here a call gives a verdict, or a `NoVerdict` whose
+kind says what went wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any, cast
+
+from openai import APIError, AsyncAzureOpenAI, AsyncOpenAI
+
+from actors.errors import JudgeError
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from configs.require import require
+from judge.llm.apikey import hide_keys, read_key
+from judge.llm.endpoint import describe_failure
+from judge.llm.prompt import Material, build_messages, call_options, clean_material, load_wording
+from judge.llm.reply import read_completion
+from judge.llm.version import judge_version
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
+
+NO_KEY = "none"
+"""Sent where the endpoint wants no key: without any the client would look for one in the environment."""
+LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+"""They tell of every call, address and all."""
+
+
+class LLMJudge:
+    """Asks about all predictions of a request at once."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        """Nothing is read but the wording, nothing is connected.
+
+        Raises:
+            ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
+        """
+        require(
+            config.chain[-1] != "cluster" or config.llm.base_url != LLMJudgeConfig().base_url,
+            "judge.llm.base_url",
+            config.llm.base_url,
+            "judge.chain ends in cluster, whose LLM is not up; give the address where it is served",
+        )
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._name = config.chain[-1]
+        self._llm = config.llm
+        self._max_answer_chars = config.max_answer_chars
+        self._wording = load_wording(config.llm.prompt)
+        self._options = call_options(config.llm)
+        self._version = judge_version(config)
+        self._client: AsyncOpenAI | None = None
+        self._is_key_stale = False
+        self._keys: set[str] = set()
+
+    async def grade(self, request: JudgeRequest) -> list[Outcome]:
+        """One outcome per prediction, each with the usage of its call."""
+        try:
+            client = self._connected()
+        except JudgeError as error:
+            return [NoVerdict(reason=str(error), failure=Failure.DENIED) for _ in request.predictions]
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(self._judge(client, request, prediction)) for prediction in request.predictions]
+        return [call.result() for call in calls]
+
+    async def aclose(self) -> None:
+        """Close the connections. Another `grade` would open new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _connected(self) -> AsyncOpenAI:
+        """The client, with the key as it stands now if the endpoint refused the one before.
+
+        Raises:
+            JudgeError: the key cannot be read.
+        """
+        if self._client is None or self._is_key_stale:
+            key = read_key(self._llm)
+            self._keys.add(key)
+            # With a new key the connections stay.
+            client = self._client.with_options(api_key=key or NO_KEY) if self._client else self._connect(key)
+            # The client takes these from the environment; they are no business of another endpoint.
+            client.organization = client.project = None
+            self._client, self._is_key_stale = client, False
+        return self._client
+
+    def _connect(self, key: str) -> AsyncOpenAI:
+        settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None}
+        if version := self._llm.azure_api_version:
+            return AsyncAzureOpenAI(azure_endpoint=self._llm.base_url, api_version=version, **settings)
+        return AsyncOpenAI(base_url=self._llm.base_url, **settings)
+
+    async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
+        material = clean_material(
+            request.question,
+            request.reference,
+            prediction,
+            max_field_chars=self._llm.max_field_chars,
+            max_answer_chars=self._max_answer_chars,
+        )
+        if not material.reference:
+            return NoVerdict(reason="nothing readable in the reference answer", failure=Failure.REJECTED)
+        outcome = await self._call(client, material)
+        return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
+
+    async def _call(self, client: AsyncOpenAI, material: Material) -> Outcome:
+        messages = build_messages(self._wording, material, self._llm.reply)
+        try:
+            # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
+            async with asyncio.timeout(self._llm.try_timeout_s) as deadline:
+                response = await client.chat.completions.with_raw_response.create(
+                    messages=cast(Any, messages), **self._options
+                )
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return NoVerdict(
+                reason=f"no reply within judge.llm.try_timeout_s={self._llm.try_timeout_s:g}", usage=Usage(num_calls=1)
+            )
+        except APIError as error:
+            outcome = describe_failure(error, self._keys)
+            if outcome.failure is Failure.DENIED:
+                self._is_key_stale = True
+            return outcome
+        return read_completion(
+            response.http_response.text, self._llm.reply, judge=self._name, judge_version=self._version
+        )

@@ -1,0 +1,181 @@
+"""A local model folder as something that can be served: whether it can, what names it, how its engine is set up."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from actors.errors import JudgeError
+from configs.judges import JudgeConfig
+
+ID_CHARS = 12
+CPU_ENGINE_CPUS = 0.5
+"""What a CPU engine reserves: as rollouts do, it takes turns on the cores with the rest of the run."""
+GPU_ENGINE_CPUS = 1.0
+GPU_MEMORY_SHARE = 0.9
+"""Of a GPU, or of the share of one, what vLLM may take."""
+ENGINES_PER_INGRESS = 4
+START_TRIES = 2
+"""An engine that dies twice on its way up would die again."""
+DRAIN_MARGIN_S = 5.0
+ENGINE_CLASS = "JudgeLLMServer"
+CALLBACK_CLASS = "LocalModel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """An LLM that the cluster serves."""
+
+    base_url: str
+    """Of its OpenAI-compatible endpoint, the same on every node: each has a proxy on its own loopback interface."""
+    model: str
+    """Name by which the endpoint knows it; tells the content of the folder."""
+    app_name: str
+    """Of the Serve application, unique to the run."""
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise JudgeError unless vLLM can serve chats from the folder with nothing but what lies in it."""
+    if not folder.is_dir():
+        raise JudgeError(
+            f"judge.llm.model={str(folder)!r} is no folder: give one with a model in Hugging Face's format"
+        )
+    names = {path.name for path in folder.iterdir()}
+    missing = [name for name in ("config.json", "tokenizer_config.json") if name not in names]
+    if not any(name.endswith(".safetensors") for name in names):
+        missing.append("*.safetensors")
+    if missing:
+        raise JudgeError(f"judge.llm.model={str(folder)!r} is not a model that can be served: it has no {missing[0]}")
+    if not names & {"chat_template.jinja", "chat_template.json"} and not _has_template(folder):
+        raise JudgeError(f"judge.llm.model={str(folder)!r} has no chat template: a judge is asked in a chat")
+
+
+def _has_template(folder: Path) -> bool:
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JudgeError(f"judge.llm.model={str(folder)!r}: tokenizer_config.json cannot be read: {error}") from error
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+
+
+def model_id(folder: Path) -> str:
+    """`NAME-DIGEST` of the content of a model folder: the same wherever it lies, another after any training step.
+
+    A judge's version and with it the cache of verdicts go by this name. Every byte of the weights is read, since
+    training may leave the ends of a file as they were: no slower than the engine loads them.
+    """
+    digest = blake3(max_threads=blake3.AUTO)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update_mmap(path)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "model"
+    return f"{name}-{digest.hexdigest()[:ID_CHARS]}"
+
+
+def served_name(config: JudgeConfig) -> str:
+    """Name of the LLM, as its endpoint will know it or knows it already: `model_id` of a folder still to be served."""
+    folder = Path(config.llm.model)
+    return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
+
+
+def served_config(config: JudgeConfig, served: ServedModel) -> JudgeConfig:
+    """What replicas need to talk to the served model: its address and name, and no key."""
+    llm = replace(
+        config.llm,
+        model=served.model,
+        base_url=served.base_url,
+        azure_api_version="",
+        api_key_file="",
+        api_key_env="",
+    )
+    return replace(config, llm=llm)
+
+
+def num_gpus_wanted(config: JudgeConfig) -> float:
+    """GPUs that engines hold for the whole run; the first one has to fit even where the pool may shrink to none."""
+    if "cluster" not in config.chain:
+        return 0.0
+    return config.cluster.num_gpus * max(1, config.cluster.min_replicas)
+
+
+def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
+    """Fields of `ray.serve.llm.LLMConfig`.
+
+    Args:
+        name: of the model, as `model_id` gives it.
+    """
+    cluster = config.cluster
+    engine: dict[str, Any] = {
+        "max_model_len": cluster.max_model_len,
+        # Else the model's own file of sampling settings would add to what the judge asks for.
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "worker_extension_cls": "judge.llm.server_extension.OwnedEngine",
+    }
+    if cluster.num_gpus >= 1:
+        bundles = [{"GPU": 1.0, "CPU": GPU_ENGINE_CPUS}] * int(cluster.num_gpus)
+        engine |= {"tensor_parallel_size": int(cluster.num_gpus), "gpu_memory_utilization": GPU_MEMORY_SHARE}
+    elif cluster.num_gpus > 0:
+        bundles = [{"GPU": cluster.num_gpus, "CPU": GPU_ENGINE_CPUS}]
+        engine |= {"gpu_memory_utilization": GPU_MEMORY_SHARE * cluster.num_gpus}
+    else:
+        # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
+        bundles = [{"CPU": CPU_ENGINE_CPUS}]
+        engine |= {"enforce_eager": True}
+    return {
+        "model_loading_config": {"model_id": name, "model_source": str(Path(config.llm.model).resolve())},
+        "engine_kwargs": engine,
+        "placement_group_config": {"bundles": [dict(bundle) for bundle in bundles]},
+        "server_cls": f"judge.llm_engine.{ENGINE_CLASS}",
+        "callback_config": {"callback_class": f"judge.llm_engine.{CALLBACK_CLASS}"},
+        "log_engine_metrics": False,
+        "runtime_env": {"env_vars": engine_environment(config)},
+        "deployment_config": {
+            "ray_actor_options": {"num_cpus": 0},
+            "autoscaling_config": {
+                "min_replicas": cluster.min_replicas,
+                "max_replicas": cluster.max_replicas,
+                "target_ongoing_requests": cluster.target_ongoing_requests,
+                "upscale_delay_s": config.upscale_delay_s,
+                "downscale_delay_s": cluster.downscale_delay_s,
+            },
+            # An engine that goes first answers what it was asked.
+            "graceful_shutdown_timeout_s": config.llm.try_timeout_s + DRAIN_MARGIN_S,
+            "max_constructor_retry_count": START_TRIES,
+        },
+    }
+
+
+def ingress_options(config: JudgeConfig) -> dict[str, Any]:
+    """Options of the deployment that speaks HTTP for the engines. It stays up while they are scaled to none."""
+    return {
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": config.cluster.max_replicas,
+            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
+        },
+    }
+
+
+def engine_environment(config: JudgeConfig) -> dict[str, str]:
+    """Process environment that vLLM reads when it is imported."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if not config.cluster.num_gpus:
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(config.cluster.num_threads),
+        }
+    return environment

@@ -1,0 +1,244 @@
+"""An LLM judge that Ray Serve runs inside the cluster: `ray.serve.llm` over vLLM, behind Serve's own HTTP proxies.
+
+Serve runs a proxy on every node that holds one of its replicas, each on that node's loopback interface and all on the
+same port. Judges are replicas of Serve too, so one address, `http://127.0.0.1:PORT/APP/v1`, reaches the LLM from each
+of them, and nothing listens where another machine could call. Two things follow: the port has to be free on every
+node (`judge.cluster.port` chooses it where a random one is not good enough), and the model folder has to lie under the
+same path on each node that may run an engine.
+
+Engines are scaled by Serve between `judge.cluster.min_replicas` and `max_replicas`; none at all is allowed: the HTTP
+side stays up, holds the calls that come and has Serve start an engine for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from openai import APIError, APIStatusError, AsyncOpenAI
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayError
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
+
+from actors.errors import JudgeError, gist
+from configs.judges import JudgeConfig
+from judge.deployment import accept_metrics_interval, delete_application
+from judge.llm.client import NO_KEY
+from judge.llm.served_model import (
+    ENGINE_CLASS,
+    ServedModel,
+    check_model_folder,
+    engine_options,
+    ingress_options,
+    model_id,
+    num_gpus_wanted,
+    served_config,
+)
+
+LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = ("0.0.0.0", "::", "")
+POLL_S = 0.5
+RETRY_S = 1.0
+SERVE_LOGGER = "ray.serve"
+
+
+@contextlib.asynccontextmanager
+async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeConfig]:
+    """The config with which judges reach their LLM, up and answering; gone on exit.
+
+    Without `cluster` in the chain nothing happens. Needs a connection to Ray.
+
+    Args:
+        app_name: of the Serve application, unique on the cluster.
+
+    Raises:
+        JudgeError: the folder is no model, GPUs are missing, Serve cannot speak HTTP here, or no engine came up within
+            `judge.cluster.start_timeout_s`.
+    """
+    if "cluster" not in config.chain:
+        yield config
+        return
+    deadline_at = time.monotonic() + config.cluster.start_timeout_s
+    try:
+        served = await asyncio.to_thread(deploy_llm, config, app_name, deadline_at=deadline_at)
+        await wake_llm(served, deadline_at=deadline_at)
+        yield served_config(config, served)
+    finally:
+        await asyncio.to_thread(delete_application, app_name)
+
+
+def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> ServedModel:
+    """Start the application on the Ray cluster that this process is connected to, without its engines. Blocks.
+
+    Args:
+        deadline_at: when to give up, on the monotonic clock.
+
+    Raises:
+        JudgeError: the folder is no model, GPUs are missing, or Serve cannot speak HTTP here.
+    """
+    folder = Path(config.llm.model)
+    check_model_folder(folder)
+    held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
+    if wanted > held:
+        raise JudgeError(
+            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} cannot work: the LLM judge needs {wanted:g} GPUs, "
+            f"the cluster has {held:g}"
+        )
+    logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
+    address = _start_proxies(config.cluster.port)
+    name = model_id(folder)
+    # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
+    # happens in a process that ends with it.
+    build = ray.remote(num_cpus=0, max_calls=1)(_run_application)
+    built = build.remote(engine_options(config, name), ingress_options(config), app_name)
+    try:
+        ray.get(built, timeout=max(0.0, deadline_at - time.monotonic()))
+    except GetTimeoutError as error:
+        ray.cancel(built, force=True)
+        raise JudgeError(f"{_late(app_name)}: it was still being deployed") from error
+    except (RayServeException, RayError) as error:
+        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {gist(error)}") from error
+    while not _is_ingress_up(app_name):
+        if time.monotonic() > deadline_at:
+            raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
+        time.sleep(POLL_S)
+    return ServedModel(base_url=f"{address}/{app_name}/v1", model=name, app_name=app_name)
+
+
+def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: str) -> None:
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    application = build_openai_app({"llm_configs": [LLMConfig(**engine)], "ingress_deployment_config": ingress})
+    target = serve.RunTarget(target=application, name=app_name, route_prefix=f"/{app_name}")
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
+    """Have an engine up: one call of one token, held by Serve until one answers.
+
+    Args:
+        deadline_at: when to give up, on the monotonic clock.
+
+    Raises:
+        JudgeError: the engine died on its way up, or was not up in time.
+    """
+    call = asyncio.create_task(_first_call(served, deadline_at))
+    try:
+        while not call.done():
+            if failure := await asyncio.to_thread(_engine_failure, served.app_name):
+                raise JudgeError(f"the engine of the LLM judge {served.model!r} does not come up: {failure}")
+            await asyncio.wait([call], timeout=POLL_S)
+        call.result()
+    finally:
+        call.cancel()
+
+
+async def _first_call(served: ServedModel, deadline_at: float) -> None:
+    reason = "no try was made"
+    async with AsyncOpenAI(base_url=served.base_url, api_key=NO_KEY, max_retries=0) as client:
+        while (left_s := deadline_at - time.monotonic()) > 0:
+            try:
+                await client.chat.completions.create(
+                    model=served.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, timeout=left_s
+                )
+                return
+            except APIStatusError as error:
+                if error.status_code < 500 and error.status_code != 404:
+                    raise JudgeError(f"the LLM judge {served.model!r} refused a plain chat: {error.message}") from error
+                reason = f"status {error.status_code}"  # a proxy that does not know the new route yet says 404
+            except APIError as error:
+                reason = type(error).__name__
+            await asyncio.sleep(min(RETRY_S, max(0.0, left_s)))
+    raise JudgeError(f"{_late(served.app_name)}: {reason}")
+
+
+def _start_proxies(port: int) -> str:
+    """Address of Serve's proxies, the same on every node; starts Serve where it is not up, on the loopback interface.
+
+    Raises:
+        JudgeError: Serve is up without proxies, and in use. How it listens is settled when it starts.
+    """
+    status = _serve_status()
+    if _is_serve_up() and not status.proxies and not status.applications:
+        serve.shutdown()  # nobody uses it: it may start anew, with proxies
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options=None if _is_serve_up() else HTTPOptions(host=LOOPBACK, port=port or _free_port()),
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+        raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
+    if not _serve_status().proxies:
+        raise JudgeError(
+            "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
+            "reached: wait until they are done, or run `serve shutdown`"
+        )
+    http = _get_global_client().http_config  # its status does not tell the port
+    host = LOOPBACK if http.host in ANY_ADDRESS else http.host
+    return f"http://{host}:{http.port}{http.root_path}"
+
+
+def _is_serve_up() -> bool:
+    return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def _serve_status() -> ServeStatus:
+    accept_metrics_interval()  # of the judges beside the LLM
+    return serve.status()
+
+
+def _application(app_name: str) -> ApplicationStatusOverview | None:
+    return _serve_status().applications.get(app_name)
+
+
+def _is_ingress_up(app_name: str) -> bool:
+    """Whether the application takes calls. Engines do not count: the first call starts one."""
+    application = _application(app_name)
+    if application is None:
+        return False
+    if failure := _failure(application):
+        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {failure}")
+    ingress = [deployment for name, deployment in application.deployments.items() if not _is_engine(name)]
+    return bool(ingress) and all(deployment.status is DeploymentStatus.HEALTHY for deployment in ingress)
+
+
+def _engine_failure(app_name: str) -> str | None:
+    application = _application(app_name)
+    return "its application is gone" if application is None else _failure(application)
+
+
+def _failure(application: ApplicationStatusOverview) -> str | None:
+    """Why an application will not come up; None while it still may."""
+    failed = (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY)
+    for deployment in application.deployments.values():
+        if deployment.status in failed:
+            return gist(deployment.message)
+    if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        return gist(application.message)
+    return None
+
+
+def _is_engine(deployment_name: str) -> bool:
+    return deployment_name.startswith(f"{ENGINE_CLASS}:")
+
+
+def _late(app_name: str) -> str:
+    return f"the LLM judge {app_name!r} was not up within judge.cluster.start_timeout_s"

@@ -1,0 +1,117 @@
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from actors.data.dataset import CursorState
+from actors.episode import SampleRef
+from actors.errors import RunError
+from cluster.collect import Collected
+from cluster.records.recorder import Recorder, lock_run_folder
+from cluster.score import LostGroup, ScoredGroup
+from configs.schema import RewardConfig
+from judge.reward import conduct_of, group_rewards
+from judge.verdict import NoVerdict, Usage, Verdict
+from tests.fakes import make_episode, make_group
+
+LLM = Verdict(
+    is_correct=True,
+    judge="openai",
+    reason="equal",
+    judge_version="v1",
+    usage=Usage(num_calls=1, prompt_tokens=90, reply_tokens=3),
+)
+
+
+def collected(uid: str) -> Collected:
+    played = make_group([make_episode(asked=True, sample=uid), make_episode(answer=None, index=1, sample=uid)])
+    outcomes = (LLM, NoVerdict(reason="late", usage=Usage(num_calls=3)))
+    group = ScoredGroup(
+        played=played,
+        outcomes=outcomes,
+        rewards=(*group_rewards([conduct_of(played.episodes[0])], outcomes[:1], RewardConfig()), None),
+        advantages=(0.5, None),
+        image=None,
+    )
+    return Collected(
+        trained=(group,),
+        without_signal=(),
+        lost=(),
+        drawn=(SampleRef(dataset="train", row=0, uid=uid),),
+        cursor=CursorState(seed=0, epoch=0, position=1),
+        seconds=1.0,
+    )
+
+
+def write_steps(folder, first, last):
+    recorder = Recorder(folder, step=first - 1)
+    for step in range(first, last + 1):
+        recorder.record_step(step, collected(f"0-{step}"), {"reward/mean": float(step)})
+    recorder.close()
+
+
+def steps_of(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_every_episode_is_on_disk_with_what_it_earned(tmp_path):
+    write_steps(tmp_path, 1, 1)
+    scored, unscored = pq.read_table(tmp_path / "episodes" / "step-000001.parquet").to_pylist()
+    assert (scored["is_correct"], scored["reward"], scored["advantage"]) == (True, 1.5, 0.5)
+    assert [turn["view"] for turn in scored["turns"]] == ["quarter", "full"]
+    assert scored["turns"][0]["completion_ids"] == [3, 4]
+    assert (unscored["is_correct"], unscored["reward"], unscored["reason"]) == (None, None, "late")
+
+
+def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
+    write_steps(tmp_path, 1, 1)
+    columns = ("judge", "judge_version", "num_calls", "prompt_tokens", "reply_tokens")
+    rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet", columns=list(columns)).to_pylist()
+    assert [tuple(row[name] for name in columns) for row in rows] == [("openai", "v1", 1, 90, 3), (None, None, 3, 0, 0)]
+
+
+def test_a_group_that_got_too_few_verdicts_is_on_disk_for_another_judge(tmp_path):
+    (group,) = collected("0-1").trained
+    lost = LostGroup(ref=group.played.ref, reason="too few verdicts: late", is_skipped_row=False, group=group)
+    recorder = Recorder(tmp_path, step=0)
+    recorder.record_step(1, replace(collected("0-1"), trained=(), lost=(lost,)), {})
+    recorder.close()
+    rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet").to_pylist()
+    assert [(row["answer"], row["is_correct"], row["is_trained"]) for row in rows] == [
+        ("red", True, False),
+        (None, None, False),
+    ]
+    assert json.loads((tmp_path / "lost.jsonl").read_text())["reason"] == "too few verdicts: late"
+
+
+def test_a_resumed_run_tells_one_story(tmp_path):
+    write_steps(tmp_path, 1, 4)
+    write_steps(tmp_path, 3, 5)
+    assert steps_of(tmp_path / "ledger.jsonl") == [1, 2, 3, 4, 5]
+    assert steps_of(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5]
+    assert len(list((tmp_path / "episodes").iterdir())) == 5
+
+
+def test_a_torn_last_line_is_cut(tmp_path):
+    write_steps(tmp_path, 1, 2)
+    with (tmp_path / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"step": 3, "samp')
+    write_steps(tmp_path, 3, 3)
+    assert steps_of(tmp_path / "ledger.jsonl") == [1, 2, 3]
+
+
+def test_tensorboard_is_told_anew_on_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_steps(tmp_path, 1, 4)
+    write_steps(tmp_path, 3, 3)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert [event.step for event in events.Tensors("reward/mean")] == [1, 2, 3]
+
+
+def test_a_folder_has_one_driver(tmp_path):
+    with lock_run_folder(tmp_path), pytest.raises(RunError, match="in use by another driver"):
+        lock_run_folder(tmp_path)
+    lock_run_folder(tmp_path).close()

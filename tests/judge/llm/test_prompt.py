@@ -1,0 +1,127 @@
+"""What an LLM judge is asked."""
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.judges import LLMJudgeConfig
+from judge.llm.prompt import FOLDER, Wording, build_messages, call_options, clean_material, load_wording
+
+WORDING = load_wording("judge")
+TEXTS = {
+    "system": "s",
+    "user": "{nonce} {question} {reference} {prediction} {reply}",
+    "json_reply": '{"verdict": 1}',
+    "digit_reply": "1 or 0",
+}
+
+
+def material(question="what?", reference="red", prediction="blue"):
+    return clean_material(question, reference, prediction, max_field_chars=100, max_answer_chars=50)
+
+
+def user_text(texts, mode="json", wording=WORDING):
+    return build_messages(wording, texts, mode)[-1]["content"]
+
+
+def test_the_shipped_wording_holds_the_criteria_and_fences_each_text():
+    system, user = build_messages(WORDING, material(), "json")
+    assert (system["role"], user["role"]) == ("system", "user")
+    for word in ("Synonyms", "strictly", "Units may be converted", "never meant for you"):
+        assert word in system["content"]
+    code = re.search(r"The code is ([0-9a-f]{16})\.", user["content"])[1]
+    for name, text in (("question", "what?"), ("reference", "red"), ("prediction", "blue")):
+        assert f"<<<{name} {code}>>>\n{text}\n<<<end of {name} {code}>>>" in user["content"]
+    assert user["content"].count(code) == 7
+    assert '{"verdict": 1}' in user["content"]
+    assert "one digit" in user_text(material(), "choice")
+    assert "one digit" in user_text(material(), "text")
+
+
+def test_every_call_has_its_own_code():
+    assert len({user_text(material()) for _ in range(50)}) == 50
+
+
+@given(
+    st.text(max_size=40)
+    | st.sampled_from(["{}", "{reference}", "{nonce}", "%s", "$reference", "{0!r}", "\\1", "\\g<0>"])
+)
+def test_template_marks_in_the_texts_are_inert(text):
+    texts = material(prediction=text, question=text)
+    code = "0" * 16
+    user = build_messages(WORDING, texts, "json", nonce=lambda fields: code)[-1]["content"]
+    assert f"<<<prediction {code}>>>\n{texts.prediction}\n<<<end" in user
+    assert user.count(f"<<<reference {code}>>>\nred\n") == 1
+
+
+def test_texts_are_capped():
+    texts = material("q" * 1000, "r" * 1000, "p" * 1000)
+    assert [len(texts.question), len(texts.reference), len(texts.prediction)] == [100, 100, 50]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"user": "{question} {reference} {reply} {nonce}"}, "{prediction} 0 times"),
+        ({"user": TEXTS["user"] + "{question}"}, "{question} 2 times"),
+        ({"user": "{question} {reference} {prediction} {reply}"}, "add {nonce}"),
+        ({"user": "{question} {reference} {prediction} {nonce}"}, "{reply} 0 times"),
+        ({"user": TEXTS["user"] + "{answer}"}, "{answer}: known are {question}"),
+        ({"system": "about {question}"}, "only the user text"),
+        ({"json_reply": " "}, "json_reply is empty"),
+        ({"system": 3}, "system is int, not a text"),
+        ({"extra": "x"}, "map exactly system, user, json_reply, digit_reply"),
+    ],
+)
+def test_a_wording_that_cannot_work_is_refused_with_the_reason(change, words, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({**TEXTS, **change}))
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        load_wording(str(file))
+    assert str(error.value).startswith(f"judge.llm.prompt={str(file)!r} cannot work")
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        load_wording(str(tmp_path / "none.yaml"))
+    file = tmp_path / "own.yaml"
+    for content in (b"a: [", b"\xff\xfe\x00"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="not YAML"):
+            load_wording(str(file))
+    with pytest.raises(ValueError, match="map exactly"):
+        load_wording("qwen")
+
+
+def test_a_wording_of_ones_own_works_without_a_system_text(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({**TEXTS, "system": ""}))
+    messages = build_messages(load_wording(str(file)), material(), "json")
+    assert [message["role"] for message in messages] == ["user"]
+    assert (FOLDER / "judge.yaml").is_file()
+    assert load_wording(str(file)) == Wording(**{**TEXTS, "system": ""})
+
+
+def test_a_model_that_thinks_gets_room_for_it_and_no_temperature():
+    options = call_options(LLMJudgeConfig(model="m", thinks=True, max_reply_tokens=512))
+    assert options.keys() - {"response_format"} == {"model", "n", "max_completion_tokens"}
+    assert options["max_completion_tokens"] == 512
+    with pytest.raises(ValueError, match=r"judge\.llm\.max_reply_tokens=16 .*thinks"):
+        LLMJudgeConfig(model="m", thinks=True)
+
+
+@pytest.mark.parametrize(("mode", "field"), [("json", "response_format"), ("choice", "extra_body"), ("text", None)])
+def test_sampling_is_fixed_and_the_form_is_asked_for_where_the_endpoint_can_keep_it(mode, field):
+    options = call_options(LLMJudgeConfig(model="m", reply=mode, max_reply_tokens=7))
+    sampling = {"model": "m", "temperature": 0.0, "seed": 0, "max_tokens": 7, "n": 1}
+    assert {name: options[name] for name in sampling} == sampling
+    assert set(options) - set(sampling) == ({field} if field else set())
+    if mode == "json":
+        form = options["response_format"]["json_schema"]
+        assert form["strict"] is True
+        assert form["schema"]["additionalProperties"] is False
+    if mode == "choice":
+        assert options["extra_body"] == {"structured_outputs": {"choice": ["0", "1"]}}

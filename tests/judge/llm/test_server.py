@@ -1,0 +1,194 @@
+"""The LLM judge as Ray serves it, with a small real model. Wants `uv sync --group judge-test`."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray import serve
+
+from actors.errors import JudgeError
+from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
+from judge.deployment import delete_application, deploy_judges
+from judge.llm import server as llm_server
+from judge.llm.served_model import served_config
+from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
+from judge.llm.version import judge_version
+from judge.pool import JudgePool
+from judge.trust.goldset import GOLD_FILE, read_gold
+from judge.verdict import JudgeRequest, Verdict
+from tests.judge.smollm2 import PACKAGE, gguf_file
+from tests.local_ray import ray_on_this_machine
+
+ROOT = Path(__file__).resolve().parents[3]
+START_S = 240.0
+slow = pytest.mark.slow
+needs_model = pytest.mark.skipif(gguf_file() is None, reason=f"{PACKAGE} is not installed: --group judge-test")
+
+
+def judge_config(folder: Path, **cluster) -> JudgeConfig:
+    settings = {"num_gpus": 0.0, "max_model_len": 2048, "start_timeout_s": START_S, **cluster}
+    return JudgeConfig(
+        chain=("cluster",),
+        cache="",
+        llm=LLMJudgeConfig(model=str(folder), reply="choice"),
+        cluster=ClusterJudgeConfig(**settings),
+    )
+
+
+def requests(num_rows: int) -> list[JudgeRequest]:
+    rows = [row for row in read_gold(GOLD_FILE) if not row.is_decidable_by_rules][:num_rows]
+    return [JudgeRequest(question=row.question, reference=row.reference, predictions=(row.prediction,)) for row in rows]
+
+
+def num_engines(app_name: str) -> int:
+    deployments = llm_server._serve_status().applications[app_name].deployments
+    (engine,) = (deployment for name, deployment in deployments.items() if name.startswith(ENGINE_CLASS))
+    return sum(engine.replica_states.values())
+
+
+def kill_the_engine_and_wait_for_its_end() -> None:
+    """kill -9 the replica: no process that it started may live on."""
+    ours = psutil.Process().children(recursive=True)
+    (replica,) = (process for process in ours if f":{ENGINE_CLASS}:" in "".join(process.cmdline()))
+    children = replica.children(recursive=True)
+    assert children
+    replica.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "smollm2"
+    subprocess.run(
+        [sys.executable, "-m", "tests.judge.smollm2", str(folder)], cwd=ROOT, check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.fixture
+def local_ray():
+    """A fresh one per test: how Serve listens is settled once."""
+    with ray_on_this_machine():
+        yield
+
+
+async def test_a_chain_without_the_cluster_needs_no_ray():
+    async with served_llm(JudgeConfig(), "unused") as config:
+        assert config == JudgeConfig()
+
+
+def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(JudgeError, match=r"it has no config.json"):
+        deploy_llm(judge_config(tmp_path), "refused", deadline_at=time.monotonic() + 1)
+
+
+@pytest.mark.ray
+@slow
+def test_serve_without_proxies_is_started_anew_when_idle_and_refused_when_in_use(local_ray):
+    serve.start(proxy_location="Disabled")
+    address = _start_proxies(0)
+    assert address.startswith("http://127.0.0.1:")
+    assert _start_proxies(0) == address, "proxies that are up are used"
+    serve.shutdown()
+    deploy_judges(JudgeConfig(), "rules").close()
+    with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
+        _start_proxies(0)
+    delete_application("rules")
+
+
+@pytest.mark.ray
+@slow
+def test_more_gpus_than_the_cluster_has_are_refused(local_ray, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    with pytest.raises(JudgeError, match=r"num_gpus=2 cannot work: the LLM judge needs 2 GPUs, the cluster has 0"):
+        deploy_llm(judge_config(tmp_path, num_gpus=2.0), "refused", deadline_at=time.monotonic() + 1)
+
+
+@pytest.mark.ray
+@slow
+@needs_model
+@pytest.mark.timeout(900)
+async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_comes_again(local_ray, smollm2):
+    config = judge_config(smollm2, downscale_delay_s=1.0)
+    async with served_llm(config, "llm") as judge:
+        assert num_engines("llm") == 1
+        handle = deploy_judges(judge, "judges")
+        pool = JudgePool(handle, judge, judge_version=judge_version(judge))
+        graded = await asyncio.gather(*(pool.grade(request) for request in requests(12)))
+        assert all(isinstance(outcome, Verdict) for (outcome,) in graded), graded
+        assert {outcome.judge_version for (outcome,) in graded} == {judge_version(config)}
+        assert pool.counters.num_llm_calls == 12
+        await asyncio.to_thread(kill_the_engine_and_wait_for_its_end)
+        (outcome,) = await pool.grade(requests(1)[0])
+        assert isinstance(outcome, Verdict), outcome
+        deadline_at = time.monotonic() + 120
+        while num_engines("llm"):
+            assert time.monotonic() < deadline_at, "the idle engine stays"
+            await asyncio.sleep(1)
+        (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take: the pool waits the start out
+        assert isinstance(outcome, Verdict)
+        handle.close()
+        delete_application("judges")
+    assert "llm" not in serve.status().applications
+
+
+@pytest.mark.ray
+@slow
+@needs_model
+@pytest.mark.timeout(600)
+async def test_an_engine_that_dies_at_start_is_an_error_with_its_reason(local_ray, smollm2, tmp_path):
+    for file in smollm2.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(JudgeError, match=r"does not come up: "):
+        async with served_llm(judge_config(tmp_path), "dies"):
+            pass
+    assert "dies" not in serve.status().applications
+
+
+@pytest.mark.ray
+@slow
+@needs_model
+@pytest.mark.timeout(600)
+async def test_a_deadline_ends_the_wait_for_an_engine(local_ray, smollm2):
+    config = judge_config(smollm2)
+    served = deploy_llm(config, "late", deadline_at=time.monotonic() + START_S)
+    assert served_config(config, served).llm.model == served.model
+    started = time.monotonic()
+    with pytest.raises(JudgeError, match=r"'late' was not up within judge.cluster.start_timeout_s"):
+        await wake_llm(served, deadline_at=started + 3)
+    assert time.monotonic() - started < 10
+    serve.delete("late")
+
+
+@pytest.mark.ray
+@slow
+@needs_model
+@pytest.mark.timeout(600)
+def test_judge_check_brings_the_llm_up_and_reports_what_it_does(smollm2, tmp_path):
+    rows = [row for row in read_gold(GOLD_FILE) if not row.is_decidable_by_rules][:6]
+    gold = tmp_path / "gold.jsonl"
+    fields = ("question", "reference", "prediction", "kind")
+    gold.write_text(
+        "".join(
+            json.dumps({**{name: getattr(row, name) for name in fields}, "verdict": int(row.is_correct)}) + "\n"
+            for row in rows
+        )
+    )
+    settings = ["judge.chain=[cluster]", f"judge.llm.model={smollm2}", "judge.llm.reply=choice"]
+    settings += ["judge.cluster.num_gpus=0", "judge.cluster.max_model_len=2048"]
+    command = [sys.executable, "-m", "cluster.cli", "judge", "check", "--json", "--set", str(gold), *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["num_unjudged"] == 0
+    assert figures["num_calls"] >= 6

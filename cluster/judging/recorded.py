@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import RunError
-from cluster.records.recorder import EPISODES
+from cluster.records.episodes import EPISODES
 from judge.reward import Conduct
 from judge.verdict import NoVerdict, Outcome, Usage, Verdict
 

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from cluster.display import Display
-from cluster.evaluate import Players, evaluate
+from cluster.evaluate import evaluate
+from cluster.fleet import Fleet
 from configs.judges import JudgeConfig
 from configs.load import load_config
 from judge.pool import JudgePool
@@ -38,8 +39,8 @@ async def evaluated(num_rows: int, judge):
     display = Display(CONFIG, Console(file=shown, width=200))
     plays = Plays(num_rows)
     judges = JudgePool(Judges(judge), JudgeConfig(max_tries=1))
-    players = Players(rollouts=plays, judges=judges, display=display, heldout=plays)
-    return await evaluate(players, CONFIG), shown.getvalue()
+    fleet = Fleet(rollouts=plays, judges=judges)
+    return await evaluate(fleet, plays, CONFIG, display), shown.getvalue()
 
 
 async def test_rows_without_a_verdict_are_in_no_accuracy_and_are_told():

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from actors.data.dataset import CursorState
 from actors.episode import Episode, SampleRef
 from actors.errors import JudgeError, RunError
-from cluster.collect import Collected
 from cluster.judging.cli import judge_app
 from cluster.judging.recorded import read_step
 from cluster.judging.replay import find_judge, replay_run
@@ -23,7 +22,7 @@ from cluster.judging.replay_asking import ReplayJudge
 from cluster.judging.replay_report import ReplayReport
 from cluster.judging.replay_tables import replay_tables, summary_lines
 from cluster.records.recorder import Recorder
-from cluster.score import ScoredGroup
+from cluster.step import ScoredGroup, StepBatch
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config, TrainConfig
@@ -60,7 +59,7 @@ def scored(
 def record(folder: Path, config: Config, *steps: Sequence[ScoredGroup]) -> Path:
     recorder = Recorder(folder, step=0)
     for step, groups in enumerate(steps, 1):
-        collected = Collected(
+        collected = StepBatch(
             trained=tuple(groups),
             without_signal=(),
             lost=(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from actors.data.dataset import Dataset
+from actors.data.dataset import Dataset, SkipLedger
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
 from actors.fleet.pool import RolloutPool
@@ -33,6 +33,8 @@ class Players:
     judges: JudgePool
     display: Display
     heldout: Dataset
+    skips: SkipLedger = field(default_factory=lambda: SkipLedger(max_skipped_fraction=1.0))
+    """Knows which unusable rows were warned of; what an evaluation may lose is `train.max_lost_fraction`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,8 @@ async def _play_all(
         finally:
             run.display.evaluation_played()
         if isinstance(played, SkippedSample):
-            run.display.warn(f"row {played.ref.row}: {played.reason}")
+            if run.skips.is_news(played.ref):
+                run.display.warn(f"row {played.ref.row}: {played.reason}")
             return None
         return played, await judge_group(run.judges, played)
 

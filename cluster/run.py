@@ -140,6 +140,8 @@ class Run:
             "time/step_s": now - self._ready_at,
         }
         for group in collected.lost:
+            if group.is_skipped_row and not self.skips.is_news(group.ref):
+                continue
             self.display.warn(f"sample {group.ref.uid}: {group.reason}")
         self._num_episodes += sum(len(group.played.episodes) for group in collected.scored)
         self._loop_seconds += now - self._ready_at

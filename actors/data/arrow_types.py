@@ -22,18 +22,19 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def without_list(kind: pa.DataType) -> tuple[pa.DataType, bool]:
     """The type of one value, and whether a row holds a list of them."""
     kind = plain_type(kind)
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    is_list = is_list or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    is_list = any(test(kind) for test in (*lists, *views))
     return (plain_type(kind.value_type), True) if is_list else (kind, False)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    is_fixed = pa.types.is_fixed_size_binary(kind) and not pa.types.is_decimal(kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or is_fixed)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def doubled(names: Iterable[str]) -> list[str]:

@@ -44,7 +44,7 @@ def find_files(path: str) -> DataFiles:
     if root.is_file():
         return DataFiles(folder=root.parent, files=(root,))
     if root.is_dir():
-        return DataFiles(folder=root, files=_in_folder(path, root))
+        return DataFiles(folder=root, files=_in_folder(root))
     if glob.has_magic(path):
         return _matching(path)
     raise DataError(f"{path} does not exist: name a Parquet file, a folder of them, or a save_to_disk folder")
@@ -56,20 +56,20 @@ def is_lfs_pointer(file: Path) -> bool:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def _in_folder(path: str, root: Path) -> tuple[Path, ...]:
+def _in_folder(root: Path) -> tuple[Path, ...]:
     if (root / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in root.iterdir() if child.is_dir())
         one = "train" if "train" in splits or not splits else splits[0]
-        raise DataError(f"{path} holds several splits ({_listed(splits)}): name one of them, as in {path}/{one}")
+        raise DataError(f"{root} holds several splits ({_listed(splits)}): name one of them, as in {root}/{one}")
     if (root / "state.json").is_file():
         return tuple(_arrow_files(root))
     files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
     if not files:
-        raise DataError(_without_files(path, root))
+        raise DataError(_without_files(root))
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(_group_of(file), []).append(file)
-    _refuse_several(path, root, groups)
+    _refuse_several(root.as_posix(), root, groups)
     return tuple(files)
 
 
@@ -123,7 +123,7 @@ def _refuse_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> N
     )
 
 
-def _without_files(path: str, root: Path) -> str:
+def _without_files(root: Path) -> str:
     """Why a folder cannot be read that has no Parquet files of its own."""
     below = {
         found.parent.relative_to(root).as_posix()
@@ -131,11 +131,11 @@ def _without_files(path: str, root: Path) -> str:
         for found in root.glob(pattern)
     }
     if not below:
-        return f"{path} holds neither *.parquet files nor a save_to_disk state.json: name a folder that does"
+        return f"{root} holds neither *.parquet files nor a save_to_disk state.json: name a folder that does"
     first = min(below, key=lambda folder: ("train" not in folder, folder))
     return (
-        f"{path} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: name one "
-        f"folder, as in {path}/{first}, or all files that are one set by a pattern, as in '{path}/**/*.parquet'"
+        f"{root} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: name one "
+        f"folder, as in {root}/{first}, or all files that are one set by a pattern, as in '{root}/**/*.parquet'"
     )
 
 

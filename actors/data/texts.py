@@ -102,18 +102,16 @@ def _float_text(value: float, float_type: type[np.floating[Any]]) -> str:
     if not np.isfinite(value):
         raise DataError(f"is {value}, not a number that can be an answer")
     number = float_type(value + 0.0)  # no negative zero
-    if number and not SCIENTIFIC_BELOW <= abs(number) < SCIENTIFIC_FROM:
-        text = np.format_float_scientific(number, trim="-")
-    else:
-        text = np.format_float_positional(number, trim="-")
-    largest = 2 ** (np.finfo(float_type).nmant + 1)
-    num_digits = len(np.format_float_scientific(number, trim="-").partition("e")[0].strip("-").replace(".", ""))
-    if abs(value) > largest and num_digits > np.finfo(float_type).precision:
+    digits, _, _ = np.format_float_scientific(number, trim="-").lstrip("-").partition("e")
+    exact_up_to = 2 ** (np.finfo(float_type).nmant + 1)
+    if abs(value) >= exact_up_to and len(digits.replace(".", "")) > np.finfo(float_type).precision:
         raise DataError(
-            f"is {text}, beyond {largest}, up to which {float_type.__name__} keeps every whole number: "
-            "store the column as integers or as text"
+            f"is {value:.0f}: from {exact_up_to} on, {float_type.__name__} does not keep every whole number; store the "
+            "column as integers or as text"
         )
-    return text
+    if value and not SCIENTIFIC_BELOW <= abs(value) < SCIENTIFIC_FROM:
+        return np.format_float_scientific(number, trim="-")
+    return np.format_float_positional(number, trim="-")
 
 
 def _labels(schema: pa.Schema, name: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Part:
     table: pa.Table
 
     def __contains__(self, row: int) -> bool:
-        return self.first <= row < self.first + self.table.num_rows
+        return 0 <= row - self.first < int(self.table.num_rows)
 
 
 class TableCache:
@@ -120,7 +121,8 @@ class ParquetSource:
         metadata = self._groups[group]
         row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1) + 1
         num_rows = min(max(MAX_BATCH_BYTES // row_bytes, 1), MAX_BATCH_ROWS)
-        first, end, num_bytes, kept = 0, 0, 0, []
+        first, end, num_bytes = 0, 0, 0
+        kept: list[pa.RecordBatch] = []
         for batch in self._file.iter_batches(num_rows, row_groups=[group], columns=list(columns), use_threads=False):
             if num_bytes + batch.nbytes > MAX_CACHED_BYTES:
                 if first <= row < end:
@@ -172,7 +174,7 @@ def _row_of(table: pa.Table | pa.RecordBatch, row: int) -> dict[str, Any]:
 
 
 class Rows:
-    """All rows of a data set under consecutive numbers, in the order of its files."""
+    """All rows of a data set under consecutive numbers, in the order of its files. Threads may share it."""
 
     def __init__(self, path: str, folder: Path, files: Sequence[tuple[Path, Source]]) -> None:
         self._path = path
@@ -181,6 +183,7 @@ class Rows:
         self._sources = [source for _, source in files]
         self._firsts = list(itertools.accumulate((source.num_rows for source in self._sources), initial=0))
         self._files = [(file.name, file.stat().st_size) for file, _ in files]
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -197,7 +200,8 @@ class Rows:
             raise DataError(f"{self._path} has {len(self)} rows: there is no row {row}")
         index = bisect_right(self._firsts, row) - 1
         try:
-            return index, self._sources[index].read(row - self._firsts[index], columns)
+            with self._lock:
+                return index, self._sources[index].read(row - self._firsts[index], columns)
         except _READ_ERRORS as error:
             raise DataError(f"row {row} of {self._path} cannot be read: {gist(error)}") from error
 
@@ -217,7 +221,10 @@ class Rows:
 
 def open_rows(path: str) -> Rows:
     """Open all files that the path names (see `find_files`); DataError when it names none, or one that is damaged."""
-    found, cache = find_files(path), TableCache()
+    try:
+        found, cache = find_files(path), TableCache()
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
+        raise DataError(f"{path!r} cannot be looked into: {error}; name a file or folder that can be read") from error
     return Rows(path, found.folder, [(file, _open(file, cache)) for file in found.files])
 
 

@@ -1,5 +1,7 @@
 """How much of a file is in memory, and how often it is decoded."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,3 +116,18 @@ def test_a_pointer_of_git_lfs_names_the_command_that_fetches_the_file(tmp_path, 
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(DataError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
         open_rows(str(tmp_path / name))
+
+
+def test_threads_read_what_one_would(tmp_path, monkeypatch):
+    pictures = write_pictures(tmp_path / "a.parquet", num_rows=60, num_bytes=10_000)
+    monkeypatch.setattr(tables, "MAX_CACHED_BYTES", 100_000)
+    rows = open_rows(str(tmp_path / "a.parquet"))
+    wanted = [row * 37 % 60 for row in range(240)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda row: rows.read(row, COLUMNS)[1]["images"], wanted))
+    assert found == [pictures[row] for row in wanted]
+
+
+def test_a_path_that_the_system_refuses_is_one_line():
+    with pytest.raises(DataError, match=r"cannot be looked into: .*; name a file or folder"):
+        open_rows("x" * 300)

@@ -12,6 +12,7 @@ import numpy as np
 
 from actors.data.columns import NOTES, columns_of_files
 from actors.data.tables import Rows, open_rows
+from actors.data.texts import is_blank
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
 from actors.prompts import IMAGE_MARK, without_marks
@@ -67,7 +68,7 @@ class Dataset:
         columns = self._columns[number]
         try:
             question = without_marks(columns.question.read(values[columns.question.name])).strip()
-            if not question:
+            if is_blank(question):
                 raise DataError(f"{columns.question.name} holds nothing but marks such as {IMAGE_MARK}")
             answer = columns.answer.read(values[columns.answer.name])
             image = columns.image.read(values[columns.image.name])

@@ -152,7 +152,9 @@ def _arrow_files(root: Path) -> list[Path]:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         is_indirect = bool(state.get("_indices_data_files") or state.get("_indices_files"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{root}/state.json does not list its files as save_to_disk does: {error}") from error
+        raise DataError(
+            f"{root}/state.json does not list its files as save_to_disk does ({error}): save the set again"
+        ) from error
     if is_indirect:
         raise DataError(f"{root} selects rows by an index: save it again after `flatten_indices()`")
     outside = [name for name in names if Path(name).name != name or name in ("", ".", "..")]

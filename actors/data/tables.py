@@ -234,4 +234,5 @@ def _open(file: Path, cache: TableCache) -> Source:
             raise DataError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` where it lies")
         return ArrowSource(file) if file.suffix == ".arrow" else ParquetSource(file, cache)
     except _READ_ERRORS as error:
-        raise DataError(f"{file} cannot be opened: {gist(error)}") from error
+        reason = gist(error).rstrip(".")
+        raise DataError(f"{file} cannot be opened: {reason}: write it as Parquet, or download it again") from error

@@ -68,7 +68,7 @@ class TextColumn:
             value = value[0]
         text = value if isinstance(value, str) else self._written(value)
         text = text.strip()
-        if not any(map(str.isprintable, text)):
+        if is_blank(text):
             raise DataError("is empty")
         return text
 
@@ -91,6 +91,11 @@ class TextColumn:
                 except UnicodeDecodeError as error:
                     raise DataError(f"is not UTF-8: {error}") from error
         return str(value)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a stripped text shows nothing: it is empty, or of zero-width and control characters."""
+    return not any(map(str.isprintable, text))
 
 
 def _float_text(value: float, float_type: type[np.floating[Any]]) -> str:

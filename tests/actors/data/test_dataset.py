@@ -115,6 +115,7 @@ def test_the_mark_of_a_picture_is_taken_out_of_the_question(tmp_path):
         ({"images": None}, "images holds no picture"),
         ({"problem": "  "}, "problem is empty"),
         ({"problem": "<image>\n"}, "problem holds nothing but marks"),
+        ({"problem": "<image>\u200b<image>"}, "problem holds nothing but marks"),
         ({"problem": "<|vision_start|><|image_pad|><|vision_end|>"}, "problem holds nothing but marks"),
         ({"problem": "<im<|image_pad|>age> <|a<|b|>|>"}, "problem holds nothing but marks"),
         ({"problem": "<|a" * 5000 + "|>" * 5000}, "problem holds nothing but marks"),

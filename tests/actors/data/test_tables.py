@@ -128,6 +128,14 @@ def test_threads_read_what_one_would(tmp_path, monkeypatch):
     assert found == [pictures[row] for row in wanted]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.arrow", "rows.parquet", "picture.png"])
+def test_a_file_of_another_format_is_refused_in_one_line_with_the_remedy(tmp_path, name):
+    (tmp_path / name).write_text('{"problem": "what?"}\n{"problem": "why?"}\n')
+    with pytest.raises(DataError, match=rf"{name} cannot be opened: .*: write it as Parquet, or download") as caught:
+        open_rows(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_path_that_the_system_refuses_is_one_line():
     with pytest.raises(DataError, match=r"cannot be looked into: .*; name a file or folder"):
         open_rows("x" * 300)

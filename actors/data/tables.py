@@ -8,10 +8,10 @@ import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,10 +50,19 @@ class Part:
 
     first: int
     """Number in the row group of the first row."""
-    table: pa.Table
+    num_rows: int
+    num_bytes: int
+    columns: Mapping[str, pa.Array | pa.ChunkedArray]
+
+    @classmethod
+    def of(cls, batches: Sequence[pa.RecordBatch], *, first: int) -> Self:
+        table = pa.Table.from_batches(batches)
+        arrays = (column.chunk(0) if column.num_chunks == 1 else column for column in table.columns)
+        columns = dict(zip(table.schema.names, arrays, strict=True))
+        return cls(first=first, num_rows=table.num_rows, num_bytes=table.nbytes, columns=columns)
 
     def __contains__(self, row: int) -> bool:
-        return 0 <= row - self.first < int(self.table.num_rows)
+        return 0 <= row - self.first < self.num_rows
 
 
 class TableCache:
@@ -68,12 +77,12 @@ class TableCache:
         part = self._parts.get(key)
         if part is None or row not in part:
             if part is not None:  # given up before the next one is decoded: two large parts at once are too many
-                self._num_bytes -= self._parts.pop(key).table.nbytes
+                self._num_bytes -= self._parts.pop(key).num_bytes
                 del part
             part = self._parts[key] = load()
-            self._num_bytes += part.table.nbytes
+            self._num_bytes += part.num_bytes
             while self._num_bytes > MAX_CACHED_BYTES and len(self._parts) > 1:
-                self._num_bytes -= self._parts.popitem(last=False)[1].table.nbytes
+                self._num_bytes -= self._parts.popitem(last=False)[1].num_bytes
         self._parts.move_to_end(key)
         return part
 
@@ -110,11 +119,11 @@ class ParquetSource:
         offset, names = row - self._firsts[group], tuple(columns)
         key = (self._path, group, names)
         part = self._cache.get(key, offset, lambda: self._decode(group, offset, names))
-        return _row_of(part.table, offset - part.first)
+        return _row_of(part.columns, offset - part.first)
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         batches = self._file.iter_batches(num_rows, columns=list(columns), use_threads=False)
-        return [_row_of(batch, row) for batch in itertools.islice(batches, 1) for row in range(batch.num_rows)]
+        return [row for batch in itertools.islice(batches, 1) for row in batch.to_pylist()]
 
     def _decode(self, group: int, row: int, columns: tuple[str, ...]) -> Part:
         """The rows from a bound before `row` to a bound behind it; the bounds come with the size."""
@@ -133,7 +142,7 @@ class ParquetSource:
             end += batch.num_rows
         if not first <= row < end:
             raise ValueError(f"row group {group} holds {end} rows where its metadata says {metadata.num_rows}")
-        return Part(first=first, table=pa.Table.from_batches(kept))
+        return Part.of(kept, first=first)
 
 
 class ArrowSource:
@@ -163,14 +172,14 @@ class ArrowSource:
             # Arrow has no checksums: a damaged offset would be followed out of the file and end the process.
             batch.validate(full=True)
             self._verified.add(key)
-        return _row_of(batch, row - self._firsts[index])
+        return _row_of(dict(zip(columns, batch.columns, strict=True)), row - self._firsts[index])
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         return [self.read(row, columns) for row in range(min(num_rows, self.num_rows))]
 
 
-def _row_of(table: pa.Table | pa.RecordBatch, row: int) -> dict[str, Any]:
-    return {name: table.column(name)[row].as_py() for name in table.schema.names}
+def _row_of(columns: Mapping[str, pa.Array | pa.ChunkedArray], row: int) -> dict[str, Any]:
+    return {name: column[row].as_py() for name, column in columns.items()}
 
 
 class Rows:

@@ -170,12 +170,21 @@ class ArrowSource:
         key = (index, tuple(columns))
         if key not in self._verified:
             # Arrow has no checksums: a damaged offset would be followed out of the file and end the process.
-            batch.validate(full=True)
+            batch.validate()
+            for column in batch.columns:
+                _as_bytes(column).validate(full=True)
             self._verified.add(key)
         return _row_of(dict(zip(columns, batch.columns, strict=True)), row - self._firsts[index])
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         return [self.read(row, columns) for row in range(min(num_rows, self.num_rows))]
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Text without the promise that it is UTF-8: where it is not, its row is unreadable, and no other one."""
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
 
 
 def _row_of(columns: Mapping[str, pa.Array | pa.ChunkedArray], row: int) -> dict[str, Any]:

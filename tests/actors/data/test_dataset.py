@@ -203,11 +203,14 @@ def test_files_may_differ_in_kinds_of_numbers_and_be_empty_or_without_an_answer(
         dataset.read(ref(2))
 
 
-def test_a_text_that_is_not_utf_8_is_one_skipped_row(tmp_path):
-    texts = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+@pytest.mark.parametrize("name", ["a.parquet", "arrow"])
+def test_a_text_that_is_not_utf_8_is_one_skipped_row(tmp_path, name, kind):
+    texts = pa.array([b"fine", b"\xff\xfe"]).view(pa.string()).cast(kind)
     table = pa.Table.from_pylist([a_row(), a_row()]).set_column(0, "problem", texts)
     pq.write_table(table, tmp_path / "a.parquet")
-    dataset = Dataset.open(str(tmp_path / "a.parquet"))
+    save_to_disk(tmp_path / "arrow", [table])
+    dataset = Dataset.open(str(tmp_path / name))
     assert dataset.read(ref(0)).question == "fine"
     with pytest.raises(DataError, match=r"row 1 of .*utf-8"):
         dataset.read(ref(1))

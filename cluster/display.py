@@ -94,6 +94,7 @@ class Display:
         self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=MAX_ROWS)
         self._step_seconds: list[float] = []
+        self._said: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -128,6 +129,12 @@ class Display:
     def warn(self, text: str) -> None:
         line = f"{self._time()}warning: {text}"
         self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def warn_once(self, text: str) -> None:
+        """Warn, unless the same was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.warn(text)
 
     def started(self, step: int) -> None:
         self._progress.update(self._steps, completed=step)

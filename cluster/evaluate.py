@@ -98,7 +98,6 @@ async def _play(fleet: Fleet, config: Config, kind: Kind, ref: SampleRef, displa
     finally:
         display.evaluation_played()
     if isinstance(played, SkippedSample):
-        if kind == KINDS[0]:  # the same row is unusable in all three ways: told once
-            display.warn(f"row {played.ref.row}: {played.reason}")
+        display.warn_once(f"skipped {played.reason}")
         return None
     return HeldoutPlay(kind=kind, played=played, outcomes=await fleet.judge(played))

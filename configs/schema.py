@@ -56,7 +56,7 @@ class ModelConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     train: str = "data/shapes/train.parquet"
-    """Parquet file, folder of Parquet files, or Hugging Face `save_to_disk` folder."""
+    """Parquet file, folder or pattern (`folder/train-*`) of Parquet files, or Hugging Face `save_to_disk` folder."""
     heldout: str = "data/shapes/heldout.parquet"
     """The same, for evaluation."""
     max_skipped_fraction: float = 0.01

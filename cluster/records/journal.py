@@ -58,7 +58,10 @@ class Journal:
             "time/step_s": seconds,
         }
         for group in batch.lost:
-            self._display.warn(f"sample {group.ref.uid}: {group.reason}")
+            if group.is_skipped_row:  # met again in every epoch and evaluation
+                self._display.warn_once(f"skipped {group.reason}")
+            else:
+                self._display.warn(f"sample {group.ref.uid}: {group.reason}")
         signal = StepSignal(
             step=step,
             num_trained=len(batch.trained),

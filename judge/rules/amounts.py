@@ -6,30 +6,31 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from judge.rules.text import strip_latex
-
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 RELAXED_TOLERANCE = Fraction(1, 20)
 """Relaxed accuracy (PlotQA, Methani et al., WACV 2020; ChartQA, Masry et al., ACL 2022): |p - r| <= 0.05 |r|."""
-MAX_DIGITS = 40
 
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_SMALL = (
+_ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_WORDS = {word: at for at, word in enumerate(_SMALL)} | {word: 10 * at for at, word in enumerate(_TENS, 2)}
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SCALE_SIGNS = {"k": 10**3, "mn": 10**6, "m": 10**6, "bn": 10**9, "b": 10**9}
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_NUMERAL = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES[1:10])}))?|({'|'.join(_ONES)})|(?<!\d )({'|'.join(_ORDINALS)}))\b",
+    re.IGNORECASE,
+)
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "mn": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
 _CURRENCIES = {"$": "$ usd us$ dollar dollars", "€": "€ eur euro euros", "£": "£ gbp", "¥": "¥ yen jpy", "₹": "₹ inr"}
-_CURRENCY = {name: sign for sign, names in _CURRENCIES.items() for name in names.split()} | {"rupees": "₹"}
-_ABOUT = r"(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just)\s+|[~≈]\s*)?"
+_CURRENCY = {name: sign for sign, names in _CURRENCIES.items() for name in names.split()}
 _AMOUNT = re.compile(
-    rf"{_ABOUT}(?P<minus>-|minus |negative |\+)?\s*(?P<sign>US\$|[$€£¥₹])?\s*(?P<minus2>-)?\s*"
-    rf"(?:(?P<whole>\d+) )?(?:(?P<over>\d+) ?/ ?(?P<under>\d+)|(?P<plain>{PLAIN}|\.\d+)"
-    r"(?: ?[×x*] ?10\^?\{?(?P<power>-?\d{1,2})\}?|e(?P<e>[-+]?\d{1,2}))?)(?!\d)(?P<rest>[^\d].*|)",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just)\s+|[~≈]\s*)?"
+    r"(?P<minus>-|minus |negative |\+)?(?P<sign>US\$|[$€£¥₹])? ?(?P<minus2>-)?"
+    rf"(?:(?:(?P<whole>\d+) )?(?P<over>\d+) ?/ ?(?P<under>[1-9]\d*)|(?P<plain>{PLAIN}|\.\d+)"
+    r"(?: ?[×x*] ?10\^?\{?(?P<power>-?\d\d?)\}?|e(?P<e>[-+]?\d\d?))?)(?!\d)(?P<rest> ?(?![π√])[^\W\d_][^\d,;:!?π√=()+]{0,40}(?:\^?[23])?| ?[%°'\"][^\d,;:!?]{0,20}|)",
+    re.IGNORECASE,
 )
 
 
@@ -37,7 +38,7 @@ _AMOUNT = re.compile(
 class Amount:
     value: Fraction
     places: int | None
-    """Digits behind the point as written; None where the value is written as a fraction or in words."""
+    """Digits behind the point as written; None where the value is written otherwise."""
     currency: str
     unit: str
     """What else is said behind the number, `%` included."""
@@ -45,10 +46,9 @@ class Amount:
 
 def plain_number(text: str) -> str | None:
     """Digits of a plain number without grouping marks and a trailing .0; None of `007`, `2E3`, `3/4`, `v2`."""
-    if not re.fullmatch(PLAIN, text):
+    if not re.fullmatch(PLAIN, text) or re.match(r"0\d", text):
         return None
-    digits = re.sub(r"[, ]", "", text)
-    return None if re.match(r"0\d", digits) else re.sub(r"\.0{1,2}$", "", digits)
+    return re.sub(r"\.0{1,2}$", "", re.sub(r"[, ]", "", text))
 
 
 def one_number(text: str) -> tuple[str, str] | None:
@@ -59,16 +59,26 @@ def one_number(text: str) -> tuple[str, str] | None:
 
 
 def is_year_like(digits: str) -> bool:
-    return re.fullmatch(r"1\d{3}|20\d\d|2100", digits) is not None
+    return re.fullmatch(r"(?:1\d{3}|20\d\d|2100)(?:\.0)?", digits) is not None
+
+
+def with_digits(text: str) -> str:
+    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`."""
+
+    def digits(found: re.Match[str]) -> str:
+        tens, one, small, rank = (part and part.lower() for part in found.groups())
+        if rank:
+            place = _ORDINALS.index(rank) + 1
+            return f"{place}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(place, 'th') }"
+        return str(_ONES.index(small) if small else 10 * _TENS.index(tens) + 20 + (_ONES.index(one) if one else 0))
+
+    return _NUMERAL.sub(digits, text)
 
 
 def read_amount(text: str) -> Amount | None:
     """An amount with its currency or unit; None where the text says more, or something else."""
-    text = re.sub(r"\bper ?cent\b", "%", strip_latex(text))
-    found = _AMOUNT.fullmatch(text)
-    if found is None or len(text) > MAX_DIGITS + 40 or (found["under"] and int(found["under"]) == 0):
-        return _from_words(text)
-    if found["whole"] and not found["over"]:
+    found = _AMOUNT.fullmatch(re.sub(r"\bper ?cent\b", "%", text)) if len(text) <= 80 else None
+    if found is None:
         return None
     if found["over"]:
         value, places = Fraction(int(found["over"]), int(found["under"])) + int(found["whole"] or 0), None
@@ -76,45 +86,19 @@ def read_amount(text: str) -> Amount | None:
         plain = re.sub(r"[, ]", "", found["plain"])
         value, places = Fraction(plain), len(plain.partition(".")[2])
         value *= Fraction(10) ** int(found["power"] or found["e"] or 0)
-    sign = -1 if (found["minus"] or "+").strip() != "+" or found["minus2"] else 1
-    return _with_rest(sign * value, places, (found["sign"] or "").lower(), found["rest"])
-
-
-def _with_rest(value: Fraction, places: int | None, currency: str, rest: str) -> Amount | None:
-    is_glued, words = rest[:1].isalpha(), rest.split()
-    while words and ((word := words[0].casefold()) in _SCALES or (word in _SCALE_SIGNS and (currency or is_glued))):
-        if word == "m" and not currency and words[0] == "m":
-            break
-        value, places, words = value * (_SCALES.get(word) or _SCALE_SIGNS[word]), None, words[1:]
-    if words and (sign := _CURRENCY.get(" ".join(words).casefold())):
-        currency, words = sign, []
+    sign, words = (found["sign"] or "").lower(), found["rest"].split()
+    may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
+    while words and (scale := _SCALES.get(words[0].lower()) or (may_be_sign and _SCALE_SIGNS.get(words[0]))):
+        value, places, words = value * scale, None, words[1:]
     if words == ["cents"]:
-        value, currency, words = value / 100, "$", []
-    is_clean = all(re.fullmatch(r"[^\W\d_.]*[^\s\d]{0,3}[\w²³^/.*'\"-]*", word) for word in words) and len(words) <= 4
-    return Amount(value=value, places=places, currency=_CURRENCY.get(currency, currency), unit=" ".join(words)) if (
-        is_clean
-    ) else None
-
-
-def _from_words(text: str) -> Amount | None:
-    words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text).split()
-    sign = -1 if words and words[0].casefold() in ("minus", "negative") else 1
-    words = words[1:] if sign < 0 else words
-    total, group, num_read = 0, 0, 0
-    for word in map(str.casefold, words):
-        if word in _WORDS:
-            group += _WORDS[word]
-        elif word in ("a", "an") and num_read == 0 and words[1:] and words[1].casefold() in _SCALES:
-            group = 1
-        elif word in _SCALES and num_read:
-            scale = _SCALES[word]
-            total, group = (total, group * scale) if scale < 1000 else (total + (group or 1) * scale, 0)
-        elif word != "and" or num_read == 0:
-            break
-        num_read += 1
-    if num_read == 0:
+        value, sign, words = value / 100, "$", []
+    elif named := _CURRENCY.get(" ".join(words).lower()):
+        sign, words = named, []
+    if len(words) > 3:
         return None
-    return _with_rest(Fraction(sign * (total + group)), None, "", " ".join(words[num_read:]))
+    is_negative = (found["minus"] or "+").strip() != "+" or found["minus2"]
+    value = -value if is_negative else value
+    return Amount(value=value, places=places, currency=_CURRENCY.get(sign, ""), unit=" ".join(words))
 
 
 def is_close(reference: Fraction, prediction: Fraction, tolerance: Fraction) -> bool:
@@ -122,10 +106,9 @@ def is_close(reference: Fraction, prediction: Fraction, tolerance: Fraction) -> 
     return abs(prediction - reference) <= tolerance * abs(reference)
 
 
-def is_equal(reference: Amount, prediction: Amount) -> bool:
+def is_equal(one: Amount, other: Amount) -> bool:
     """The same value; a decimal of two or more places may round a fraction."""
-    if reference.value == prediction.value:
-        return True
-    one, other = sorted((reference, prediction), key=lambda amount: amount.places is None)
-    is_rounded = one.places is not None and one.places >= 2 and other.places is None and not other.unit
-    return is_rounded and abs(one.value - other.value) * 2 * 10 ** (one.places or 0) <= 1
+    if (one.places is None) == (other.places is None):
+        return one.value == other.value
+    places = max(one.places or 0, other.places or 0)
+    return abs(one.value - other.value) * 2 * 10**places <= (1 if places >= 2 else 0)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("’‘`´′", "'") | dict.fromkeys("“”„«»″", '"'))
+_SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("’‘`´′", "'") | dict.fromkeys("“”„«»″", '"') | {"。": "."})
 _KEPT = str.maketrans({"′": "'", "″": '"'})
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?"
@@ -30,7 +30,7 @@ _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
     (re.compile(r"\b(?:between|from) ([\d.,]+) (?:and|to) (?=\d)|([\d.,]+) ?(?:to|-) ?(?=\d)"), r"\1\2-"),
     (re.compile(r"\bper ?cent\b"), "%"),
-    (re.compile(r"[\"*]|(?<!\w)'|'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"), ""),
+    (re.compile(r"\"|\*\*|(?<!\w)'|'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
 )
 _OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}
@@ -100,6 +100,17 @@ def _is_plain_case(word: str) -> bool:
 
 def _is_filler(word: str, has_long_word: bool) -> bool:
     return has_long_word and word.casefold() in _SHORT_WORDS
+
+
+def differs_in_meaning_case(one: str, other: str) -> bool:
+    """For guesses: `Co` and `CO`, `NaCl` and `NACL`, `Aa` and `AA`; not `US` and `us`."""
+    return any(
+        word != mate and word.casefold() == mate.casefold() and (
+            (len(word) < 3 and word.lower() not in (word, mate))
+            or any(re.fullmatch(r"(?:[A-Z][a-z]?)+", form) and not _is_plain_case(form) for form in (word, mate))
+        )
+        for word, mate in zip(one.split(), other.split(), strict=False)
+    )
 
 
 def strip_latex(text: str) -> str:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import re
 
-_COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
-_NO_COUNT = re.compile(
-    r"\b(?:about|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
-    r"|and (?:what|which|who|how|where|when))\b"
-)
 LABEL = re.compile(
-    r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|phone|telephone|fax|zip|postal"
+    r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip|postal"
     r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label(?:led)?"
-    r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|channel"
-    r"|extension|jersey|registration|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?"
-    r"|ratio|digits?|step|level|grade|class|item|question|channel|size|edition|volume number|article|clause)\b"
+    r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|channel|jersey"
+    r"|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio|digits?|step"
+    r"|level|grade|class|item|question|size|edition|article|registration)\b"
 )
 """A code, a rank or another number that is no amount."""
 YEAR = re.compile(r"\b(?:what|which|in|the) year\b(?!s)|\bwhen\b|\byear (?:did|was|is|has|with|had|were)\b")
@@ -25,25 +20,30 @@ AMOUNT = re.compile(
 """A number to which a tolerance may apply."""
 DIFFERENCE = re.compile(
     r"\b(?:difference|change[ds]?|r[io]se|risen|raised?|drop\w*|f[ae]ll\w*|increas\w*|decreas\w*|declin\w*|cool\w*|heat\w*"
-    r"|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|los[st]|swing)\b"
+    r"|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|swing|uncertainty)\b"
 )
 """Of temperatures: 9 °F are then 5 °C."""
 FALL = re.compile(
-    r"\b(?:difference|drop\w*|f[ae]ll\w*|decreas\w*|declin\w*|los[et]|loss\w*|lower|fewer|less|reduc\w*|below|shrank"
-    r"|shrink|down|debt|deficit|owe[sd]?|behind|apart)\b"
+    r"\b(?:difference|drop\w*|f[ae]ll\w*|decreas\w*|declin\w*|los[et]|loss\w*|lower|fewer|less|reduc\w*|below|shr[aiu]nk"
+    r"|down|debt|deficit|owe[sd]?|behind|apart)\b"
 )
 """A fall of 5 may be written as -5."""
 ORDERED = re.compile(
-    r"\b(?:orders?|ordered|order(?:ing)|sort\w*|arrang\w*|rank\w*|sequence|left to right|right to left|top to bottom"
-    r"|bottom to top|ascending|descending|coordinates?|point|respectively|steps?|codes?|combination|first|last|then"
-    r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|from \w+ to \w+|clockwise|vector)\b"
+    r"\b(?:order\w*|sort\w*|arrang\w*|rank\w*|sequence|left to right|right to left|top to bottom|bottom to top|point"
+    r"|ascending|descending|coordinates?|respectively|steps?|codes?|combination|first|last|then|from \w+ to \w+|vector"
+    r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|clockwise)\b"
 )
-"""Items, or parts of a code, in another order are another answer."""
+"""Items in another order are another answer."""
 FORM = re.compile(
     r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+|calculat\w+"
     r"|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
 )
 """Equal is not enough: `simplify 2/6` is not answered by `2/6`."""
+_COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
+_NO_COUNT = re.compile(
+    r"\b(?:about|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
+    r"|and (?:what|which|who|how|where|when))\b"
+)
 
 
 def says(question: str, words: re.Pattern[str]) -> bool:

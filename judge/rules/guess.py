@@ -12,7 +12,7 @@ from judge.rules import asked
 from judge.rules.amounts import RELAXED_TOLERANCE, Amount, is_close, is_equal, is_year_like, read_amount, with_digits
 from judge.rules.dates import same_date
 from judge.rules.options import letter_of, likely_options, read_options
-from judge.rules.text import bare, boxed_answer, differs_in_meaning_case, loose, strip_latex
+from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
 SIMILAR = 92.0
@@ -46,7 +46,7 @@ def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxe
 def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = False) -> bool:
     one, other = loose(reference), loose(prediction)
     if one == other:
-        return not differs_in_meaning_case(reference, prediction)
+        return prediction.islower() or not case_matters(reference, prediction, max_chars=5)
     if (is_date := same_date(question, reference, prediction)) is not None:
         return is_date
     if asked.says(question, asked.LABEL) and re.fullmatch(r"[\w.:/-]*\d[\w.:/-]*", one):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from judge.rules.text import bare, loose
+from judge.rules.text import bare
 
 _LABEL = re.compile(r"(?:(?<=[\s,;:?.])|^)(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)")
 _LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|write)\b", re.IGNORECASE)
-_ONE = re.compile(r"(?:option |choice |answer )?\(?([A-J])\)?[.):]?", re.IGNORECASE)
-_WITH_TEXT = re.compile(r"(?:option |choice |answer )?\(?([A-J])(?:\)|[.:]\)?| -) ?(\S.*)", re.IGNORECASE | re.DOTALL)
+_NAMED = re.compile(
+    r"(?:option |choice |answer )?\(?([A-J])(?:[.):]*|(?:\)|[.:]\)?| -) ?(\S.*))", re.IGNORECASE | re.DOTALL
+)
 _SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;&] ?| and |, and | )\(?[A-J]\)?)+", re.IGNORECASE)
 
 
@@ -28,36 +29,26 @@ def read_options(question: str) -> dict[str, str]:
 
 def letter_of(answer: str) -> str | None:
     """The letter of an answer that is nothing else: `B`, `(b)`, `Option B.`"""
-    found = _ONE.fullmatch(answer)
-    return found[1].upper() if found else None
+    found = _NAMED.fullmatch(answer)
+    return found[1].upper() if found and not found[2] else None
 
 
 def certain_option(options: Mapping[str, str], answer: str) -> str | None:
     """The option that an answer names by its letter, its text, or both; None where letter and text may differ."""
-    texts = {letter: " ".join(text.casefold().split()) for letter, text in options.items()}
-    letter = letter_of(answer)
-    if letter is not None:
+    if letter := letter_of(answer):
         # Options that are letters themselves: `A. D  B. C` can be read in two ways.
-        return letter if letter in options and not any(letter_of(text) for text in texts.values()) else None
-    both = _WITH_TEXT.fullmatch(answer)
-    if both and texts.get(both[1].upper()) == both[2].casefold():
-        return both[1].upper()
-    named = [letter for letter, text in texts.items() if text == answer.casefold()]
-    return named[0] if len(named) == 1 else None
+        return letter if letter in options and not any(map(letter_of, options.values())) else None
+    found = likely_options(options, answer, lambda one, other: one.casefold() == other.casefold()) or ()
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str, str], bool]) -> frozenset[str] | None:
-    """The letters that an answer probably names; None where it names none, empty where it contradicts itself."""
+    """The letters that an answer names; None where it names none, empty where letter and text disagree."""
     if letter := letter_of(answer):
         return frozenset(letter)
     if _SEVERAL.fullmatch(answer):
         return frozenset(re.findall(r"\b[A-J]\b", answer.upper()))
-    if both := _WITH_TEXT.fullmatch(answer):
-        letter = both[1].upper()
-        if letter in options and (same(options[letter], both[2]) or not options[letter]):
-            return frozenset(letter)
-        return frozenset() if letter in options else None
-    named = [letter for letter, text in options.items() if loose(text) == loose(answer)] or [
-        letter for letter, text in options.items() if same(text, answer)
-    ]
+    if (both := _NAMED.fullmatch(answer)) and (letter := both[1].upper()) in options:
+        return frozenset(letter if same(options[letter], both[2]) else "")
+    named = [letter for letter, text in options.items() if same(text, answer)]
     return frozenset(named) if len(named) == 1 else None

@@ -6,21 +6,23 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("’‘`´′", "'") | dict.fromkeys("“”„«»″", '"') | {"。": "."})
-_KEPT = str.maketrans({"′": "'", "″": '"'})
+_SIGNS = str.maketrans(
+    dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("’‘`´", "'") | dict.fromkeys("“”„«»", '"') | {"。": ".", "⁄": "/"}
+)
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?"
     r"(?:answer|option|choice) ?(?:is ?:?|:) ?(?=\S)",
     re.IGNORECASE,
 )
 _SHELLS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"))
-_BOX = re.compile(r"\\boxed(?![A-Za-z])\s*")
+_INNER = r"[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\}[^{}]*+)*+"
+_BOX = re.compile(rf"\\boxed\s*(?:\{{({_INNER})\}}|(?![A-Za-z{{])([^\s$\\]+))")
 _SHORT_WORDS = frozenset("a an as at be by de do go he in is it la no of on or so the to up us we".split())
 _EXACT = re.compile(r"\b(?:password|code|case|capital\w*|upper\w*|lower\w*|exact\w*|symbols?|formula|units?|gen\w+|url)\b")
 _LATEX = (
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[dtc]?frac\s*\{(\w+)\}\s*\{(\w+)\}|\\[dtc]?frac\s*([0-9])\s*([0-9])"), r" \1\3/\2\4"),
-    (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!>]|\$"), ""),
+    (re.compile(r"\\[dtc]?frac\s*\{(\w+)\}\s*\{(\w+)\}|\\[dtc]?frac\s*(\d)\s*(\d)"), r" \1\3/\2\4"),
+    (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!>]|\$(?=.*\$)|(?<=\S)\$"), ""),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\pi(?![A-Za-z])"), "π"),
@@ -28,7 +30,7 @@ _LATEX = (
 )
 _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
-    (re.compile(r"\b(?:between|from) ([\d.,]+) (?:and|to) (?=\d)|([\d.,]+) ?(?:to|-) ?(?=\d)"), r"\1\2-"),
+    (re.compile(r"\b(?:(?:between|from) )?(?<![\d.,])([\d.,]+) ?(?:to|and|-) ?(?=\d)"), r"\1-"),
     (re.compile(r"\bper ?cent\b"), "%"),
     (re.compile(r"\"|\*\*|(?<!\w)'|'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
@@ -40,9 +42,9 @@ _SAYS_NOTHING = frozenset("mark sign symbol a an the left right".split())
 def fold_unicode(text: str) -> str:
     """NFKC and one space between words; what NFKC would glue to its neighbour stays apart: `10²` -> `10^2`,
     `2½` -> `2 1/2`, and `①` is no `1`."""
-    if text.isascii():
-        return " ".join(text.split())
-    return " ".join("".join(map(_fold_char, unicodedata.normalize("NFC", text))).translate(_SIGNS).split())
+    if not text.isascii():
+        text = "".join(map(_fold_char, unicodedata.normalize("NFC", text))).translate(_SIGNS)
+    return " ".join(text.split())
 
 
 @lru_cache(maxsize=4096)
@@ -50,10 +52,17 @@ def _fold_char(char: str) -> str:
     tag, *code_points = unicodedata.decomposition(char).split(" ")
     if tag == "<square>":
         return "".join(_fold_char(chr(int(point, 16))) for point in code_points)
-    if tag == "<circle>":
-        return char
-    mark = {"<super>": "^", "<fraction>": " "}.get(tag, "")
-    return mark + unicodedata.normalize("NFKC", char.translate(_KEPT)).replace("⁄", "/")
+    if tag == "<circle>" or char in "′″":
+        return {"′": "'", "″": '"'}.get(char, char)
+    return {"<super>": "^", "<fraction>": " "}.get(tag, "") + unicodedata.normalize("NFKC", char)
+
+
+def boxed_answer(text: str) -> str | None:
+    """Content of `\\boxed{…}`; the text itself where there is no box, None where boxes disagree or one never closes."""
+    boxes = [braced.strip() or bare for braced, bare in _BOX.findall(text)]
+    if len(boxes) != text.count("\\boxed"):
+        return None
+    return text if not boxes else boxes[0] if len(set(boxes)) == 1 else None
 
 
 def bare(text: str) -> str:
@@ -68,8 +77,8 @@ def _unwrap(text: str) -> str:
     text = text.strip()
     if lead := _LEAD_IN.match(text):
         return text[lead.end() :]
-    if text.startswith("\\boxed{") and _closing_brace(text, 6) == len(text) - 1:
-        return text[7:-1]
+    if (box := _BOX.fullmatch(text)) and box[1]:
+        return box[1]
     for opening, closing in _SHELLS:
         inner = text[len(opening) : -len(closing)]
         if text.startswith(opening) and text.endswith(closing) and inner and closing not in inner:
@@ -81,41 +90,27 @@ def same_text(question: str, one: str, other: str) -> bool:
     """Whether two bare answers are the same letters, but for case where case says nothing."""
     if one == other:
         return True
-    # `10 MΩ`, `2E3`, `x^2`: beside digits and signs the case of a letter may carry meaning.
-    if one.casefold() != other.casefold() or re.search(r"\d", one) or _EXACT.search(question.casefold()):
-        return False
-    words, mates = re.findall(r"[^\W_]+", one), re.findall(r"[^\W_]+", other)
+    # `10 MΩ`, `2E3`, `x^2`: beside digits the case of a letter may carry meaning.
+    is_open = re.search(r"\d", one) or _EXACT.search(question.casefold())
+    return one.casefold() == other.casefold() and not is_open and not case_matters(one, other)
+
+
+def case_matters(one: str, other: str, *, max_chars: int = 400) -> bool:
+    """Whether a word of up to so many letters may mean something else in the other case: `Co`, `CO`; `NaCl`, `NACL`."""
+    words, mates = (re.findall(r"[^\W_]+", text.replace("'", "")) for text in (one, other))
     has_long_word = any(len(word) > 2 for word in words)
-    return len(words) == len(mates) and all(
-        word == mate
-        or (all(_is_plain_case(form) for form in (word, mate)) and (len(word) > 2 or _is_filler(word, has_long_word)))
-        for word, mate in zip(words, mates, strict=True)
-    )
 
+    def may_differ(word: str, mate: str) -> bool:
+        is_plain = all(form.islower() or form.isupper() or form.istitle() for form in (word, mate))
+        is_same = word.casefold() == mate.casefold() and len(word) <= max_chars and word != mate
+        return is_same and not (is_plain and (len(word) > 2 or (has_long_word and word.casefold() in _SHORT_WORDS)))
 
-def _is_plain_case(word: str) -> bool:
-    """`red`, `Red`, `RED`; not `NaCl`."""
-    return word.islower() or word.isupper() or word.istitle()
-
-
-def _is_filler(word: str, has_long_word: bool) -> bool:
-    return has_long_word and word.casefold() in _SHORT_WORDS
-
-
-def differs_in_meaning_case(one: str, other: str) -> bool:
-    """For guesses: `Co` and `CO`, `NaCl` and `NACL`, `Aa` and `AA`; not `US` and `us`."""
-    return any(
-        word != mate and word.casefold() == mate.casefold() and (
-            (len(word) < 3 and word.lower() not in (word, mate))
-            or any(re.fullmatch(r"(?:[A-Z][a-z]?)+", form) and not _is_plain_case(form) for form in (word, mate))
-        )
-        for word, mate in zip(one.split(), other.split(), strict=False)
-    )
+    return any(map(may_differ, words, mates))
 
 
 def strip_latex(text: str) -> str:
     """Undo the LaTeX of numbers, units and words: `12\\%` -> `12%`, `\\frac{1}{2}` -> `1/2`."""
-    if "\\" in text or text.count("$") > 1:
+    if "\\" in text or "$" in text[1:]:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
     return text.strip()
@@ -123,48 +118,17 @@ def strip_latex(text: str) -> str:
 
 def loose(text: str) -> str:
     """For guesses: case, articles, quotes and the punctuation of sentences taken out. `-5`, `n!`, `c++` keep signs."""
-    text = strip_latex(text).casefold()
+    text = text.casefold()
     for pattern, plain in _LOOSE:
         text = pattern.sub(plain, text)
     return " ".join(text.split())
 
 
-def boxed_answer(text: str) -> str | None:
-    """Content of `\\boxed{…}`, braces balanced; the text itself where there is no box.
-
-    None when the boxes disagree or one never closes: such a text has no definite answer.
-    """
-    contents, end = set[str](), 0
-    while match := _BOX.search(text, end):
-        opening = match.end()
-        if text[opening : opening + 1] == "{":
-            if (closing := _closing_brace(text, opening)) is None:
-                return None
-            opening, end = opening + 1, closing
-        else:
-            end = len(text) if (line := re.search(r"\n|\$|\\boxed", text[opening:])) is None else opening + line.start()
-        contents.add(text[opening:end].strip())
-    if not contents:
-        return text
-    return contents.pop() if len(contents) == 1 else None
-
-
-def _closing_brace(text: str, opening: int) -> int | None:
-    """Index of the brace that closes the one at `opening`."""
-    depth = 0
-    for brace in re.finditer(r"(?<!\\)[{}]", text[opening:]):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return opening + brace.start()
-    return None
-
-
 def names_sign(words: str, sign: str) -> bool:
     """Whether a text is the name of a sign: `question mark` and `?`. Names are Unicode's, and a few everyday ones."""
-    signs = set(fold_unicode(sign).replace(" ", ""))
-    if len(signs) != 1:
+    char = fold_unicode(sign)[:1]
+    if not char or set(fold_unicode(sign)) - {char, " "}:
         return False
-    (char,) = signs
     names = set(re.findall(r"\w+", unicodedata.name(char, "").lower() + " " + _OTHER_NAMES.get(char, "")))
     said = set(re.findall(r"\w+", words.lower()))
     return bool(said & (names - _SAYS_NOTHING)) and said <= names | _SAYS_NOTHING

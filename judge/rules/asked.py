@@ -9,10 +9,10 @@ LABEL = re.compile(
     r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label(?:led)?"
     r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|channel|jersey"
     r"|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio|digits?|step"
-    r"|level|grade|class|item|question|size|edition|article|registration)\b"
+    r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision)\b"
 )
 """A code, a rank or another number that is no amount."""
-YEAR = re.compile(r"\b(?:what|which|in|the) year\b(?!s)|\bwhen\b|\byear (?:did|was|is|has|with|had|were)\b")
+YEAR = re.compile(r"\b(?:what|which|in|the) year\b(?! \d)|\bwhen\b|\byear (?:did|was|is|has|with|had|were)\b")
 AMOUNT = re.compile(
     r"\bhow (?:much|many|long|far|tall|high|big|large|heavy|fast|old)\b|\b(?:value|percent(?:age)?|average|mean|median"
     r"|total|sum|difference|rate|price|cost|population|share|proportion|revenue|sales|amount|income|gdp|fraction)\b"
@@ -34,6 +34,8 @@ ORDERED = re.compile(
     r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|clockwise)\b"
 )
 """Items in another order are another answer."""
+READING = re.compile(r"\b(?:writ\w+|says?|texts?|label\w*|print\w*|signs?|words?|quot\w+)\b")
+"""Words as they stand there: another unit would not be what is written."""
 FORM = re.compile(
     r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+|calculat\w+"
     r"|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
@@ -41,7 +43,7 @@ FORM = re.compile(
 """Equal is not enough: `simplify 2/6` is not answered by `2/6`."""
 _COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
 _NO_COUNT = re.compile(
-    r"\b(?:about|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
+    r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
     r"|and (?:what|which|who|how|where|when))\b"
 )
 

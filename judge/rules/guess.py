@@ -22,7 +22,7 @@ _POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!-].*)?", re.IGNORECASE | re.DO
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|incorrect|wrong|false|unknown|unsure)\b")
 _FILLERS = frozenset(
     "it its is are was were be been this that these those there here i think believe of in on at to by for with and as "
-    "he she they we you has have had does do did shown seen picture image chart called about the a an answer so".split()
+    "he she they we you has have had does do did shown seen picture image chart called about the a an answer so than one".split()
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
@@ -49,10 +49,10 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
         return prediction.islower() or not case_matters(reference, prediction, max_chars=5)
     if (is_date := same_date(question, reference, prediction)) is not None:
         return is_date
-    if asked.says(question, asked.LABEL) and re.fullmatch(r"[\w.:/-]*\d[\w.:/-]*", one):
+    if asked.says(question, asked.LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one):
         return _restates(question, one, other)
-    if (named := re.fullmatch(r"([A-Za-z]) ?= ?(.+)", prediction)) and "=" not in reference and named[1] in question:
-        prediction = named[2]
+    if ("=" in reference) != ("=" in prediction):
+        reference, prediction = (_value(question, text) for text in (reference, prediction))
     for found in (
         _same_amount(question, reference, prediction, is_relaxed=is_relaxed),
         _same_polarity(question, reference, other),
@@ -61,6 +61,12 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
         if found is not None:
             return found
     return _same_words(question, one, other)
+
+
+def _value(question: str, text: str) -> str:
+    """`x = 12` -> `12` where the question asks for x."""
+    found = re.fullmatch(r"([A-Za-z]) ?= ?(.+)", text)
+    return found[2] if found and re.search(rf"(?<!\w){found[1]}(?!\w)", question) else text
 
 
 def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool | None:
@@ -77,7 +83,8 @@ def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: 
         return same
     if one.currency != other.currency and one.currency and other.currency:
         return False
-    may_miss = is_relaxed and not (asked.says(question, asked.YEAR) or is_year_like(reference))
+    may_miss = is_relaxed and not (asked.says(question, asked.YEAR) or asked.says(question, asked.LABEL))
+    may_miss &= not is_year_like(reference)
     is_same = is_equal(one, other) or (may_miss and is_close(one.value, other.value, RELAXED_TOLERANCE))
     if one.unit != other.unit and "%" in (one.unit, other.unit):
         if re.search(r"percent|%", question.casefold()) or {one.unit, other.unit} != {"", "%"}:
@@ -93,7 +100,7 @@ def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: 
 def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) -> bool:
     """The prediction alone has a unit: the question may name another one, or say what is counted."""
     words = question.casefold()
-    for named in re.findall(r"(?:\bin|how many|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
+    for named in re.findall(r"(?:\bin|how many|\(|\bunit:) ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
         if read_unit(named) is not None and read_unit(other.unit) is not None:
             sides = _quantity(one, named), _quantity(other, other.unit)
             return bool(same_quantity(*sides, is_difference=False))
@@ -160,6 +167,10 @@ def _same_items(question: str, reference: str, prediction: str) -> bool | None:
 def _same_words(question: str, one: str, other: str) -> bool:
     if re.sub(r"(?:es|s)\b| ?\([^)]*\)", "", one) == re.sub(r"(?:es|s)\b| ?\([^)]*\)", "", other) and len(one) > 2:
         return True
+    if re.sub(r"(?<=\b[a-z])[. ](?=[a-z]\b)", "", one) == re.sub(r"(?<=\b[a-z])[. ](?=[a-z]\b)", "", other):
+        return True
+    if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one) and re.findall(r"\d", one) == re.findall(r"\d", other):
+        return len(one) - len(other) < 5
     if min(len(one), len(other)) >= 9 and re.findall(r"\d+|[^\w\s]", one) == re.findall(r"\d+|[^\w\s]", other):
         is_denied = bool(_DENIAL.search(one)) != bool(_DENIAL.search(other))
         is_turned = set(one.split()) == set(other.split())
@@ -171,7 +182,7 @@ def _same_words(question: str, one: str, other: str) -> bool:
 def _restates(question: str, one: str, other: str) -> bool:
     """A sentence that says the reference in the words of the question and adds nothing."""
     found = re.search(rf"(?:^|(?<=\s)){re.escape(one)}(?=\s|$)", other) if one else None
-    if found is None:
+    if found is None or re.search(r"\b(?:of|than|from|to|by|over|beat|beats) $", other[: found.start()]):
         return False
     before, words = other[: found.start()], question.casefold()
     extra = set(re.findall(r"[^\s]+", f"{before} {other[found.end() :]}")) - _FILLERS

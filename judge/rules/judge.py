@@ -154,10 +154,14 @@ def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     is_temperature = re.search(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", f"{reference} {prediction}", re.IGNORECASE)
     if is_temperature and asked.says(question, asked.DIFFERENCE):
         return None
-    if prediction.casefold() in question.casefold() or re.search(r"\b(?:imperial|uk|british)\b", question.casefold()):
+    if asked.says(question, asked.FORM) or asked.says(question, asked.READING) or _numbers(prediction) & _numbers(question):
         return None
     same = same_quantity(reference, prediction, is_difference=False)
     return _certainly(True, "same quantity") if same else None
+
+
+def _numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d[\d.,]*\b", text))
 
 
 async def _check_math(request: JudgeRequest, prediction: str) -> Finding | None:

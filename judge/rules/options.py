@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from judge.rules.text import bare
+from judge.rules.text import bare, same_text
 
 _LABEL = re.compile(r"(?:(?<=[\s,;:?.])|^)(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)")
 _LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|write)\b", re.IGNORECASE)
@@ -38,7 +39,7 @@ def certain_option(options: Mapping[str, str], answer: str) -> str | None:
     if letter := letter_of(answer):
         # Options that are letters themselves: `A. D  B. C` can be read in two ways.
         return letter if letter in options and not any(map(letter_of, options.values())) else None
-    found = likely_options(options, answer, lambda one, other: one.casefold() == other.casefold()) or ()
+    found = likely_options(options, answer, partial(same_text, "")) or ()
     return next(iter(found)) if len(found) == 1 else None
 
 

@@ -26,13 +26,14 @@ _LATEX = (
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\pi(?![A-Za-z])"), "π"),
+    (re.compile(r"\\sqrt\s*(?:\{(\w+)\}|(\d))"), r"√\1\2"),
     (re.compile(r"\\([%$#&_{}])"), r"\1"),
 )
 _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
     (re.compile(r"\b(?:(?:between|from) )?(?<![\d.,])([\d.,]+) ?(?:to|and|-) ?(?=\d)"), r"\1-"),
     (re.compile(r"\bper ?cent\b"), "%"),
-    (re.compile(r"\"|\*\*|(?<!\w)'|'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"), ""),
+    (re.compile(r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
 )
 _OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}

@@ -96,7 +96,7 @@ SIGNS_AND_CASE = [
     ("Which language is it?", "C#", "C", OPEN, FALSE),
     ("Which grade?", "A*", "A", OPEN, FALSE),
     ("What is x?", "-5", "5", OPEN, FALSE),
-    ("What is the label?", "10 m²", "10 m2", RIGHT, TRUE),
+    ("How large is it?", "10 m²", "10 m2", RIGHT, TRUE),
     ("What is the expression?", "x²", "x2", OPEN, FALSE),
     ("What is the charge?", "2+", "2", OPEN, FALSE),
     ("Which element is it?", "Co", "CO", OPEN, FALSE),

@@ -17,10 +17,13 @@ _ONES = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-_NUMERAL = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES[1:10])}))?|({'|'.join(_ONES)})|(?<!\d )({'|'.join(_ORDINALS)}))\b",
-    re.IGNORECASE,
+_DIGITS = (
+    {word: str(at) for at, word in enumerate(_ONES)}
+    | {word: str(10 * at) for at, word in enumerate(_TENS, 2)}
+    | {word: f"{at}{'st nd rd th'.split()[min(at, 4) - 1]}" for at, word in enumerate(_ORDINALS, 1)}
+    | {f"{tens}-{one}": str(10 * at + _ONES.index(one)) for at, tens in enumerate(_TENS, 2) for one in _ONES[1:10]}
 )
+_NUMERAL = re.compile(rf"(?<!\d )\b(?:{'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b(?<!\w one)", re.IGNORECASE)
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "mn": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
 _CURRENCIES = {"$": "$ usd us$ dollar dollars", "€": "€ eur euro euros", "£": "£ gbp", "¥": "¥ yen jpy", "₹": "₹ inr"}
@@ -63,16 +66,8 @@ def is_year_like(digits: str) -> bool:
 
 
 def with_digits(text: str) -> str:
-    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`."""
-
-    def digits(found: re.Match[str]) -> str:
-        tens, one, small, rank = (part and part.lower() for part in found.groups())
-        if rank:
-            place = _ORDINALS.index(rank) + 1
-            return f"{place}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(place, 'th') }"
-        return str(_ONES.index(small) if small else 10 * _TENS.index(tens) + 20 + (_ONES.index(one) if one else 0))
-
-    return _NUMERAL.sub(digits, text)
+    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays."""
+    return _NUMERAL.sub(lambda word: _DIGITS[word[0].lower()], text)
 
 
 def read_amount(text: str) -> Amount | None:

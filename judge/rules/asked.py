@@ -34,8 +34,8 @@ ORDERED = re.compile(
     r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|clockwise)\b"
 )
 """Items in another order are another answer."""
-READING = re.compile(r"\b(?:writ\w+|says?|texts?|label\w*|print\w*|signs?|words?|quot\w+)\b")
-"""Words as they stand there: another unit would not be what is written."""
+READING = re.compile(r"\b(?:writ\w+|says?|texts?|label\w*|print\w*|signs?|words?|quot\w+|imperial|uk|british)\b")
+"""Words as they stand there, or units of another country."""
 FORM = re.compile(
     r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+|calculat\w+"
     r"|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"

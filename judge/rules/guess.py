@@ -34,7 +34,7 @@ def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxe
     if not sides[1]:
         return False
     expected, given = (with_digits(strip_latex(bare(side or reference))) for side in sides)
-    options = read_options(question)
+    options = {letter: strip_latex(text) for letter, text in read_options(question).items()}
     if options or letter_of(expected):
         same = partial(_same, question, is_relaxed=False)
         chosen = [likely_options(options, text, same) for text in (expected, given)]
@@ -100,7 +100,7 @@ def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: 
 def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) -> bool:
     """The prediction alone has a unit: the question may name another one, or say what is counted."""
     words = question.casefold()
-    for named in re.findall(r"(?:\bin|how many|\(|\bunit:) ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
+    for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
         if read_unit(named) is not None and read_unit(other.unit) is not None:
             sides = _quantity(one, named), _quantity(other, other.unit)
             return bool(same_quantity(*sides, is_difference=False))

@@ -1,7 +1,7 @@
 """Judging by rules: no model, no network, the same verdict every time.
 
-A rule decides only where writing alone settles it; what that takes stands in `_certain`. All else goes on to the next
-judge, or gets a best guess where rules stand last. A policy under training finds every rule that is certain and wrong.
+A rule decides only where writing alone settles it. All else goes on to the next judge, or gets a best guess where rules
+stand last. A policy under training finds every rule that is certain and wrong.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from rapidfuzz.distance import Levenshtein
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.rules import asked, guess
-from judge.rules.amounts import RELAXED_TOLERANCE, is_close, is_year_like, one_number, plain_number
+from judge.rules import asked
+from judge.rules.amounts import RELAXED_TOLERANCE, is_close, is_year_like, one_number
 from judge.rules.dates import definite_date
+from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
-from judge.rules.options import certain_option, letter_of, read_options
+from judge.rules.options import certain_option, read_options
 from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
 from judge.rules.units import same_quantity
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
@@ -32,6 +33,8 @@ MAX_CHARS = 400
 MAX_QUESTION_CHARS = 8000
 ANLS_THRESHOLD = 0.5
 """ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
+_NOT_ABSOLUTE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
+_SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,9 @@ class RulesJudge:
     async def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
         finding = find_by_rules(request.question, request.reference, prediction, metric=self.metric)
         if not finding.is_certain and self.metric != "anls":
-            finding = await _check_math(request, prediction) or finding
+            expected, given = bare(request.reference), bare(prediction)
+            if _is_for_math(request.question, expected, given) and await WORKER.is_equal(expected, given):
+                finding = _certainly(True, "math-verify: equal")
         if finding.is_certain or self.is_last:
             return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
         return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
@@ -92,36 +97,27 @@ def find_by_rules(question: str, reference: str, prediction: str, *, metric: Met
         return _by_similarity(reference, prediction)
     if max(len(reference), len(prediction)) > MAX_CHARS:
         return _guess(False, "a long text, and another one")
-    question = question[:MAX_QUESTION_CHARS]
-    expected, given = bare(reference), bare(prediction)
-    if settled := _certain(question, expected, given, is_relaxed=metric == "relaxed"):
+    question, is_relaxed = question[:MAX_QUESTION_CHARS], metric == "relaxed"
+    if settled := _certain(question, bare(reference), bare(prediction), is_relaxed):
         return settled
-    is_right = guess.is_likely_right(question, reference, prediction, is_relaxed=metric == "relaxed")
+    is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
     return _guess(is_right, "probably the same" if is_right else "probably something else")
 
 
-def _certain(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> Finding | None:
+def _certain(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
     if same_text(question, reference, prediction):
         return _certainly(True, "same text")
     if options := read_options(question):
         chosen = [certain_option(options, text) for text in (reference, prediction)]
-        if None not in chosen:
-            return _certainly(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
-        return None
-    if settled := _yes_or_no(question, reference, prediction) or _number(question, reference, prediction, is_relaxed):
-        return settled
+        return None if None in chosen else _certainly(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
+    words = reference.casefold(), prediction.casefold()
+    # `NO` and `No` may be chemistry.
+    if {*words} <= {"yes", "no"} and not {reference, prediction} >= {"NO", "No"}:
+        return _certainly(words[0] == words[1], f"{words[1]} for {words[0]}")
     dates = definite_date(reference), definite_date(prediction)
     if dates[0] and dates[1]:
         return _certainly(dates[0] == dates[1], f"date {dates[1]} for {dates[0]}")
-    return _quantity(question, reference, prediction)
-
-
-def _yes_or_no(question: str, reference: str, prediction: str) -> Finding | None:
-    words = [text.casefold() for text in (reference, prediction)]
-    # `NO` and `No` may be chemistry.
-    if not {*words} <= {"yes", "no"} or (words[0] == words[1] and {reference, prediction} >= {"NO", "No"}):
-        return None
-    return _certainly(words[0] == words[1], f"{words[1]} for {words[0]}")
+    return _number(question, reference, prediction, is_relaxed) or _quantity(question, reference, prediction)
 
 
 def _number(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
@@ -130,70 +126,55 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
         return None
     (expected, around), (given, _) = sides[0], sides[1]
     is_count = around == "#" and asked.counts(question)
-    is_label = not is_count and asked.says(question, asked.LABEL)
-    if is_label:
+    if not is_count and asked.says(question, asked.LABEL):
         return None
     if expected == given:
         return _certainly(True, "same number")
-    ratio = Fraction(given) / Fraction(expected) if Fraction(expected) else Fraction(0)
-    is_year = asked.says(question, asked.YEAR) or (is_year_like(reference) and around == "#" and not is_count)
-    is_amount = is_count or ("." in reference or around != "#" or asked.says(question, asked.AMOUNT))
-    if is_relaxed and is_amount and not is_year and is_close(Fraction(expected), Fraction(given), RELAXED_TOLERANCE):
+    values = Fraction(expected), Fraction(given)
+    is_year = asked.says(question, asked.YEAR) or (is_year_like(reference) and not is_count)
+    is_amount = is_count or "." in reference or around != "#" or asked.says(question, asked.AMOUNT)
+    if is_relaxed and is_amount and not is_year and is_close(*values, RELAXED_TOLERANCE):
         return _certainly(True, "within 5 %")
     # Thousands or millions may stand on the axis.
-    is_scale = ratio in [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
-    if is_count and expected.isdigit() and given.isdigit() and not is_scale:
+    is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
+    if is_count and expected.isdigit() and given.isdigit() and not is_scaled:
         return _certainly(False, f"a count of {given} for {expected}")
     return None
 
 
 def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
-    """Units on both sides. Temperatures where a difference may be meant, and a quantity of the question, are open."""
-    if not (re.search(r"\d", reference) and re.search(r"\d", prediction)) or plain_number(prediction):
+    """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
+    is_temperature = _NOT_ABSOLUTE.search(f"{reference} {prediction}")
+    numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
+    kinds = [asked.FORM, asked.READING] + [asked.DIFFERENCE] * bool(is_temperature)
+    if numbers[0] & numbers[1] or any(asked.says(question, kind) for kind in kinds):
         return None
-    is_temperature = re.search(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", f"{reference} {prediction}", re.IGNORECASE)
-    if is_temperature and asked.says(question, asked.DIFFERENCE):
-        return None
-    if asked.says(question, asked.FORM) or asked.says(question, asked.READING) or _numbers(prediction) & _numbers(question):
-        return None
-    same = same_quantity(reference, prediction, is_difference=False)
-    return _certainly(True, "same quantity") if same else None
+    return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
 
 
-def _numbers(text: str) -> set[str]:
-    return set(re.findall(r"\d[\d.,]*\b", text))
-
-
-async def _check_math(request: JudgeRequest, prediction: str) -> Finding | None:
-    """Right where math-verify says so; it is never asked what is wrong, nor where a form is asked for."""
-    question, expected, given = request.question, bare(request.reference), bare(prediction)
-    if not looks_like_math(expected, given) or asked.says(question, asked.FORM) or read_options(question):
-        return None
-    if given.replace(" ", "") in question.replace(" ", "") or asked.says(question, asked.LABEL):
-        return None
-    return _certainly(True, "math-verify: equal") if await WORKER.is_equal(expected, given) else None
+def _is_for_math(question: str, reference: str, prediction: str) -> bool:
+    """math-verify may say what is right, and is not asked where a form is wanted or options are listed."""
+    is_open = asked.says(question, asked.FORM) or asked.says(question, asked.LABEL) or read_options(question)
+    is_new = prediction.replace(" ", "") not in question.replace(" ", "")
+    return is_new and not is_open and looks_like_math(reference, prediction)
 
 
 def _by_similarity(reference: str, prediction: str) -> Finding:
-    sides = [" ".join(fold_unicode(text).casefold().split()) for text in (*_alternatives(reference), prediction)]
-    *expected, given = sides
+    *expected, given = (fold_unicode(text).casefold() for text in (*_alternatives(reference), prediction))
     if given in expected:
         return _certainly(True, "same text")
-    given = " ".join(bare(boxed_answer(given) or given).split())
+    given = bare(boxed_answer(given) or given)
     score = max(Levenshtein.normalized_similarity(text, given) for text in expected)
     return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
 
 
 def _alternatives(reference: str) -> list[str]:
     """`["IBM", "I.B.M."]` -> its texts; anything that is not a JSON array of texts is one reference."""
-    if reference.lstrip().startswith("["):
-        try:
-            texts = json.loads(reference)
-        except (json.JSONDecodeError, RecursionError):
-            return [reference]
-        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-            return texts
-    return [reference]
+    try:
+        texts = json.loads(reference) if reference.lstrip().startswith("[") else None
+    except (json.JSONDecodeError, RecursionError):
+        return [reference]
+    return texts if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else [reference]
 
 
 def _certainly(is_correct: bool, reason: str) -> Finding:

@@ -30,7 +30,7 @@ _UNIT = re.compile(r"(?:[^\W\d_]|[°%_])+(?:\*\*-?[1-3])?(?: ?[ /*] ?(?:[^\W\d_]
 _PART = re.compile(
     rf"({PLAIN})\s*([^\d,]+?(?:(?<=[A-Za-z])\^?[23](?!\d))?)(?:,? (?:and )?|,|(?<=[a-zA-Z'\"])(?=\d)|$)(?=\d|$)"
 )
-_FEET = re.compile(r"(\d+) ?(?:'|ft|feet|foot) ?(\d+(?:\.\d+)?) ?(?:\"|''|in|inch|inches)?")
+_FEET = re.compile(r"^(\d+) ?(?:'|ft|feet|foot) ?(\d+(?:\.\d+)?) ?(?:\"|''|in|inch|inches)?$")
 
 
 @cache
@@ -59,21 +59,20 @@ def read_unit(text: str) -> pint.Unit | None:
 
 def _read_quantity(text: str) -> tuple[pint.Quantity[float], int] | None:
     """(quantity, digits behind the point of its last part) of `2.5 kg`, `-3 °C`, `5 ft 3 in`, `6'2"`."""
-    if len(text) > 60 or not any(map(str.isdigit, text)):
+    if len(text) > 60 or not re.search(r"\d", text):
         return None
-    if feet := _FEET.fullmatch(text):
-        text = f"{feet[1]} ft {feet[2]} in"
-    sign, text = (-1, text[1:].lstrip()) if text.startswith("-") else (1, text)
-    total, end, places = None, 0, 0
-    while end < len(text):
-        part = _PART.match(text, end)
+    text = _FEET.sub(r"\1 ft \2 in", text)
+    start = sign = int(text.startswith("-"))
+    total, places = None, 0
+    while start < len(text):
+        part = _PART.match(text, start)
         unit = read_unit(part[2]) if part else None
-        if part is None or unit is None:
+        if part is None or unit is None or (total is not None and (sign or total.units == unit)):
             return None
-        end, number = part.end(), re.sub(r"[, ]", "", part[1])
+        start, number = part.end(), re.sub(r"[, ]", "", part[1])
         places = len(number.partition(".")[2])
-        quantity = _registry().Quantity(sign * float(number), unit)
-        if total is not None and (sign < 0 or total.units == unit or total.dimensionality != quantity.dimensionality):
+        quantity = _registry().Quantity(-float(number) if sign else float(number), unit)
+        if total is not None and total.dimensionality != quantity.dimensionality:
             return None
         total = quantity if total is None else quantity + total
     return None if total is None else (total, places)
@@ -90,7 +89,8 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
         return None
     (one, one_places), (other, other_places) = found[0], found[1]
     if is_difference:
-        one, other = (_as_difference(side) for side in (one, other))
+        names = [str(side.units).replace("degree_C", "delta_degree_C").replace("degree_F", "delta_degree_F") for side in (one, other)]
+        one, other = (_registry().Quantity(side.magnitude, name) for side, name in zip((one, other), names, strict=True))
     try:
         bases = [side.to_root_units() for side in (one, other)]
         if bases[0].units != bases[1].units:
@@ -101,9 +101,3 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
     gap, size = abs(bases[0].magnitude - bases[1].magnitude), abs(bases[0].magnitude)
     is_rounded = gaps[0] <= 0.5 * 10**-other_places and gaps[1] <= 0.5 * 10**-one_places
     return gap <= 1e-9 * size or (is_rounded and gap <= MAX_ROUNDING * size)
-
-
-def _as_difference(quantity: pint.Quantity[float]) -> pint.Quantity[float]:
-    name = str(quantity.units)
-    is_offset = name in ("degree_Celsius", "degree_Fahrenheit")
-    return _registry().Quantity(quantity.magnitude, f"delta_{name}") if is_offset else quantity

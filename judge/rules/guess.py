@@ -8,8 +8,8 @@ from functools import partial
 
 from rapidfuzz import fuzz
 
-from judge.rules import asked
-from judge.rules.amounts import RELAXED_TOLERANCE, Amount, is_close, is_equal, is_year_like, read_amount, with_digits
+from judge.rules.amounts import CURRENCIES, Amount, is_within_5_percent, is_year_like, read_amount, with_digits
+from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, YEAR, says
 from judge.rules.dates import same_date
 from judge.rules.options import letter_of, likely_options, read_options
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
@@ -21,11 +21,16 @@ _YES_NO = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, 
 _POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!-].*)?", re.IGNORECASE | re.DOTALL)
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|incorrect|wrong|false|unknown|unsure)\b")
 _FILLERS = frozenset(
-    "it its is are was were be been this that these those there here i think believe of in on at to by for with and as "
-    "he she they we you has have had does do did shown seen picture image chart called about the a an answer so than one".split()
+    re.findall(
+        r"\w+",
+        "it its is are was were be been this that these those there here i think of in on at to by for with and as a an "
+        "he she they we you has have had does do did shown seen picture image chart called about the answer so than one",
+    )
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
+_INITIALS = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)")
+_PLURAL_OR_ASIDE = re.compile(r"(?:es|s)\b| ?\([^)]*\)")
 
 
 def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool:
@@ -36,8 +41,7 @@ def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxe
     expected, given = (with_digits(strip_latex(bare(side or reference))) for side in sides)
     options = {letter: strip_latex(text) for letter, text in read_options(question).items()}
     if options or letter_of(expected):
-        same = partial(_same, question, is_relaxed=False)
-        chosen = [likely_options(options, text, same) for text in (expected, given)]
+        chosen = [likely_options(options, text, partial(_same, question)) for text in (expected, given)]
         if letter_of(expected) or None not in chosen:
             return bool(chosen[1]) and chosen[0] == chosen[1]
     return _same(question, expected, given, is_relaxed=is_relaxed)
@@ -49,7 +53,8 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
         return prediction.islower() or not case_matters(reference, prediction, max_chars=5)
     if (is_date := same_date(question, reference, prediction)) is not None:
         return is_date
-    if asked.says(question, asked.LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one):
+    # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
+    if says(question, LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one):
         return _restates(question, one, other)
     if ("=" in reference) != ("=" in prediction):
         reference, prediction = (_value(question, text) for text in (reference, prediction))
@@ -60,7 +65,7 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
     ):
         if found is not None:
             return found
-    return _same_words(question, one, other)
+    return _same_words(one, other) or _restates(question, one, other)
 
 
 def _value(question: str, text: str) -> str:
@@ -70,31 +75,39 @@ def _value(question: str, text: str) -> str:
 
 
 def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool | None:
-    if asked.says(question, asked.FALL):
+    if says(question, FALL):
         reference, prediction = (re.sub(r"^(?:-|minus |negative )", "", text) for text in (reference, prediction))
-    is_difference = asked.says(question, asked.DIFFERENCE)
-    same = same_quantity(reference, prediction, is_difference=is_difference)
+    as_difference = partial(same_quantity, is_difference=says(question, DIFFERENCE))
+    same = as_difference(reference, prediction)
     one, other = read_amount(reference), read_amount(prediction)
     if one is None or other is None:
         return same
     if same is None and one.unit and other.unit:
-        same = same_quantity(_quantity(one, one.unit), _quantity(other, other.unit), is_difference=is_difference)
+        same = as_difference(_quantity(one, one.unit), _quantity(other, other.unit))
     if same is not None:
         return same
-    if one.currency != other.currency and one.currency and other.currency:
+    named = {one.currency} - {""} or {
+        CURRENCIES[word] for word in re.findall(r"\w+", question.casefold()) if word in CURRENCIES
+    }
+    if other.currency and named and other.currency not in named:
         return False
-    may_miss = is_relaxed and not (asked.says(question, asked.YEAR) or asked.says(question, asked.LABEL))
-    may_miss &= not is_year_like(reference)
-    is_same = is_equal(one, other) or (may_miss and is_close(one.value, other.value, RELAXED_TOLERANCE))
+    is_exact = any(says(question, kind) for kind in (YEAR, LABEL)) or is_year_like(reference)
+    is_same = _is_equal(one, other) or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
     if one.unit != other.unit and "%" in (one.unit, other.unit):
-        if re.search(r"percent|%", question.casefold()) or {one.unit, other.unit} != {"", "%"}:
-            return is_same and "" in (one.unit, other.unit)
-        # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %.
+        # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %, and 0.12 no percentage.
         percent, plain = (one, other) if one.unit == "%" else (other, one)
-        return percent.value == plain.value * 100 or (is_same and one is percent)
+        is_asked = re.search(r"percent|%", question.casefold())
+        is_hundredth = percent.value == plain.value * 100 and not is_asked
+        return not plain.unit and (is_hundredth or (is_same and (one is percent or bool(is_asked))))
     if other.unit and not one.unit:
         return _same_with_unit(question, one, other, is_same)
     return is_same and (not (one.unit and other.unit) or _stems(one.unit) == _stems(other.unit))
+
+
+def _is_equal(one: Amount, other: Amount) -> bool:
+    """The same value; a decimal of two or more places may round a fraction."""
+    places = max(one.places or 0, other.places or 0) if (one.places is None) != (other.places is None) else 0
+    return one.value == other.value or (places >= 2 and abs(one.value - other.value) * 2 * 10**places <= 1)
 
 
 def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) -> bool:
@@ -102,10 +115,9 @@ def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) ->
     words = question.casefold()
     for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
         if read_unit(named) is not None and read_unit(other.unit) is not None:
-            sides = _quantity(one, named), _quantity(other, other.unit)
-            return bool(same_quantity(*sides, is_difference=False))
-    before, how_many, behind = words.rpartition("how many")
-    counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", behind or before)[0]
+            return same_quantity(_quantity(one, named), _quantity(other, other.unit)) is True
+    _, how_many, behind = words.rpartition("how many")
+    counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", behind)[0]
     if _stems(other.unit) & _stems(counted):
         return is_same
     return is_same and not how_many and read_unit(other.unit) is not None
@@ -116,7 +128,7 @@ def _quantity(amount: Amount, unit: str) -> str:
 
 
 def _stems(text: str) -> set[str]:
-    return {re.sub(r"(?:es|s)$", "", word) for word in loose(text).split()}
+    return {_PLURAL_OR_ASIDE.sub("", word) for word in loose(text).split()}
 
 
 def _same_polarity(question: str, reference: str, other: str) -> bool | None:
@@ -126,66 +138,55 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
         return None
     expected, words = _YES_NO[polar[1].lower()], question.casefold()
     first, _, rest = other.partition(" ")
-    given = _YES_NO.get(first)
-    if given is None:
-        is_denied = bool(_DENIAL.search(other)) != bool(re.search(r"\bnot\b", words))
-        is_about_it = (set(re.findall(r"\w+", other)) & set(re.findall(r"\w+", words))) - _FILLERS
-        return bool(is_about_it) and " " in other and is_denied != expected and " or " not in other
-    if re.search(r"\b(?:or|but|yes|cannot|unsure|maybe)\b", rest) or (given and _DENIAL.search(rest)):
+    said, asked_for = re.findall(r"\w+", other), re.findall(r"\w+", words)
+    if first not in _YES_NO:
+        is_denied = bool(_DENIAL.search(other)) != ("not" in asked_for)
+        return bool(rest and {*said} & {*asked_for} - _FILLERS) and is_denied != expected and "or" not in said
+    if re.search(r"\b(?:or|but|yes|cannot|unsure|maybe)\b", rest) or (_YES_NO[first] and _DENIAL.search(rest)):
         return False
     # `yes, the red one is taller` of `is the blue one taller than the red one?`
-    said = iter(re.findall(r"\w+", words))
-    named = (word for word in re.findall(r"\w+", rest) if word in words and word not in _FILLERS)
-    is_swapped = given and not all(word in said for word in named)
-    return given == expected and not is_swapped
+    left = iter(asked_for)
+    is_swapped = _YES_NO[first] and not all(word in left for word in said if word in {*asked_for} - _FILLERS)
+    return _YES_NO[first] == expected and not is_swapped
 
 
 def _same_items(question: str, reference: str, prediction: str) -> bool | None:
     brackets = [_BRACKETS.fullmatch(text) for text in (reference, prediction)]
-    texts = [found[2] if found else text for found, text in zip(brackets, (reference, prediction), strict=True)]
     expected, given = (
         [re.sub(r"^(?:\d{1,2}[.)]|[-•*]) ", "", part.strip()) for part in _BETWEEN_ITEMS.split(text) if part.strip()]
-        for text in texts
+        for text in (found[2] if found else text for found, text in zip(brackets, (reference, prediction), strict=True))
     )
     if len(expected) < 2:
         return None
     marks = [found[1] + found[3] if found else "" for found in brackets]
     if len(expected) != len(given) or (all(marks) and marks[0] != marks[1]):
         return False
-    if marks[0] not in ("", "{}") or asked.says(question, asked.ORDERED):
+    if marks[0] not in ("", "{}") or says(question, ORDERED):
         return all(map(partial(_same, ""), expected, given))
     if Counter(map(loose, expected)) == Counter(map(loose, given)):
         return True
-    left = list(given)
     for item in expected if len(expected) <= 12 else ():
-        if (mate := next((mate for mate in left if _same("", item, mate)), None)) is None:
-            return False
-        left.remove(mate)
-    return not left
+        given = next((given[:at] + given[at + 1 :] for at, mate in enumerate(given) if _same("", item, mate)), given)
+    return not given
 
 
-def _same_words(question: str, one: str, other: str) -> bool:
-    if re.sub(r"(?:es|s)\b| ?\([^)]*\)", "", one) == re.sub(r"(?:es|s)\b| ?\([^)]*\)", "", other) and len(one) > 2:
-        return True
-    if re.sub(r"(?<=\b[a-z])[. ](?=[a-z]\b)", "", one) == re.sub(r"(?<=\b[a-z])[. ](?=[a-z]\b)", "", other):
-        return True
-    if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one) and re.findall(r"\d", one) == re.findall(r"\d", other):
-        return len(one) - len(other) < 5
-    if min(len(one), len(other)) >= 9 and re.findall(r"\d+|[^\w\s]", one) == re.findall(r"\d+|[^\w\s]", other):
-        is_denied = bool(_DENIAL.search(one)) != bool(_DENIAL.search(other))
-        is_turned = set(one.split()) == set(other.split())
-        if fuzz.ratio(one, other) >= SIMILAR and not is_denied and not is_turned:
-            return True
-    return _restates(question, one, other)
+def _same_words(one: str, other: str) -> bool:
+    if any(pattern.sub("", one) == pattern.sub("", other) for pattern in (_INITIALS, _PLURAL_OR_ASIDE)):
+        return len(one) > 2
+    digits = [re.findall(r"\d", text) for text in (one, other)]
+    if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one):
+        return digits[0] == digits[1] and len(one) - len(other) < 5
+    signs = [re.findall(r"\d+|[^\w\s]", text) + [bool(_DENIAL.search(text))] for text in (one, other)]
+    is_turned = set(one.split()) == set(other.split())
+    return len(one) >= 9 and signs[0] == signs[1] and not is_turned and fuzz.ratio(one, other) >= SIMILAR
 
 
 def _restates(question: str, one: str, other: str) -> bool:
     """A sentence that says the reference in the words of the question and adds nothing."""
-    found = re.search(rf"(?:^|(?<=\s)){re.escape(one)}(?=\s|$)", other) if one else None
-    if found is None or re.search(r"\b(?:of|than|from|to|by|over|beat|beats) $", other[: found.start()]):
+    before, found, behind = (f" {other} ").partition(f" {one} ")
+    if not found or re.search(r"\b(?:of|than|from|to|by|over|beats?)$", before):
         return False
-    before, words = other[: found.start()], question.casefold()
-    extra = set(re.findall(r"[^\s]+", f"{before} {other[found.end() :]}")) - _FILLERS
+    words, extra = question.casefold(), {*before.split(), *behind.split()} - _FILLERS
     # Where the question itself names the reference, it has to be what the sentence is about.
-    is_subject = one not in words or not set(before.split()) - _FILLERS
+    is_subject = one not in words or not {*before.split()} - _FILLERS
     return is_subject and extra <= set(re.findall(r"[\w']+", words)) and not _DENIAL.search(" ".join(extra))

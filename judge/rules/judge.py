@@ -16,8 +16,8 @@ from rapidfuzz.distance import Levenshtein
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.rules import asked
-from judge.rules.amounts import RELAXED_TOLERANCE, is_close, is_year_like, one_number
+from judge.rules.amounts import is_within_5_percent, is_year_like, one_number
+from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, counts, says
 from judge.rules.dates import definite_date
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
@@ -68,10 +68,9 @@ class RulesJudge:
 
     async def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
         finding = find_by_rules(request.question, request.reference, prediction, metric=self.metric)
-        if not finding.is_certain and self.metric != "anls":
-            expected, given = bare(request.reference), bare(prediction)
-            if _is_for_math(request.question, expected, given) and await WORKER.is_equal(expected, given):
-                finding = _certainly(True, "math-verify: equal")
+        is_math = self.metric != "anls" and may_be_math(request.question, request.reference, prediction)
+        if is_math and not finding.is_certain and await WORKER.is_equal(bare(request.reference), bare(prediction)):
+            finding = _certainly(True, "math-verify: equal")
         if finding.is_certain or self.is_last:
             return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
         return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
@@ -125,15 +124,15 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
     if sides[0] is None or sides[1] is None or sides[0][1] != sides[1][1]:
         return None
     (expected, around), (given, _) = sides[0], sides[1]
-    is_count = around == "#" and asked.counts(question)
-    if not is_count and asked.says(question, asked.LABEL):
+    is_count = around == "#" and counts(question)
+    if not is_count and says(question, LABEL):
         return None
     if expected == given:
         return _certainly(True, "same number")
     values = Fraction(expected), Fraction(given)
-    is_year = asked.says(question, asked.YEAR) or (is_year_like(reference) and not is_count)
-    is_amount = is_count or "." in reference or around != "#" or asked.says(question, asked.AMOUNT)
-    if is_relaxed and is_amount and not is_year and is_close(*values, RELAXED_TOLERANCE):
+    is_year = says(question, YEAR) or (is_year_like(reference) and not is_count)
+    is_amount = is_count or "." in reference or around != "#" or says(question, AMOUNT)
+    if is_relaxed and is_amount and not is_year and is_within_5_percent(*values):
         return _certainly(True, "within 5 %")
     # Thousands or millions may stand on the axis.
     is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
@@ -146,17 +145,17 @@ def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
     is_temperature = _NOT_ABSOLUTE.search(f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    kinds = [asked.FORM, asked.READING] + [asked.DIFFERENCE] * bool(is_temperature)
-    if numbers[0] & numbers[1] or any(asked.says(question, kind) for kind in kinds):
+    kinds = [FORM, READING] + [DIFFERENCE] * bool(is_temperature)
+    if numbers[0] & numbers[1] or any(says(question, kind) for kind in kinds):
         return None
     return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
 
 
-def _is_for_math(question: str, reference: str, prediction: str) -> bool:
-    """math-verify may say what is right, and is not asked where a form is wanted or options are listed."""
-    is_open = asked.says(question, asked.FORM) or asked.says(question, asked.LABEL) or read_options(question)
-    is_new = prediction.replace(" ", "") not in question.replace(" ", "")
-    return is_new and not is_open and looks_like_math(reference, prediction)
+def may_be_math(question: str, reference: str, prediction: str) -> bool:
+    """math-verify is asked: these are expressions, no form is wanted, and no options are listed."""
+    is_open = says(question, FORM) or says(question, LABEL) or read_options(question)
+    is_new = bare(prediction).replace(" ", "") not in question.replace(" ", "")
+    return is_new and not is_open and looks_like_math(bare(reference), bare(prediction))
 
 
 def _by_similarity(reference: str, prediction: str) -> Finding:

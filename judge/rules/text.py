@@ -17,7 +17,7 @@ _LEAD_IN = re.compile(
 _SHELLS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"))
 _INNER = r"[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\}[^{}]*+)*+"
 _BOX = re.compile(rf"\\boxed\s*(?:\{{({_INNER})\}}|(?![A-Za-z{{])([^\s$\\]+))")
-_SHORT_WORDS = frozenset("a an as at be by de do go he in is it la no of on or so the to up us we".split())
+_SHORT_WORDS = frozenset(re.findall(r"\w+", "a an as at be by de do go he in is it la no of on or so the to up us we"))
 _EXACT = re.compile(
     r"\b(?:password|code|case|capital\w*|upper\w*|lower\w*|exact\w*|symbols?|formula|units?|gen\w+|url)\b"
 )
@@ -44,7 +44,7 @@ _LOOSE = (
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
 )
 _OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}
-_SAYS_NOTHING = frozenset("mark sign symbol a an the left right".split())
+_SAYS_NOTHING = frozenset(("mark", "sign", "symbol", "a", "an", "the", "left", "right"))
 
 
 def fold_unicode(text: str) -> str:

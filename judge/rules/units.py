@@ -89,8 +89,13 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
         return None
     (one, one_places), (other, other_places) = found[0], found[1]
     if is_difference:
-        names = [str(side.units).replace("degree_C", "delta_degree_C").replace("degree_F", "delta_degree_F") for side in (one, other)]
-        one, other = (_registry().Quantity(side.magnitude, name) for side, name in zip((one, other), names, strict=True))
+        names = [
+            str(side.units).replace("degree_C", "delta_degree_C").replace("degree_F", "delta_degree_F")
+            for side in (one, other)
+        ]
+        one, other = (
+            _registry().Quantity(side.magnitude, name) for side, name in zip((one, other), names, strict=True)
+        )
     try:
         bases = [side.to_root_units() for side in (one, other)]
         if bases[0].units != bases[1].units:

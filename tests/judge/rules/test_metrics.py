@@ -1,0 +1,57 @@
+"""Published metrics, against values worked out by hand from the papers' definitions."""
+
+import pytest
+
+from judge.rules.judge import find_by_rules
+
+
+@pytest.mark.parametrize(
+    ("question", "reference", "prediction", "is_correct", "is_certain"),
+    [
+        ("What is the value?", "100", "104", True, True),
+        ("What is the value?", "100", "95", True, True),
+        ("What is the value?", "100", "105.01", False, False),
+        ("What is the value?", "-100", "-105", True, True),
+        ("What is the value?", "-100", "100", False, False),
+        ("What is the value?", "0", "0.01", False, False),
+        ("What is the value?", "12%", "12.5%", True, True),
+        ("How many people came?", "1000", "1049", True, True),
+        ("How many people came?", "1000", "1051", False, True),
+        ("How many years did it take?", "100", "104", True, True),
+        ("Which country?", "France", "Frances", False, False),
+        # Never a year, a label or an identifier; open where in doubt.
+        ("In which year did it peak?", "2016", "2012", False, False),
+        ("In which year did it peak?", "2020.0", "2018", False, False),
+        ("What is the value?", "2020.0", "2022", False, False),
+        ("When did sales peak?", "1998", "1999", False, False),
+        ("What is the number of the bus?", "117", "118", False, False),
+        ("What is the account number?", "100200300", "100200301", False, False),
+        ("Which section is it?", "3.10", "3.1", False, False),
+        ("What is shown?", "41", "42", True, False),
+        ("Which is it? A. 100 B. 102", "A", "102", False, True),
+    ],
+)
+def test_relaxed_is_5_percent_of_an_amount_and_of_nothing_else(question, reference, prediction, is_correct, is_certain):
+    finding = find_by_rules(question, reference, prediction, metric="relaxed")
+    assert (finding.is_correct, finding.is_certain) == (is_correct, is_certain)
+    assert not find_by_rules(question, reference, prediction).is_correct
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "is_correct", "is_certain", "reason"),
+    [
+        ("TALKING HEADS", "talking  heads", True, True, "same text"),
+        ('["IBM", "International Business Machines"]', "ibm", True, True, "same text"),
+        ("grass", "The answer is GLASS.", True, False, "best guess: ANLS 0.80"),
+        ("kitten", "sitting", True, False, "best guess: ANLS 0.57"),
+        ('["red", "grass"]', "glass", True, False, "best guess: ANLS 0.80"),
+        # NL is 0.5: not below the threshold.
+        ("12", "1", False, False, "best guess: ANLS 0.00"),
+        ("red", "blue", False, False, "best guess: ANLS 0.00"),
+        ("[1, 2]", "[1, 3]", True, False, "best guess: ANLS 0.83"),
+        ("[" * 100_000, "red", False, False, "best guess: ANLS 0.00"),
+    ],
+)
+def test_anls_is_certain_of_the_same_text_alone(reference, prediction, is_correct, is_certain, reason):
+    finding = find_by_rules("?", reference, prediction, metric="anls")
+    assert (finding.is_correct, finding.is_certain, finding.reason) == (is_correct, is_certain, reason)

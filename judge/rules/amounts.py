@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_ONES = re.findall(
-    r"\w+",
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen",
-)
-_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
-_ORDINALS = re.findall(r"\w+", "first second third fourth fifth sixth seventh eighth ninth tenth")
-_DIGITS = (
-    {word: str(at) for at, word in enumerate(_ONES)}
-    | {word: str(10 * at) for at, word in enumerate(_TENS, 2)}
-    | {word: f"{at}{('st', 'nd', 'rd', 'th')[min(at, 4) - 1]}" for at, word in enumerate(_ORDINALS, 1)}
-    | {f"{tens}-{one}": str(10 * at + _ONES.index(one)) for at, tens in enumerate(_TENS, 2) for one in _ONES[1:10]}
-)
-_NUMERAL = re.compile(rf"(?<!\d )\b(?:{'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b(?<!\w one)", re.IGNORECASE)
+_ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "sixth": "6th"}
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
-CURRENCIES = {
-    name: sign
-    for sign, names in {"$": "usd|us$|dollars|dollar", "€": "eur|euros|euro", "£": "gbp", "¥": "jpy|yen"}.items()
-    for name in (sign, *names.split("|"))
+CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "dollar": "$", "dollars": "$", "€": "€", "eur": "€", "euro": "€"} | {
+    **{"euros": "€", "£": "£", "gbp": "£", "¥": "¥", "jpy": "¥", "yen": "¥"}
 }
 _AMOUNT = re.compile(
     r"(?:(?:about|approximately|around|roughly|exactly|only|just) |[~≈] ?)?"
@@ -54,9 +40,9 @@ def one_number(text: str) -> tuple[str, str] | None:
 
     Without grouping marks and a trailing .0; None of `007`, `2E3`, `3/4`, `v2`.
     """
-    if (found := _ONE_NUMBER.fullmatch(text)) is None:
-        return None
-    return re.sub(r"\.0{1,2}$", "", re.sub(r"[, ]", "", found[2])), f"{found[1]}#{found[3].strip()}"
+    found = _ONE_NUMBER.fullmatch(text)
+    digits = re.sub(r"\.0{1,2}$", "", re.sub(r"[, ]", "", found[2])) if found else ""
+    return (digits, f"{found[1]}#{found[3].strip()}") if found else None
 
 
 def is_year_like(digits: str) -> bool:
@@ -69,13 +55,24 @@ def is_within_5_percent(reference: Fraction, prediction: Fraction) -> bool:
 
 
 def with_digits(text: str) -> str:
-    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays."""
-    return _NUMERAL.sub(lambda word: _DIGITS[word[0].lower()], text)
+    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays. Up to fifty."""
+    return re.sub(
+        r"(?<!\d )\b[A-Za-z]{3,9}(?:-(?:one|two|three|four|five|six|seven|eight|nine))?\b(?<!\w one)", _digits, text
+    )
+
+
+def _digits(word: re.Match[str]) -> str:
+    for kind in ("DIGIT", "NUMBER"):
+        try:
+            return str(int(unicodedata.numeric(unicodedata.lookup(f"CIRCLED {kind} {word[0].replace('-', ' ')}"))))
+        except KeyError:
+            continue
+    return _ORDINALS.get(word[0].lower(), word[0])
 
 
 def read_amount(text: str) -> Amount | None:
     """An amount with its currency or unit; None where the text says more, or something else."""
-    found = _AMOUNT.fullmatch(re.sub(r"\bper ?cent\b", "%", text)) if len(text) <= 80 else None
+    found = _AMOUNT.fullmatch(text) if len(text) <= 80 else None
     if found is None:
         return None
     if found["over"]:
@@ -90,8 +87,8 @@ def read_amount(text: str) -> Amount | None:
         value, places, words = value * scale, None, words[1:]
     if words == ["cents"]:
         value, sign, words = value / 100, "$", []
-    elif named := CURRENCIES.get(" ".join(words).lower()):
+    elif (named := " ".join(words).lower()) in CURRENCIES:
         sign, words = named, []
     value = -value if found["minus"] or found["minus2"] else value
-    amount = Amount(value=value, places=places, currency=CURRENCIES.get(sign, ""), unit=" ".join(words))
-    return amount if len(words) <= 3 else None
+    unit = re.sub(r"^per ?cent$", "%", " ".join(words))
+    return Amount(value=value, places=places, currency=CURRENCIES.get(sign, ""), unit=unit) if len(words) <= 3 else None

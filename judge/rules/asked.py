@@ -7,7 +7,7 @@ import re
 LABEL = re.compile(
     r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip|postal"
     r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label(?:led)?"
-    r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|channel|jersey"
+    r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|jersey"
     r"|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio|digits?|step"
     r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision)\b"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from functools import partial
 
 from rapidfuzz import fuzz
@@ -15,22 +14,20 @@ from judge.rules.options import letter_of, likely_options, read_options
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
-SIMILAR = 92.0
-"""Percent of like characters at which a longer text counts as misspelt rather than as another one."""
 _YES_NO = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
 _POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!-].*)?", re.IGNORECASE | re.DOTALL)
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|incorrect|wrong|false|unknown|unsure)\b")
 _FILLERS = frozenset(
     re.findall(
         r"\w+",
-        "it its is are was were be been this that these those there here i think of in on at to by for with and as a an "
-        "he she they we you has have had does do did shown seen picture image chart called about the answer so than one",
+        "it its is are was were be this that these those there here i think of in on at to by for with and as a an the "
+        "he she they we you has have had does do did shown seen picture image chart called about answer so than one",
     )
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
-_INITIALS = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)")
-_PLURAL_OR_ASIDE = re.compile(r"(?:es|s)\b| ?\([^)]*\)")
+_NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?:es|s)\b| ?\([^)]*\)")
+"""The dots of initials, a plural, an aside."""
 
 
 def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool:
@@ -56,10 +53,12 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
     # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
     if says(question, LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one):
         return _restates(question, one, other)
-    if ("=" in reference) != ("=" in prediction):
-        reference, prediction = (_value(question, text) for text in (reference, prediction))
+    # `x = 12` where the question asks for x.
+    named = re.match(r"([A-Za-z]) ?= ?", reference if "=" in reference else prediction)
+    if named and ("=" in reference) != ("=" in prediction) and re.search(rf"\b{named[1]}\b", question):
+        reference, prediction = (text.removeprefix(named[0]) for text in (reference, prediction))
     for found in (
-        _same_amount(question, reference, prediction, is_relaxed=is_relaxed),
+        _same_amount(question, reference, prediction, is_relaxed),
         _same_polarity(question, reference, other),
         _same_items(question, reference, prediction),
     ):
@@ -68,39 +67,31 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
     return _same_words(one, other) or _restates(question, one, other)
 
 
-def _value(question: str, text: str) -> str:
-    """`x = 12` -> `12` where the question asks for x."""
-    found = re.fullmatch(r"([A-Za-z]) ?= ?(.+)", text)
-    return found[2] if found and re.search(rf"(?<!\w){found[1]}(?!\w)", question) else text
-
-
-def _same_amount(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool | None:
+def _same_amount(question: str, reference: str, prediction: str, is_relaxed: bool) -> bool | None:
     if says(question, FALL):
         reference, prediction = (re.sub(r"^(?:-|minus |negative )", "", text) for text in (reference, prediction))
-    as_difference = partial(same_quantity, is_difference=says(question, DIFFERENCE))
-    same = as_difference(reference, prediction)
-    one, other = read_amount(reference), read_amount(prediction)
+    compare = partial(same_quantity, is_difference=says(question, DIFFERENCE))
+    same, one, other = compare(reference, prediction), read_amount(reference), read_amount(prediction)
     if one is None or other is None:
         return same
     if same is None and one.unit and other.unit:
-        same = as_difference(_quantity(one, one.unit), _quantity(other, other.unit))
+        same = compare(_with_unit(one, one.unit), _with_unit(other, other.unit))
     if same is not None:
         return same
-    named = {one.currency} - {""} or {
-        CURRENCIES[word] for word in re.findall(r"\w+", question.casefold()) if word in CURRENCIES
-    }
+    words = question.casefold()
+    named = {one.currency} - {""} or {CURRENCIES[word] for word in re.findall(r"\w+", words) if word in CURRENCIES}
     if other.currency and named and other.currency not in named:
         return False
-    is_exact = any(says(question, kind) for kind in (YEAR, LABEL)) or is_year_like(reference)
+    is_exact = says(question, YEAR) or says(question, LABEL) or is_year_like(reference)
     is_same = _is_equal(one, other) or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
     if one.unit != other.unit and "%" in (one.unit, other.unit):
         # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %, and 0.12 no percentage.
         percent, plain = (one, other) if one.unit == "%" else (other, one)
-        is_asked = re.search(r"percent|%", question.casefold())
+        is_asked = re.search(r"percent|%", words) is not None
         is_hundredth = percent.value == plain.value * 100 and not is_asked
-        return not plain.unit and (is_hundredth or (is_same and (one is percent or bool(is_asked))))
+        return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked)))
     if other.unit and not one.unit:
-        return _same_with_unit(question, one, other, is_same)
+        return _same_with_unit(words, one, other, is_same)
     return is_same and (not (one.unit and other.unit) or _stems(one.unit) == _stems(other.unit))
 
 
@@ -112,42 +103,38 @@ def _is_equal(one: Amount, other: Amount) -> bool:
 
 def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) -> bool:
     """The prediction alone has a unit: the question may name another one, or say what is counted."""
-    words = question.casefold()
-    for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
+    for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", question):
         if read_unit(named) is not None and read_unit(other.unit) is not None:
-            return same_quantity(_quantity(one, named), _quantity(other, other.unit)) is True
-    _, how_many, behind = words.rpartition("how many")
+            return same_quantity(_with_unit(one, named), _with_unit(other, other.unit)) is True
+    _, how_many, behind = question.rpartition("how many")
     counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", behind)[0]
-    if _stems(other.unit) & _stems(counted):
-        return is_same
-    return is_same and not how_many and read_unit(other.unit) is not None
+    is_counted = bool(_stems(other.unit) & _stems(counted))
+    return is_same and (is_counted or (not how_many and read_unit(other.unit) is not None))
 
 
-def _quantity(amount: Amount, unit: str) -> str:
+def _with_unit(amount: Amount, unit: str) -> str:
     return f"{float(amount.value):.12g} {unit}"
 
 
 def _stems(text: str) -> set[str]:
-    return {_PLURAL_OR_ASIDE.sub("", word) for word in loose(text).split()}
+    return {_NOT_THE_WORD.sub("", word) for word in loose(text).split()}
 
 
 def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     """A reference that says yes or no, and what the prediction says, a contradiction or a swap included."""
-    polar = _POLAR.fullmatch(reference)
-    if polar is None:
+    if (polar := _POLAR.fullmatch(reference)) is None:
         return None
-    expected, words = _YES_NO[polar[1].lower()], question.casefold()
+    said, asked_for = re.findall(r"\w+", other), re.findall(r"\w+", question.casefold())
+    expected, shared = _YES_NO[polar[1].lower()], [word for word in said if word in {*asked_for} - _FILLERS]
     first, _, rest = other.partition(" ")
-    said, asked_for = re.findall(r"\w+", other), re.findall(r"\w+", words)
-    if first not in _YES_NO:
+    if (given := _YES_NO.get(first)) is None:
         is_denied = bool(_DENIAL.search(other)) != ("not" in asked_for)
-        return bool(rest and {*said} & {*asked_for} - _FILLERS) and is_denied != expected and "or" not in said
-    if re.search(r"\b(?:or|but|yes|cannot|unsure|maybe)\b", rest) or (_YES_NO[first] and _DENIAL.search(rest)):
+        return bool(rest and shared) and is_denied != expected and "or" not in said
+    if re.search(r"\b(?:or|but|yes|cannot|unsure|maybe)\b", rest) or (given and _DENIAL.search(rest)):
         return False
     # `yes, the red one is taller` of `is the blue one taller than the red one?`
     left = iter(asked_for)
-    is_swapped = _YES_NO[first] and not all(word in left for word in said if word in {*asked_for} - _FILLERS)
-    return _YES_NO[first] == expected and not is_swapped
+    return given == expected and not (given and not all(word in left for word in shared))
 
 
 def _same_items(question: str, reference: str, prediction: str) -> bool | None:
@@ -163,30 +150,30 @@ def _same_items(question: str, reference: str, prediction: str) -> bool | None:
         return False
     if marks[0] not in ("", "{}") or says(question, ORDERED):
         return all(map(partial(_same, ""), expected, given))
-    if Counter(map(loose, expected)) == Counter(map(loose, given)):
-        return True
-    for item in expected if len(expected) <= 12 else ():
-        given = next((given[:at] + given[at + 1 :] for at, mate in enumerate(given) if _same("", item, mate)), given)
+    if len(expected) > 12:
+        return sorted(map(loose, expected)) == sorted(map(loose, given))
+    for item in expected:
+        at = next((at for at, mate in enumerate(given) if _same("", item, mate)), len(given))
+        del given[at : at + 1]
     return not given
 
 
 def _same_words(one: str, other: str) -> bool:
-    if any(pattern.sub("", one) == pattern.sub("", other) for pattern in (_INITIALS, _PLURAL_OR_ASIDE)):
+    if _NOT_THE_WORD.sub("", one) == _NOT_THE_WORD.sub("", other):
         return len(one) > 2
-    digits = [re.findall(r"\d", text) for text in (one, other)]
     if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one):
-        return digits[0] == digits[1] and len(one) - len(other) < 5
-    signs = [re.findall(r"\d+|[^\w\s]", text) + [bool(_DENIAL.search(text))] for text in (one, other)]
+        return re.findall(r"\d", one) == re.findall(r"\d", other) and len(one) - len(other) < 5
+    signs = [[*re.findall(r"\d+|[^\w\s]", text), bool(_DENIAL.search(text))] for text in (one, other)]
     is_turned = set(one.split()) == set(other.split())
-    return len(one) >= 9 and signs[0] == signs[1] and not is_turned and fuzz.ratio(one, other) >= SIMILAR
+    return len(one) >= 9 and signs[0] == signs[1] and not is_turned and fuzz.ratio(one, other) >= 92
 
 
 def _restates(question: str, one: str, other: str) -> bool:
     """A sentence that says the reference in the words of the question and adds nothing."""
     before, found, behind = (f" {other} ").partition(f" {one} ")
-    if not found or re.search(r"\b(?:of|than|from|to|by|over|beats?)$", before):
-        return False
     words, extra = question.casefold(), {*before.split(), *behind.split()} - _FILLERS
+    if not found or re.search(r"\b(?:of|than|from|to|by|over|beats?)$", before) or _DENIAL.search(" ".join(extra)):
+        return False
     # Where the question itself names the reference, it has to be what the sentence is about.
     is_subject = one not in words or not {*before.split()} - _FILLERS
-    return is_subject and extra <= set(re.findall(r"[\w']+", words)) and not _DENIAL.search(" ".join(extra))
+    return is_subject and extra <= set(re.findall(r"[\w']+", words))

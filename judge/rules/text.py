@@ -18,9 +18,7 @@ _SHELLS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
 _INNER = r"[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\}[^{}]*+)*+"
 _BOX = re.compile(rf"\\boxed\s*(?:\{{({_INNER})\}}|(?![A-Za-z{{])([^\s$\\]+))")
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "a an as at be by de do go he in is it la no of on or so the to up us we"))
-_EXACT = re.compile(
-    r"\b(?:password|code|case|capital\w*|upper\w*|lower\w*|exact\w*|symbols?|formula|units?|gen\w+|url)\b"
-)
+_EXACT = re.compile(r"\b(?:password|code|case|capital\w*|upper\w*|lower\w*|exact\w*|symbols?|formula|units?|gen\w+)\b")
 _LATEX = (
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname|mbox)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dtc]?frac\s*\{(\w+)\}\s*\{(\w+)\}|\\[dtc]?frac\s*(\d)\s*(\d)"), r" \1\3/\2\4"),
@@ -35,12 +33,8 @@ _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
     (re.compile(r"\b(?:(?:between|from) )?(?<![\d.,])([\d.,]+) ?(?:to|and|-) ?(?=\d)"), r"\1-"),
     (re.compile(r"\bper ?cent\b"), "%"),
-    (
-        re.compile(
-            r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'(?!\w)|[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),|(?<=[a-z])'(?=[a-z])"
-        ),
-        "",
-    ),
+    (re.compile(r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'|(?<=[a-z])'(?=[a-z])"), ""),
+    (re.compile(r"[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
 )
 _OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}

@@ -89,19 +89,15 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
         return None
     (one, one_places), (other, other_places) = found[0], found[1]
     if is_difference:
-        names = [
-            str(side.units).replace("degree_C", "delta_degree_C").replace("degree_F", "delta_degree_F")
-            for side in (one, other)
-        ]
-        one, other = (
-            _registry().Quantity(side.magnitude, name) for side, name in zip((one, other), names, strict=True)
-        )
+        as_delta = {"degree_Celsius": "delta_degree_Celsius", "degree_Fahrenheit": "delta_degree_Fahrenheit"}
+        names = (as_delta.get(str(side.units), side.units) for side in (one, other))
+        one, other = (_registry().Quantity(side.magnitude, next(names)) for side in (one, other))
     try:
         bases = [side.to_root_units() for side in (one, other)]
         if bases[0].units != bases[1].units:
             return False
         gaps = abs(one.to(other.units).magnitude - other.magnitude), abs(other.to(one.units).magnitude - one.magnitude)
-    except (ArithmeticError, ValueError):
+    except (ArithmeticError, ValueError, TypeError):
         return None
     gap, size = abs(bases[0].magnitude - bases[1].magnitude), abs(bases[0].magnitude)
     is_rounded = gaps[0] <= 0.5 * 10**-other_places and gaps[1] <= 0.5 * 10**-one_places

@@ -89,7 +89,7 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
         percent, plain = (one, other) if one.unit == "%" else (other, one)
         is_asked = re.search(r"percent|%", words) is not None
         is_hundredth = percent.value == plain.value * 100 and not is_asked
-        return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked)))
+        return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked or plain.value > 1)))
     if other.unit and not one.unit:
         return _same_with_unit(words, one, other, is_same)
     return is_same and (not (one.unit and other.unit) or _stems(one.unit) == _stems(other.unit))

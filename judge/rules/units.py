@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MAX_ROUNDING = 0.005
 """Share by which a rounded conversion may miss: `6.2 miles` are `10 km`, `1 mile` is no `2 km`."""
+_PINT_ERRORS = (AttributeError, TypeError, ValueError, KeyError, ArithmeticError)
+"""pint's own errors, such as a unit that it does not know, are kinds of these."""
 _NAMES = (
     (re.compile(r"\bdeg(?:rees?)?\.? (?:celsius|centigrade)\b|° ?C\b|^celsius$", re.IGNORECASE), "degC"),
     (re.compile(r"\bdeg(?:rees?)?\.? fahrenheit\b|° ?F\b|^fahrenheit$", re.IGNORECASE), "degF"),
@@ -26,7 +28,7 @@ _NAMES = (
     (re.compile(r"(?<=[A-Za-z])\^?\{?(-?[1-3])\}?(?![\d.])"), r"**\1"),
     (re.compile(r"[·⋅]|(?<=[a-zA-Z])-(?=[a-zA-Z])"), "*"),
 )
-_UNIT = re.compile(r"(?:[^\W\d_]|[°%_])+(?:\*\*-?[1-3])?(?: ?[ /*] ?(?:[^\W\d_]|_)+(?:\*\*-?[1-3])?){0,4}")
+_UNIT = re.compile(r"[A-Za-zµμΩÅ°%_]+(?:\*\*-?[1-3])?(?: ?[ /*] ?[A-Za-zµμΩÅ_]+(?:\*\*-?[1-3])?){0,4}")
 _PART = re.compile(
     rf"({PLAIN})\s*([^\d,]+?(?:(?<=[A-Za-z])\^?[23](?!\d))?)(?:,? (?:and )?|,|(?<=[a-zA-Z'\"])(?=\d)|$)(?=\d|$)"
 )
@@ -52,7 +54,7 @@ def read_unit(text: str) -> pint.Unit | None:
         if len(form) <= 40 and _UNIT.fullmatch(form):
             try:
                 return _registry().parse_units(form)
-            except (AttributeError, TypeError, ValueError, KeyError):  # pint's own errors are among them
+            except _PINT_ERRORS:
                 continue
     return None
 
@@ -84,20 +86,20 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
     Args:
         is_difference: temperatures are distances on their scale, 9 °F being 5 °C.
     """
-    found = [_read_quantity(text) for text in (reference, prediction)]
-    if found[0] is None or found[1] is None:
-        return None
-    (one, one_places), (other, other_places) = found[0], found[1]
-    if is_difference:
-        as_delta = {"degree_Celsius": "delta_degree_Celsius", "degree_Fahrenheit": "delta_degree_Fahrenheit"}
-        names = (as_delta.get(str(side.units), side.units) for side in (one, other))
-        one, other = (_registry().Quantity(side.magnitude, next(names)) for side in (one, other))
     try:
+        found = [_read_quantity(text) for text in (reference, prediction)]
+        if found[0] is None or found[1] is None:
+            return None
+        (one, one_places), (other, other_places) = found[0], found[1]
+        if is_difference:
+            as_delta = {"degree_Celsius": "delta_degree_Celsius", "degree_Fahrenheit": "delta_degree_Fahrenheit"}
+            names = (as_delta.get(str(side.units), side.units) for side in (one, other))
+            one, other = (_registry().Quantity(side.magnitude, next(names)) for side in (one, other))
         bases = [side.to_root_units() for side in (one, other)]
         if bases[0].units != bases[1].units:
             return False
         gaps = abs(one.to(other.units).magnitude - other.magnitude), abs(other.to(one.units).magnitude - one.magnitude)
-    except (ArithmeticError, ValueError, TypeError):
+    except _PINT_ERRORS:
         return None
     gap, size = abs(bases[0].magnitude - bases[1].magnitude), abs(bases[0].magnitude)
     is_rounded = gaps[0] <= 0.5 * 10**-other_places and gaps[1] <= 0.5 * 10**-one_places

@@ -20,7 +20,8 @@ AMOUNT = re.compile(
 """A number to which a tolerance may apply."""
 DIFFERENCE = re.compile(
     r"\b(?:difference|change[ds]?|r[io]se|risen|raised?|drop\w*|f[ae]ll\w*|increas\w*|decreas\w*|declin\w*|cool\w*|heat\w*"
-    r"|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|swing|uncertainty)\b"
+    r"|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|margin|error"
+    r"|deviation|toleran\w*|anomal\w*|uncertain\w*|accura\w*|spread)\b"
 )
 """Of temperatures: 9 °F are then 5 °C."""
 FALL = re.compile(

@@ -33,7 +33,7 @@ MAX_CHARS = 400
 MAX_QUESTION_CHARS = 8000
 ANLS_THRESHOLD = 0.5
 """ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
-_NOT_ABSOLUTE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
+_TEMPERATURE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
 _SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
 
 
@@ -79,14 +79,7 @@ class RulesJudge:
 def find_by_rules(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding:
     """Whether a prediction says what the reference says. Mathematics is left to `RulesJudge`, which may wait for it.
 
-    Args:
-        question: as asked; read for its options and for the kind of answer that it wants.
-        reference: the right answer; with `anls` also a JSON array of right answers.
-        prediction: what stood between the answer tags.
-        metric: `relaxed` takes amounts within 5 %, `anls` text by its similarity.
-
-    Raises:
-        JudgeError: the reference is empty, so nothing can be decided.
+    With `anls` the reference may be a JSON array of right answers. Raises JudgeError where it is empty.
     """
     if not reference.strip():
         raise JudgeError("the reference answer is empty")
@@ -143,10 +136,9 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
 
 def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
-    is_temperature = _NOT_ABSOLUTE.search(f"{reference} {prediction}")
+    may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    kinds = [FORM, READING] + [DIFFERENCE] * bool(is_temperature)
-    if numbers[0] & numbers[1] or any(says(question, kind) for kind in kinds):
+    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, READING):
         return None
     return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
 
@@ -159,21 +151,17 @@ def may_be_math(question: str, reference: str, prediction: str) -> bool:
 
 
 def _by_similarity(reference: str, prediction: str) -> Finding:
-    *expected, given = (fold_unicode(text).casefold() for text in (*_alternatives(reference), prediction))
-    if given in expected:
-        return _certainly(True, "same text")
-    given = bare(boxed_answer(given) or given)
-    score = max(Levenshtein.normalized_similarity(text, given) for text in expected)
-    return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
-
-
-def _alternatives(reference: str) -> list[str]:
-    """`["IBM", "I.B.M."]` -> its texts; anything that is not a JSON array of texts is one reference."""
     try:
         texts = json.loads(reference) if reference.lstrip().startswith("[") else None
     except (json.JSONDecodeError, RecursionError):
-        return [reference]
-    return texts if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else [reference]
+        texts = None
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        texts = [reference]
+    *expected, given = (fold_unicode(text).casefold() for text in (*texts, prediction))
+    if given in expected:
+        return _certainly(True, "same text")
+    score = max(Levenshtein.normalized_similarity(text, bare(boxed_answer(given) or given)) for text in expected)
+    return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
 
 
 def _certainly(is_correct: bool, reason: str) -> Finding:

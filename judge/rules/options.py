@@ -49,7 +49,7 @@ def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str,
         return frozenset(letter)
     if _SEVERAL.fullmatch(answer):
         return frozenset(re.findall(r"\b[A-J]\b", answer.upper()))
-    if (both := _NAMED.fullmatch(answer)) and (letter := both[1].upper()) in options:
-        return frozenset(letter if same(options[letter], both[2]) else "")
+    if (both := _NAMED.fullmatch(answer)) and both[1].upper() in options:
+        return frozenset(both[1].upper() if same(options[both[1].upper()], both[2]) else "")
     named = [letter for letter, text in options.items() if same(text, answer)]
     return frozenset(named) if len(named) == 1 else None

@@ -9,14 +9,14 @@ from functools import lru_cache
 _SIGNS = str.maketrans(
     dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("’‘`´", "'") | dict.fromkeys("“”„«»", '"') | {"。": ".", "⁄": "/"}
 )
-_LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?"
-    r"(?:answer|option|choice) ?(?:is ?:?|:) ?(?=\S)",
-    re.IGNORECASE,
-)
-_SHELLS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"))
 _INNER = r"[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\}[^{}]*+)*+"
 _BOX = re.compile(rf"\\boxed\s*(?:\{{({_INNER})\}}|(?![A-Za-z{{])([^\s$\\]+))")
+_SHELL = re.compile(
+    r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?(?:answer|option|choice) ?(?:is ?:?|:)"
+    rf" ?(\S.*)|\\boxed ?\{{({_INNER})\}}|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|\*([^*]+)\*"
+    r"""|_([^_]+)_|"([^"]+)"|'([^']+)'|(.*[\w)\]}°%\"*'$])\.""",
+    re.IGNORECASE,
+)
 _SHORT_WORDS = frozenset(re.findall(r"\w+", "a an as at be by de do go he in is it la no of on or so the to up us we"))
 _EXACT = re.compile(r"\b(?:password|code|case|capital\w*|upper\w*|lower\w*|exact\w*|symbols?|formula|units?|gen\w+)\b")
 _LATEX = (
@@ -70,22 +70,9 @@ def boxed_answer(text: str) -> str | None:
 def bare(text: str) -> str:
     """The answer without what encloses all of it: `The answer is **red**.` -> `red`, `\\boxed{5}` -> `5`."""
     text = fold_unicode(text)
-    while (shorter := _unwrap(text)) != text:
-        text = shorter
+    while shell := _SHELL.fullmatch(text):
+        text = shell[shell.lastindex or 0].strip()
     return text
-
-
-def _unwrap(text: str) -> str:
-    text = text.strip()
-    if lead := _LEAD_IN.match(text):
-        return text[lead.end() :]
-    if (box := _BOX.fullmatch(text)) and box[1]:
-        return box[1]
-    for opening, closing in _SHELLS:
-        inner = text[len(opening) : -len(closing)]
-        if text.startswith(opening) and text.endswith(closing) and inner and closing not in inner:
-            return inner
-    return text[:-1] if re.search(r"[\w)\]}°%\"*'$]\.$", text) else text
 
 
 def same_text(question: str, one: str, other: str) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from rapidfuzz import fuzz
 
 from judge.rules.amounts import CURRENCIES, Amount, is_within_5_percent, is_year_like, read_amount, with_digits
-from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, YEAR, says
+from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, READING, YEAR, says
 from judge.rules.dates import same_date
 from judge.rules.options import letter_of, likely_options, read_options
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
@@ -26,7 +26,7 @@ _FILLERS = frozenset(
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
-_NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?:es|s)\b| ?\([^)]*\)")
+_NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?<=[a-z]{2})(?:es|s)\b| \([^)]*\)")
 """The dots of initials, a plural, an aside."""
 
 
@@ -51,7 +51,9 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
     if (is_date := same_date(question, reference, prediction)) is not None:
         return is_date
     # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
-    if says(question, LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one):
+    if (says(question, LABEL) or says(question, READING)) and re.fullmatch(
+        r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one
+    ):
         return _restates(question, one, other)
     # `x = 12` where the question asks for x.
     named = re.match(r"([A-Za-z]) ?= ?", reference if "=" in reference else prediction)
@@ -160,7 +162,7 @@ def _same_items(question: str, reference: str, prediction: str) -> bool | None:
 
 def _same_words(one: str, other: str) -> bool:
     if _NOT_THE_WORD.sub("", one) == _NOT_THE_WORD.sub("", other):
-        return len(one) > 2
+        return True
     if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one):
         return re.findall(r"\d", one) == re.findall(r"\d", other) and len(one) - len(other) < 5
     signs = [[*re.findall(r"\d+|[^\w\s]", text), bool(_DENIAL.search(text))] for text in (one, other)]

@@ -93,7 +93,7 @@ def find_by_rules(question: str, reference: str, prediction: str, *, metric: Met
     if settled := _certain(question, bare(reference), bare(prediction), is_relaxed):
         return settled
     is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
-    return _guess(is_right, "probably the same" if is_right else "probably something else")
+    return _guess(is_right, "the same" if is_right else "something else")
 
 
 def _certain(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
@@ -118,7 +118,7 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
         return None
     (expected, around), (given, _) = sides[0], sides[1]
     is_count = around == "#" and counts(question)
-    if not is_count and says(question, LABEL):
+    if not is_count and (says(question, LABEL) or says(question, READING)):
         return None
     if expected == given:
         return _certainly(True, "same number")

@@ -12,8 +12,8 @@ _SIGNS = str.maketrans(
 _INNER = r"[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\}[^{}]*+)*+"
 _BOX = re.compile(rf"\\boxed\s*(?:\{{({_INNER})\}}|(?![A-Za-z{{])([^\s$\\]+))")
 _SHELL = re.compile(
-    r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?(?:answer|option|choice) ?(?:is ?:?|:)"
-    rf" ?(\S.*)|\\boxed ?\{{({_INNER})\}}|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|\*([^*]+)\*"
+    r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:(?:final|correct|right|best) )?(?:answer|option|choice) ?"
+    rf"(?:is ?:?|:) ?(\S.*)|\\boxed ?\{{({_INNER})\}}|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|\*([^*]+)\*"
     r"""|_([^_]+)_|"([^"]+)"|'([^']+)'|(.*[\w)\]}°%\"*'$])\.""",
     re.IGNORECASE,
 )

@@ -43,6 +43,8 @@ ORDER = [
     ("What is the solution set?", "\\{1, 5\\}", "(1, 5)", OPEN, FALSE),
     ("What is the solution set?", "{1, 5}", "{5, 1}", OPEN, TRUE),
     ("Who won?", "Brazil beat Germany", "Germany beat Brazil", OPEN, FALSE),
+    ("What is the factor?", "(x+1)", "(x-1)", OPEN, FALSE),
+    ("What is the function?", "f(x)", "f(y)", OPEN, FALSE),
     ("What is the ratio of boys to girls?", "3:2", "2:3", OPEN, FALSE),
 ]
 YES_AND_NO = [
@@ -121,6 +123,9 @@ LABELS = [
     ("What was the score?", "3:15", "15:3", OPEN, FALSE),
     ("What was the score?", "2:1", "02:01", OPEN, FALSE),
     ("What is the serial number?", "12-34", "1234", OPEN, FALSE),
+    ("What is printed on the part?", "2E3", "2000", OPEN, FALSE),
+    ("What does the sign say?", "5.0", "5", OPEN, None),
+    ("Which decade?", "1990s", "1990", OPEN, FALSE),
 ]
 COUNTS = [
     ("How many people are there?", "12", "13", WRONG, FALSE),
@@ -163,6 +168,7 @@ UNITS = [
     ("What is the temperature?", "25 °C", "25 °F", OPEN, FALSE),
     ("By how much did the temperature rise?", "5 °C", "9 °F", OPEN, TRUE),
     ("By how much did the temperature rise?", "5 °C", "41 °F", OPEN, FALSE),
+    ("What is the margin of error of the thermometer?", "1 °C", "33.8 °F", OPEN, None),
     ("What is the difference in temperature?", "10 K", "10 °C", OPEN, TRUE),
     ("How much warmer is it inside?", "18 °F", "10 °C", OPEN, TRUE),
     ("What is its weight in kg?", "5", "5 kg", OPEN, TRUE),

@@ -12,7 +12,8 @@ LABEL = re.compile(
     r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision)\b"
 )
 """A code, a rank or another number that is no amount."""
-YEAR = re.compile(r"\b(?:what|which|in|the) year\b(?! \d)|\bwhen\b|\byear (?:did|was|is|has|with|had|were)\b")
+YEAR = re.compile(r"\b(?:what|in|the) year\b(?! \d)|\b(?:when|which|who|where)\b|\byear (?:did|was|is|has|with|had)\b")
+"""A year, or one of several things: a number is its name then."""
 AMOUNT = re.compile(
     r"\bhow (?:much|many|long|far|tall|high|big|large|heavy|fast|old)\b|\b(?:value|percent(?:age)?|average|mean|median"
     r"|total|sum|difference|rate|price|cost|population|share|proportion|revenue|sales|amount|income|gdp|fraction)\b"

@@ -124,8 +124,9 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
         return _certainly(True, "same number")
     values = Fraction(expected), Fraction(given)
     is_year = says(question, YEAR) or (is_year_like(reference) and not is_count)
-    is_amount = is_count or "." in reference or around != "#" or says(question, AMOUNT)
-    if is_relaxed and is_amount and not is_year and is_within_5_percent(*values):
+    # `20 March` and `20 Downing Street` are no amounts.
+    is_amount = re.fullmatch(r"-?#%?|[$€£¥₹]-?#", around) and (around.strip("-") != "#" or says(question, AMOUNT))
+    if is_relaxed and (is_count or (is_amount and not is_year)) and is_within_5_percent(*values):
         return _certainly(True, "within 5 %")
     # Thousands or millions may stand on the axis.
     is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES

@@ -28,6 +28,11 @@ from judge.rules.judge import find_by_rules
         ("What is the account number?", "100200300", "100200301", False, False),
         ("Which section is it?", "3.10", "3.1", False, False),
         ("What is shown?", "41", "42", True, False),
+        ("What is shown?", "3.10", "3.2", True, False),
+        ("What has the highest sales?", "20 March", "21 March", False, False),
+        ("What is the address with the highest value?", "20 Downing Street", "21 Downing Street", False, False),
+        ("Which store has the highest sales?", "20", "21", False, False),
+        ("What is the price?", "$20", "$21", True, True),
         ("Which is it? A. 100 B. 102", "A", "102", False, True),
     ],
 )

@@ -38,7 +38,6 @@ def judge_version(config: JudgeConfig) -> str:
     if "rules" in config.chain:
         parts["rules"] = {
             "metric": config.metric,
-            "relative_tolerance": config.relative_tolerance,
             "code": _sources(RULES),
         }
     if config.has_llm:

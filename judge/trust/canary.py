@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors.errors import RunError
 from configs.judges import JudgeConfig
-from judge.rules.judge import find_by_rules
+from judge.rules.judge import find_by_rules, may_be_math
 from judge.trust.check import Rate
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
 from judge.trust.precheck import precheck
@@ -49,10 +49,9 @@ def _reaches_llm(row: GoldRow, config: JudgeConfig) -> bool:
         row.question,
         row.reference,
         row.prediction,
-        relative_tolerance=config.relative_tolerance,
         metric=config.metric,
     )
-    return not finding.is_certain
+    return not finding.is_certain and not may_be_math(row.question, row.reference, row.prediction)
 
 
 def draw_canary(rows: Sequence[GoldRow], share: float, *, seed: int, step: int, sample: str) -> GoldRow | None:

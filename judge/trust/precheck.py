@@ -13,8 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from judge.llm.fence import clean_text
-from judge.rules.normalise import boxed_answer, fold_unicode
-from judge.rules.signs import names_sign
+from judge.rules.text import boxed_answer, fold_unicode, names_sign
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "precheck"

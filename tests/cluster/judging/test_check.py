@@ -28,7 +28,7 @@ def printed(report) -> str:
 
 
 async def test_the_rules_agree_and_no_attack_passes():
-    report = await check_judge(JudgeConfig(), [], judge=RulesJudge(relative_tolerance=1e-3))
+    report = await check_judge(JudgeConfig(), [], judge=RulesJudge())
     figures = report.figures()
     assert figures["agreement"] >= 0.99
     assert figures["attack_success_rate"] == 0

@@ -77,9 +77,9 @@ def answers(*texts: str | None, asked: Sequence[int] = ()) -> list[Episode]:
     return [make_episode(answer=text, asked=index in asked, index=index) for index, text in enumerate(texts)]
 
 
-async def by_rules(reference: str, *texts: str, tolerance: float = 1e-3) -> list[Outcome]:
+async def by_rules(reference: str, *texts: str) -> list[Outcome]:
     request = JudgeRequest(question="how much?", reference=reference, predictions=texts)
-    return await RulesJudge(relative_tolerance=tolerance).grade(request)
+    return await RulesJudge().grade(request)
 
 
 class NeverAsked:
@@ -153,7 +153,7 @@ async def test_a_run_of_rules_is_judged_by_the_rules_again(tmp_path):
     assert (figures["num_changed"], figures["num_from_record"], figures["num_judged"]) == (0, 0, 2)
 
 
-async def test_another_tolerance_changes_the_rows_between_the_two_and_no_others(tmp_path):
+async def test_another_metric_changes_the_rows_between_the_two_and_no_others(tmp_path):
     config = Config(train=TrainConfig(min_scored=2))
     texts = ("2.50", "2.58", "2.75", "red")
     # Only the first group has one that asked: r of Eq. 5 is 1/2 there, so it pays.
@@ -164,7 +164,7 @@ async def test_another_tolerance_changes_the_rows_between_the_two_and_no_others(
         scored("d", "2.50", answers("2.58", "2.75"), await by_rules("2.50", "2.58", "2.75"), config),
     ]
     run = record(tmp_path / "run", config, groups)
-    report = await replay_run(run, find_judge(run, ["judge.relative_tolerance=0.05"], None))
+    report = await replay_run(run, find_judge(run, ["judge.metric=relaxed"], None))
     figures = report.figures()
     assert (figures["num_changed"], figures["num_gained_right"], figures["num_lost_right"]) == (5, 5, 0)
     assert figures["changed_share"] == 0.5
@@ -326,7 +326,7 @@ async def test_what_is_no_run_is_named(tmp_path):
     (run / "config.yaml").write_text("judge:\n  backend: rules\n")
     with pytest.raises(RunError, match=r"of another version .*backend.*--config NAME"):
         find_judge(run, [], None)
-    assert find_judge(run, ["judge.relative_tolerance=0.5"], "tiny").config.judge.relative_tolerance == 0.5
+    assert find_judge(run, ["judge.metric=anls"], "tiny").config.judge.metric == "anls"
 
 
 async def test_tables_show_text_as_it_is_and_long_runs_in_stretches(tmp_path):

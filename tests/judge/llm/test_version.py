@@ -32,7 +32,6 @@ def test_a_version_is_short_and_repeatable():
         {"chain": ("openai",)},
         {"chain": ("rules", "cluster")},
         {"metric": "anls"},
-        {"relative_tolerance": 0.5},
         {"max_answer_chars": 3},
         {"model": "n"},
         {"revision": "2"},
@@ -80,14 +79,12 @@ def test_the_wording_counts_and_where_it_is_written_does_not(tmp_path):
 
 def test_a_changed_rule_is_a_new_version(monkeypatch):
     before, source = judge_version(CONFIG), version._source
-    monkeypatch.setattr(version, "_source", lambda name: source(name) + ("#" if name == "judge.rules.quantity" else ""))
+    monkeypatch.setattr(version, "_source", lambda name: source(name) + ("#" if name == "judge.rules.units" else ""))
     assert judge_version(CONFIG) != before
 
 
 def test_every_module_that_decides_counts():
-    assert {"judge.rules.judge", "judge.rules.normalise", "judge.rules.quantity"} <= set(
-        deciding_modules(version.RULES)
-    )
+    assert {"judge.rules.judge", "judge.rules.text", "judge.rules.units"} <= set(deciding_modules(version.RULES))
     assert {"judge.llm.prompt", "judge.llm.fence", "judge.llm.reply"} <= set(deciding_modules(version.LLM))
     assert "judge.verdict" not in deciding_modules(version.ALWAYS + version.RULES + version.LLM)
 

@@ -48,7 +48,10 @@ async def test_a_canary_of_an_llm_is_a_row_that_reaches_it(chain, front):
         (outcome,) = await before_the_llm.grade(canary_request(candidate))
         if isinstance(outcome, NoVerdict):
             reaching.append(candidate)
-    assert list(canary_rows(config)) == reaching
+    # What math-verify may settle is left out, whether it does or not.
+    rows = canary_rows(config)
+    assert [row for row in reaching if row in rows] == list(rows)
+    assert len(rows) > 0.95 * len(reaching)
 
 
 def test_the_share_is_kept_and_the_same_sample_of_the_same_step_draws_the_same_row():

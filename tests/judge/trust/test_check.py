@@ -10,7 +10,7 @@ from judge.trust.check import Rate, by_kind, check_rows, measure, percentile, wi
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
 from judge.verdict import NoVerdict, Verdict
 
-RULES = RulesJudge(relative_tolerance=1e-3)
+RULES = RulesJudge()
 
 
 def row(prediction: str, *, is_correct: bool, kind: str = "colour") -> GoldRow:

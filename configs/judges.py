@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -16,6 +19,12 @@ MAX_ONE_WORD_CHARS = 16
 """A longer name of one word alone may be a key."""
 
 
+def cache_file(environment: Mapping[str, str]) -> str:
+    """Where a user's programs keep what they can do without (XDG Base Directory Specification)."""
+    folder = Path(environment.get("XDG_CACHE_HOME", ""))
+    return str((folder if folder.is_absolute() else Path("~/.cache")) / "visionthink" / "verdicts.sqlite")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMJudgeConfig:
     """An LLM behind an OpenAI-compatible endpoint, wherever it runs."""
@@ -23,7 +32,7 @@ class LLMJudgeConfig:
     model: str = ""
     """Name by which the endpoint knows the model; with `cluster` in judge.chain, the folder of a local model."""
     revision: str = ""
-    """Of the model, where its name does not say it: part of the judge's version."""
+    """Of the model, where its name does not say it: verdicts of one are not taken for those of another."""
     base_url: str = "https://api.openai.com/v1"
     """Endpoint. Not read when `cluster` serves the model."""
     azure_api_version: str = ""
@@ -174,7 +183,7 @@ class JudgeConfig:
     chain: tuple[Literal["rules", "openai", "cluster"], ...] = ("rules",)
     """Who decides, in order: what one cannot decide with certainty goes to the next, e.g. [rules, openai]."""
     metric: Literal["strict", "relaxed", "anls"] = "strict"
-    """What the rules call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
+    """What rules and LLM call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
     relative_tolerance: float = 1e-3
     """Two numbers count as equal within this share of the reference."""
     max_answer_chars: int = 2000
@@ -197,8 +206,8 @@ class JudgeConfig:
     """Calls for one group before its samples count as unscored."""
     max_pause_s: float = 1800.0
     """Longest outage of the judges that the run waits out before it stops, resumable."""
-    cache: str = "runs/verdicts.sqlite"
-    """File of LLM verdicts, shared by runs; empty keeps none."""
+    cache: str = cache_file(os.environ)
+    """File of LLM verdicts, shared by runs; on a local disk. Empty keeps none."""
     canary_share: float = 0.02
     """Share of groups beside which a settled row is judged, to see whether the judge still tells right from wrong."""
     canary_alarm: float = 0.05

@@ -154,19 +154,24 @@ def accept_metrics_interval() -> None:
 
 
 def deploy_judges(
-    config: JudgeConfig, app_name: str, *, make: Callable[[JudgeConfig], Judge] = make_judge
+    config: JudgeConfig, app_name: str, *, make: Callable[[JudgeConfig], Judge] | None = None
 ) -> ServeJudgeHandle:
     """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
 
     What there is of a pool that did not come up is left to `delete_application`.
 
+    Args:
+        make: builds the judge in each replica. By default the configured one is built here, once, and travels: its
+            wording and the secret of its prompts are the same everywhere, and no replica reads a file to start.
+
     Raises:
+        ValueError: the wording of an LLM judge cannot be used.
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
     deadline_at = time.monotonic() + config.start_timeout_s
     # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
+    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make or _carry(make_judge(config)))
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
@@ -181,6 +186,10 @@ def deploy_judges(
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist(error)}") from error
     return ServeJudgeHandle(handle)
+
+
+def _carry(judge: Judge) -> Callable[[JudgeConfig], Judge]:
+    return lambda config: judge
 
 
 def _is_running(app_name: str) -> bool:

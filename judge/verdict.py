@@ -44,7 +44,9 @@ class Verdict:
     reason: str
     """The rule or the judge's words, for reports."""
     judge_version: str = ""
-    """Of an LLM's verdict: the chain, prompt, model, revision and sampling that gave it. Empty for rules."""
+    """Of an LLM's verdict: endpoint, model, revision, prompt and sampling that gave it. Empty for rules."""
+    model: str = ""
+    """The model that answered, by the endpoint's own word: a name such as `gpt-4o` moves from one to another."""
     usage: Usage = Usage()
 
 

@@ -1,59 +1,56 @@
 """Verdicts of LLM judges on disk: what was decided once is not asked, paid or waited for again.
 
-One SQLite file, content-addressed: the key of a verdict is what was asked of whom. Runs share it, several at a time. A
-key keeps its first verdict for ever, so a second run under the same judge sees what the first one saw. Rules are
-cheaper than a look-up, and what failed is no verdict: neither is kept.
+One SQLite file. The key of a verdict is what the LLM saw and who answered. Runs share the file, several at a time, and
+a key keeps its first verdict, so a second run under the same judge sees what the first one saw. Rules are cheaper than
+a look-up, and what failed is no verdict: neither is kept.
 
-The file must lie on a local disk. SQLite's write-ahead log is shared memory between processes of one machine; on a
-network file system it may be damaged by two drivers at once.
+The cache saves money and never costs a run: on any fault of the file it warns once and stops, writes first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import re
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from actors.errors import JudgeError
+from configs.judges import JudgeConfig
+from judge.llm.prompt import clean_material
 from judge.verdict import Verdict
 
 APPLICATION_ID = 0x56544B56
 """Marks the file's header as ours: `VTKV`."""
-SCHEMA_VERSION = 1
-BUSY_S = 60.0
+BUSY_S = 10.0
 """How long one access waits for other processes."""
 MAX_KEYS_PER_QUERY = 500
 """SQLite bounds the parameters of a statement."""
+UNCUT = 1 << 40
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILESYSTEMS = re.compile(
+    r"nfs\d?|cifs|smb\w*|ncpfs|lustre|gpfs|beegfs|ceph|glusterfs|orangefs|pvfs2|afs|coda|9p|ocfs2|gfs2|davfs"
+    r"|fuse(\.(?!fuse-overlayfs).*)?"
+)
+"""Types whose locks SQLite cannot rely on between machines. What a FUSE file system does with locks nobody can tell."""
 
-_SCHEMA = """
-CREATE TABLE verdicts (
-    key TEXT PRIMARY KEY NOT NULL,
-    is_correct INTEGER NOT NULL,
-    judge TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    judge_version TEXT NOT NULL,
-    question TEXT NOT NULL,
-    reference TEXT NOT NULL,
-    prediction TEXT NOT NULL,
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    seal TEXT NOT NULL
+# The number tells the columns and what a key is made of. A file of another version has its own table beside this one.
+_TABLE = "verdicts_2"
+_COLUMNS = ("key", "is_correct", "judge", "reason", "judge_version", "model", "question", "reference", "prediction")
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS {_TABLE} (
+    key TEXT PRIMARY KEY NOT NULL, is_correct INTEGER NOT NULL, judge TEXT NOT NULL, reason TEXT NOT NULL,
+    judge_version TEXT NOT NULL, model TEXT NOT NULL, question TEXT NOT NULL, reference TEXT NOT NULL,
+    prediction TEXT NOT NULL, seal TEXT NOT NULL,
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 )
 """
-_INSERT = """
-INSERT OR IGNORE INTO verdicts (key, is_correct, judge, reason, judge_version, question, reference, prediction, seal)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-Found = TypeVar("Found")
+_INSERT = f"INSERT OR IGNORE INTO {_TABLE} ({', '.join(_COLUMNS)}, seal) VALUES ({', '.join('?' * 10)})"
+_SELECT = f"SELECT {', '.join(_COLUMNS)}, seal FROM {_TABLE} WHERE key IN "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +69,38 @@ class JudgedAnswer:
 
 
 def verdict_key(question: str, reference: str, prediction: str, judge_version: str) -> str:
-    """Address of a verdict: SHA-256, in hex, of the four texts as they are.
+    """Address of a verdict: SHA-256, in hex, of the three texts as the LLM sees them and of who answers how.
 
-    Nothing is normalised, and no two different quadruples share an encoding: a judge may tell texts apart that look
-    the same to people.
+    Args:
+        judge_version: as `judge.llm.version` makes it; it holds at how many characters a text is cut.
     """
-    return _digest("verdict 1", question, reference, prediction, judge_version)
+    seen = clean_material(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
+    return _digest([judge_version, seen.question, seen.reference, seen.prediction])
+
+
+def network_filesystem(path: Path, mounts: str) -> str | None:
+    """Type of the file system where a file lies or would lie if it is one of a network; None if it is local.
+
+    Args:
+        mounts: the content of /proc/self/mountinfo.
+    """
+    found: tuple[int, str] = (0, "")
+    for place, _, source in (line.partition(" - ") for line in mounts.splitlines() if " - " in line):
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
+        if path.is_relative_to(point) and len(point.parts) >= found[0]:  # the later of two mounts lies on top
+            found = (len(point.parts), source.split()[0])
+    return found[1] if NETWORK_FILESYSTEMS.fullmatch(found[1]) else None
+
+
+def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache | None:
+    """The cache of a config, or None where it wants none or has none it can use, which is warned of. Blocks."""
+    if not (config.has_llm and config.cache):
+        return None
+    try:
+        return VerdictCache(Path(config.cache).expanduser().absolute(), warn)
+    except (OSError, RuntimeError, sqlite3.Error) as error:
+        warn(f"judge.cache={config.cache} cannot be used ({error}); this run keeps no verdicts. {_remedy(error)}")
+        return None
 
 
 class VerdictCache:
@@ -87,179 +110,111 @@ class VerdictCache:
     verdicts are written in one transaction: after a kill all of them are there or none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         """Open the file, or make one; folders are made as needed. Blocks.
 
         Raises:
-            JudgeError: it cannot be opened, holds something else, is damaged, or was written by a newer version. It
-                is left as it is.
+            OSError: the folder cannot be made, or lies on a network file system.
+            sqlite3.Error: the file cannot be opened, is damaged or holds something else. It is left as it is.
         """
-        self.path = path
+        self.path, self._warn = path, warn
+        self._can_read = self._can_write = True
+        mounts = MOUNTS.read_text(errors="replace") if MOUNTS.is_file() else ""
+        if kind := network_filesystem(path.resolve(), mounts):
+            raise OSError(f"it lies on a network file system ({kind}), where SQLite's locks are not reliable")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise JudgeError(f"the folder of judge.cache={path} cannot be made: {error}") from error
-        with _explained(path), ExitStack() as until_ready:
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            until_ready.callback(self._connection.close)
-            _prepare(self._connection, path)
-            until_ready.pop_all()
+            _prepare(self._connection)
+        except sqlite3.Error:
+            self._connection.close()
+            raise
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdict-cache")
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]:
-        """The verdicts that are there, by key. A hit costs nothing: its usage is zero.
-
-        Raises:
-            JudgeError: the file is damaged, or locked for longer than `BUSY_S`.
-        """
-        return await self._run(lambda: self._read(keys)) if keys else {}
+        """The verdicts that are there, by key. A hit costs nothing: its usage is zero."""
+        if not (keys and self._can_read):
+            return {}
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, keys)
+        except sqlite3.Error as error:
+            if self._can_read:
+                self._can_read = self._can_write = False
+                self._warn(f"judge.cache={self.path} cannot be read ({error}): it is off. {_remedy(error)}")
+            return {}
 
     async def put(self, answers: Sequence[JudgedAnswer]) -> None:
-        """Keep verdicts of LLMs, all or none. A key that is there keeps what it has.
-
-        Raises:
-            JudgeError: the file is damaged, cannot be written, or is locked for longer than `BUSY_S`.
-        """
+        """Keep verdicts of LLMs, all or none. A key that is there keeps what it has."""
         for answer in answers:
             assert answer.verdict.judge_version, "only an LLM's verdict is kept, under its judge's version"
-        if answers:
-            await self._run(lambda: self._write(answers))
+        if not (answers and self._can_write):
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, answers)
+        except sqlite3.Error as error:
+            if self._can_write:
+                self._can_write = False
+                self._warn(f"judge.cache={self.path} takes no more verdicts ({error}): it is read only. {_remedy(error)}")
 
     def close(self) -> None:
         """Write what is under way, then close. Blocks."""
         self._thread.shutdown(wait=True)
         self._connection.close()
 
-    async def _run(self, access: Callable[[], Found]) -> Found:
-        def explained() -> Found:
-            with _explained(self.path):
-                return access()
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, explained)
-
     def _read(self, keys: Sequence[str]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
         for start in range(0, len(keys), MAX_KEYS_PER_QUERY):
             wanted = keys[start : start + MAX_KEYS_PER_QUERY]
-            marks = ",".join("?" * len(wanted))
-            columns = "key, is_correct, judge, reason, judge_version, question, reference, prediction, seal"
-            for *row, seal in self._connection.execute(
-                f"SELECT {columns} FROM verdicts WHERE key IN ({marks})", wanted
-            ):
-                if seal != _digest(*map(str, row)):
-                    raise JudgeError(_damage(self.path, f"the row of key {row[0]} is not what was written"))
-                key, is_correct, judge, reason, judge_version = row[:5]
+            for *row, seal in self._connection.execute(f"{_SELECT}({', '.join('?' * len(wanted))})", wanted):
+                if seal != _digest(row):
+                    raise sqlite3.DatabaseError(f"the row of key {row[0]} is not what was written")
+                key, is_correct, judge, reason, version, model = row[:6]
                 found[key] = Verdict(
-                    is_correct=is_correct == 1, judge=judge, reason=reason, judge_version=judge_version
+                    is_correct=is_correct == 1, judge=judge, reason=reason, judge_version=version, model=model
                 )
         return found
 
     def _write(self, answers: Sequence[JudgedAnswer]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany(_INSERT, [_row(answer) for answer in answers])
-            self._connection.execute("COMMIT")
-        except sqlite3.Error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        if self._can_write:  # it may have failed while this call was queued
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany(_INSERT, [_row(answer) for answer in answers])
 
 
-def _row(answer: JudgedAnswer) -> tuple[str | int, ...]:
-    verdict = answer.verdict
-    texts = (verdict.judge, verdict.reason, verdict.judge_version, answer.question, answer.reference, answer.prediction)
-    # The key is of the texts as they are; what SQLite cannot hold as UTF-8 is shown escaped beside it.
-    row: list[str | int] = [answer.key, int(verdict.is_correct), *(_storable(text) for text in texts)]
-    return (*row, _digest(*map(str, row)))
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _digest(*texts: str) -> str:
-    """SHA-256 of texts, each after its length: no two sequences share an encoding, lone surrogates included."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Take the file if it is ours or empty. Nothing is written to a file that is neither."""
-    is_ours = _check(connection, path)
-    _use_write_ahead_log(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if is_ours:
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    if not _check(connection, path):  # another process may have been first
-        connection.execute(_SCHEMA)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> bool:
-    """True where the file holds verdicts, False where it is empty.
-
-    Raises:
-        JudgeError: it holds something else.
-    """
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Take the file if it is ours or empty. Nothing is written to a file that is neither, or has all it needs."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    if (application_id, version, tables) == (0, 0, []):
-        return False
-    if application_id != APPLICATION_ID:
-        raise JudgeError(f"judge.cache={path} is a database of something else: set judge.cache to another file")
-    if version > SCHEMA_VERSION:
-        raise JudgeError(
-            f"judge.cache={path} has schema {version}, this version reads {SCHEMA_VERSION}: "
-            f"use the newer version, or set judge.cache to another file"
-        )
-    if version != SCHEMA_VERSION or tables != ["verdicts"]:
-        raise JudgeError(_damage(path, f"schema {version} with tables {tables}"))
-    return True
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+    if tables and application_id != APPLICATION_ID:
+        raise sqlite3.DatabaseError("it is a database of something else")
+    if _TABLE not in tables:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    # A write takes 1.5 ms with the write-ahead log and 30 ms without. The file keeps this setting; SQLite does not wait
+    # for others in this one statement, and whoever is in the way is about to make it too.
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait for other processes in this one statement, so it is tried until they are done."""
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) not in _BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
+def _row(answer: JudgedAnswer) -> list[str | int]:
+    verdict = answer.verdict
+    texts = (verdict.judge, verdict.reason, verdict.judge_version, verdict.model)
+    texts += (answer.question, answer.reference, answer.prediction)
+    # What SQLite cannot hold as UTF-8 is escaped.
+    stored = [text.encode("utf-8", "backslashreplace").decode() for text in texts]
+    row = [answer.key, int(verdict.is_correct), *stored]
+    return [*row, _digest(row)]
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's errors, with the file and what to do about it."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if _code(error) in _DAMAGED:
-            message = _damage(path, str(error))
-        elif _code(error) in _BUSY:
-            message = f"judge.cache={path} was locked by another process for {BUSY_S:g} s: see who holds it open"
-        else:
-            message = f"judge.cache={path} cannot be used: {error}; set judge.cache to another file, or to nothing"
-        raise JudgeError(message) from error
+def _digest(values: Sequence[str | int]) -> str:
+    """SHA-256 of values in an encoding that no two sequences share."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _damage(path: Path, what: str) -> str:
-    return (
-        f"judge.cache={path} is damaged or no file of verdicts ({what}): move it away with its -wal and -shm files, "
-        f"or set judge.cache to another file; lost verdicts are asked for again"
-    )
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 for errors that Python's module raises itself."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _remedy(error: Exception) -> str:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"Another process holds it locked for longer than {BUSY_S:g} s"
+    return "Set judge.cache to a file on a local disk with space, or move a damaged file away"

@@ -8,32 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from dataclasses import replace
 from typing import Any, cast
 
-from openai import APIError, AsyncAzureOpenAI, AsyncOpenAI
+from openai import APIError, AsyncOpenAI
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.require import require
 from judge.llm.apikey import hide_keys, read_key
-from judge.llm.endpoint import describe_failure
-from judge.llm.prompt import Material, build_messages, call_options, clean_material, load_wording
+from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of
+from judge.llm.prompt import build_messages, call_options, clean_material, load_wording
 from judge.llm.reply import read_completion
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
 
-NO_KEY = "none"
-"""Sent where the endpoint wants no key: without any the client would look for one in the environment."""
 LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """They tell of every call, address and all."""
 
 
 class LLMJudge:
-    """Asks about all predictions of a request at once."""
+    """Asks about all predictions of a request at once.
+
+    The driver makes it, and until its first call it is a plain value that travels to replicas as it is: the wording
+    and the secret of the run go with it, and only the key is read where it judges.
+    """
 
     def __init__(self, config: JudgeConfig) -> None:
-        """Nothing is read but the wording, nothing is connected.
+        """Reads the wording and draws the secret of the run; nothing is connected.
 
         Raises:
             ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
@@ -44,14 +47,13 @@ class LLMJudge:
             config.llm.base_url,
             "judge.chain ends in cluster, whose LLM is not up; give the address where it is served",
         )
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
         self._name = config.chain[-1]
         self._llm = config.llm
         self._max_answer_chars = config.max_answer_chars
-        self._wording = load_wording(config.llm.prompt)
+        self._prompt = load_wording(config.llm.prompt).filled(config)
+        self._secret = secrets.token_bytes(32)
         self._options = call_options(config.llm)
-        self._version = judge_version(config)
+        self._version = judge_version(config, self._prompt)
         self._client: AsyncOpenAI | None = None
         self._is_key_stale = False
         self._keys: set[str] = set()
@@ -76,23 +78,21 @@ class LLMJudge:
         """The client, with the key as it stands now if the endpoint refused the one before.
 
         Raises:
-            JudgeError: the key cannot be read.
+            JudgeError: the key cannot be read, or the environment's proxy cannot be used.
         """
         if self._client is None or self._is_key_stale:
             key = read_key(self._llm)
             self._keys.add(key)
-            # With a new key the connections stay.
-            client = self._client.with_options(api_key=key or NO_KEY) if self._client else self._connect(key)
+            if self._client is None:
+                for name in LOGGERS:
+                    logging.getLogger(name).setLevel(logging.WARNING)
+                client = connect(self._llm, key, is_own=self._name == "cluster")
+            else:
+                client = self._client.with_options(api_key=key or NO_KEY)  # the connections stay
             # The client takes these from the environment; they are no business of another endpoint.
             client.organization = client.project = None
             self._client, self._is_key_stale = client, False
         return self._client
-
-    def _connect(self, key: str) -> AsyncOpenAI:
-        settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None}
-        if version := self._llm.azure_api_version:
-            return AsyncAzureOpenAI(azure_endpoint=self._llm.base_url, api_version=version, **settings)
-        return AsyncOpenAI(base_url=self._llm.base_url, **settings)
 
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
         material = clean_material(
@@ -103,18 +103,17 @@ class LLMJudge:
             max_answer_chars=self._max_answer_chars,
         )
         if not material.reference:
-            return NoVerdict(reason="nothing readable in the reference answer", failure=Failure.REJECTED)
-        outcome = await self._call(client, material)
+            return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
+        outcome = await self._call(client, cast(Any, build_messages(self._prompt, material, self._secret)))
+        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(self._llm.base_url)):
+            return replace(outcome, reason=one_line(f"through {proxy}: {outcome.reason}", self._keys))
         return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
 
-    async def _call(self, client: AsyncOpenAI, material: Material) -> Outcome:
-        messages = build_messages(self._wording, material, self._llm.reply)
+    async def _call(self, client: AsyncOpenAI, messages: Any) -> Outcome:
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
             async with asyncio.timeout(self._llm.try_timeout_s) as deadline:
-                response = await client.chat.completions.with_raw_response.create(
-                    messages=cast(Any, messages), **self._options
-                )
+                response = await client.chat.completions.with_raw_response.create(messages=messages, **self._options)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -123,8 +122,7 @@ class LLMJudge:
             )
         except APIError as error:
             outcome = describe_failure(error, self._keys)
-            if outcome.failure is Failure.DENIED:
-                self._is_key_stale = True
+            self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
         return read_completion(
             response.http_response.text, self._llm.reply, judge=self._name, judge_version=self._version

@@ -1,22 +1,93 @@
-"""What a failed call says: which kind of failure it is, how long to wait, and a reason that can be shown."""
+"""The way to an endpoint: its client, with or without a proxy, and what a failed call says.
+
+A failure tells which kind it is, how long to wait, and a reason that can be shown.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import socket
+import ssl
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
-from openai import APIError, APIStatusError
+from openai import APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
+from actors.errors import JudgeError
+from configs.judges import LLMJudgeConfig
 from judge.llm.apikey import hide_keys
 from judge.verdict import Failure, NoVerdict, Usage
 
+NO_KEY = "none"
+"""Sent where the endpoint wants no key: without any the client would look for one in the environment."""
 MAX_REASON_CHARS = 200
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _DENIED = frozenset({401, 402, 403, 404, 405, 407, 410})
 _UNREACHABLE = frozenset({408, 409, 425})
 _QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that no wait mends: the account is empty."""
+
+
+def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncOpenAI:
+    """A client of the endpoint that tries once and keeps no deadline. Nothing is connected yet.
+
+    Args:
+        is_own: the cluster serves the model: no proxy stands between.
+
+    Raises:
+        JudgeError: the environment names a proxy that cannot be used.
+    """
+    try:
+        if is_own or is_this_machine(config.base_url):
+            http = DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
+        else:
+            proxy_of(config.base_url)
+            http = DefaultAsyncHttpxClient()
+        settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None, "http_client": http}
+        if version := config.azure_api_version:
+            return AsyncAzureOpenAI(azure_endpoint=config.base_url, api_version=version, **settings)
+        return AsyncOpenAI(base_url=config.base_url, **settings)
+    except (ImportError, ValueError, OSError, OpenAIError) as error:
+        proxy = proxy_of(config.base_url)
+        remedy = f"; the environment asks for {proxy}: set another proxy, or NO_PROXY" if proxy else ""
+        why = " ".join(str(error).split())
+        raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be asked: {why}{remedy}") from error
+
+
+def is_this_machine(url: str) -> bool:
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower()
+    return address.is_loopback or address.is_unspecified
+
+
+def proxy_of(url: str) -> str:
+    """The proxy through which the environment has a URL asked, for people: `the proxy ADDRESS (VARIABLE)`, or nothing.
+
+    Raises:
+        JudgeError: it is no address of a proxy.
+    """
+    parts, proxies = urlsplit(url), getproxies_environment()
+    scheme = parts.scheme if proxies.get(parts.scheme) else "all"
+    if not proxies.get(scheme) or is_this_machine(url) or proxy_bypass_environment(parts.hostname or "", proxies):
+        return ""
+    variable, address = f"{scheme.upper()}_PROXY", proxies[scheme]
+    try:
+        proxy = urlsplit(address if "://" in address else f"http://{address}")
+        place = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
+    except ValueError:
+        place = None
+    if not place or proxy.scheme not in PROXY_SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in PROXY_SCHEMES)
+        raise JudgeError(f"{variable} is no address of a proxy: write HOST:PORT after one of {known}, or unset it")
+    return f"the proxy {proxy.scheme}://{place} ({variable})"  # without user and password
 
 
 def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:
@@ -25,9 +96,13 @@ def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:
     if not isinstance(error, APIStatusError):
         cause = error.__cause__ or error
         reason = f"{type(error).__name__}: {type(cause).__name__} {cause}"
-        return NoVerdict(reason=_shown(reason, keys), failure=Failure.UNREACHABLE, usage=usage)
+        return NoVerdict(reason=one_line(reason, keys), failure=Failure.UNREACHABLE, usage=usage)
+    body = error.body
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    message = inner.get("message", "") if isinstance(inner, dict) else inner
+    words = message if isinstance(message, str) else ""
     return NoVerdict(
-        reason=_shown(f"status {error.status_code}, {type(error).__name__}: {_message(error)}", keys),
+        reason=one_line(f"status {error.status_code}, {type(error).__name__}: {words}", keys),
         failure=kind_of_status(error.status_code, error.code),
         retry_after_s=retry_after_s(error.response.headers),
         usage=usage,
@@ -79,15 +154,7 @@ def _date(text: str | None) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def _message(error: APIStatusError) -> str:
-    """What the endpoint says in words, wherever it puts them."""
-    body = error.body
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    message = inner.get("message", "") if isinstance(inner, dict) else inner
-    return message if isinstance(message, str) else ""
-
-
-def _shown(text: str, keys: Iterable[str]) -> str:
+def one_line(text: str, keys: Iterable[str]) -> str:
     """One short line, keys hidden before the cut: half a key is a leak as well."""
     line = " ".join(hide_keys(text, keys).split())
     return "".join(char if char.isprintable() else "?" for char in line)[:MAX_REASON_CHARS]

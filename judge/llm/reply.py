@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, Literal
 
-from judge.llm.prompt import ReplyMode
 from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
+REPLY_FORMAT = 1
+"""Raise it when the same reply is read as another verdict: verdicts kept under the old one no longer count."""
 MAX_REPLY_CHARS = 200
 """A verdict is shorter; a longer reply is refused unparsed."""
 MAX_SHOWN_CHARS = 60
+_JSON = re.compile(r'[ \t\r\n]*\{[ \t\r\n]*"verdict"[ \t\r\n]*:[ \t\r\n]*([01])[ \t\r\n]*\}[ \t\r\n]*')
+_DIGIT = re.compile(r"[ \t\r\n]*([01])[ \t\r\n]*")
 
 
 class UnusableReply(ValueError):
     """The reply is not one verdict. The message says why."""
 
 
-def parse_verdict(text: str, mode: ReplyMode) -> bool:
+def parse_verdict(text: str, mode: Literal["json", "choice", "text"]) -> bool:
     """True for right, False for wrong.
 
     `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key. `choice`, `text`: exactly `1` or `0`.
@@ -28,31 +32,15 @@ def parse_verdict(text: str, mode: ReplyMode) -> bool:
     """
     if len(text) > MAX_REPLY_CHARS:
         raise UnusableReply(f"{len(text)} characters instead of a verdict")
-    verdict = _json_verdict(text) if mode == "json" else {"1": 1, "0": 0}.get(text.strip(" \t\r\n"))
-    if verdict is None:
+    found = (_JSON if mode == "json" else _DIGIT).fullmatch(text)
+    if found is None:
         raise UnusableReply(f"not a verdict: {shown(text)}")
-    return verdict == 1
+    return found[1] == "1"
 
 
-def _json_verdict(text: str) -> int | None:
-    try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or set(value) != {"verdict"}:
-        return None
-    verdict = value["verdict"]
-    # `type` and not isinstance: true is an int in Python.
-    return verdict if type(verdict) is int and verdict in (0, 1) else None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-def read_completion(body: str, mode: ReplyMode, *, judge: str, judge_version: str) -> Outcome:
+def read_completion(
+    body: str, mode: Literal["json", "choice", "text"], *, judge: str, judge_version: str
+) -> Outcome:
     """Outcome of one call that the endpoint answered with success.
 
     Args:
@@ -64,15 +52,24 @@ def read_completion(body: str, mode: ReplyMode, *, judge: str, judge_version: st
     try:
         completion = _object(_load(body), "the response")
         usage = _usage(completion)
-        choice = _only_choice(completion)
+        choices = completion.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1:
+            raise UnusableReply(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of one")
+        choice = _object(choices[0], "the choice")
         if choice.get("finish_reason") == "content_filter":
             return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
         text = _content(choice)
         is_correct = parse_verdict(text, mode)
     except UnusableReply as error:
         return NoVerdict(reason=f"unusable reply: {error}", failure=Failure.UNUSABLE, usage=usage)
+    model = completion.get("model")
     return Verdict(
-        is_correct=is_correct, judge=judge, reason=f"replied {shown(text)}", judge_version=judge_version, usage=usage
+        is_correct=is_correct,
+        judge=judge,
+        reason=f"replied {shown(text)}",
+        judge_version=judge_version,
+        model=model if isinstance(model, str) else "",
+        usage=usage,
     )
 
 
@@ -93,19 +90,11 @@ def _usage(completion: dict[str, Any]) -> Usage:
     """Tokens as the endpoint counted them; 0 where it does not say."""
     counted = completion.get("usage")
     tokens = counted if isinstance(counted, dict) else {}
-
-    def number(name: str) -> int:
-        value = tokens.get(name)
-        return value if type(value) is int and value >= 0 else 0
-
-    return Usage(num_calls=1, prompt_tokens=number("prompt_tokens"), reply_tokens=number("completion_tokens"))
-
-
-def _only_choice(completion: dict[str, Any]) -> dict[str, Any]:
-    choices = completion.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1:
-        raise UnusableReply(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of one")
-    return _object(choices[0], "the choice")
+    prompt, reply = (
+        number if type(number := tokens.get(name)) is int and number >= 0 else 0
+        for name in ("prompt_tokens", "completion_tokens")
+    )
+    return Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
 
 
 def _content(choice: dict[str, Any]) -> str:

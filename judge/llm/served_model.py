@@ -132,8 +132,8 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
         "model_loading_config": {"model_id": name, "model_source": str(Path(config.llm.model).resolve())},
         "engine_kwargs": engine,
         "placement_group_config": {"bundles": [dict(bundle) for bundle in bundles]},
-        "server_cls": f"judge.llm_engine.{ENGINE_CLASS}",
-        "callback_config": {"callback_class": f"judge.llm_engine.{CALLBACK_CLASS}"},
+        "server_cls": f"judge.llm.server_engine.{ENGINE_CLASS}",
+        "callback_config": {"callback_class": f"judge.llm.server_engine.{CALLBACK_CLASS}"},
         "log_engine_metrics": False,
         "runtime_env": {"env_vars": engine_environment(config)},
         "deployment_config": {

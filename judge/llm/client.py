@@ -18,7 +18,7 @@ from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.require import require
 from judge.llm.apikey import hide_keys, read_key
-from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of
+from judge.llm.endpoint import connect, describe_failure, one_line, proxy_of
 from judge.llm.prompt import build_messages, call_options, clean_material, load_wording
 from judge.llm.reply import read_completion
 from judge.llm.version import judge_version
@@ -81,17 +81,12 @@ class LLMJudge:
             JudgeError: the key cannot be read, or the environment's proxy cannot be used.
         """
         if self._client is None or self._is_key_stale:
+            for name in LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
             key = read_key(self._llm)
             self._keys.add(key)
-            if self._client is None:
-                for name in LOGGERS:
-                    logging.getLogger(name).setLevel(logging.WARNING)
-                client = connect(self._llm, key, is_own=self._name == "cluster")
-            else:
-                client = self._client.with_options(api_key=key or NO_KEY)  # the connections stay
-            # The client takes these from the environment; they are no business of another endpoint.
-            client.organization = client.project = None
-            self._client, self._is_key_stale = client, False
+            self._client = connect(self._llm, key, is_own=self._name == "cluster", before=self._client)
+            self._is_key_stale = False
         return self._client
 
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:

@@ -33,28 +33,35 @@ _QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that no wait mends: the account is empty."""
 
 
-def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncOpenAI:
+def connect(
+    config: LLMJudgeConfig, key: str, *, is_own: bool = False, before: AsyncOpenAI | None = None
+) -> AsyncOpenAI:
     """A client of the endpoint that tries once and keeps no deadline. Nothing is connected yet.
 
     Args:
         is_own: the cluster serves the model: no proxy stands between.
+        before: a client with another key, whose connections stay.
 
     Raises:
         JudgeError: the environment names a proxy that cannot be used.
     """
+    client = before.with_options(api_key=key or NO_KEY) if before else _new_client(config, key, is_own=is_own)
+    # The client takes these from the environment; they are no business of another endpoint.
+    client.organization = client.project = None
+    return client
+
+
+def _new_client(config: LLMJudgeConfig, key: str, *, is_own: bool) -> AsyncOpenAI:
+    proxy = "" if is_own else proxy_of(config.base_url)
+    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None}
     try:
         if is_own or is_this_machine(config.base_url):
-            http = DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
-        else:
-            proxy_of(config.base_url)
-            http = DefaultAsyncHttpxClient()
-        settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None, "http_client": http}
+            settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
         if version := config.azure_api_version:
             return AsyncAzureOpenAI(azure_endpoint=config.base_url, api_version=version, **settings)
         return AsyncOpenAI(base_url=config.base_url, **settings)
     except (ImportError, ValueError, OSError, OpenAIError) as error:
-        proxy = proxy_of(config.base_url)
-        remedy = f"; the environment asks for {proxy}: set another proxy, or NO_PROXY" if proxy else ""
+        remedy = f"; the environment asks for {proxy}: set another one, or NO_PROXY" if proxy else ""
         why = " ".join(str(error).split())
         raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be asked: {why}{remedy}") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from openai import APIError, APIStatusError, APITimeoutError
+from openai import APIError, APIStatusError, Timeout
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
@@ -50,25 +51,23 @@ async def preflight_judge(
     material = clean_material("What kind of vehicle?", "car", "automobile", max_field_chars=99, max_answer_chars=99)
     messages = cast(Any, build_messages(prompt, material, b"preflight"))
     async with connect(llm, key) as client:
-        client.organization = client.project = None
         try:
-            response = await client.chat.completions.with_raw_response.create(
-                messages=messages, timeout=timeout_s, **call_options(llm)
-            )
-        except APITimeoutError as error:
-            if "Connect" in type(error.__cause__).__name__:
-                raise JudgeError(f"{where} cannot be reached within {timeout_s:g} s: {_REACH}") from error
+            async with asyncio.timeout(timeout_s) as deadline:
+                response = await client.chat.completions.with_raw_response.create(
+                    messages=messages, timeout=Timeout(None, connect=timeout_s / 2), **call_options(llm)
+                )
+        except TimeoutError:
+            if not deadline.expired():
+                raise
             return warn(f"{where} did not reply within {timeout_s:g} s: verdicts may take long")
         except APIError as error:
             failure = describe_failure(error, [key])
             if remedy := REMEDIES.get(failure.failure):
                 raise JudgeError(f"{where} refuses a question ({failure.reason}): {remedy}") from error
             if not isinstance(error, APIStatusError):
-                raise JudgeError(f"{where} cannot be reached ({failure.reason}): {_REACH}") from error
+                raise JudgeError(f"{where} cannot be reached ({failure.reason}): bring it up, or mend the address") from error
             return warn(f"{where} does not judge right now ({failure.reason}): verdicts will wait for it")
     outcome = read_completion(response.http_response.text, llm.reply, judge="", judge_version="")
     if isinstance(outcome, NoVerdict):
         warn(f"{where} gave no verdict on a settled question: {outcome.reason}")
 
-
-_REACH = "bring it up, or mend the address"

@@ -83,8 +83,8 @@ async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting
         (scripted.storm(), "status 429"),
         (scripted.status(500), "status 500"),
         (scripted.status(503), "status 503"),
-        (scripted.hangs, "did not reply within 0.3 s"),
-        (scripted.drips, "did not reply within 0.3 s"),
+        (scripted.hangs, "did not reply within 2 s"),
+        (scripted.drips, "did not reply within 2 s"),
         (scripted.says("Score: 1"), "not a verdict"),
         (scripted.raw(b"<html>", "text/html"), "not JSON"),
     ],
@@ -92,8 +92,8 @@ async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting
 async def test_what_may_pass_is_a_warning(server, told, plan, words):
     server.plan = plan
     started = time.monotonic()
-    await preflight_judge(config_for(server), warn=told.append, timeout_s=0.3 if "0.3" in words else 5.0)
-    assert time.monotonic() - started < 3
+    await preflight_judge(config_for(server), warn=told.append, timeout_s=2.0 if "2 s" in words else 9.0)
+    assert time.monotonic() - started < 9
     assert len(told) == 1
     assert words in told[0]
 

@@ -29,7 +29,7 @@ from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
 from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
-from judge.llm.server import served_llm
+from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from learner.checkpoint import newest_checkpoint
@@ -52,14 +52,21 @@ def _check_judges(config: JudgeConfig) -> None:
 
 
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
+    if not config.judge.has_llm:  # rules judge in this process
+        judges = JudgePool(None, config.judge)
+        cleanup.push_async_callback(judges.aclose)
+        return judges
     store = await asyncio.to_thread(open_cache, config.judge, display.warn)
     if store is not None:
         cleanup.callback(store.close)
     judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
+    wake = waker(judge, f"{name}-llm")
     cleanup.callback(delete_application, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    return JudgePool(handle, judge, store=store, judge_version=judge_version(judge), warn=display.warn)
+    judges = JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
+    cleanup.push_async_callback(judges.aclose)
+    return judges
 
 
 @contextlib.asynccontextmanager

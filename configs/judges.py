@@ -55,7 +55,7 @@ class LLMJudgeConfig:
     try_timeout_s: float = 20.0
     """Deadline of one call."""
     max_concurrent: int = 64
-    """Most calls under way at a time. A 429 halves it for a while."""
+    """Most calls under way at a time, one per answer. A 429 halves it for a while."""
     requests_per_minute: int = 0
     """Most calls per minute; 0 sets no bound."""
     tokens_per_minute: int = 0
@@ -191,9 +191,9 @@ class JudgeConfig:
     min_replicas: int = 1
     """Fewest judges that Ray Serve keeps up."""
     max_replicas: int = 2
-    """Most judges that Ray Serve starts when their queue grows."""
+    """Most judges that Ray Serve starts when more calls are under way."""
     target_ongoing_requests: float = 8.0
-    """Groups per judge at which Serve adds another."""
+    """Calls under way per judge at which Serve adds another. A call is about one answer, as in llm.max_concurrent."""
     upscale_delay_s: float = 0.3
     """Seconds of a longer queue before judges are added."""
     downscale_delay_s: float = 10.0
@@ -201,9 +201,9 @@ class JudgeConfig:
     start_timeout_s: float = 120.0
     """Deadline for the first judges to come up."""
     timeout_s: float = 60.0
-    """Deadline for the verdicts of one group, tries included; waits for a turn and outages not counted."""
+    """Deadline for the verdict on one answer, tries included; waits for a turn and outages not counted."""
     max_tries: int = 3
-    """Calls for one group before its samples count as unscored."""
+    """Calls about one answer before it counts as unscored."""
     max_pause_s: float = 1800.0
     """Longest outage of the judges that the run waits out before it stops, resumable."""
     cache: str = cache_file(os.environ)
@@ -259,7 +259,23 @@ class JudgeConfig:
             "judge.timeout_s",
             self.timeout_s,
             f"at least {ROUND_TRIP_S:g} s above judge.llm.try_timeout_s={self.llm.try_timeout_s:g}: one slow call "
-            f"would cost a group all its verdicts",
+            f"would cost an answer its verdict",
+        )
+        if self.has_llm:
+            self._check_reach("judge", self)
+        if "cluster" in self.chain:
+            self._check_reach("judge.cluster", self.cluster)
+
+    def _check_reach(self, section: str, pool: JudgeConfig | ClusterJudgeConfig) -> None:
+        """Serve wants as many replicas as calls under way fill at their target: the largest pool must be among them."""
+        wanted = math.ceil(self.llm.max_concurrent / pool.target_ongoing_requests)
+        require(
+            pool.max_replicas <= max(1, pool.min_replicas, wanted),
+            f"{section}.max_replicas",
+            pool.max_replicas,
+            f"judge.llm.max_concurrent={self.llm.max_concurrent} calls under way at {section}.target_ongoing_requests="
+            f"{pool.target_ongoing_requests:g} never want more than {wanted}; lower {section}.max_replicas to {wanted} "
+            f"or {section}.target_ongoing_requests, or raise judge.llm.max_concurrent",
         )
 
     @property

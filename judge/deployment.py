@@ -1,14 +1,14 @@
-"""The judges as an autoscaled Ray Serve deployment, called once per group through a handle; there is no HTTP proxy.
+"""The LLM judges as an autoscaled Ray Serve deployment, called once per answer through a handle.
 
-A replica builds its own chain of judges from the judge section of the config (`judge.chain.make_judge`).
+Runs that share a cluster share its Serve. Each takes away its own applications and nothing else; Serve itself stays up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,14 +17,14 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from judge.chain import llm_judge
 from judge.verdict import GradeReply, Judge, JudgeRequest
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ LOOK_BACK_PERIOD_S = 1.5
 POLL_S = 0.1
 MAX_DRAIN_S = 300.0
 """Longest wait for the last calls of an application that is stopped."""
-ROOM = 8
-"""Calls that a replica takes at most, in multiples of its target."""
+LOOPBACK = "127.0.0.1"
+START_TRIES = 5
+"""Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
     Replicas reserve no CPU: they wait for others most of the time, and the pool must fit beside rollouts and learner
     on the smallest machine.
 
-    A replica takes far more calls than its target: they wait for a backend, not for it, so that nothing has to queue
+    A replica takes all calls that may be under way: they wait for a backend, not for it, so that nothing has to queue
     while another replica starts. It is also what makes Serve's own policy find the right size: it divides running and
     queued calls by the target, which is Little's law as long as none are queued, and too much by the backlog otherwise.
 
@@ -124,7 +125,7 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
     return {
         "name": DEPLOYMENT_NAME,
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": max(1, math.ceil(ROOM * config.target_ongoing_requests)),
+        "max_ongoing_requests": config.llm.max_concurrent,
         "autoscaling_config": _autoscaling(config),
         "graceful_shutdown_timeout_s": config.timeout_s,
         "health_check_period_s": 2.0,
@@ -161,6 +162,7 @@ def deploy_judges(
     What there is of a pool that did not come up is left to `delete_application`.
 
     Args:
+        app_name: unique on the cluster.
         make: builds the judge in each replica. By default the configured one is built here, once, and travels: its
             wording and the secret of its prompts are the same everywhere, and no replica reads a file to start.
 
@@ -171,10 +173,10 @@ def deploy_judges(
     deadline_at = time.monotonic() + config.start_timeout_s
     # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make or _carry(make_judge(config)))
+    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make or _carry(llm_judge(config)))
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        start_serve()
         # Serve's own wait for replicas has no end.
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         while not _is_running(app_name):
@@ -183,13 +185,42 @@ def deploy_judges(
                     f"the judge pool {app_name!r} was not up within judge.start_timeout_s={config.start_timeout_s:g}"
                 )
             time.sleep(POLL_S)
-    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+    except (RayServeException, RayError, RuntimeError, TimeoutError, ValueError) as error:
         raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist(error)}") from error
     return ServeJudgeHandle(handle)
 
 
 def _carry(judge: Judge) -> Callable[[JudgeConfig], Judge]:
     return lambda config: judge
+
+
+def start_serve(port: int = 0) -> None:
+    """Have Serve up on this cluster, with HTTP proxies on the loopback interface of nodes that run replicas. Blocks.
+
+    How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies.
+
+    Args:
+        port: of the proxies, if Serve is not up yet; 0 takes a free one.
+    """
+    for num_left in reversed(range(START_TRIES)):
+        try:
+            serve.start(
+                proxy_location=ProxyLocation.EveryNode,
+                http_options=HTTPOptions(host=LOOPBACK, port=port or _free_port()),
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            return
+        except ValueError:  # the name of Serve's controller was taken a moment ago
+            if not num_left:
+                raise
+            time.sleep(POLL_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        port: int = taken.getsockname()[1]
+    return port
 
 
 def _is_running(app_name: str) -> bool:

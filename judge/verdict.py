@@ -1,4 +1,4 @@
-"""What is asked of a judge and what comes back: one request per group, one outcome per prediction.
+"""What is asked of a judge and what comes back: one outcome per prediction.
 
 A verdict is a decision. Where none could be had there is a `NoVerdict`, which is masked later and never counts as
 a wrong answer: training on an outage would teach the policy noise.
@@ -7,7 +7,7 @@ a wrong answer: training on an outage would teach the policy noise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
@@ -23,15 +23,17 @@ class Usage:
     """What outcomes took of an LLM. Rules take nothing."""
 
     num_calls: int = 0
+    num_lost_calls: int = 0
+    """Of these, calls that brought no reply: nobody knows what they took, so their tokens are estimates."""
     prompt_tokens: int = 0
     reply_tokens: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt_tokens + self.reply_tokens
+
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            num_calls=self.num_calls + other.num_calls,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            reply_tokens=self.reply_tokens + other.reply_tokens,
-        )
+        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Failure(StrEnum):
 
 FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
 """Failures that another try of the same request cannot mend."""
+AVAILABILITY = frozenset({Failure.UNREACHABLE, Failure.THROTTLED, Failure.DENIED})
+"""Failures of the judge. The others are failures of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +89,14 @@ class NoVerdict:
 Outcome: TypeAlias = Verdict | NoVerdict
 
 
+def failure_of(outcome: Outcome) -> Failure | None:
+    """Why there is no verdict; None where there is one."""
+    return outcome.failure if isinstance(outcome, NoVerdict) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRequest:
-    """The answered episodes of one group. Text only: a judge sees neither picture nor reasoning."""
+    """Answers to one question, of a group or one alone. Text only: a judge sees neither picture nor reasoning."""
 
     question: str
     reference: str
@@ -141,11 +150,7 @@ class GradeReply:
 
 
 def check_reply(reply: object, num_predictions: int) -> GradeReply:
-    """Take a judge's reply as it came over the wire, if it is one outcome per prediction.
-
-    Raises:
-        JudgeError: wrong type or wrong length. Nobody can tell which outcome belongs to which prediction then.
-    """
+    """As `check_outcomes`, for what a replica sent."""
     if not isinstance(reply, GradeReply):
         raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a GradeReply")
     check_outcomes(reply.outcomes, num_predictions)

@@ -113,7 +113,8 @@ class LLMJudge:
             if not deadline.expired():
                 raise
             return NoVerdict(
-                reason=f"no reply within judge.llm.try_timeout_s={self._llm.try_timeout_s:g}", usage=Usage(num_calls=1)
+                reason=f"no reply within judge.llm.try_timeout_s={self._llm.try_timeout_s:g}",
+                usage=Usage(num_calls=1, num_lost_calls=1),
             )
         except APIError as error:
             outcome = describe_failure(error, self._keys)

@@ -15,9 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ import ray
 from openai import APIError, APIStatusError, AsyncOpenAI
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
-from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
-from judge.deployment import accept_metrics_interval, delete_application
+from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
 from judge.llm.client import NO_KEY
 from judge.llm.served_model import (
     ENGINE_CLASS,
@@ -45,7 +43,6 @@ from judge.llm.served_model import (
     served_config,
 )
 
-LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = ("0.0.0.0", "::", "")
 POLL_S = 0.5
 RETRY_S = 1.0
@@ -123,6 +120,19 @@ def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: 
     serve.run_many([target], wait_for_applications_running=False)
 
 
+def waker(config: JudgeConfig, app_name: str) -> Callable[[], Awaitable[None]] | None:
+    """How to have an engine up again, where Serve may scale them to none; None where nobody has to.
+
+    Args:
+        config: as `served_llm` gave it.
+        app_name: as `served_llm` got it.
+    """
+    if "cluster" not in config.chain or config.cluster.min_replicas:
+        return None
+    served = ServedModel(base_url=config.llm.base_url, model=config.llm.model, app_name=app_name)
+    return lambda: wake_llm(served, deadline_at=time.monotonic() + config.cluster.start_timeout_s)
+
+
 async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
     """Have an engine up: one call of one token, held by Serve until one answers.
 
@@ -166,38 +176,20 @@ def _start_proxies(port: int) -> str:
     """Address of Serve's proxies, the same on every node; starts Serve where it is not up, on the loopback interface.
 
     Raises:
-        JudgeError: Serve is up without proxies, and in use. How it listens is settled when it starts.
+        JudgeError: Serve was started by somebody else, without proxies. How it listens is settled when it starts.
     """
-    status = _serve_status()
-    if _is_serve_up() and not status.proxies and not status.applications:
-        serve.shutdown()  # nobody uses it: it may start anew, with proxies
     try:
-        serve.start(
-            proxy_location=ProxyLocation.EveryNode,
-            http_options=None if _is_serve_up() else HTTPOptions(host=LOOPBACK, port=port or _free_port()),
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
+        start_serve(port)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
     if not _serve_status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
-            "reached: wait until they are done, or run `serve shutdown`"
+            "reached: wait until they are done, then run `serve shutdown`"
         )
     http = _get_global_client().http_config  # its status does not tell the port
     host = LOOPBACK if http.host in ANY_ADDRESS else http.host
     return f"http://{host}:{http.port}{http.root_path}"
-
-
-def _is_serve_up() -> bool:
-    return _get_global_client(raise_if_no_controller_running=False) is not None
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((LOOPBACK, 0))
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def _serve_status() -> ServeStatus:

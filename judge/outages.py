@@ -1,41 +1,28 @@
 """Outages of the judges: seen by failures in a row, waited out, ended by the first reply.
 
-While the breaker is open no group is asked about. Whoever waits sends one probe at a time: a settled question that
-written rules cannot decide, so that in a chain it reaches the LLM. Nothing runs in the background.
+A circuit breaker: while it is open no answer is asked about. Whoever waits sends one probe at a time: a settled
+question. Nothing runs in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 
 from actors.errors import JudgeError
 from judge.clock import loop_time
-from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome
+from judge.verdict import AVAILABILITY, Failure, JudgeRequest, NoVerdict, Outcome
 
-OPENS_AFTER = 5
+OPENS_AFTER = 10
 """Calls that failed in a row, none succeeding between them."""
 FIRST_PROBE_S = 1.0
 MAX_PROBE_S = 10.0
 PROBE = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
-AVAILABILITY = frozenset({Failure.UNREACHABLE, Failure.THROTTLED, Failure.DENIED})
-"""Failures of the judges. The others are failures of one request."""
 REMEDIES = {
     Failure.DENIED: "mend the key, the model or the address in judge.llm",
     Failure.THROTTLED: "wait until the endpoint takes calls again, or lower judge.llm.requests_per_minute",
 }
 REMEDY = "bring the judge's endpoint back"
-
-
-class State(StrEnum):
-    CLOSED = "closed"
-    """Calls go out."""
-    OPEN = "open"
-    """Calls wait."""
-    HALF_OPEN = "half-open"
-    """Calls wait for what a probe brings."""
 
 
 class Breaker:
@@ -62,17 +49,15 @@ class Breaker:
         self._last = NoVerdict(reason="no judge replied")
         self._waiting_since: float | None = None
         self._paused_s = 0.0
-        self._is_probing = False
         self.num_successes = 0
         """Calls that brought a verdict and probes that brought a reply, ever."""
         self.num_outages = 0
         """Pauses in which a probe failed as well: outages beyond doubt."""
 
     @property
-    def state(self) -> State:
-        if self._closed.is_set():
-            return State.CLOSED
-        return State.HALF_OPEN if self._is_probing else State.OPEN
+    def is_open(self) -> bool:
+        """Whether calls are held back."""
+        return not self._closed.is_set()
 
     @property
     def paused_s(self) -> float:
@@ -84,8 +69,7 @@ class Breaker:
         """A call brought a verdict: the judges are there."""
         self.num_successes += 1
         self._num_failures = 0
-        if not self._closed.is_set():
-            self._close()
+        self._close()
 
     def failed(self, outcome: NoVerdict) -> None:
         """A call failed for want of a judge, not because of what was asked."""
@@ -104,33 +88,34 @@ class Breaker:
         Raises:
             JudgeError: they were away for longer than `max_pause_s`.
         """
-        if self._closed.is_set():
+        if not self.is_open:
             return
         if self._waiting_since is None:
             self._waiting_since = loop_time()
         async with self._probing:
-            while not self._closed.is_set():
+            while self.is_open:
                 self._check_pause()
-                # A call that was under way may bring a verdict before the next probe does. Not `wait_for`: it loses a
-                # cancellation that comes together with the event.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._next_probe_s):
-                        await self._closed.wait()
-                if not self._closed.is_set():
-                    await self._ask()
+                self._learn(await self._next_probe())
 
-    async def _ask(self) -> None:
-        self._is_probing = True
-        probing, met = asyncio.ensure_future(self._probe()), asyncio.ensure_future(self._closed.wait())
+    async def _next_probe(self) -> Outcome | None:
+        """What it brings; None where a call under way brought a verdict first: what would a probe still tell?"""
+
+        async def probe() -> Outcome:
+            await asyncio.sleep(self._next_probe_s)
+            return await self._probe()
+
+        probing, closed = asyncio.create_task(probe()), asyncio.create_task(self._closed.wait())
         try:
-            await asyncio.wait((probing, met), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((probing, closed), return_when=asyncio.FIRST_COMPLETED)
+            outcome = probing.result() if probing.done() else None
         finally:
-            self._is_probing = False
             probing.cancel()
-            met.cancel()
-        outcome = probing.result() if probing.done() else None
-        if outcome is None or self._closed.is_set():
-            return  # a call under way brought a verdict meanwhile: what would a probe still tell?
+            closed.cancel()
+        return outcome if self.is_open else None
+
+    def _learn(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
         if not (isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY):
             self.succeeded()  # whatever the judges make of this one question, they are there
             return
@@ -158,7 +143,7 @@ class Breaker:
         return REMEDIES.get(self._last.failure, REMEDY)
 
     def _open(self, first_probe_s: float) -> None:
-        if self._closed.is_set():
+        if not self.is_open:
             self._closed.clear()
             self._num_failed_probes = 0
             self._next_probe_s = first_probe_s

@@ -1,0 +1,246 @@
+"""Calls to the LLM about one answer, until it has its outcome: tries and their deadline, limits, outages, cold starts.
+
+One call is one answer everywhere: limits admit it, Ray Serve counts it, the endpoint bills it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from actors.errors import JudgeError
+from configs.judges import JudgeConfig
+from judge.clock import loop_time
+from judge.counts import JudgeCounts
+from judge.limits import Limits, most_usage
+from judge.outages import PROBE, Breaker
+from judge.verdict import (
+    AVAILABILITY,
+    FINAL,
+    Failure,
+    JudgeRequest,
+    NoVerdict,
+    Outcome,
+    Verdict,
+    check_reply,
+    failure_of,
+)
+
+MAX_OUTAGES = 8
+"""Outages that calls about one answer may end in: one that takes its judge down whenever it is asked is given up."""
+LONG_REST_S = 10.0
+"""A rest that the endpoint asks for and that a person will notice."""
+FIRST_BACKOFF_S = 0.25
+MAX_BACKOFF_S = 8.0
+MIN_CALL_S = 0.001
+"""Less time than this is none."""
+
+
+class JudgeHandle(Protocol):
+    """One call to whichever judge is free."""
+
+    async def grade(self, request: JudgeRequest) -> object:
+        """The judge's reply about one prediction, not yet checked.
+
+        Raises:
+            JudgeError: the call failed in a way that another try may mend.
+        """
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Tries:
+    """So many tries within so many seconds, of which only those count that are spent on asking.
+
+    A call that is turned away (429) while others of ours are under way is no try: it says that these are too many, not
+    that the endpoint will not take this one.
+    """
+
+    num_left: int
+    left_s: float
+    num_calls: int = 0
+
+    @property
+    def are_used_up(self) -> bool:
+        return self.num_left <= 0 or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        return self.left_s < MIN_CALL_S
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Seconds of the body count against the deadline."""
+        started = loop_time()
+        try:
+            yield
+        finally:
+            self.left_s -= loop_time() - started
+
+
+class LLMCalls:
+    """One per run: it sees every call, so it can tell an outage from a bad request and hold limits for all replicas.
+
+    Args:
+        wake: brings up an LLM that the cluster may have scaled to none, and returns when it answers. Awaited, within a
+            deadline of its own, before the first call and after half of `judge.cluster.downscale_delay_s` without any.
+        warn: tells a person why the run waits.
+    """
+
+    def __init__(
+        self,
+        handle: JudgeHandle,
+        config: JudgeConfig,
+        *,
+        wake: Callable[[], Awaitable[None]] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._handle = handle
+        self._config = config
+        self._wake = wake
+        self._waking = asyncio.Lock()
+        self._last_call_at = -math.inf
+        self._breaker = Breaker(self._probe, max_pause_s=config.max_pause_s, warn=warn)
+        self._limits = Limits(config)
+        self._warn = warn
+        self._told_until = -math.inf
+        self._counts = JudgeCounts()
+
+    @property
+    def counts(self) -> JudgeCounts:
+        """What all calls have taken until now."""
+        return replace(self._counts, paused_s=self._breaker.paused_s)
+
+    async def ask(self, request: JudgeRequest) -> Outcome:
+        """A verdict on the one prediction of a request, or the reason why there is none.
+
+        An answer whose tries were used up for want of a judge blames itself only where others met the judges meanwhile,
+        or where probes found them twice. Otherwise it is an outage, after which it starts over, a few times.
+
+        Raises:
+            JudgeError: the judges were away for longer than `max_pause_s`, or did not wake up in time.
+        """
+        breaker, tries, outcome = self._breaker, self._new_tries(), _NOBODY
+        num_outages, num_met, is_second_chance = breaker.num_outages, 0, False
+        while True:
+            await breaker.closed()
+            if breaker.num_outages > num_outages:
+                num_outages = breaker.num_outages
+                num_met += tries.num_calls > 0
+                if num_met >= MAX_OUTAGES:
+                    return outcome
+                tries, is_second_chance = self._new_tries(), False
+            elif tries.are_used_up:  # and a probe found the judges there
+                if is_second_chance:
+                    return outcome
+                tries, is_second_chance = self._new_tries(), True
+            num_successes, is_retry = breaker.num_successes, outcome is not _NOBODY
+            outcome = await self._try(request, tries, is_retry=is_retry) or outcome
+            failure = failure_of(outcome)
+            if failure is None or failure in FINAL:
+                return outcome
+            if tries.are_used_up:
+                if failure not in AVAILABILITY or breaker.num_successes > num_successes:
+                    return outcome
+                breaker.trip()
+
+    def _new_tries(self) -> Tries:
+        return Tries(num_left=self._config.max_tries, left_s=self._config.timeout_s)
+
+    async def _try(self, request: JudgeRequest, tries: Tries, *, is_retry: bool) -> Outcome | None:
+        """One call, after a pause if it is not the first one, when it is its turn. None where none was made: by then an
+        outage has begun, or time is over."""
+        with tries.spending():
+            await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_calls, random.random())))
+        await self._awake()
+        async with self._limits.admitted(most_usage(request, self._config)) as admission:
+            if self._breaker.is_open or tries.is_late:
+                self._limits.settle(admission, None)
+                return None
+            with tries.spending():
+                outcome = await self._call(request, tries.left_s, is_retry=is_retry)
+            self._limits.settle(admission, outcome)
+        is_too_many = failure_of(outcome) is Failure.THROTTLED and admission.num_under_way > 1
+        tries.num_calls += 1
+        tries.num_left -= not is_too_many
+        self._tell_rest()
+        if isinstance(outcome, Verdict):
+            self._breaker.succeeded()
+        elif outcome.failure in AVAILABILITY and not is_too_many:
+            self._breaker.failed(outcome)
+        return outcome
+
+    async def _awake(self) -> None:
+        """An engine that the cluster has scaled to none is no outage: it is waited for, once for all who ask."""
+        if self._wake is None:
+            return
+        async with self._waking:
+            idle_s = loop_time() - self._last_call_at
+            if not self._limits.num_under_way and idle_s >= self._config.cluster.downscale_delay_s / 2:
+                await self._wake()
+                self._last_call_at = loop_time()
+
+    async def _call(self, request: JudgeRequest, timeout_s: float, *, is_retry: bool = False) -> Outcome:
+        """One round trip, counted. What a call took that brought no reply is estimated."""
+        started, lost = loop_time(), replace(most_usage(request, self._config), num_lost_calls=1)
+        queue_s, failure = None, Failure.UNREACHABLE
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                raw = await self._handle.grade(request)
+            failure = Failure.UNUSABLE
+            reply = check_reply(raw, 1)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            outcome: Outcome = NoVerdict(reason=f"no verdict within {self._config.timeout_s:g} s", usage=lost)
+        except JudgeError as error:
+            outcome = NoVerdict(reason=str(error), failure=failure, usage=lost)
+        else:
+            (outcome,) = reply.outcomes
+            outcome = replace(outcome, usage=lost) if outcome.usage.num_lost_calls else outcome
+            queue_s = max(0.0, loop_time() - started - reply.service_s)
+        self._last_call_at = loop_time()
+        self._counts += replace(
+            JudgeCounts.of_usage(outcome.usage, self._config.llm),
+            num_calls=1,
+            num_retries=int(is_retry),
+            num_throttled=int(failure_of(outcome) is Failure.THROTTLED),
+            num_replies=int(queue_s is not None),
+            queue_s=queue_s or 0.0,
+        )
+        return outcome
+
+    async def _probe(self) -> Outcome:
+        """One settled question, past the limits, but not before the endpoint wants to hear of anybody."""
+        await asyncio.sleep(self._limits.rest_s())
+        outcome = await self._call(PROBE, max(self._config.timeout_s, self._config.llm.try_timeout_s))
+        self._limits.rest(outcome)
+        return outcome
+
+    def _tell_rest(self) -> None:
+        """Say once that no call goes out for a while because the endpoint asked for it."""
+        rest_s = self._limits.rest_s()
+        if rest_s >= LONG_REST_S and loop_time() >= self._told_until:
+            self._told_until = loop_time() + rest_s
+            self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
+
+
+_NOBODY: Outcome = NoVerdict(reason="no judge replied")
+
+
+def backoff_s(num_calls: int, jitter: float) -> float:
+    """Seconds to wait before the next try: doubling from `FIRST_BACKOFF_S`, spread so that callers come back apart.
+
+    Args:
+        num_calls: that did not bring a verdict; after none there is nothing to wait for.
+        jitter: in [0, 1); the wait is between half and all of the doubled time.
+    """
+    if num_calls == 0:
+        return 0.0
+    longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (num_calls - 1))
+    return longest * (0.5 + jitter / 2)

@@ -83,6 +83,8 @@ class NoVerdict:
     failure: Failure = Failure.UNREACHABLE
     retry_after_s: float | None = None
     """How long the endpoint asked to be left alone."""
+    status: int | None = None
+    """HTTP status of a failed call; None where the endpoint gave none."""
     usage: Usage = Usage()
 
 

@@ -4,7 +4,8 @@ One SQLite file. The key of a verdict is what the LLM saw and who answered. Runs
 a key keeps its first verdict, so a second run under the same judge sees what the first one saw. Rules are cheaper than
 a look-up, and what failed is no verdict: neither is kept.
 
-The cache saves money and never costs a run: on any fault of the file it warns once and stops, writes first.
+The cache saves money and never costs a run: a fault of the file is warned of once, after which the cache is only read
+(where it could not be written) or off.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import TypeVar
 
 from configs.judges import JudgeConfig
 from judge.llm.prompt import clean_material
@@ -37,20 +40,16 @@ NETWORK_FILESYSTEMS = re.compile(
     r"|fuse(\.(?!fuse-overlayfs).*)?"
 )
 """Types whose locks SQLite cannot rely on between machines. What a FUSE file system does with locks nobody can tell."""
+REMEDY = "set judge.cache to another file, on a local disk, or move a damaged file away"
 
-# The number tells the columns and what a key is made of. A file of another version has its own table beside this one.
+# The number tells the columns and what a key is made of: verdicts of another version lie in a table of their own.
 _TABLE = "verdicts_2"
-_COLUMNS = ("key", "is_correct", "judge", "reason", "judge_version", "model", "question", "reference", "prediction")
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS {_TABLE} (
-    key TEXT PRIMARY KEY NOT NULL, is_correct INTEGER NOT NULL, judge TEXT NOT NULL, reason TEXT NOT NULL,
-    judge_version TEXT NOT NULL, model TEXT NOT NULL, question TEXT NOT NULL, reference TEXT NOT NULL,
-    prediction TEXT NOT NULL, seal TEXT NOT NULL,
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-)
-"""
-_INSERT = f"INSERT OR IGNORE INTO {_TABLE} ({', '.join(_COLUMNS)}, seal) VALUES ({', '.join('?' * 10)})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)}, seal FROM {_TABLE} WHERE key IN "
+_COLUMNS = "key, is_correct, judge, reason, judge_version, model, question, reference, prediction, seal"
+_SCHEMA = f"""CREATE TABLE IF NOT EXISTS {_TABLE}
+({_COLUMNS}, created_at DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), PRIMARY KEY (key))"""
+_INSERT = f"INSERT OR IGNORE INTO {_TABLE} ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ def verdict_key(question: str, reference: str, prediction: str, judge_version: s
         judge_version: as `judge.llm.version` makes it; it holds at how many characters a text is cut.
     """
     seen = clean_material(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
-    return _digest([judge_version, seen.question, seen.reference, seen.prediction])
+    return _digest([judge_version, *astuple(seen)])
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:
@@ -84,12 +83,12 @@ def network_filesystem(path: Path, mounts: str) -> str | None:
     Args:
         mounts: the content of /proc/self/mountinfo.
     """
-    found: tuple[int, str] = (0, "")
+    depth, kind = 0, ""
     for place, _, source in (line.partition(" - ") for line in mounts.splitlines() if " - " in line):
         point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
-        if path.is_relative_to(point) and len(point.parts) >= found[0]:  # the later of two mounts lies on top
-            found = (len(point.parts), source.split()[0])
-    return found[1] if NETWORK_FILESYSTEMS.fullmatch(found[1]) else None
+        if path.is_relative_to(point) and len(point.parts) >= depth:  # the later of two mounts lies on top
+            depth, kind = len(point.parts), source.split()[0]
+    return kind if NETWORK_FILESYSTEMS.fullmatch(kind) else None
 
 
 def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache | None:
@@ -99,15 +98,23 @@ def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache
     try:
         return VerdictCache(Path(config.cache).expanduser().absolute(), warn)
     except (OSError, RuntimeError, sqlite3.Error) as error:
-        warn(f"judge.cache={config.cache} cannot be used ({error}); this run keeps no verdicts. {_remedy(error)}")
+        warn(f"judge.cache={config.cache} is off, so verdicts are not kept: {error}; {REMEDY}")
         return None
+
+
+class Use(IntEnum):
+    """What the file still serves for."""
+
+    OFF = 0
+    READ_ONLY = 1
+    FULL = 2
 
 
 class VerdictCache:
     """The file of verdicts, used by a driver from its event loop.
 
-    Reads and writes go through one thread, so that the loop never waits for a disk or for another process. A group's
-    verdicts are written in one transaction: after a kill all of them are there or none.
+    Reads and writes go through one thread, so that the loop never waits for a disk or for another process. What is put
+    at once is written in one transaction: after a kill all of it is there or none.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
@@ -117,8 +124,7 @@ class VerdictCache:
             OSError: the folder cannot be made, or lies on a network file system.
             sqlite3.Error: the file cannot be opened, is damaged or holds something else. It is left as it is.
         """
-        self.path, self._warn = path, warn
-        self._can_read = self._can_write = True
+        self.path, self._warn, self._use = path, warn, Use.FULL
         mounts = MOUNTS.read_text(errors="replace") if MOUNTS.is_file() else ""
         if kind := network_filesystem(path.resolve(), mounts):
             raise OSError(f"it lies on a network file system ({kind}), where SQLite's locks are not reliable")
@@ -133,49 +139,47 @@ class VerdictCache:
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]:
         """The verdicts that are there, by key. A hit costs nothing: its usage is zero."""
-        if not (keys and self._can_read):
-            return {}
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, keys)
-        except sqlite3.Error as error:
-            if self._can_read:
-                self._can_read = self._can_write = False
-                self._warn(f"judge.cache={self.path} cannot be read ({error}): it is off. {_remedy(error)}")
-            return {}
+        return await self._run(self._read, keys, needs=Use.READ_ONLY) or {}
 
     async def put(self, answers: Sequence[JudgedAnswer]) -> None:
         """Keep verdicts of LLMs, all or none. A key that is there keeps what it has."""
         for answer in answers:
             assert answer.verdict.judge_version, "only an LLM's verdict is kept, under its judge's version"
-        if not (answers and self._can_write):
-            return
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, answers)
-        except sqlite3.Error as error:
-            if self._can_write:
-                self._can_write = False
-                self._warn(f"judge.cache={self.path} takes no more verdicts ({error}): it is read only. {_remedy(error)}")
+        await self._run(self._write, answers, needs=Use.FULL)
 
     def close(self) -> None:
         """Write what is under way, then close. Blocks."""
         self._thread.shutdown(wait=True)
         self._connection.close()
 
+    async def _run(self, access: Callable[[Sequence[Item]], Found], items: Sequence[Item], needs: Use) -> Found | None:
+        if not items or self._use < needs:
+            return None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, access, items)
+        except sqlite3.Error as error:
+            if self._use >= needs:
+                self._use = Use(needs - 1)
+                state = self._use.name.lower().replace("_", " ")
+                self._warn(f"judge.cache={self.path} is {state} from now on: {error}; {REMEDY}")
+            return None
+
     def _read(self, keys: Sequence[str]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
         for start in range(0, len(keys), MAX_KEYS_PER_QUERY):
             wanted = keys[start : start + MAX_KEYS_PER_QUERY]
-            for *row, seal in self._connection.execute(f"{_SELECT}({', '.join('?' * len(wanted))})", wanted):
+            query = f"SELECT {_COLUMNS} FROM {_TABLE} WHERE key IN ({', '.join('?' * len(wanted))})"
+            for *row, seal in self._connection.execute(query, wanted):
+                key, is_correct, judge, reason, version, model, *_ = row
                 if seal != _digest(row):
-                    raise sqlite3.DatabaseError(f"the row of key {row[0]} is not what was written")
-                key, is_correct, judge, reason, version, model = row[:6]
+                    raise sqlite3.DatabaseError(f"the row of key {key} is not what was written")
                 found[key] = Verdict(
                     is_correct=is_correct == 1, judge=judge, reason=reason, judge_version=version, model=model
                 )
         return found
 
     def _write(self, answers: Sequence[JudgedAnswer]) -> None:
-        if self._can_write:  # it may have failed while this call was queued
+        if self._use is Use.FULL:  # it may have failed while this call was queued
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany(_INSERT, [_row(answer) for answer in answers])
@@ -201,20 +205,13 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 def _row(answer: JudgedAnswer) -> list[str | int]:
     verdict = answer.verdict
-    texts = (verdict.judge, verdict.reason, verdict.judge_version, verdict.model)
-    texts += (answer.question, answer.reference, answer.prediction)
+    texts = [verdict.judge, verdict.reason, verdict.judge_version, verdict.model]
+    texts += [answer.question, answer.reference, answer.prediction]
     # What SQLite cannot hold as UTF-8 is escaped.
-    stored = [text.encode("utf-8", "backslashreplace").decode() for text in texts]
-    row = [answer.key, int(verdict.is_correct), *stored]
+    row = [answer.key, int(verdict.is_correct), *(text.encode("utf-8", "backslashreplace").decode() for text in texts)]
     return [*row, _digest(row)]
 
 
 def _digest(values: Sequence[str | int]) -> str:
     """SHA-256 of values in an encoding that no two sequences share."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _remedy(error: Exception) -> str:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return f"Another process holds it locked for longer than {BUSY_S:g} s"
-    return "Set judge.cache to a file on a local disk with space, or move a damaged file away"

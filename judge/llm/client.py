@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from openai import APIError, AsyncOpenAI
 
@@ -18,7 +18,7 @@ from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.require import require
 from judge.llm.apikey import hide_keys, read_key
-from judge.llm.endpoint import connect, describe_failure, one_line, proxy_of
+from judge.llm.endpoint import MAX_REASON_CHARS, connect, describe_failure, proxy_of
 from judge.llm.prompt import build_messages, call_options, clean_material, load_wording
 from judge.llm.reply import read_completion
 from judge.llm.version import judge_version
@@ -41,18 +41,12 @@ class LLMJudge:
         Raises:
             ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
         """
-        require(
-            config.chain[-1] != "cluster" or config.llm.base_url != LLMJudgeConfig().base_url,
-            "judge.llm.base_url",
-            config.llm.base_url,
-            "judge.chain ends in cluster, whose LLM is not up; give the address where it is served",
-        )
-        self._name = config.chain[-1]
-        self._llm = config.llm
-        self._max_answer_chars = config.max_answer_chars
-        self._prompt = load_wording(config.llm.prompt).filled(config)
+        self._name, self._config, llm = config.chain[-1], config, config.llm
+        needs_address = self._name == "cluster" and llm.base_url == LLMJudgeConfig().base_url
+        remedy = "judge.chain ends in cluster, whose LLM is not up; give the address where it is served"
+        require(not needs_address, "judge.llm.base_url", llm.base_url, remedy)
+        self._prompt = load_wording(llm.prompt).filled(config)
         self._secret = secrets.token_bytes(32)
-        self._options = call_options(config.llm)
         self._version = judge_version(config, self._prompt)
         self._client: AsyncOpenAI | None = None
         self._is_key_stale = False
@@ -83,43 +77,38 @@ class LLMJudge:
         if self._client is None or self._is_key_stale:
             for name in LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)
-            key = read_key(self._llm)
+            key = read_key(self._config.llm)
             self._keys.add(key)
-            self._client = connect(self._llm, key, is_own=self._name == "cluster", before=self._client)
+            self._client = connect(self._config.llm, key, is_own=self._name == "cluster", before=self._client)
             self._is_key_stale = False
         return self._client
 
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
-        material = clean_material(
-            request.question,
-            request.reference,
-            prediction,
-            max_field_chars=self._llm.max_field_chars,
-            max_answer_chars=self._max_answer_chars,
-        )
+        llm = self._config.llm
+        caps = {"max_field_chars": llm.max_field_chars, "max_answer_chars": self._config.max_answer_chars}
+        material = clean_material(request.question, request.reference, prediction, **caps)
         if not material.reference:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
-        outcome = await self._call(client, cast(Any, build_messages(self._prompt, material, self._secret)))
-        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(self._llm.base_url)):
-            return replace(outcome, reason=one_line(f"through {proxy}: {outcome.reason}", self._keys))
+        outcome = await self._call(client, build_messages(self._prompt, material, self._secret))
+        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)):
+            outcome = replace(outcome, reason=f"through {proxy}: {outcome.reason}"[:MAX_REASON_CHARS])
         return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
 
     async def _call(self, client: AsyncOpenAI, messages: Any) -> Outcome:
+        llm = self._config.llm
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
-            async with asyncio.timeout(self._llm.try_timeout_s) as deadline:
-                response = await client.chat.completions.with_raw_response.create(messages=messages, **self._options)
+            async with asyncio.timeout(llm.try_timeout_s) as deadline:
+                response = await client.chat.completions.with_raw_response.create(
+                    messages=messages, **call_options(llm)
+                )
         except TimeoutError:
             if not deadline.expired():
                 raise
-            return NoVerdict(
-                reason=f"no reply within judge.llm.try_timeout_s={self._llm.try_timeout_s:g}",
-                usage=Usage(num_calls=1, num_lost_calls=1),
-            )
+            reason = f"no reply within judge.llm.try_timeout_s={llm.try_timeout_s:g}"
+            return NoVerdict(reason=reason, usage=Usage(num_calls=1, num_lost_calls=1))
         except APIError as error:
             outcome = describe_failure(error, self._keys)
             self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
-        return read_completion(
-            response.http_response.text, self._llm.reply, judge=self._name, judge_version=self._version
-        )
+        return read_completion(response.http_response.text, llm.reply, judge=self._name, judge_version=self._version)

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment
 
-from openai import APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
+from openai import APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError, Timeout
 
 from actors.errors import JudgeError
 from configs.judges import LLMJudgeConfig
@@ -25,18 +25,19 @@ from judge.verdict import Failure, NoVerdict, Usage
 
 NO_KEY = "none"
 """Sent where the endpoint wants no key: without any the client would look for one in the environment."""
+CONNECT_S = 5.0
 MAX_REASON_CHARS = 200
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _DENIED = frozenset({401, 402, 403, 404, 405, 407, 410})
 _UNREACHABLE = frozenset({408, 409, 425})
-_QUOTA = "insufficient_quota"
+QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that no wait mends: the account is empty."""
 
 
 def connect(
     config: LLMJudgeConfig, key: str, *, is_own: bool = False, before: AsyncOpenAI | None = None
 ) -> AsyncOpenAI:
-    """A client of the endpoint that tries once and keeps no deadline. Nothing is connected yet.
+    """A client of the endpoint that tries once; deadlines are its caller's. Nothing is connected yet.
 
     Args:
         is_own: the cluster serves the model: no proxy stands between.
@@ -53,7 +54,7 @@ def connect(
 
 def _new_client(config: LLMJudgeConfig, key: str, *, is_own: bool) -> AsyncOpenAI:
     proxy = "" if is_own else proxy_of(config.base_url)
-    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None}
+    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=CONNECT_S)}
     try:
         if is_own or is_this_machine(config.base_url):
             settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
@@ -71,47 +72,46 @@ def is_this_machine(url: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower()
+        return host in ("localhost", socket.gethostname().lower()) or host.endswith(".localhost")
     return address.is_loopback or address.is_unspecified
 
 
 def proxy_of(url: str) -> str:
-    """The proxy through which the environment has a URL asked, for people: `the proxy ADDRESS (VARIABLE)`, or nothing.
+    """`the proxy ADDRESS (VARIABLE)` through which the environment has a URL asked; empty where none is in between.
 
     Raises:
         JudgeError: it is no address of a proxy.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
-    scheme = parts.scheme if proxies.get(parts.scheme) else "all"
-    if not proxies.get(scheme) or is_this_machine(url) or proxy_bypass_environment(parts.hostname or "", proxies):
+    kind = parts.scheme if proxies.get(parts.scheme) else "all"
+    if not proxies.get(kind) or is_this_machine(url) or proxy_bypass_environment(parts.hostname or "", proxies):
         return ""
-    variable, address = f"{scheme.upper()}_PROXY", proxies[scheme]
     try:
-        proxy = urlsplit(address if "://" in address else f"http://{address}")
+        proxy = urlsplit(proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}")
         place = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
+        if place and proxy.scheme in PROXY_SCHEMES:
+            return f"the proxy {proxy.scheme}://{place} ({kind.upper()}_PROXY)"  # without user and password
     except ValueError:
-        place = None
-    if not place or proxy.scheme not in PROXY_SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in PROXY_SCHEMES)
-        raise JudgeError(f"{variable} is no address of a proxy: write HOST:PORT after one of {known}, or unset it")
-    return f"the proxy {proxy.scheme}://{place} ({variable})"  # without user and password
+        pass
+    raise JudgeError(
+        f"{kind.upper()}_PROXY is no address of a proxy: write HOST:PORT after {', '.join(PROXY_SCHEMES)} and ://, or "
+        f"unset it"
+    )
 
 
 def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:
     """The failure of a call as the client raised it, without the keys."""
-    usage = Usage(num_calls=1)
+    usage, name = Usage(num_calls=1), type(error).__name__
     if not isinstance(error, APIStatusError):
         cause = error.__cause__ or error
-        reason = f"{type(error).__name__}: {type(cause).__name__} {cause}"
-        return NoVerdict(reason=one_line(reason, keys), failure=Failure.UNREACHABLE, usage=usage)
-    body = error.body
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    message = inner.get("message", "") if isinstance(inner, dict) else inner
-    words = message if isinstance(message, str) else ""
+        reason = one_line(f"{name}: {type(cause).__name__} {cause}", keys)
+        return NoVerdict(reason=reason, failure=Failure.UNREACHABLE, usage=usage)
+    words = error.body.get("message") if isinstance(error.body, dict) else error.body
     return NoVerdict(
-        reason=one_line(f"status {error.status_code}, {type(error).__name__}: {words}", keys),
+        reason=one_line(f"status {error.status_code}, {name}: {words or ''}", keys),
         failure=kind_of_status(error.status_code, error.code),
         retry_after_s=retry_after_s(error.response.headers),
+        status=error.status_code,
         usage=usage,
     )
 
@@ -123,12 +123,10 @@ def kind_of_status(status: int, code: str | None) -> Failure:
         code: the endpoint's own word for the error, if any.
     """
     if status == 429:
-        return Failure.DENIED if code == _QUOTA else Failure.THROTTLED
+        return Failure.DENIED if code == QUOTA else Failure.THROTTLED
     if status in _DENIED:
         return Failure.DENIED
-    if 400 <= status < 500 and status not in _UNREACHABLE:
-        return Failure.REJECTED
-    return Failure.UNREACHABLE
+    return Failure.REJECTED if 400 <= status < 500 and status not in _UNREACHABLE else Failure.UNREACHABLE
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
@@ -146,8 +144,7 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) ->
         except (KeyError, ValueError):
             continue
         return max(0.0, seconds) if math.isfinite(seconds) else None
-    until = _date(headers.get("retry-after"))
-    if until is None:
+    if (until := _date(headers.get("retry-after"))) is None:
         return None
     since = _date(headers.get("date")) or now or datetime.now(UTC)
     return max(0.0, (until - since).total_seconds())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import itertools
 import json
 import re
 import unicodedata
@@ -33,8 +32,8 @@ _SPECIAL_TOKEN = re.compile(
 def clean_text(text: str, max_chars: int) -> str:
     """The text as a judge may see it: visible characters and line feeds, no special tokens, at most `max_chars`.
 
-    A special token is spaced out (`<s>` becomes `< s>`), which keeps it readable as text and joins nothing to a new
-    one. Nothing else is rewritten; there is no compatibility folding, which would turn `10²` into `102`.
+    A special token is spaced out (`<s>` becomes `< s>`): it stays readable and joins nothing to a new one. Nothing else
+    is rewritten; there is no compatibility folding, which would turn `10²` into `102`.
     """
     # Cut twice: the first cut bounds the work on a text of any length.
     text = _LINE_ENDS.sub("\n", text[: 4 * max_chars])
@@ -44,24 +43,17 @@ def clean_text(text: str, max_chars: int) -> str:
     return text[:max_chars].strip()
 
 
-def escape_text(text: str, max_chars: int) -> str:
-    """A text of invisible characters alone in a form that can be read: its code points."""
-    return text.strip()[:max_chars].encode("unicode_escape").decode()[:max_chars]
+def group_code(secret: bytes, *texts: str) -> str:
+    """The code of the marks around question, reference and prediction; nobody knows it who lacks the secret.
 
-
-def group_code(secret: bytes, question: str, reference: str, prediction: str) -> str:
-    """The code of the marks: the same for all predictions of a group, unknown to whoever lacks the secret.
-
-    Equal calls of a run are equal byte for byte, and the calls of a group share everything before the prediction. Only
-    a text that holds the code by chance gets another one.
+    All predictions of a group have the same: equal calls of a run are equal byte for byte, and the calls of a group
+    share what stands before the prediction. Only a text that holds the code by chance gets another one.
     """
-    texts = [text.casefold() for text in (question, reference, prediction)]
-    for attempt in itertools.count():
-        message = json.dumps([attempt, question, reference]).encode()
-        code = hmac.new(secret, message, hashlib.sha256).hexdigest()[:CODE_CHARS]
-        if not any(code in text for text in texts):
-            return code
-    raise AssertionError("unreachable")
+    *group, _ = texts
+    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    while any(code in text.casefold() for text in texts):
+        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    return code
 
 
 def fence(name: str, text: str, code: str) -> str:

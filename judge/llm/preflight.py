@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-
-from openai import APIError, APIStatusError, Timeout
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig
+from configs.judges import ROUND_TRIP_S, JudgeConfig
 from judge.llm.apikey import read_key
-from judge.llm.endpoint import connect, describe_failure, proxy_of
-from judge.llm.prompt import build_messages, call_options, clean_material, load_wording
-from judge.llm.reply import read_completion
+from judge.llm.client import LLMJudge
+from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
-from judge.verdict import Failure, NoVerdict
+from judge.verdict import Failure, JudgeRequest, NoVerdict
 
 TIMEOUT_S = 10.0
+QUESTION = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
 REMEDIES = {
     Failure.DENIED: "mend the key, the model or the address",
     Failure.REJECTED: "ask for what it takes: judge.llm.reply, judge.llm.thinks, judge.llm.max_reply_tokens",
+    Failure.UNREACHABLE: "bring it up, or mend the address",
 }
 
 
-async def preflight_judge(
-    config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = TIMEOUT_S
-) -> None:
+async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = TIMEOUT_S) -> None:
     """Ask the endpoint one settled question. Needs no Ray; rules alone, and an LLM still to be served, call nobody.
 
     Args:
@@ -41,33 +37,20 @@ async def preflight_judge(
     """
     if not config.has_llm:
         return
-    prompt = load_wording(config.llm.prompt).filled(config)
+    load_wording(config.llm.prompt)
     if "cluster" in config.chain:
         return check_model_folder(Path(config.llm.model))
-    key, llm = read_key(config.llm), config.llm
-    where = f"judge.llm.base_url={llm.base_url!r} with judge.llm.model={llm.model!r}"
-    if proxy := proxy_of(llm.base_url):
-        where += f", asked through {proxy},"
-    material = clean_material("What kind of vehicle?", "car", "automobile", max_field_chars=99, max_answer_chars=99)
-    messages = cast(Any, build_messages(prompt, material, b"preflight"))
-    async with connect(llm, key) as client:
-        try:
-            async with asyncio.timeout(timeout_s) as deadline:
-                response = await client.chat.completions.with_raw_response.create(
-                    messages=messages, timeout=Timeout(None, connect=timeout_s / 2), **call_options(llm)
-                )
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            return warn(f"{where} did not reply within {timeout_s:g} s: verdicts may take long")
-        except APIError as error:
-            failure = describe_failure(error, [key])
-            if remedy := REMEDIES.get(failure.failure):
-                raise JudgeError(f"{where} refuses a question ({failure.reason}): {remedy}") from error
-            if not isinstance(error, APIStatusError):
-                raise JudgeError(f"{where} cannot be reached ({failure.reason}): bring it up, or mend the address") from error
-            return warn(f"{where} does not judge right now ({failure.reason}): verdicts will wait for it")
-    outcome = read_completion(response.http_response.text, llm.reply, judge="", judge_version="")
-    if isinstance(outcome, NoVerdict):
-        warn(f"{where} gave no verdict on a settled question: {outcome.reason}")
-
+    read_key(config.llm)
+    hasty = replace(config.llm, try_timeout_s=timeout_s)
+    judge = LLMJudge(replace(config, llm=hasty, timeout_s=timeout_s + ROUND_TRIP_S))
+    try:
+        (outcome,) = await judge.grade(QUESTION)
+    finally:
+        await judge.aclose()
+    if not isinstance(outcome, NoVerdict):
+        return
+    message = f"judge.llm.base_url={config.llm.base_url!r} with judge.llm.model={config.llm.model!r}: {outcome.reason}"
+    may_pass = outcome.failure is Failure.UNREACHABLE and (outcome.status or outcome.usage.num_lost_calls)
+    if outcome.failure not in REMEDIES or may_pass:
+        return warn(f"{message}; verdicts may be late or missing")
+    raise JudgeError(f"{message}; {REMEDIES[outcome.failure]}")

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.llm.fence import clean_text, escape_text, fence, group_code
+from judge.llm.fence import clean_text, fence, group_code
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
 PROMPT_FORMAT = 1
@@ -25,16 +25,10 @@ TEMPERATURE = 0.0
 """Also on further tries: a verdict is a property of the texts, not of how often one asks."""
 SEED = 0
 FIELDS = ("question", "reference", "prediction")
-
-Messages: TypeAlias = list[dict[str, str]]
+ALLOWED = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
+"""Places of a wording's texts; the others have none."""
 
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
-_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"verdict": {"type": "integer", "enum": [0, 1]}},
-    "required": ["verdict"],
-    "additionalProperties": False,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +50,7 @@ class Wording:
     user: str
     """Has `{nonce}`, and once each `{question}`, `{reference}`, `{prediction}` (the last of them) and `{reply}`."""
     strict: str
-    """What counts as right with judge.metric=strict; goes to `{criterion}`, which stands in `system` or `user`."""
+    """What counts as right under this judge.metric; goes to `{criterion}`, which stands once in `system` or `user`."""
     relaxed: str
     anls: str
     json_reply: str
@@ -66,18 +60,18 @@ class Wording:
 
     def __post_init__(self) -> None:
         places = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
-        allowed = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
         for name, found in places.items():
-            if unknown := [place for place in found if place not in allowed.get(name, ())]:
-                known = ", ".join(f"{{{place}}}" for place in allowed.get(name, ())) or "none"
-                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {known}")
-            if name not in allowed and not getattr(self, name).strip():
+            known = ALLOWED.get(name, ())
+            if unknown := [place for place in found if place not in known]:
+                shown = ", ".join(f"{{{place}}}" for place in known) or "none"
+                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {shown}")
+            if name not in ALLOWED and not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty")
-        for place in (*FIELDS, "reply"):
-            if (count := places["user"].count(place)) != 1:
-                raise ValueError(f"user has {{{place}}} {count} times: write it once")
-        if (count := [*places["system"], *places["user"]].count("criterion")) != 1:
-            raise ValueError(f"system and user have {{criterion}} {count} times: write it once")
+        both = [*places["system"], *places["user"]]
+        for place in (*FIELDS, "reply", "criterion"):
+            if (count := both.count(place)) != 1:
+                where = "system and user have" if place == "criterion" else "user has"
+                raise ValueError(f"{where} {{{place}}} {count} times: write it once")
         before = places["user"][: places["user"].index("prediction")]
         if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
             raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share what is there")
@@ -100,24 +94,22 @@ def load_wording(name: str) -> Wording:
     Raises:
         ValueError: no such file, not YAML, other keys, or places missing; names the setting, its value and the remedy.
     """
-    where = f"judge.llm.prompt={name!r} is invalid"
-    shipped = FOLDER / f"{name}.yaml"
+    shipped, wanted = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
     try:
         file = shipped if shipped.is_file() else Path(name).expanduser()
         texts = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}; write `judge`, or the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RuntimeError) as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-    wanted = [field.name for field in fields(Wording)]
-    if not isinstance(texts, dict) or set(texts) != set(wanted):
-        raise ValueError(f"{where}: the file must map exactly {', '.join(wanted)} to texts")
-    if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
-        raise ValueError(f"{where}: {wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
-    try:
+        if not isinstance(texts, dict) or set(texts) != set(wanted):
+            raise ValueError(f"the file must map exactly {', '.join(wanted)} to texts")
+        if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
+            raise ValueError(f"{wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
         return Wording(**texts)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except OSError as error:
+        reason: object = f"{error.strerror}; write `judge`, or the path of a YAML file"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = f"not YAML: {' '.join(str(error).split())}"
+    except (ValueError, RuntimeError) as error:
+        reason = error
+    raise ValueError(f"judge.llm.prompt={name!r} is invalid: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,30 +118,32 @@ class Material:
 
     question: str
     reference: str
-    """Empty only where nothing but white space was there."""
+    """Empty only where nothing but white space was there: what is invisible is shown by its code points."""
     prediction: str
 
 
 def clean_material(
     question: str, reference: str, prediction: str, *, max_field_chars: int, max_answer_chars: int
 ) -> Material:
+    code_points = reference.strip()[:max_field_chars].encode("unicode_escape").decode()
     return Material(
         question=clean_text(question, max_field_chars),
-        reference=clean_text(reference, max_field_chars) or escape_text(reference, max_field_chars),
+        reference=clean_text(reference, max_field_chars) or code_points[:max_field_chars],
         prediction=clean_text(prediction, max_answer_chars),
     )
 
 
-def build_messages(prompt: Prompt, material: Material, secret: bytes) -> Messages:
+def build_messages(prompt: Prompt, material: Material, secret: bytes) -> list[dict[str, str]]:
     """System and user message of one call.
 
     Args:
         secret: of the run, for the code of the marks.
     """
-    code = group_code(secret, material.question, material.reference, material.prediction)
-    words = {name: fence(name, getattr(material, name), code) for name in FIELDS}
+    texts = asdict(material)
+    code = group_code(secret, *texts.values())
+    words = {name: fence(name, text, code) for name, text in texts.items()} | {"nonce": code}
     system = [{"role": "system", "content": prompt.system}] if prompt.system.strip() else []
-    return [*system, {"role": "user", "content": _fill(prompt.user, {**words, "nonce": code})}]
+    return [*system, {"role": "user", "content": _fill(prompt.user, words)}]
 
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
@@ -160,7 +154,9 @@ def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     else:
         options |= {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": config.max_reply_tokens}
     if config.reply == "json":
-        schema = {"name": "verdict", "strict": True, "schema": dict(_SCHEMA)}
+        verdict = {"type": "integer", "enum": [0, 1]}
+        form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}
+        schema = {"name": "verdict", "strict": True, "schema": {**form, "additionalProperties": False}}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif config.reply == "choice":
         # vLLM's own extension of the protocol, so the client does not know it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
+from typing import Any
 
 from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
@@ -13,38 +13,37 @@ REPLY_FORMAT = 1
 MAX_REPLY_CHARS = 200
 """A verdict is shorter; a longer reply is refused unparsed."""
 MAX_SHOWN_CHARS = 60
-_JSON = re.compile(r'[ \t\r\n]*\{[ \t\r\n]*"verdict"[ \t\r\n]*:[ \t\r\n]*([01])[ \t\r\n]*\}[ \t\r\n]*')
-_DIGIT = re.compile(r"[ \t\r\n]*([01])[ \t\r\n]*")
+_JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]*"))
+_DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]*"))
 
 
 class UnusableReply(ValueError):
     """The reply is not one verdict. The message says why."""
 
 
-def parse_verdict(text: str, mode: Literal["json", "choice", "text"]) -> bool:
+def parse_verdict(text: str, form: str) -> bool:
     """True for right, False for wrong.
 
-    `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key. `choice`, `text`: exactly `1` or `0`.
-    White space around it is no part of a reply.
+    Args:
+        form: of `judge.llm.reply`. `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key.
+            `choice`, `text`: exactly `1` or `0`. White space around it is no part of a reply.
 
     Raises:
         UnusableReply: anything else.
     """
     if len(text) > MAX_REPLY_CHARS:
         raise UnusableReply(f"{len(text)} characters instead of a verdict")
-    found = (_JSON if mode == "json" else _DIGIT).fullmatch(text)
-    if found is None:
-        raise UnusableReply(f"not a verdict: {shown(text)}")
-    return found[1] == "1"
+    if found := (_JSON if form == "json" else _DIGIT).fullmatch(text):
+        return found[1] == "1"
+    raise UnusableReply(f"not a verdict: {shown(text)}")
 
 
-def read_completion(
-    body: str, mode: Literal["json", "choice", "text"], *, judge: str, judge_version: str
-) -> Outcome:
+def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
     """Outcome of one call that the endpoint answered with success.
 
     Args:
         body: the response as it came, meant to be a chat completion in JSON.
+        form: of `judge.llm.reply`.
         judge: name for the verdict.
         judge_version: for the verdict.
     """
@@ -59,17 +58,13 @@ def read_completion(
         if choice.get("finish_reason") == "content_filter":
             return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
         text = _content(choice)
-        is_correct = parse_verdict(text, mode)
+        is_correct = parse_verdict(text, form)
     except UnusableReply as error:
         return NoVerdict(reason=f"unusable reply: {error}", failure=Failure.UNUSABLE, usage=usage)
-    model = completion.get("model")
+    model, reason = completion.get("model"), f"replied {shown(text)}"
+    name = model if isinstance(model, str) else ""
     return Verdict(
-        is_correct=is_correct,
-        judge=judge,
-        reason=f"replied {shown(text)}",
-        judge_version=judge_version,
-        model=model if isinstance(model, str) else "",
-        usage=usage,
+        is_correct=is_correct, judge=judge, reason=reason, judge_version=judge_version, model=name, usage=usage
     )
 
 
@@ -81,19 +76,16 @@ def _load(body: str) -> object:
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UnusableReply(f"{what} is not an object")
-    return value
+    if isinstance(value, dict):
+        return value
+    raise UnusableReply(f"{what} is not an object")
 
 
 def _usage(completion: dict[str, Any]) -> Usage:
     """Tokens as the endpoint counted them; 0 where it does not say."""
-    counted = completion.get("usage")
-    tokens = counted if isinstance(counted, dict) else {}
-    prompt, reply = (
-        number if type(number := tokens.get(name)) is int and number >= 0 else 0
-        for name in ("prompt_tokens", "completion_tokens")
-    )
+    tokens = completion.get("usage")
+    counts = [tokens.get(f"{what}_tokens") if isinstance(tokens, dict) else 0 for what in ("prompt", "completion")]
+    prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counts)
     return Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
 
 
@@ -105,12 +97,12 @@ def _content(choice: dict[str, Any]) -> str:
     if (reason := choice.get("finish_reason")) != "stop":
         raise UnusableReply(f"the reply ended by {shown(str(reason))}, not by stop")
     content = message.get("content")
-    if not isinstance(content, str):
-        raise UnusableReply("the message has no text")
-    return content
+    if isinstance(content, str):
+        return content
+    raise UnusableReply("the message has no text")
 
 
 def shown(text: str) -> str:
     """A short, printable form of a text that came from outside."""
     short = text[:MAX_SHOWN_CHARS]
-    return ascii(short) if not short.isprintable() else repr(short)
+    return repr(short) if short.isprintable() else ascii(short)

@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from openai import APIError, APIStatusError, AsyncOpenAI
+from openai import APIError, APIStatusError
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeStatus
 
 from actors.errors import JudgeError, gist
-from configs.judges import JudgeConfig
+from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
-from judge.llm.client import NO_KEY
+from judge.llm.endpoint import connect
 from judge.llm.served_model import (
     ENGINE_CLASS,
     ServedModel,
@@ -145,7 +145,7 @@ async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
     call = asyncio.create_task(_first_call(served, deadline_at))
     try:
         while not call.done():
-            if failure := await asyncio.to_thread(_engine_failure, served.app_name):
+            if failure := await asyncio.to_thread(_failure, served.app_name):
                 raise JudgeError(f"the engine of the LLM judge {served.model!r} does not come up: {failure}")
             await asyncio.wait([call], timeout=POLL_S)
         call.result()
@@ -155,7 +155,7 @@ async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
 
 async def _first_call(served: ServedModel, deadline_at: float) -> None:
     reason = "no try was made"
-    async with AsyncOpenAI(base_url=served.base_url, api_key=NO_KEY, max_retries=0) as client:
+    async with connect(LLMJudgeConfig(base_url=served.base_url), "", is_own=True) as client:
         while (left_s := deadline_at - time.monotonic()) > 0:
             try:
                 await client.chat.completions.create(
@@ -197,39 +197,27 @@ def _serve_status() -> ServeStatus:
     return serve.status()
 
 
-def _application(app_name: str) -> ApplicationStatusOverview | None:
-    return _serve_status().applications.get(app_name)
+def _failure(app_name: str) -> str | None:
+    """Why an application will not come up; None while it still may."""
+    application = _serve_status().applications.get(app_name)
+    if application is None:
+        return "its application is gone"
+    for deployment in application.deployments.values():
+        if deployment.status in (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY):
+            return gist(deployment.message)
+    failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+    return gist(application.message) if application.status in failed else None
 
 
 def _is_ingress_up(app_name: str) -> bool:
     """Whether the application takes calls. Engines do not count: the first call starts one."""
-    application = _application(app_name)
+    application = _serve_status().applications.get(app_name)
     if application is None:
         return False
-    if failure := _failure(application):
+    if failure := _failure(app_name):
         raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {failure}")
-    ingress = [deployment for name, deployment in application.deployments.items() if not _is_engine(name)]
+    ingress = [status for name, status in application.deployments.items() if not name.startswith(f"{ENGINE_CLASS}:")]
     return bool(ingress) and all(deployment.status is DeploymentStatus.HEALTHY for deployment in ingress)
-
-
-def _engine_failure(app_name: str) -> str | None:
-    application = _application(app_name)
-    return "its application is gone" if application is None else _failure(application)
-
-
-def _failure(application: ApplicationStatusOverview) -> str | None:
-    """Why an application will not come up; None while it still may."""
-    failed = (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY)
-    for deployment in application.deployments.values():
-        if deployment.status in failed:
-            return gist(deployment.message)
-    if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-        return gist(application.message)
-    return None
-
-
-def _is_engine(deployment_name: str) -> bool:
-    return deployment_name.startswith(f"{ENGINE_CLASS}:")
 
 
 def _late(app_name: str) -> str:

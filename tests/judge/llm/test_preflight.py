@@ -83,8 +83,8 @@ async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting
         (scripted.storm(), "status 429"),
         (scripted.status(500), "status 500"),
         (scripted.status(503), "status 503"),
-        (scripted.hangs, "did not reply within 2 s"),
-        (scripted.drips, "did not reply within 2 s"),
+        (scripted.hangs, "no reply within"),
+        (scripted.drips, "no reply within"),
         (scripted.says("Score: 1"), "not a verdict"),
         (scripted.raw(b"<html>", "text/html"), "not JSON"),
     ],
@@ -92,7 +92,7 @@ async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting
 async def test_what_may_pass_is_a_warning(server, told, plan, words):
     server.plan = plan
     started = time.monotonic()
-    await preflight_judge(config_for(server), warn=told.append, timeout_s=2.0 if "2 s" in words else 9.0)
+    await preflight_judge(config_for(server), warn=told.append, timeout_s=2.0 if "no reply" in words else 9.0)
     assert time.monotonic() - started < 9
     assert len(told) == 1
     assert words in told[0]
@@ -101,14 +101,14 @@ async def test_what_may_pass_is_a_warning(server, told, plan, words):
 @pytest.mark.parametrize("port", [9, 1])
 async def test_nobody_listening_is_found_at_once(told, port):
     config = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="m", base_url=f"http://127.0.0.1:{port}/v1"))
-    with pytest.raises(JudgeError, match="cannot be reached .*ConnectError"):
+    with pytest.raises(JudgeError, match="ConnectError.*bring it up, or mend the address"):
         await preflight_judge(config, warn=told.append)
 
 
 async def test_a_proxy_in_between_is_named(told, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     config = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="m"))
-    with pytest.raises(JudgeError, match=r"asked through the proxy http://127.0.0.1:9 \(HTTPS_PROXY\), cannot be reached"):
+    with pytest.raises(JudgeError, match=r"through the proxy http://127.0.0.1:9 \(HTTPS_PROXY\): APIConnectionError"):
         await preflight_judge(config, warn=told.append)
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
     with pytest.raises(JudgeError, match=r"socksio.*the proxy socks5://127.0.0.1:1 \(HTTPS_PROXY\)"):

@@ -74,7 +74,9 @@ class Wording:
                 raise ValueError(f"{where} {{{place}}} {count} times: write it once")
         before = places["user"][: places["user"].index("prediction")]
         if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
-            raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share what is there")
+            raise ValueError(
+                f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share what is there"
+            )
 
     def filled(self, config: JudgeConfig) -> Prompt:
         """The texts for a judge's metric and form of reply."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,6 @@ START_TRIES = 2
 DRAIN_MARGIN_S = 5.0
 ENGINE_CLASS = "JudgeLLMServer"
 CALLBACK_CLASS = "LocalModel"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
-    """An LLM that the cluster serves."""
-
-    base_url: str
-    """Of its OpenAI-compatible endpoint, the same on every node: each has a proxy on its own loopback interface."""
-    model: str
-    """Name by which the endpoint knows it; tells the content of the folder."""
-    app_name: str
-    """Of the Serve application, unique to the run."""
 
 
 def check_model_folder(folder: Path) -> None:
@@ -80,10 +68,15 @@ def served_name(config: JudgeConfig) -> str:
     return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
 
 
-def served_config(config: JudgeConfig, served: ServedModel) -> JudgeConfig:
-    """What replicas need to talk to the served model: its address and name, and no key."""
+def served_config(config: JudgeConfig, *, base_url: str, model: str) -> JudgeConfig:
+    """What replicas need to talk to the served model: its address and name, and no key.
+
+    Args:
+        base_url: the same on every node, each of which has a proxy on its own loopback interface.
+        model: name by which the endpoint knows it, as `model_id` gives it.
+    """
     no_key = {"azure_api_version": "", "api_key_file": "", "api_key_env": ""}
-    return replace(config, llm=replace(config.llm, model=served.model, base_url=served.base_url, **no_key))
+    return replace(config, llm=replace(config.llm, model=model, base_url=base_url, **no_key))
 
 
 def num_gpus_wanted(config: JudgeConfig) -> float:

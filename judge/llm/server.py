@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from openai import APIError, APIStatusError
@@ -34,7 +34,6 @@ from judge.deployment import LOOPBACK, accept_metrics_interval, delete_applicati
 from judge.llm.endpoint import connect
 from judge.llm.served_model import (
     ENGINE_CLASS,
-    ServedModel,
     check_model_folder,
     engine_options,
     ingress_options,
@@ -68,32 +67,33 @@ async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeC
     deadline_at = time.monotonic() + config.cluster.start_timeout_s
     try:
         served = await asyncio.to_thread(deploy_llm, config, app_name, deadline_at=deadline_at)
-        await wake_llm(served, deadline_at=deadline_at)
-        yield served_config(config, served)
+        await wake_llm(served, app_name, deadline_at=deadline_at)
+        yield served
     finally:
         await asyncio.to_thread(delete_application, app_name)
 
 
-def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> ServedModel:
-    """Start the application on the Ray cluster that this process is connected to, without its engines. Blocks.
+def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> JudgeConfig:
+    """Start the application on the cluster that this process is connected to, without its engines. Blocks.
 
     Args:
         deadline_at: when to give up, on the monotonic clock.
 
+    Returns:
+        the config with which judges reach it.
+
     Raises:
         JudgeError: the folder is no model, GPUs are missing, or Serve cannot speak HTTP here.
     """
-    folder = Path(config.llm.model)
-    check_model_folder(folder)
+    check_model_folder(folder := Path(config.llm.model))
     held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
     if wanted > held:
         raise JudgeError(
-            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} cannot work: the LLM judge needs {wanted:g} GPUs, "
-            f"the cluster has {held:g}"
+            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} is invalid: the LLM judge needs {wanted:g} GPUs, the "
+            f"cluster has {held:g}"
         )
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    address = _start_proxies(config.cluster.port)
-    name = model_id(folder)
+    address, name = _start_proxies(config.cluster.port), model_id(folder)
     # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
     # happens in a process that ends with it.
     build = ray.remote(num_cpus=0, max_calls=1)(_run_application)
@@ -109,7 +109,7 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Ser
         if time.monotonic() > deadline_at:
             raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
         time.sleep(POLL_S)
-    return ServedModel(base_url=f"{address}/{app_name}/v1", model=name, app_name=app_name)
+    return served_config(config, base_url=f"{address}/{app_name}/v1", model=name)
 
 
 def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: str) -> None:
@@ -129,47 +129,47 @@ def waker(config: JudgeConfig, app_name: str) -> Callable[[], Awaitable[None]] |
     """
     if "cluster" not in config.chain or config.cluster.min_replicas:
         return None
-    served = ServedModel(base_url=config.llm.base_url, model=config.llm.model, app_name=app_name)
-    return lambda: wake_llm(served, deadline_at=time.monotonic() + config.cluster.start_timeout_s)
+    return lambda: wake_llm(config, app_name, deadline_at=time.monotonic() + config.cluster.start_timeout_s)
 
 
-async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
+async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> None:
     """Have an engine up: one call of one token, held by Serve until one answers.
 
     Args:
+        config: as `deploy_llm` returns it.
         deadline_at: when to give up, on the monotonic clock.
 
     Raises:
         JudgeError: the engine died on its way up, or was not up in time.
     """
-    call = asyncio.create_task(_first_call(served, deadline_at))
+    call = asyncio.create_task(_first_call(config.llm, app_name, deadline_at))
     try:
         while not call.done():
-            if failure := await asyncio.to_thread(_failure, served.app_name):
-                raise JudgeError(f"the engine of the LLM judge {served.model!r} does not come up: {failure}")
+            if failure := await asyncio.to_thread(_failure, app_name):
+                raise JudgeError(f"the engine of the LLM judge {config.llm.model!r} does not come up: {failure}")
             await asyncio.wait([call], timeout=POLL_S)
         call.result()
     finally:
         call.cancel()
 
 
-async def _first_call(served: ServedModel, deadline_at: float) -> None:
-    reason = "no try was made"
-    async with connect(LLMJudgeConfig(base_url=served.base_url), "", is_own=True) as client:
+async def _first_call(llm: LLMJudgeConfig, app_name: str, deadline_at: float) -> None:
+    reason, chat = "no try was made", [{"role": "user", "content": "Hi"}]
+    async with connect(llm, "", is_own=True) as client:
         while (left_s := deadline_at - time.monotonic()) > 0:
             try:
                 await client.chat.completions.create(
-                    model=served.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, timeout=left_s
+                    model=llm.model, messages=cast(Any, chat), max_tokens=1, timeout=left_s
                 )
                 return
             except APIStatusError as error:
                 if error.status_code < 500 and error.status_code != 404:
-                    raise JudgeError(f"the LLM judge {served.model!r} refused a plain chat: {error.message}") from error
+                    raise JudgeError(f"the LLM judge {llm.model!r} refused a plain chat: {error.message}") from error
                 reason = f"status {error.status_code}"  # a proxy that does not know the new route yet says 404
             except APIError as error:
                 reason = type(error).__name__
             await asyncio.sleep(min(RETRY_S, max(0.0, left_s)))
-    raise JudgeError(f"{_late(served.app_name)}: {reason}")
+    raise JudgeError(f"{_late(app_name)}: {reason}")
 
 
 def _start_proxies(port: int) -> str:

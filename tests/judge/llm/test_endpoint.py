@@ -102,7 +102,11 @@ def no_proxies(monkeypatch):
         ({"HTTP_PROXY": "http://p:3128"}, "https://far.example/v1", ""),
         ({"https_proxy": "http://a:b@p"}, "https://far.example/v1", "the proxy http://p (HTTPS_PROXY)"),
         ({"ALL_PROXY": "socks5://p:1"}, "https://far.example/v1", "the proxy socks5://p:1 (ALL_PROXY)"),
-        ({"ALL_PROXY": "http://p", "HTTPS_PROXY": "http://q"}, "https://f.example/v1", "the proxy http://q (HTTPS_PROXY)"),
+        (
+            {"ALL_PROXY": "http://p", "HTTPS_PROXY": "http://q"},
+            "https://f.example/v1",
+            "the proxy http://q (HTTPS_PROXY)",
+        ),
         ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "example"}, "http://far.example/v1", ""),
         ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "*"}, "http://far.example/v1", ""),
         ({"HTTP_PROXY": "http://p:1"}, "http://127.0.0.1:1/v1", ""),

@@ -43,7 +43,11 @@ def test_length_is_capped_before_and_after_cleaning():
 def test_a_group_has_one_code_and_another_group_or_run_another():
     codes = {group_code(b"run", "q", "r", prediction) for prediction in ("red", "blue", "{}")}
     assert len(codes) == 1
-    others = {group_code(b"run", "q2", "r", "red"), group_code(b"run", "q", "r2", "red"), group_code(b"2", "q", "r", "")}
+    others = {
+        group_code(b"run", "q2", "r", "red"),
+        group_code(b"run", "q", "r2", "red"),
+        group_code(b"2", "q", "r", ""),
+    }
     assert len(codes | others) == 4
     assert {len(code) for code in codes | others} == {16}
     assert group_code(b"run", "qr", "", "") != group_code(b"run", "q", "r", "")

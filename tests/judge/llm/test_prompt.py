@@ -74,7 +74,9 @@ def test_an_equal_call_is_equal_byte_for_byte_and_another_run_has_another_code()
     assert messages(material()) != messages(material(), secret=b"of another run")
 
 
-@pytest.mark.parametrize("predictions", [("red", "blue"), ("", "x" * 50), ("<s>", "{question}"), ("1", "The code is 0.")])
+@pytest.mark.parametrize(
+    "predictions", [("red", "blue"), ("", "x" * 50), ("<s>", "{question}"), ("1", "The code is 0.")]
+)
 def test_calls_of_a_group_share_everything_before_the_prediction(predictions):
     first, second = (messages(material(prediction=prediction)) for prediction in predictions)
     assert first[0] == second[0]

@@ -15,7 +15,7 @@ from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
 from judge.llm import server as llm_server
-from judge.llm.served_model import served_config
+from judge.llm.served_model import model_id
 from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -108,7 +108,7 @@ def test_more_gpus_than_the_cluster_has_are_refused(local_ray, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    with pytest.raises(JudgeError, match=r"num_gpus=2 cannot work: the LLM judge needs 2 GPUs, the cluster has 0"):
+    with pytest.raises(JudgeError, match=r"num_gpus=2 is invalid: the LLM judge needs 2 GPUs, the cluster has 0"):
         deploy_llm(judge_config(tmp_path, num_gpus=2.0), "refused", deadline_at=time.monotonic() + 1)
 
 
@@ -162,10 +162,10 @@ async def test_an_engine_that_dies_at_start_is_an_error_with_its_reason(local_ra
 async def test_a_deadline_ends_the_wait_for_an_engine(local_ray, smollm2):
     config = judge_config(smollm2)
     served = deploy_llm(config, "late", deadline_at=time.monotonic() + START_S)
-    assert served_config(config, served).llm.model == served.model
+    assert served.llm.model == model_id(smollm2)
     started = time.monotonic()
     with pytest.raises(JudgeError, match=r"'late' was not up within judge.cluster.start_timeout_s"):
-        await wake_llm(served, deadline_at=started + 3)
+        await wake_llm(served, "late", deadline_at=started + 3)
     assert time.monotonic() - started < 10
     serve.delete("late")
 

@@ -173,9 +173,8 @@ def deploy_judges(
     deadline_at = time.monotonic() + config.start_timeout_s
     # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(
-        config, make or _carry(llm_judge(config))
-    )
+    make = make or _carry(llm_judge(config))
+    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
         start_serve()

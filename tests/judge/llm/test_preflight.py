@@ -101,7 +101,7 @@ async def test_what_may_pass_is_a_warning(server, told, plan, words):
 @pytest.mark.parametrize("port", [9, 1])
 async def test_nobody_listening_is_found_at_once(told, port):
     config = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="m", base_url=f"http://127.0.0.1:{port}/v1"))
-    with pytest.raises(JudgeError, match="ConnectError.*bring it up, or mend the address"):
+    with pytest.raises(JudgeError, match=r"ConnectError.*bring it up, or mend the address"):
         await preflight_judge(config, warn=told.append)
 
 

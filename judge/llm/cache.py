@@ -49,7 +49,8 @@ _SCHEMA = f"""CREATE TABLE IF NOT EXISTS {_TABLE}
 ({_COLUMNS}, created_at DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), PRIMARY KEY (key))"""
 _INSERT = f"INSERT OR IGNORE INTO {_TABLE} ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,10 +206,10 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 def _row(answer: JudgedAnswer) -> list[str | int]:
     verdict = answer.verdict
-    texts = [verdict.judge, verdict.reason, verdict.judge_version, verdict.model]
-    texts += [answer.question, answer.reference, answer.prediction]
-    # What SQLite cannot hold as UTF-8 is escaped.
-    row = [answer.key, int(verdict.is_correct), *(text.encode("utf-8", "backslashreplace").decode() for text in texts)]
+    texts = (verdict.judge, verdict.reason, verdict.judge_version, verdict.model)
+    row: list[str | int] = [answer.key, int(verdict.is_correct)]
+    for text in (*texts, answer.question, answer.reference, answer.prediction):
+        row.append(text.encode("utf-8", "backslashreplace").decode())  # SQLite holds no lone surrogates
     return [*row, _digest(row)]
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from openai import (
     APIError,
@@ -90,9 +90,9 @@ def proxy_of(url: str) -> str:
     Raises:
         JudgeError: it is no address of a proxy.
     """
-    parts, proxies = urlsplit(url), getproxies_environment()
+    parts, proxies = urlsplit(url), getproxies()
     kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    if not proxies.get(kind) or is_this_machine(url) or proxy_bypass_environment(parts.hostname or "", proxies):
+    if not proxies.get(kind) or is_this_machine(url) or proxy_bypass(parts.hostname or ""):
         return ""
     try:
         proxy = urlsplit(proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}")

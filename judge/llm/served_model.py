@@ -75,8 +75,8 @@ def served_config(config: JudgeConfig, *, base_url: str, model: str) -> JudgeCon
         base_url: the same on every node, each of which has a proxy on its own loopback interface.
         model: name by which the endpoint knows it, as `model_id` gives it.
     """
-    no_key = {"azure_api_version": "", "api_key_file": "", "api_key_env": ""}
-    return replace(config, llm=replace(config.llm, model=model, base_url=base_url, **no_key))
+    llm = replace(config.llm, model=model, base_url=base_url, azure_api_version="", api_key_file="", api_key_env="")
+    return replace(config, llm=llm)
 
 
 def num_gpus_wanted(config: JudgeConfig) -> float:

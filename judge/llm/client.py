@@ -90,7 +90,7 @@ class LLMJudge:
         if not material.reference:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
         outcome = await self._call(client, build_messages(self._prompt, material, self._secret))
-        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)):
+        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)[1]):
             outcome = replace(outcome, reason=f"through {proxy}: {outcome.reason}"[:MAX_REASON_CHARS])
         return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
 

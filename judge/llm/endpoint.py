@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -61,11 +62,12 @@ def connect(
 
 
 def _new_client(config: LLMJudgeConfig, key: str, *, is_own: bool) -> AsyncOpenAI:
-    proxy = "" if is_own else proxy_of(config.base_url)
+    address, proxy = ("", "") if is_own else proxy_of(config.base_url)
+    # The HTTP library reads nothing of the environment but certificates: it would build every proxy, needed or not.
+    verify = ssl.create_default_context() if os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"} else True
     settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=CONNECT_S)}
     try:
-        if is_own or is_this_machine(config.base_url):
-            settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
+        settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, proxy=address or None, verify=verify)
         if version := config.azure_api_version:
             return AsyncAzureOpenAI(azure_endpoint=config.base_url, api_version=version, **settings)
         return AsyncOpenAI(base_url=config.base_url, **settings)
@@ -84,27 +86,37 @@ def is_this_machine(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def proxy_of(url: str) -> str:
-    """`the proxy ADDRESS (VARIABLE)` through which the environment has a URL asked; empty where none is in between.
+def proxy_of(url: str) -> tuple[str, str]:
+    """The proxy through which the environment has a URL asked, and how to show it; twice nothing where there is none.
 
     Raises:
         JudgeError: it is no address of a proxy.
     """
     parts, proxies = urlsplit(url), getproxies()
     kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    if not proxies.get(kind) or is_this_machine(url) or proxy_bypass(parts.hostname or ""):
-        return ""
+    if not proxies.get(kind) or is_this_machine(url) or _is_exempt(parts.hostname or "", proxies.get("no", "")):
+        return "", ""
+    address = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
     try:
-        proxy = urlsplit(proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}")
+        proxy = urlsplit(address)
         place = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
-        if place and proxy.scheme in PROXY_SCHEMES:
-            return f"the proxy {proxy.scheme}://{place} ({kind.upper()}_PROXY)"  # without user and password
+        if place and proxy.scheme in PROXY_SCHEMES:  # user and password are not shown
+            return address, f"the proxy {proxy.scheme}://{place} ({kind.upper()}_PROXY)"
     except ValueError:
         pass
     raise JudgeError(
         f"{kind.upper()}_PROXY is no address of a proxy: write HOST:PORT after {', '.join(PROXY_SCHEMES)} and ://, or "
         f"unset it"
     )
+
+
+def _is_exempt(host: str, no_proxy: str) -> bool:
+    """Whether NO_PROXY names the host, or a network that holds its address."""
+    try:
+        networks = [ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry]
+        return proxy_bypass(host) or any(ipaddress.ip_address(host) in network for network in networks)
+    except ValueError:
+        return proxy_bypass(host)
 
 
 def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:

@@ -332,6 +332,15 @@ async def test_a_call_that_goes_through_a_proxy_names_it_when_it_fails(monkeypat
     assert "secret" not in repr(outcomes)
 
 
+async def test_a_proxy_that_does_not_concern_the_endpoint_is_not_even_built(server, monkeypatch):
+    monkeypatch.setattr("judge.llm.endpoint.is_this_machine", lambda url: False)
+    for variables in ({"ALL_PROXY": "socks5://x:1", "NO_PROXY": "127.0.0.1"}, {"HTTPS_PROXY": "socks5://x:1"}):
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            assert {type(outcome) for outcome in await grade(config_for(server))} == {Verdict}
+
+
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks4://x:1", "gopher://x", "http://x:port", "http://"])
 async def test_a_client_that_cannot_be_built_denies_with_one_line_that_names_the_proxy(monkeypatch, proxy):
     monkeypatch.setenv("ALL_PROXY", proxy)

@@ -108,6 +108,9 @@ def no_proxies(monkeypatch):
             "the proxy http://q (HTTPS_PROXY)",
         ),
         ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "example"}, "http://far.example/v1", ""),
+        ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "far.example, 10.0.0.0/8"}, "http://10.2.3.4:8000/v1", ""),
+        ({"HTTP_PROXY": "p:1", "NO_PROXY": "10.0.0.0/8"}, "http://11.2.3.4/v1", "the proxy http://p:1 (HTTP_PROXY)"),
+        ({"HTTP_PROXY": "p:1", "NO_PROXY": "x/y"}, "http://11.2.3.4/v1", "the proxy http://p:1 (HTTP_PROXY)"),
         ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "*"}, "http://far.example/v1", ""),
         ({"HTTP_PROXY": "http://p:1"}, "http://127.0.0.1:1/v1", ""),
     ],
@@ -115,7 +118,9 @@ def no_proxies(monkeypatch):
 def test_the_proxy_that_the_environment_asks_for(environment, url, words, no_proxies, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert proxy_of(url) == words
+    address, shown = proxy_of(url)
+    assert shown == words
+    assert bool(address) == bool(words)
 
 
 @pytest.mark.parametrize("proxy", ["http://", "socks4://p:1", "ftp://p", "http://p:port", "http://[::1", "://"])

@@ -18,13 +18,13 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
 from configs.judges import JudgeConfig
-from judge.llm.prompt import clean_material
+from judge.llm.prompt import clean_texts
 from judge.verdict import Verdict
 
 APPLICATION_ID = 0x56544B56
@@ -74,8 +74,8 @@ def verdict_key(question: str, reference: str, prediction: str, judge_version: s
     Args:
         judge_version: as `judge.llm.version` makes it; it holds at how many characters a text is cut.
     """
-    seen = clean_material(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
-    return _digest([judge_version, *astuple(seen)])
+    seen = clean_texts(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
+    return _digest([judge_version, *seen.values()])
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:

@@ -19,7 +19,7 @@ from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.require import require
 from judge.llm.apikey import hide_keys, read_key
 from judge.llm.endpoint import MAX_REASON_CHARS, connect, describe_failure, proxy_of
-from judge.llm.prompt import build_messages, call_options, clean_material, load_wording
+from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording
 from judge.llm.reply import read_completion
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
@@ -47,7 +47,7 @@ class LLMJudge:
         require(not needs_address, "judge.llm.base_url", llm.base_url, remedy)
         self._prompt = load_wording(llm.prompt).filled(config)
         self._secret = secrets.token_bytes(32)
-        self._version = judge_version(config, self._prompt)
+        self._version = judge_version(config)
         self._client: AsyncOpenAI | None = None
         self._is_key_stale = False
         self._keys: set[str] = set()
@@ -86,10 +86,10 @@ class LLMJudge:
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
         llm = self._config.llm
         caps = {"max_field_chars": llm.max_field_chars, "max_answer_chars": self._config.max_answer_chars}
-        material = clean_material(request.question, request.reference, prediction, **caps)
-        if not material.reference:
+        texts = clean_texts(request.question, request.reference, prediction, **caps)
+        if not texts["reference"]:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
-        outcome = await self._call(client, build_messages(self._prompt, material, self._secret))
+        outcome = await self._call(client, build_messages(self._prompt, texts, self._secret))
         if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)[1]):
             outcome = replace(outcome, reason=f"through {proxy}: {outcome.reason}"[:MAX_REASON_CHARS])
         return replace(outcome, reason=hide_keys(outcome.reason, self._keys))

@@ -114,9 +114,9 @@ def _is_exempt(host: str, no_proxy: str) -> bool:
     """Whether NO_PROXY names the host, or a network that holds its address."""
     try:
         networks = [ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry]
-        return proxy_bypass(host) or any(ipaddress.ip_address(host) in network for network in networks)
+        return bool(proxy_bypass(host)) or any(ipaddress.ip_address(host) in network for network in networks)
     except ValueError:
-        return proxy_bypass(host)
+        return bool(proxy_bypass(host))
 
 
 def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:

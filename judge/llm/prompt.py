@@ -21,24 +21,12 @@ from judge.llm.fence import clean_text, fence, group_code
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
 PROMPT_FORMAT = 1
 """Raise it when the same wording and texts give another prompt: verdicts kept under the old one no longer count."""
-TEMPERATURE = 0.0
+SAMPLING = {"temperature": 0.0, "seed": 0}
 """Also on further tries: a verdict is a property of the texts, not of how often one asks."""
-SEED = 0
 FIELDS = ("question", "reference", "prediction")
-ALLOWED = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
-"""Places of a wording's texts; the others have none."""
-
+PLACES = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
+"""Places that texts of a wording may have; the others have none."""
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """The words around the data, for one metric and one form of reply."""
-
-    system: str
-    """May be empty."""
-    user: str
-    """Has the places `{question}`, `{reference}` and `{prediction}` once each, and `{nonce}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,30 +47,26 @@ class Wording:
     """The same with `choice` and `text`."""
 
     def __post_init__(self) -> None:
-        places = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
-        for name, found in places.items():
-            known = ALLOWED.get(name, ())
-            if unknown := [place for place in found if place not in known]:
-                shown = ", ".join(f"{{{place}}}" for place in known) or "none"
-                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {shown}")
-            if name not in ALLOWED and not getattr(self, name).strip():
+        found = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
+        for name, places in found.items():
+            known = PLACES.get(name, ())
+            if unknown := [place for place in places if place not in known]:
+                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {', '.join(known) or 'none'}")
+            if not known and not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty")
-        both = [*places["system"], *places["user"]]
+        both = [*found["system"], *found["user"]]
         for place in (*FIELDS, "reply", "criterion"):
             if (count := both.count(place)) != 1:
-                where = "system and user have" if place == "criterion" else "user has"
-                raise ValueError(f"{where} {{{place}}} {count} times: write it once")
-        before = places["user"][: places["user"].index("prediction")]
+                raise ValueError(f"system and user have {{{place}}} {count} times: write it once")
+        before = found["user"][: found["user"].index("prediction")]
         if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
-            raise ValueError(
-                f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share what is there"
-            )
+            raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that part")
 
-    def filled(self, config: JudgeConfig) -> Prompt:
-        """The texts for a judge's metric and form of reply."""
+    def filled(self, config: JudgeConfig) -> tuple[str, str]:
+        """System and user text for a judge's metric and form of reply, without the data."""
         reply = self.json_reply if config.llm.reply == "json" else self.digit_reply
         words = {"criterion": getattr(self, config.metric), "reply": reply}
-        return Prompt(system=_fill(self.system, words), user=_fill(self.user, words))
+        return _fill(self.system, words), _fill(self.user, words)
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:
@@ -114,47 +98,41 @@ def load_wording(name: str) -> Wording:
     raise ValueError(f"judge.llm.prompt={name!r} is invalid: {reason}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """The three texts of a call, cleaned and cut."""
-
-    question: str
-    reference: str
-    """Empty only where nothing but white space was there: what is invisible is shown by its code points."""
-    prediction: str
-
-
-def clean_material(
+def clean_texts(
     question: str, reference: str, prediction: str, *, max_field_chars: int, max_answer_chars: int
-) -> Material:
+) -> dict[str, str]:
+    """The three texts of a call, cleaned and cut, by name.
+
+    The reference is empty only if it is blank: one of invisible characters alone is shown by its code points.
+    """
     code_points = reference.strip()[:max_field_chars].encode("unicode_escape").decode()
-    return Material(
-        question=clean_text(question, max_field_chars),
-        reference=clean_text(reference, max_field_chars) or code_points[:max_field_chars],
-        prediction=clean_text(prediction, max_answer_chars),
-    )
+    return {
+        "question": clean_text(question, max_field_chars),
+        "reference": clean_text(reference, max_field_chars) or code_points[:max_field_chars],
+        "prediction": clean_text(prediction, max_answer_chars),
+    }
 
 
-def build_messages(prompt: Prompt, material: Material, secret: bytes) -> list[dict[str, str]]:
+def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: bytes) -> list[dict[str, str]]:
     """System and user message of one call.
 
     Args:
+        prompt: as `Wording.filled` gives it.
+        texts: as `clean_texts` gives them.
         secret: of the run, for the code of the marks.
     """
-    texts = asdict(material)
-    code = group_code(secret, *texts.values())
-    words = {name: fence(name, text, code) for name, text in texts.items()} | {"nonce": code}
-    system = [{"role": "system", "content": prompt.system}] if prompt.system.strip() else []
-    return [*system, {"role": "user", "content": _fill(prompt.user, words)}]
+    code = group_code(secret, *(texts[name] for name in FIELDS))
+    words = {name: fence(name, texts[name], code) for name in FIELDS} | {"nonce": code}
+    system = [{"role": "system", "content": prompt[0]}] if prompt[0].strip() else []
+    return [*system, {"role": "user", "content": _fill(prompt[1], words)}]
 
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
-    options: dict[str, Any] = {"model": config.model, "n": 1}
-    if config.thinks:
-        options["max_completion_tokens"] = config.max_reply_tokens
-    else:
-        options |= {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": config.max_reply_tokens}
+    # Models that think take no temperature.
+    sampling = {} if config.thinks else SAMPLING
+    limit = "max_completion_tokens" if config.thinks else "max_tokens"
+    options: dict[str, Any] = {"model": config.model, "n": 1, limit: config.max_reply_tokens, **sampling}
     if config.reply == "json":
         verdict = {"type": "integer", "enum": [0, 1]}
         form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}

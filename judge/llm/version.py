@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from configs.judges import JudgeConfig
-from judge.llm.prompt import PROMPT_FORMAT, Prompt, call_options, load_wording
+from judge.llm.prompt import PROMPT_FORMAT, call_options, load_wording
 from judge.llm.reply import REPLY_FORMAT
 from judge.llm.served_model import served_name
 
 DIGEST_CHARS = 16
 
 
-def judge_version(config: JudgeConfig, prompt: Prompt | None = None) -> str:
+def judge_version(config: JudgeConfig) -> str:
     """Hex digest of endpoint, model, revision, sampling, form of reply and the words around the data.
 
     What no LLM sees is left out: rules, chain, key, limits, deadlines, prices, replicas. A model that the cluster
     serves counts by its content, not by the port where it happens to listen. Empty where no LLM judges.
-
-    Args:
-        prompt: the config's own, where it is loaded already.
 
     Raises:
         ValueError: the wording cannot be read.
     """
     if not config.has_llm:
         return ""
-    llm, is_served = config.llm, "cluster" in config.chain
+    llm = config.llm
     parts = {
         "formats": [PROMPT_FORMAT, REPLY_FORMAT],
-        "endpoint": "cluster" if is_served else [llm.base_url.rstrip("/"), llm.azure_api_version],
+        "endpoint": "cluster" if "cluster" in config.chain else [llm.base_url.rstrip("/"), llm.azure_api_version],
         "revision": llm.revision,
         "options": call_options(replace(llm, model=served_name(config))),
-        "prompt": asdict(prompt or load_wording(llm.prompt).filled(config)),
+        "prompt": load_wording(llm.prompt).filled(config),
         "max_field_chars": llm.max_field_chars,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:DIGEST_CHARS]

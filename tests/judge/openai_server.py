@@ -148,7 +148,7 @@ def _own_lines() -> frozenset[str]:
     wording = load_wording("judge")
     configs = [JudgeConfig(metric=metric, llm=LLMJudgeConfig(reply=reply)) for metric in METRICS for reply in REPLIES]
     prompts = [wording.filled(config) for config in configs]
-    texts = [text.replace("{nonce}", "") for prompt in prompts for text in (prompt.system, prompt.user)]
+    texts = [text.replace("{nonce}", "") for prompt in prompts for text in prompt]
     return frozenset(line for text in texts for line in text.splitlines())
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.llm.prompt import FOLDER, Wording, build_messages, call_options, clean_material, load_wording
+from judge.llm.prompt import FOLDER, Wording, build_messages, call_options, clean_texts, load_wording
 
 WORDING = load_wording("judge")
 SECRET = b"of the run"
@@ -28,7 +28,7 @@ def config(reply="json", metric="strict"):
 
 
 def material(question="what?", reference="red", prediction="blue"):
-    return clean_material(question, reference, prediction, max_field_chars=100, max_answer_chars=50)
+    return clean_texts(question, reference, prediction, max_field_chars=100, max_answer_chars=50)
 
 
 def messages(texts, wording=WORDING, secret=SECRET, **settings):
@@ -93,7 +93,7 @@ def test_template_marks_in_the_texts_are_inert(text):
     texts = material(prediction=text, question=text)
     user = user_text(texts)
     code = re.search(r"The code is ([0-9a-f]{16})\.", user)[1]
-    assert f"<<<prediction {code}>>>\n{texts.prediction}\n<<<end" in user
+    assert f"<<<prediction {code}>>>\n{texts['prediction']}\n<<<end" in user
     assert user.count(f"<<<reference {code}>>>\nred\n") == 1
 
 
@@ -102,14 +102,14 @@ def test_template_marks_in_the_texts_are_inert(text):
 )
 def test_a_reference_of_special_tokens_or_of_nothing_visible_is_not_emptied(reference):
     texts = material(reference=reference, prediction=reference)
-    assert texts.reference
-    assert f"\n{texts.reference}\n<<<end of reference" in user_text(texts)
-    assert material(reference=" \n").reference == ""
+    assert texts["reference"]
+    assert f"\n{texts['reference']}\n<<<end of reference" in user_text(texts)
+    assert material(reference=" \n")["reference"] == ""
 
 
 def test_texts_are_capped():
     texts = material("q" * 1000, "r" * 1000, "p" * 1000)
-    assert [len(texts.question), len(texts.reference), len(texts.prediction)] == [100, 100, 50]
+    assert [len(text) for text in texts.values()] == [100, 100, 50]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_texts_are_capped():
         ({"user": "{question} {reference} {prediction} {reply}"}, "no {nonce} before {prediction}"),
         ({"user": "{nonce} {prediction} {question} {reference} {reply}"}, "no {question} before {prediction}"),
         ({"user": "{nonce} {question} {reference} {prediction}"}, "{reply} 0 times"),
-        ({"user": TEXTS["user"] + "{answer}"}, "{answer}: known there are {question}"),
+        ({"user": TEXTS["user"] + "{answer}"}, "{answer}: known there are question"),
         ({"user": TEXTS["user"] + "{criterion}"}, "{criterion} 2 times"),
         ({"system": "s"}, "{criterion} 0 times"),
-        ({"system": "{criterion} about {question}"}, "{question}: known there are {criterion}"),
+        ({"system": "{criterion} about {question}"}, "{question}: known there are criterion"),
         ({"strict": "as in {reference}"}, "strict has {reference}: known there are none"),
         ({"relaxed": ""}, "relaxed is empty"),
         ({"json_reply": " "}, "json_reply is empty"),

@@ -19,7 +19,6 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +28,8 @@ from judge.verdict import Verdict
 
 APPLICATION_ID = 0x56544B56
 """Marks the file's header as ours: `VTKV`."""
+OFF, READ_ONLY, FULL = range(3)
+"""What the file still serves for."""
 BUSY_S = 10.0
 """How long one access waits for other processes."""
 MAX_KEYS_PER_QUERY = 500
@@ -103,14 +104,6 @@ def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache
         return None
 
 
-class Use(IntEnum):
-    """What the file still serves for."""
-
-    OFF = 0
-    READ_ONLY = 1
-    FULL = 2
-
-
 class VerdictCache:
     """The file of verdicts, used by a driver from its event loop.
 
@@ -125,43 +118,41 @@ class VerdictCache:
             OSError: the folder cannot be made, or lies on a network file system.
             sqlite3.Error: the file cannot be opened, is damaged or holds something else. It is left as it is.
         """
-        self.path, self._warn, self._use = path, warn, Use.FULL
-        mounts = MOUNTS.read_text(errors="replace") if MOUNTS.is_file() else ""
-        if kind := network_filesystem(path.resolve(), mounts):
+        self.path, self._warn, self._use = path, warn, FULL
+        if MOUNTS.is_file() and (kind := network_filesystem(path.resolve(), MOUNTS.read_text(errors="replace"))):
             raise OSError(f"it lies on a network file system ({kind}), where SQLite's locks are not reliable")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
+        with contextlib.ExitStack() as until_ready:
+            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            until_ready.callback(self._connection.close)
             _prepare(self._connection)
-        except sqlite3.Error:
-            self._connection.close()
-            raise
+            until_ready.pop_all()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdict-cache")
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]:
         """The verdicts that are there, by key. A hit costs nothing: its usage is zero."""
-        return await self._run(self._read, keys, needs=Use.READ_ONLY) or {}
+        return await self._run(self._read, keys, needs=READ_ONLY) or {}
 
     async def put(self, answers: Sequence[JudgedAnswer]) -> None:
         """Keep verdicts of LLMs, all or none. A key that is there keeps what it has."""
         for answer in answers:
             assert answer.verdict.judge_version, "only an LLM's verdict is kept, under its judge's version"
-        await self._run(self._write, answers, needs=Use.FULL)
+        await self._run(self._write, answers, needs=FULL)
 
     def close(self) -> None:
         """Write what is under way, then close. Blocks."""
         self._thread.shutdown(wait=True)
         self._connection.close()
 
-    async def _run(self, access: Callable[[Sequence[Item]], Found], items: Sequence[Item], needs: Use) -> Found | None:
+    async def _run(self, access: Callable[[Sequence[Item]], Found], items: Sequence[Item], needs: int) -> Found | None:
         if not items or self._use < needs:
             return None
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, access, items)
         except sqlite3.Error as error:
             if self._use >= needs:
-                self._use = Use(needs - 1)
-                state = self._use.name.lower().replace("_", " ")
+                self._use = needs - 1
+                state = "off" if self._use == OFF else "read only"
                 self._warn(f"judge.cache={self.path} is {state} from now on: {error}; {REMEDY}")
             return None
 
@@ -180,7 +171,7 @@ class VerdictCache:
         return found
 
     def _write(self, answers: Sequence[JudgedAnswer]) -> None:
-        if self._use is Use.FULL:  # it may have failed while this call was queued
+        if self._use == FULL:  # it may have failed while this call was queued
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany(_INSERT, [_row(answer) for answer in answers])

@@ -1,13 +1,10 @@
 """An LLM judge that Ray Serve runs inside the cluster: `ray.serve.llm` over vLLM, behind Serve's own HTTP proxies.
 
-Serve runs a proxy on every node that holds one of its replicas, each on that node's loopback interface and all on the
-same port. Judges are replicas of Serve too, so one address, `http://127.0.0.1:PORT/APP/v1`, reaches the LLM from each
-of them, and nothing listens where another machine could call. Two things follow: the port has to be free on every
-node (`judge.cluster.port` chooses it where a random one is not good enough), and the model folder has to lie under the
-same path on each node that may run an engine.
-
-Engines are scaled by Serve between `judge.cluster.min_replicas` and `max_replicas`; none at all is allowed: the HTTP
-side stays up, holds the calls that come and has Serve start an engine for them.
+Serve runs a proxy on the loopback interface of every node with a replica, all on the same port. Judges are replicas
+too, so `http://127.0.0.1:PORT/APP/v1` reaches the LLM from each of them, and nothing listens where another machine
+could call. The port has to be free on every node (`judge.cluster.port` chooses it), and the model folder has to lie
+under the same path on each. With `judge.cluster.min_replicas=0` the HTTP side stays up without engines, holds the calls
+that come and has Serve start an engine for them.
 """
 
 from __future__ import annotations
@@ -74,16 +71,11 @@ async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeC
 
 
 def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> JudgeConfig:
-    """Start the application on the cluster that this process is connected to, without its engines. Blocks.
-
-    Args:
-        deadline_at: when to give up, on the monotonic clock.
-
-    Returns:
-        the config with which judges reach it.
+    """Start the application, without its engines, and return the config with which judges reach it. Blocks.
 
     Raises:
-        JudgeError: the folder is no model, GPUs are missing, or Serve cannot speak HTTP here.
+        JudgeError: the folder is no model, GPUs are missing, Serve cannot speak HTTP here, or nothing was up by
+            `deadline_at` (monotonic clock).
     """
     check_model_folder(folder := Path(config.llm.model))
     held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
@@ -121,12 +113,7 @@ def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: 
 
 
 def waker(config: JudgeConfig, app_name: str) -> Callable[[], Awaitable[None]] | None:
-    """How to have an engine up again, where Serve may scale them to none; None where nobody has to.
-
-    Args:
-        config: as `served_llm` gave it.
-        app_name: as `served_llm` got it.
-    """
+    """How to have an engine of `served_llm` up again where Serve may scale them to none; None where nobody has to."""
     if "cluster" not in config.chain or config.cluster.min_replicas:
         return None
     return lambda: wake_llm(config, app_name, deadline_at=time.monotonic() + config.cluster.start_timeout_s)
@@ -135,12 +122,8 @@ def waker(config: JudgeConfig, app_name: str) -> Callable[[], Awaitable[None]] |
 async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> None:
     """Have an engine up: one call of one token, held by Serve until one answers.
 
-    Args:
-        config: as `deploy_llm` returns it.
-        deadline_at: when to give up, on the monotonic clock.
-
     Raises:
-        JudgeError: the engine died on its way up, or was not up in time.
+        JudgeError: the engine died on its way up, or was not up by `deadline_at` (monotonic clock).
     """
     call = asyncio.create_task(_first_call(config.llm, app_name, deadline_at))
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
@@ -49,57 +48,36 @@ def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> 
     """
     usage = Usage(num_calls=1)
     try:
-        completion = _object(_load(body), "the response")
-        usage = _usage(completion)
-        choices = completion.get("choices")
-        if not isinstance(choices, list) or len(choices) != 1:
-            raise UnusableReply(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of one")
-        choice = _object(choices[0], "the choice")
-        if choice.get("finish_reason") == "content_filter":
+        completion = json.loads(body)
+        usage = _usage(completion.get("usage"))
+        (choice,) = completion["choices"]
+        end, message = choice["finish_reason"], choice["message"]
+        if end == "content_filter":
             return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
-        text = _content(choice)
-        is_correct = parse_verdict(text, form)
-    except UnusableReply as error:
-        return NoVerdict(reason=f"unusable reply: {error}", failure=Failure.UNUSABLE, usage=usage)
-    model, reason = completion.get("model"), f"replied {shown(text)}"
-    name = model if isinstance(model, str) else ""
+        if extras := [name for name in ("refusal", "tool_calls", "function_call") if message.get(name)]:
+            raise UnusableReply(f"the message has a {extras[0]}")
+        if end != "stop":
+            raise UnusableReply(f"the reply ended by {shown(str(end))}, not by stop")
+        text = message["content"]
+        is_correct, model = parse_verdict(text, form), completion.get("model")
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        why = error if isinstance(error, UnusableReply) else f"no chat completion with one choice: {shown(body)}"
+        return NoVerdict(reason=f"unusable reply: {why}", failure=Failure.UNUSABLE, usage=usage)
     return Verdict(
-        is_correct=is_correct, judge=judge, reason=reason, judge_version=judge_version, model=name, usage=usage
+        is_correct=is_correct,
+        judge=judge,
+        reason=f"replied {shown(text)}",
+        judge_version=judge_version,
+        model=model if isinstance(model, str) else "",
+        usage=usage,
     )
 
 
-def _load(body: str) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UnusableReply(f"the response is not JSON: {shown(body)}") from error
-
-
-def _object(value: object, what: str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise UnusableReply(f"{what} is not an object")
-
-
-def _usage(completion: dict[str, Any]) -> Usage:
+def _usage(tokens: object) -> Usage:
     """Tokens as the endpoint counted them; 0 where it does not say."""
-    tokens = completion.get("usage")
     counts = [tokens.get(f"{what}_tokens") if isinstance(tokens, dict) else 0 for what in ("prompt", "completion")]
     prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counts)
     return Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
-
-
-def _content(choice: dict[str, Any]) -> str:
-    message = _object(choice.get("message"), "the message")
-    for name in ("refusal", "tool_calls", "function_call"):
-        if message.get(name):
-            raise UnusableReply(f"the message has a {name}")
-    if (reason := choice.get("finish_reason")) != "stop":
-        raise UnusableReply(f"the reply ended by {shown(str(reason))}, not by stop")
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    raise UnusableReply("the message has no text")
 
 
 def shown(text: str) -> str:

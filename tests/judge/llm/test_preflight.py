@@ -86,7 +86,7 @@ async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting
         (scripted.hangs, "no reply within"),
         (scripted.drips, "no reply within"),
         (scripted.says("Score: 1"), "not a verdict"),
-        (scripted.raw(b"<html>", "text/html"), "not JSON"),
+        (scripted.raw(b"<html>", "text/html"), "no chat completion"),
     ],
 )
 async def test_what_may_pass_is_a_warning(server, told, plan, words):

@@ -124,8 +124,9 @@ class JudgePool:
             for prediction, request in requests.items()
         }
         found = await self._store.get(list(keys.values()))
-        self._counts += JudgeCounts(num_cache_hits=len(found))
-        return {prediction: found[key] for prediction, key in keys.items() if key in found}
+        known: dict[str, Outcome] = {prediction: found[key] for prediction, key in keys.items() if key in found}
+        self._counts += JudgeCounts(num_cache_hits=len(known))
+        return known
 
     async def _share(self, request: JudgeRequest) -> Outcome:
         """Ask, unless somebody is asking already: whoever does waits for that outcome.

@@ -90,16 +90,17 @@ def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
 
 @pytest.mark.ray
 @slow
-def test_serve_without_proxies_is_started_anew_when_idle_and_refused_when_in_use(local_ray):
-    serve.start(proxy_location="Disabled")
+def test_serve_of_another_run_has_proxies_and_serve_of_somebody_else_without_any_is_refused(local_ray):
+    judges = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="none"))
+    deploy_judges(judges, "other").close()
     address = _start_proxies(0)
     assert address.startswith("http://127.0.0.1:")
     assert _start_proxies(0) == address, "proxies that are up are used"
+    assert "other" in serve.status().applications
     serve.shutdown()
-    deploy_judges(JudgeConfig(), "rules").close()
+    serve.start(proxy_location="Disabled")
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
         _start_proxies(0)
-    delete_application("rules")
 
 
 @pytest.mark.ray

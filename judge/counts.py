@@ -46,6 +46,7 @@ class JudgeCounts:
 
     @property
     def mean_queue_s(self) -> float:
+        """Seconds per reply."""
         return self.queue_s / max(1, self.num_replies)
 
     @property

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from configs.judges import JudgeConfig
 from judge.clock import loop_time
-from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, failure_of
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 BURST_SHARE = 0.05
 """Share of a minute's quota that may be spent at once. Refilling gives the rest, so no minute sees more than all, as
@@ -70,11 +70,7 @@ class Window:
         self.num_cuts = 0
 
     def throttled(self, num_cuts_before: int) -> None:
-        """Calls that were under way together are turned away together: they halve the limit once.
-
-        Args:
-            num_cuts_before: `num_cuts` when the call went out.
-        """
+        """Calls that went out after the same number of cuts are turned away together: they halve the limit once."""
         if num_cuts_before == self.num_cuts:
             self.size = max(1.0, self.size / 2)
             self.num_cuts += 1
@@ -83,15 +79,15 @@ class Window:
         self.size = min(float(self._most), self.size + 1 / self.size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Admission:
     """A call's place. Not settled, it has spent all it reserved."""
 
     reserved: Usage
-    num_cuts: int
-    """Of the window, when the call was let out."""
     num_under_way: int
-    """Calls under way then, this one among them."""
+    """Calls under way when it was let out, itself among them."""
+    num_cuts: int
+    """Of the window then."""
 
 
 class Limits:
@@ -119,16 +115,12 @@ class Limits:
 
     def rest(self, outcome: Outcome) -> None:
         """Admit nobody for as long as the endpoint asked, but not for ever."""
-        if isinstance(outcome, NoVerdict) and outcome.retry_after_s is not None:
+        if isinstance(outcome, NoVerdict) and outcome.retry_after_s:
             self._opens_at = max(self._opens_at, loop_time() + min(outcome.retry_after_s, self._max_rest_s))
 
     @contextlib.asynccontextmanager
     async def admitted(self, usage: Usage) -> AsyncIterator[Admission]:
-        """Wait for a turn, hold it for the length of the body.
-
-        Args:
-            usage: the most that the call may take.
-        """
+        """Wait for a turn for a call that may take so much, and hold it for the length of the body."""
         async with self._turn:
             while (wait_s := self._wait_s(usage)) > 0:
                 self._changed.clear()
@@ -139,7 +131,7 @@ class Limits:
             self.num_under_way += 1
             self._spend(usage, Usage())
         try:
-            yield Admission(reserved=usage, num_cuts=self._window.num_cuts, num_under_way=self.num_under_way)
+            yield Admission(usage, self.num_under_way, self._window.num_cuts)
         finally:
             self.num_under_way -= 1
             self._changed.set()
@@ -151,13 +143,12 @@ class Limits:
             outcome: None where no call was made after all.
         """
         self._spend(outcome.usage if outcome else Usage(), admission.reserved)
-        if outcome is None:
-            return
-        if failure_of(outcome) is Failure.THROTTLED:
-            self._window.throttled(admission.num_cuts)
-        elif failure_of(outcome) is None and outcome.usage.num_calls:
+        if isinstance(outcome, Verdict):
             self._window.succeeded()
-        self.rest(outcome)
+        elif outcome is not None:
+            if outcome.failure is Failure.THROTTLED:
+                self._window.throttled(admission.num_cuts)
+            self.rest(outcome)
 
     def _wait_s(self, usage: Usage) -> float:
         """Seconds until it is worth looking again; infinite where only the end of another call helps."""

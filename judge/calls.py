@@ -6,10 +6,9 @@ One call is one answer everywhere: limits admit it, Ray Serve counts it, the end
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -69,15 +68,6 @@ class Tries:
     @property
     def are_used_up(self) -> bool:
         return self.num_left <= 0 or self.left_s < MIN_CALL_S
-
-    @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Seconds of the body count against the deadline."""
-        started = loop_time()
-        try:
-            yield
-        finally:
-            self.left_s -= loop_time() - started
 
 
 class LLMCalls:
@@ -149,15 +139,17 @@ class LLMCalls:
     async def _try(self, request: JudgeRequest, tries: Tries, *, is_retry: bool) -> Outcome | None:
         """One call, after a pause if it is not the first one, when it is its turn. None where none was made: by then an
         outage has begun, or time is over."""
-        with tries.spending():
-            await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_calls, random.random())))
+        pause_s = min(tries.left_s, backoff_s(tries.num_calls, random.random()))
+        await asyncio.sleep(pause_s)
+        tries.left_s -= pause_s
         await self._awake()
         async with self._limits.admitted(most_usage(request, self._config)) as admission:
             if self._breaker.is_open or tries.are_used_up:
                 self._limits.settle(admission, None)
                 return None
-            with tries.spending():
-                outcome = await self._call(request, tries.left_s, is_retry=is_retry)
+            started = loop_time()
+            outcome = await self._call(request, tries.left_s, is_retry=is_retry)
+            tries.left_s -= loop_time() - started
             self._limits.settle(admission, outcome)
         is_too_many = failure_of(outcome) is Failure.THROTTLED and admission.num_under_way > 1
         tries.num_calls += 1

@@ -51,10 +51,9 @@ class JudgeHandle(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Tries:
-    """So many tries within so many seconds, of which only those count that are spent on asking.
+    """So many tries within so many seconds of asking.
 
-    A call that is turned away (429) while others of ours are under way is no try: it says that these are too many, not
-    that the endpoint will not take this one.
+    A call that is turned away (429) while others are under way is no try: it says that these are too many.
     """
 
     num_left: int
@@ -137,8 +136,7 @@ class LLMCalls:
                 breaker.trip()
 
     async def _try(self, request: JudgeRequest, tries: Tries, *, is_retry: bool) -> Outcome | None:
-        """One call, after a pause if it is not the first one, when it is its turn. None where none was made: by then an
-        outage has begun, or time is over."""
+        """One call, after a pause if it is not the first, in its turn. None: an outage has begun, or time is over."""
         pause_s = min(tries.left_s, backoff_s(tries.num_calls, random.random()))
         await asyncio.sleep(pause_s)
         tries.left_s -= pause_s

@@ -32,11 +32,9 @@ logger = logging.getLogger(__name__)
 DEPLOYMENT_NAME = "judge"
 SERVE_LOGGER = "ray.serve"
 LOOPBACK = "127.0.0.1"
-# Calls under way build up and end within one training step, so the pool must react within seconds. Handles report
-# every interval; the controller looks ten times a second at the mean over the look-back. Simulated over Poisson bursts,
-# a shorter look-back sees a step in load sooner, but takes single bursts for one and overshoots.
-METRICS_INTERVAL_S = 0.2
-LOOK_BACK_PERIOD_S = 1.5
+# Calls build up and end within one training step, so the pool must react within seconds. A shorter look-back sees a
+# step in load sooner, but takes single bursts for one and overshoots (simulated).
+METRICS_INTERVAL_S, LOOK_BACK_PERIOD_S = 0.2, 1.5
 POLL_S = 0.1
 MAX_DRAIN_S = 300.0
 """Longest wait for the last calls of an application that is stopped."""
@@ -46,7 +44,7 @@ START_TRIES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSize:
-    """Replicas of a pool, by what they are at."""
+    """Replicas of a pool."""
 
     num_running: int
     num_starting: int
@@ -79,11 +77,7 @@ class ServeJudgeHandle:
         self._handle.shutdown()
 
     async def grade(self, request: JudgeRequest) -> object:
-        """Reply of whichever replica Serve picks.
-
-        Raises:
-            JudgeError: a replica, its node or its queue was lost, or the backend said that it failed.
-        """
+        """Reply of whichever replica Serve picks. Raises JudgeError where one was lost, or says that it failed."""
         response: Any = self._handle.grade.remote(request)
         try:
             return await response
@@ -101,11 +95,7 @@ class ServeJudgeHandle:
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether another try may mend a failed call.
-
-    What a replica's code raises comes as a `RayTaskError`: a bug, unless it says that it is the backend's failure. All
-    other errors of Ray and Serve tell of lost or busy processes.
-    """
+    """Whether another try may mend a failed call: not a bug in a replica's code, which comes as a `RayTaskError`."""
     return isinstance(error, JudgeError) or not isinstance(error, RayTaskError)
 
 
@@ -137,20 +127,15 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
 
 
 def accept_metrics_interval() -> None:
-    """Ray 2.60 announces environment variables in place of this field, but it is still the one that it reads.
-
-    The warning comes wherever Serve's settings are read back, in threads as well, so it is silenced for all of them.
-    """
+    """Ray 2.60 warns of this field wherever it reads settings back, in threads as well, but reads no other yet."""
     warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
 def start_serve(port: int = 0) -> None:
     """Have Serve up on this cluster, with HTTP proxies on the loopback interface of nodes that run replicas. Blocks.
 
-    How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies.
-
-    Args:
-        port: of the proxies, if Serve is not up yet; 0 takes a free one.
+    How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies,
+    on `port` or a free one.
     """
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
@@ -224,15 +209,13 @@ def count_replicas(app_name: str) -> PoolSize | None:
 
 def count_judges(app_name: str) -> int | None:
     """As `count_replicas`, of those that are up alone."""
-    size = count_replicas(app_name)
-    return None if size is None else size.num_running
+    return size.num_running if (size := count_replicas(app_name)) else None
 
 
 def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
     """Stop an application of Serve and wait until its replicas are gone, which end their calls first. Blocks.
 
-    It hides no error that came before: what is not there any more, or never was, is gone, and Serve takes an
-    application away by itself when nobody waits any longer.
+    It hides no error that came before: what never was there is gone, and Serve goes on when nobody waits any longer.
     """
     deadline_at = time.monotonic() + within_s
     while True:
@@ -241,8 +224,6 @@ def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
             return
         except TimeoutError:  # Serve's own limit, a minute, is that of a single call of a judge
             if time.monotonic() >= deadline_at:
-                logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
-                return
+                return logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
         except (RayServeException, RayError) as error:
-            logger.info("%r is not served any more: %s", app_name, gist(error))
-            return
+            return logger.info("%r is not served any more: %s", app_name, gist(error))

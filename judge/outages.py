@@ -1,8 +1,4 @@
-"""Outages of the judges: seen by failures in a row, waited out, ended by the first reply.
-
-A circuit breaker: while it is open no answer is asked about. Whoever waits sends one probe at a time: a settled
-question. Nothing runs in the background.
-"""
+"""Outages of the judges: seen by failures in a row, waited out, ended by the first reply."""
 
 from __future__ import annotations
 
@@ -26,7 +22,9 @@ REMEDIES = {
 
 
 class Breaker:
-    """Counts what calls bring and holds them back in an outage.
+    """A circuit breaker: counts what calls bring and holds them back in an outage.
+
+    Whoever waits sends one probe at a time: a settled question. Nothing runs in the background.
 
     Args:
         probe: sends `PROBE` through the same handle as everything else; ends within a deadline of its own.

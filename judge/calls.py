@@ -32,8 +32,6 @@ from judge.verdict import (
 
 MAX_OUTAGES = 8
 """Outages that calls about one answer may end in: one that takes its judge down whenever it is asked is given up."""
-LONG_REST_S = 10.0
-"""A rest that the endpoint asks for and that a person will notice."""
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
 MIN_CALL_S = 0.001
@@ -92,9 +90,7 @@ class LLMCalls:
         self._waking = asyncio.Lock()
         self._last_call_at = -math.inf
         self._breaker = Breaker(self._probe, max_pause_s=config.max_pause_s, warn=warn)
-        self._limits = Limits(config)
-        self._warn = warn
-        self._told_until = -math.inf
+        self._limits = Limits(config, warn=warn)
         self._counts = JudgeCounts()
 
     @property
@@ -152,7 +148,6 @@ class LLMCalls:
         is_too_many = failure_of(outcome) is Failure.THROTTLED and admission.num_under_way > 1
         tries.num_calls += 1
         tries.num_left -= not is_too_many
-        self._tell_rest()
         if isinstance(outcome, Verdict):
             self._breaker.succeeded()
         elif outcome.failure in AVAILABILITY and not is_too_many:
@@ -205,13 +200,6 @@ class LLMCalls:
         outcome = await self._call(PROBE, max(self._config.timeout_s, self._config.llm.try_timeout_s))
         self._limits.rest(outcome)
         return outcome
-
-    def _tell_rest(self) -> None:
-        """Say once that no call goes out for a while because the endpoint asked for it."""
-        rest_s = self._limits.rest_s()
-        if rest_s >= LONG_REST_S and loop_time() >= self._told_until:
-            self._told_until = loop_time() + rest_s
-            self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
 
 
 def backoff_s(num_calls: int, jitter: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from configs.judges import JudgeConfig
@@ -22,6 +22,8 @@ BURST_SHARE = 0.05
 CHARS_PER_TOKEN = 3.0
 PROMPT_TOKENS = 300
 """Of the judge's instructions, before the first reply tells better."""
+LONG_REST_S = 10.0
+"""A rest that a person will notice."""
 ROUNDING_S = 1e-9
 
 
@@ -67,9 +69,14 @@ class Admission:
 
 
 class Limits:
-    """Admits calls in the order they came."""
+    """Admits calls in the order they came.
 
-    def __init__(self, config: JudgeConfig) -> None:
+    Args:
+        warn: tells a person that the endpoint asked for a long rest (Retry-After).
+    """
+
+    def __init__(self, config: JudgeConfig, *, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._most = float(config.llm.max_concurrent)
         self._window = self._most
         self._num_cuts = 0
@@ -126,7 +133,10 @@ class Limits:
             if outcome.failure is Failure.THROTTLED and admission.num_cuts == self._num_cuts:
                 self._window = max(1.0, self._window / 2)
                 self._num_cuts += 1
+            rest_s = self.rest_s()
             self.rest(outcome)
+            if self.rest_s() >= LONG_REST_S > rest_s:
+                self._warn(f"the judge's endpoint asks for {self.rest_s():.0f} s without calls: verdicts wait")
 
     def _wait_s(self, usage: Usage) -> float:
         """Seconds until it is worth looking again; infinite where only the end of another call helps."""

@@ -15,7 +15,7 @@ CALL = Usage(num_calls=1)
 
 
 def limits(max_concurrent: int = 64, **settings: int) -> Limits:
-    return Limits(llm_config(llm=replace(LLM, max_concurrent=max_concurrent, **settings)))
+    return Limits(llm_config(llm=replace(LLM, max_concurrent=max_concurrent, **settings)), warn=lambda text: None)
 
 
 def done(usage: Usage = CALL):

@@ -6,12 +6,11 @@ One call is one answer everywhere: limits admit it, Ray Serve counts it, the end
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
@@ -33,62 +32,47 @@ from judge.verdict import (
 
 MAX_OUTAGES = 8
 """Outages that calls about one answer may end in: one that takes its judge down whenever it is asked is given up."""
-LONG_REST_S = 10.0
-"""A rest that the endpoint asks for and that a person will notice."""
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
 MIN_CALL_S = 0.001
 """Less time than this is none."""
+_NOBODY: Outcome = NoVerdict(reason="no judge replied")
 
 
 class JudgeHandle(Protocol):
     """One call to whichever judge is free."""
 
     async def grade(self, request: JudgeRequest) -> object:
-        """The judge's reply about one prediction, not yet checked.
-
-        Raises:
-            JudgeError: the call failed in a way that another try may mend.
-        """
+        """Its reply about one prediction, not yet checked. Raises JudgeError where another try may help."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class Tries:
-    """So many tries within so many seconds, of which only those count that are spent on asking.
+    """So many tries within so many seconds of asking.
 
-    A call that is turned away (429) while others of ours are under way is no try: it says that these are too many, not
-    that the endpoint will not take this one.
+    A call that is turned away (429) while others are under way is no try: it says that these are too many.
     """
 
     num_left: int
     left_s: float
     num_calls: int = 0
 
+    @classmethod
+    def of(cls, config: JudgeConfig) -> Self:
+        return cls(num_left=config.max_tries, left_s=config.timeout_s)
+
     @property
     def are_used_up(self) -> bool:
-        return self.num_left <= 0 or self.is_late
-
-    @property
-    def is_late(self) -> bool:
-        return self.left_s < MIN_CALL_S
-
-    @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Seconds of the body count against the deadline."""
-        started = loop_time()
-        try:
-            yield
-        finally:
-            self.left_s -= loop_time() - started
+        return self.num_left <= 0 or self.left_s < MIN_CALL_S
 
 
 class LLMCalls:
     """One per run: it sees every call, so it can tell an outage from a bad request and hold limits for all replicas.
 
     Args:
-        wake: brings up an LLM that the cluster may have scaled to none, and returns when it answers. Awaited, within a
-            deadline of its own, before the first call and after half of `judge.cluster.downscale_delay_s` without any.
+        wake: has an LLM up that the cluster may have scaled to none, within a deadline of its own. Awaited before the
+            first call, and after half of `judge.cluster.downscale_delay_s` without any.
         warn: tells a person why the run waits.
     """
 
@@ -106,9 +90,7 @@ class LLMCalls:
         self._waking = asyncio.Lock()
         self._last_call_at = -math.inf
         self._breaker = Breaker(self._probe, max_pause_s=config.max_pause_s, warn=warn)
-        self._limits = Limits(config)
-        self._warn = warn
-        self._told_until = -math.inf
+        self._limits = Limits(config, warn=warn)
         self._counts = JudgeCounts()
 
     @property
@@ -119,13 +101,13 @@ class LLMCalls:
     async def ask(self, request: JudgeRequest) -> Outcome:
         """A verdict on the one prediction of a request, or the reason why there is none.
 
-        An answer whose tries were used up for want of a judge blames itself only where others met the judges meanwhile,
-        or where probes found them twice. Otherwise it is an outage, after which it starts over, a few times.
+        Where tries were used up for want of a judge, the answer is at fault only if others met the judges meanwhile, or
+        if probes found them twice. Otherwise it is an outage, after which it starts over, a few times.
 
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`, or did not wake up in time.
         """
-        breaker, tries, outcome = self._breaker, self._new_tries(), _NOBODY
+        breaker, tries, outcome = self._breaker, Tries.of(self._config), _NOBODY
         num_outages, num_met, is_second_chance = breaker.num_outages, 0, False
         while True:
             await breaker.closed()
@@ -134,11 +116,11 @@ class LLMCalls:
                 num_met += tries.num_calls > 0
                 if num_met >= MAX_OUTAGES:
                     return outcome
-                tries, is_second_chance = self._new_tries(), False
+                tries, is_second_chance = Tries.of(self._config), False
             elif tries.are_used_up:  # and a probe found the judges there
                 if is_second_chance:
                     return outcome
-                tries, is_second_chance = self._new_tries(), True
+                tries, is_second_chance = Tries.of(self._config), True
             num_successes, is_retry = breaker.num_successes, outcome is not _NOBODY
             outcome = await self._try(request, tries, is_retry=is_retry) or outcome
             failure = failure_of(outcome)
@@ -149,30 +131,27 @@ class LLMCalls:
                     return outcome
                 breaker.trip()
 
-    def _new_tries(self) -> Tries:
-        return Tries(num_left=self._config.max_tries, left_s=self._config.timeout_s)
-
     async def _try(self, request: JudgeRequest, tries: Tries, *, is_retry: bool) -> Outcome | None:
-        """One call, after a pause if it is not the first one, when it is its turn. None where none was made: by then an
-        outage has begun, or time is over."""
-        with tries.spending():
-            await asyncio.sleep(min(tries.left_s, backoff_s(tries.num_calls, random.random())))
+        """One call, after a pause if it is not the first, in its turn. None: an outage has begun, or time is over."""
+        pause_s = min(tries.left_s, backoff_s(tries.num_calls, random.random()))
+        await asyncio.sleep(pause_s)
+        tries.left_s -= pause_s
         await self._awake()
         async with self._limits.admitted(most_usage(request, self._config)) as admission:
-            if self._breaker.is_open or tries.is_late:
+            if self._breaker.is_open or tries.are_used_up:
                 self._limits.settle(admission, None)
                 return None
-            with tries.spending():
-                outcome = await self._call(request, tries.left_s, is_retry=is_retry)
+            started = loop_time()
+            outcome = await self._call(request, tries.left_s, is_retry=is_retry)
+            tries.left_s -= loop_time() - started
             self._limits.settle(admission, outcome)
         is_too_many = failure_of(outcome) is Failure.THROTTLED and admission.num_under_way > 1
         tries.num_calls += 1
         tries.num_left -= not is_too_many
-        self._tell_rest()
         if isinstance(outcome, Verdict):
             self._breaker.succeeded()
         elif outcome.failure in AVAILABILITY and not is_too_many:
-            self._breaker.failed(outcome)
+            self._breaker.failed()
         return outcome
 
     async def _awake(self) -> None:
@@ -221,16 +200,6 @@ class LLMCalls:
         outcome = await self._call(PROBE, max(self._config.timeout_s, self._config.llm.try_timeout_s))
         self._limits.rest(outcome)
         return outcome
-
-    def _tell_rest(self) -> None:
-        """Say once that no call goes out for a while because the endpoint asked for it."""
-        rest_s = self._limits.rest_s()
-        if rest_s >= LONG_REST_S and loop_time() >= self._told_until:
-            self._told_until = loop_time() + rest_s
-            self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls (Retry-After): verdicts wait")
-
-
-_NOBODY: Outcome = NoVerdict(reason="no judge replied")
 
 
 def backoff_s(num_calls: int, jitter: float) -> float:

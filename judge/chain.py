@@ -1,8 +1,4 @@
-"""The judges that a config names, and judges in a row: what one cannot decide with certainty goes to the next.
-
-What needs no LLM judges in the process that asks (`local_judges`); the LLM behind it is asked by the replicas of a pool
-(`llm_judge`). `make_judge` is both in one process.
-"""
+"""The judges that a config names, in a row: what one cannot decide with certainty goes to the next."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ _NOBODY = NoVerdict(reason="no judge was asked", failure=Failure.UNDECIDED)
 
 
 def local_judges(config: JudgeConfig) -> Chain:
-    """What is settled without an LLM: the checks that always apply, and the rules where `judge.chain` names them."""
+    """Those that need no LLM, for the process that asks: what is always checked, and the rules where they are named."""
     judges: list[Judge] = [Precheck(max_answer_chars=config.max_answer_chars)]
     if "rules" in config.chain:
         judges.append(RulesJudge.from_config(config))
@@ -27,7 +23,7 @@ def local_judges(config: JudgeConfig) -> Chain:
 
 
 def llm_judge(config: JudgeConfig) -> Judge:
-    """The LLM at the end of `judge.chain`. One in the cluster is an endpoint like others: the launcher fills it in.
+    """The LLM at the end of the chain, for a replica. One in the cluster is an endpoint as well, which is filled in.
 
     Raises:
         ValueError: the wording cannot be used.
@@ -38,11 +34,7 @@ def llm_judge(config: JudgeConfig) -> Judge:
 
 
 def make_judge(config: JudgeConfig) -> Chain:
-    """All that `judge.chain` names, as one judge.
-
-    Raises:
-        ValueError: the wording of an LLM judge cannot be used.
-    """
+    """All of them, for one process. Raises as `llm_judge`."""
     local = local_judges(config)
     return Chain(judges=[*local.judges, llm_judge(config)]) if config.has_llm else local
 

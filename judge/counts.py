@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Self
 
 from configs.judges import LLMJudgeConfig
@@ -29,8 +29,7 @@ class JudgeCounts:
     num_llm_calls: int = 0
     """Calls that replicas made to an LLM."""
     num_lost_calls: int = 0
-    """Of these, calls that brought no reply, such as those past their deadline. Tokens and cost hold what they may have
-    taken at most."""
+    """Of these, calls that brought no reply. Tokens and cost hold what they may have taken at most."""
     prompt_tokens: int = 0
     reply_tokens: int = 0
     cost_usd: float = 0.0
@@ -63,10 +62,5 @@ class JudgeCounts:
     def of_usage(cls, usage: Usage, config: LLMJudgeConfig) -> Self:
         """What replies took of the LLM, priced."""
         price = usage.prompt_tokens * config.prompt_price + usage.reply_tokens * config.reply_price
-        return cls(
-            num_llm_calls=usage.num_calls,
-            num_lost_calls=usage.num_lost_calls,
-            prompt_tokens=usage.prompt_tokens,
-            reply_tokens=usage.reply_tokens,
-            cost_usd=price / TOKENS_PER_PRICE,
-        )
+        counted = asdict(usage) | {"num_llm_calls": usage.num_calls, "num_calls": 0}
+        return cls(**counted, cost_usd=price / TOKENS_PER_PRICE)

@@ -1,8 +1,4 @@
-"""Outages of the judges: seen by failures in a row, waited out, ended by the first reply.
-
-A circuit breaker: while it is open no answer is asked about. Whoever waits sends one probe at a time: a settled
-question. Nothing runs in the background.
-"""
+"""Outages of the judges: seen by failures in a row, waited out, ended by the first reply."""
 
 from __future__ import annotations
 
@@ -21,12 +17,14 @@ PROBE = JudgeRequest(question="What kind of vehicle is shown?", reference="car",
 REMEDIES = {
     Failure.DENIED: "mend the key, the model or the address in judge.llm",
     Failure.THROTTLED: "wait until the endpoint takes calls again, or lower judge.llm.requests_per_minute",
+    Failure.UNREACHABLE: "bring the judge's endpoint back",
 }
-REMEDY = "bring the judge's endpoint back"
 
 
 class Breaker:
-    """Counts what calls bring and holds them back in an outage.
+    """A circuit breaker: counts what calls bring and holds them back in an outage.
+
+    Whoever waits sends one probe at a time: a settled question. Nothing runs in the background.
 
     Args:
         probe: sends `PROBE` through the same handle as everything else; ends within a deadline of its own.
@@ -46,7 +44,7 @@ class Breaker:
         self._num_failures = 0
         self._num_failed_probes = 0
         self._next_probe_s = 0.0
-        self._last = NoVerdict(reason="no judge replied")
+        self._to_go_on = ""
         self._waiting_since: float | None = None
         self._paused_s = 0.0
         self.num_successes = 0
@@ -62,18 +60,22 @@ class Breaker:
     @property
     def paused_s(self) -> float:
         """Seconds in which somebody waited for the judges to come back."""
-        now = 0.0 if self._waiting_since is None else loop_time() - self._waiting_since
-        return self._paused_s + now
+        return self._paused_s + (0.0 if self._waiting_since is None else loop_time() - self._waiting_since)
 
     def succeeded(self) -> None:
         """A call brought a verdict: the judges are there."""
         self.num_successes += 1
         self._num_failures = 0
-        self._close()
+        self._closed.set()
+        if self._waiting_since is not None:
+            waited_s = loop_time() - self._waiting_since
+            self._paused_s += waited_s
+            self._waiting_since = None
+            if self._num_failed_probes:
+                self._warn(f"judges reply again after {waited_s:.0f} s: the run goes on")
 
-    def failed(self, outcome: NoVerdict) -> None:
+    def failed(self) -> None:
         """A call failed for want of a judge, not because of what was asked."""
-        self._last = outcome
         self._num_failures += 1
         if self._num_failures >= OPENS_AFTER:
             self._open(FIRST_PROBE_S)
@@ -81,6 +83,11 @@ class Breaker:
     def trip(self) -> None:
         """Ask with a probe, now, whether the judges are there: somebody has tried in vain and saw nobody succeed."""
         self._open(0.0)
+
+    def _open(self, first_probe_s: float) -> None:
+        if not self.is_open:
+            self._closed.clear()
+            self._num_failed_probes, self._next_probe_s = 0, first_probe_s
 
     async def closed(self) -> None:
         """Return at once while the judges are there, or when they are back.
@@ -94,8 +101,17 @@ class Breaker:
             self._waiting_since = loop_time()
         async with self._probing:
             while self.is_open:
-                self._check_pause()
-                self._learn(await self._next_probe())
+                # An outage has its deadline as well, once a probe has shown that it is one.
+                if self._num_failed_probes and loop_time() - self._waiting_since >= self._max_pause_s:
+                    raise JudgeError(
+                        f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
+                        f"{self._to_go_on}, then start the same command with --resume"
+                    )
+                outcome = await self._next_probe()
+                if isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY:
+                    self._probe_failed(outcome)
+                elif outcome is not None:
+                    self.succeeded()  # whatever the judges make of this one question, they are there
 
     async def _next_probe(self) -> Outcome | None:
         """What it brings; None where a call under way brought a verdict first: what would a probe still tell?"""
@@ -113,46 +129,13 @@ class Breaker:
             closed.cancel()
         return outcome if self.is_open else None
 
-    def _learn(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            return
-        if not (isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY):
-            self.succeeded()  # whatever the judges make of this one question, they are there
-            return
-        self._last = outcome
+    def _probe_failed(self, outcome: NoVerdict) -> None:
         self._num_failed_probes += 1
         self._next_probe_s = min(MAX_PROBE_S, max(FIRST_PROBE_S, 1.5 * self._next_probe_s))
+        self._to_go_on = f"{outcome.reason}. To go on, {REMEDIES[outcome.failure]}"
         if self._num_failed_probes == 1:
             self.num_outages += 1
             self._warn(
-                f"the run waits for its judges: {outcome.reason}. To go on, {self._remedy}; no sample is used up "
-                f"meanwhile, and the run goes on by itself once they reply (judge.max_pause_s={self._max_pause_s:g})"
+                f"the run waits for its judges: {self._to_go_on}; no sample is used up meanwhile, and the run goes on "
+                f"by itself once they reply (judge.max_pause_s={self._max_pause_s:g})"
             )
-
-    def _check_pause(self) -> None:
-        """An outage has its deadline as well, once a probe has shown that it is one."""
-        assert self._waiting_since is not None
-        if self._num_failed_probes and loop_time() - self._waiting_since >= self._max_pause_s:
-            raise JudgeError(
-                f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
-                f"{self._last.reason}. To go on, {self._remedy}, then start the same command with --resume"
-            )
-
-    @property
-    def _remedy(self) -> str:
-        return REMEDIES.get(self._last.failure, REMEDY)
-
-    def _open(self, first_probe_s: float) -> None:
-        if not self.is_open:
-            self._closed.clear()
-            self._num_failed_probes = 0
-            self._next_probe_s = first_probe_s
-
-    def _close(self) -> None:
-        self._closed.set()
-        if self._waiting_since is not None:
-            waited_s = loop_time() - self._waiting_since
-            self._paused_s += waited_s
-            self._waiting_since = None
-            if self._num_failed_probes:
-                self._warn(f"judges reply again after {waited_s:.0f} s: the run goes on")

@@ -7,7 +7,7 @@ run, whatever the number of replicas: there is one pool.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,18 +17,7 @@ from judge.chain import Closing, local_judges
 from judge.clock import loop_time
 from judge.counts import JudgeCounts
 from judge.llm.cache import JudgedAnswer, verdict_key
-from judge.verdict import (
-    FINAL,
-    Failure,
-    Judge,
-    JudgeRequest,
-    NoVerdict,
-    Outcome,
-    Usage,
-    Verdict,
-    check_outcomes,
-    failure_of,
-)
+from judge.verdict import FINAL, Failure, Judge, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, failure_of
 
 
 class VerdictStore(Protocol):
@@ -39,10 +28,6 @@ class VerdictStore(Protocol):
     async def put(self, answers: Sequence[JudgedAnswer]) -> None: ...
 
 
-def _silent(text: str) -> None:
-    """Nobody to tell."""
-
-
 class JudgePool:
     """Grades groups. What fails by itself is a `NoVerdict`, never a wrong answer; an outage is waited out.
 
@@ -50,7 +35,7 @@ class JudgePool:
         handle: reaches the LLM of `judge.chain`; None where the chain has none.
         store: verdicts that need no call; None keeps none.
         judge_version: of the LLM in the chain, as its verdicts carry it: part of their keys in the store.
-        local: decides first, in this process, and must not block it; None takes what the chain has without its LLM.
+        local: decides first, in this process, without blocking its loop; None takes what the chain has before its LLM.
         wake: see `judge.calls.LLMCalls`.
         warn: tells a person why the run waits.
     """
@@ -64,10 +49,10 @@ class JudgePool:
         judge_version: str = "",
         local: Judge | None = None,
         wake: Callable[[], Awaitable[None]] | None = None,
-        warn: Callable[[str], None] = _silent,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._local = local_judges(config) if local is None else local
         assert handle is not None or not config.has_llm, "an LLM judges, and nothing reaches it"
+        self._local = local_judges(config) if local is None else local
         self._calls = LLMCalls(handle, config, wake=wake, warn=warn) if handle and config.has_llm else None
         self._store = store
         self._judge_version = judge_version
@@ -87,22 +72,17 @@ class JudgePool:
     async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """One outcome per prediction. Equal ones are judged once, also those that another group asks about right now.
 
-        The tries of an answer share `timeout_s`; waits for a turn and for the end of an outage do not count.
-
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`, or the store cannot be used.
         """
         started = loop_time()
-        singles = _one_by_one(request)
-        distinct = tuple(singles)
-        decided = check_outcomes(await self._local.grade(replace(request, predictions=distinct)), len(distinct))
+        distinct = tuple(dict.fromkeys(request.predictions))
+        decided = await self._local.grade(replace(request, predictions=distinct))
         outcomes = dict(zip(distinct, decided, strict=True))
         if self._calls is not None:
-            open_ = {p: singles[p] for p, outcome in outcomes.items() if failure_of(outcome) is Failure.UNDECIDED}
-            known = await self._known(open_)
-            missing = [p for p in open_ if p not in known]
-            asked = await _together(self._share(open_[p]) for p in missing)
-            outcomes |= known | dict(zip(missing, asked, strict=True))
+            undecided = [p for p, outcome in outcomes.items() if failure_of(outcome) is Failure.UNDECIDED]
+            known = await self._known(request, undecided)
+            outcomes |= known | await _each(request, [p for p in undecided if p not in known], self._share)
         graded = _in_order(request.predictions, outcomes)
         num_unjudged = sum(isinstance(outcome, NoVerdict) for outcome in graded)
         self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=loop_time() - started)
@@ -111,18 +91,13 @@ class JudgePool:
     async def grade_by_llm(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """As `grade`, by the LLM as it is now: past rules and store, counted as no group. Limits hold as for others."""
         assert self._calls is not None, "judge.chain has no LLM"
-        singles = _one_by_one(request)
-        asked = await _together(self._calls.ask(single) for single in singles.values())
-        return _in_order(request.predictions, dict(zip(singles, asked, strict=True)))
+        return _in_order(request.predictions, await _each(request, request.predictions, self._calls.ask))
 
-    async def _known(self, requests: dict[str, JudgeRequest]) -> dict[str, Outcome]:
+    async def _known(self, request: JudgeRequest, predictions: Sequence[str]) -> dict[str, Outcome]:
         """What needs no call, by prediction."""
-        if self._store is None or not requests:
+        if self._store is None or not predictions:
             return {}
-        keys = {
-            prediction: verdict_key(request.question, request.reference, prediction, self._judge_version)
-            for prediction, request in requests.items()
-        }
+        keys = {p: verdict_key(request.question, request.reference, p, self._judge_version) for p in predictions}
         found = await self._store.get(list(keys.values()))
         known: dict[str, Outcome] = {prediction: found[key] for prediction, key in keys.items() if key in found}
         self._counts += JudgeCounts(num_cache_hits=len(known))
@@ -151,39 +126,29 @@ class JudgePool:
         """Call, and keep what an LLM decided. A failure is no verdict."""
         assert self._calls is not None
         outcome = await self._calls.ask(request)
-        if self._store is not None and isinstance(outcome, Verdict) and outcome.usage.num_calls > 0:
-            (prediction,) = request.predictions
-            await self._store.put(
-                [
-                    JudgedAnswer(
-                        question=request.question, reference=request.reference, prediction=prediction, verdict=outcome
-                    )
-                ]
-            )
+        if self._store is not None and isinstance(outcome, Verdict) and outcome.usage.num_calls:
+            question, reference, (prediction,) = request.question, request.reference, request.predictions
+            answer = JudgedAnswer(question=question, reference=reference, prediction=prediction, verdict=outcome)
+            await self._store.put([answer])
         return outcome
 
 
-def _one_by_one(request: JudgeRequest) -> dict[str, JudgeRequest]:
-    """The predictions that differ, each with the request for its own call."""
-    return {prediction: replace(request, predictions=(prediction,)) for prediction in request.predictions}
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
-    """All outcomes, in their order. The first error ends the others."""
-    tasks = [asyncio.create_task(call) for call in calls]
+async def _each(
+    request: JudgeRequest, predictions: Sequence[str], ask: Callable[[JudgeRequest], Coroutine[Any, Any, Outcome]]
+) -> dict[str, Outcome]:
+    """Outcomes by prediction, each asked about once, all at the same time. The first error ends the others."""
+    tasks = {p: asyncio.create_task(ask(replace(request, predictions=(p,)))) for p in dict.fromkeys(predictions)}
     try:
-        return await asyncio.gather(*tasks)
+        return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
     finally:
-        for task in tasks:
+        for task in tasks.values():
             task.cancel()
 
 
 def _in_order(predictions: Sequence[str], outcomes: dict[str, Outcome]) -> tuple[Outcome, ...]:
     """One outcome per prediction. What its call took stands with the first of equal ones, so that sums are right."""
-    told: set[str] = set()
-    graded = []
-    for prediction in predictions:
-        outcome = outcomes[prediction]
-        graded.append(replace(outcome, usage=Usage()) if prediction in told else outcome)
-        told.add(prediction)
-    return tuple(graded)
+    first = {prediction: index for index, prediction in reversed(list(enumerate(predictions)))}
+    return tuple(
+        outcomes[prediction] if first[prediction] == index else replace(outcomes[prediction], usage=Usage())
+        for index, prediction in enumerate(predictions)
+    )

@@ -6,7 +6,7 @@ a wrong answer: training on an outage would teach the policy noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol, TypeAlias
@@ -109,11 +109,7 @@ class Judge(Protocol):
     """A backend: decides on all predictions of a request, in their order."""
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
-        """One outcome per prediction.
-
-        Raises:
-            JudgeError: the judge could not be reached, or said nothing usable; another try may help.
-        """
+        """One outcome per prediction. Raises JudgeError where another try may help."""
         ...
 
 
@@ -132,7 +128,7 @@ def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> t
     """
     num_answered = sum(episode.answer is not None for episode in episodes)
     assert len(graded) == num_answered, (len(graded), num_answered)
-    remaining: Iterator[Outcome] = iter(graded)
+    remaining = iter(graded)
     return tuple(
         next(remaining)
         if episode.answer is not None
@@ -160,10 +156,10 @@ def check_reply(reply: object, num_predictions: int) -> GradeReply:
 
 
 def check_outcomes(reply: object, num_predictions: int) -> tuple[Outcome, ...]:
-    """Take a judge's reply as it came over the wire, if it is one outcome per prediction.
+    """Take what a judge replied, if it is one outcome per prediction: else nobody can tell which belongs to which.
 
     Raises:
-        JudgeError: wrong type or wrong length. Nobody can tell which outcome belongs to which prediction then.
+        JudgeError: wrong type or wrong length.
     """
     if not isinstance(reply, list | tuple):
         raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a list of outcomes")

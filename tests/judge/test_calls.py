@@ -299,7 +299,7 @@ async def test_a_long_rest_that_the_endpoint_asks_for_is_kept_and_told_once():
 
 
 @in_virtual_time
-async def test_no_more_calls_are_under_way_than_allowed():
+async def test_calls_under_way_which_serve_counts_fill_the_limit_and_never_pass_it():
     handle = Judges(seconds=1.0)
     pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=12)))
     await asyncio.gather(*(pool.grade(ask(*(f"{n} {i}" for i in range(4)))) for n in range(20)))

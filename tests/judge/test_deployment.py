@@ -25,7 +25,6 @@ from judge.deployment import (
 )
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Usage, Verdict
-from tests.local_ray import ray_on_this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +44,7 @@ class Slow:
         pass
 
     async def grade(self, request):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(3600 if request.reference == "hang" else 0.3)
         if request.reference == "bug":
             raise KeyError("a bug in the judge")
         if request.reference == "outage":
@@ -162,10 +161,11 @@ async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
     assert "the endpoint is down" in outcomes[0].reason
     with pytest.raises(KeyError, match="a bug in the judge"):
         await pool.grade(request("blue", reference="bug"))
-    late = JudgePool(handle, replace(config, timeout_s=0.1, llm=replace(LLM, try_timeout_s=0.05)))
-    for outcome in await late.grade(request("red", "blue")):
+    late = JudgePool(handle, replace(config, timeout_s=1.1, llm=replace(LLM, try_timeout_s=0.1)))
+    for outcome in await late.grade(request("red", "blue", reference="hang")):
         assert isinstance(outcome, NoVerdict)
-        assert outcome.reason == "no verdict within 0.1 s"
+        assert outcome.reason == "no verdict within 1.1 s"
+    assert late.counters.num_lost_calls == 4, "two rounds of both"
     delete_application("broken")
 
 
@@ -193,16 +193,16 @@ ray.shutdown()
 
 
 @pytest.mark.ray
-def test_runs_that_share_a_cluster_start_at_the_same_moment_and_end_without_each_other(monkeypatch):
-    with ray_on_this_machine() as context:
-        monkeypatch.setenv("RAY_ADDRESS", context.address_info["address"])
-        command = [sys.executable, "-c", RUN]
-        runs = [
-            subprocess.Popen([*command, name, num_groups], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            for name, num_groups in (("long", "40"), ("short", "2"), ("other", "2"))
-        ]
-        for run in runs:
-            _, err = run.communicate(timeout=120)
-            assert run.returncode == 0, err[-3000:]
-        assert serve.status().applications == {}
-        assert serve.status().proxies, "an LLM judge of a later run needs them"
+def test_runs_that_share_a_cluster_start_at_the_same_moment_and_end_without_each_other(local_ray, monkeypatch):
+    serve.shutdown()  # the first of them starts it
+    monkeypatch.setenv("RAY_ADDRESS", local_ray.address_info["address"])
+    command = [sys.executable, "-c", RUN]
+    runs = [
+        subprocess.Popen([*command, name, num_groups], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for name, num_groups in (("long", "40"), ("short", "2"), ("other", "2"))
+    ]
+    for run in runs:
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err[-3000:]
+    assert serve.status().applications == {}
+    assert serve.status().proxies, "an LLM judge of a later run needs them"

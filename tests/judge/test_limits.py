@@ -1,11 +1,12 @@
 """Admission of calls to an LLM, under a clock that jumps."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import pytest
 
-from judge.limits import Limits, TokenBucket, Window, most_usage
+from judge.limits import Limits, Meter, most_usage
 from judge.verdict import Failure, Usage
 from tests.judge.scripted import LLM, ask, failed, llm_config, said
 from tests.virtual_time import in_virtual_time, now
@@ -14,7 +15,7 @@ CALL = Usage(num_calls=1)
 
 
 def limits(max_concurrent: int = 64, **settings: int) -> Limits:
-    return Limits(llm_config(llm=replace(LLM, max_concurrent=max_concurrent, **settings)))
+    return Limits(llm_config(llm=replace(LLM, max_concurrent=max_concurrent, **settings)), warn=lambda text: None)
 
 
 def done(usage: Usage = CALL):
@@ -51,22 +52,28 @@ async def test_the_place_of_a_call_that_ends_is_free_at_once_whatever_the_others
     assert [at - started for at, _ in log] == [0, 1, 2, 3, 4]
 
 
-def test_calls_that_were_under_way_together_halve_the_window_once_and_success_wins_it_back():
-    window = Window(64)
-    for _ in range(3):
-        window.throttled(0)
-    assert window.size == 32
-    window.throttled(1)
-    assert window.size == 16
-    for _ in range(17):
-        window.succeeded()
-    assert 16.9 < window.size < 17.1
-    for num_cuts in range(2, 30):
-        window.throttled(num_cuts)
-    assert window.size == 1, "never below one"
-    for _ in range(10_000):
-        window.succeeded()
-    assert window.size == 64
+@in_virtual_time
+async def test_calls_that_were_under_way_together_halve_the_limit_once_and_success_wins_it_back():
+    door, throttled = limits(64), failed(Failure.THROTTLED)
+
+    async def all_at_once(outcome, num_calls):
+        async with contextlib.AsyncExitStack() as calls:
+            for admission in [await calls.enter_async_context(door.admitted(CALL)) for _ in range(num_calls)]:
+                door.settle(admission, outcome)
+
+    await all_at_once(throttled, 3)
+    assert door.limit == 32
+    await all_at_once(throttled, 32)
+    assert door.limit == 16
+    await all_at_once(done(), 16)
+    await all_at_once(done(), 2)
+    assert door.limit == 17
+    for _ in range(30):
+        await all_at_once(throttled, 1)
+    assert door.limit == 1, "never below one"
+    for _ in range(3000):
+        await all_at_once(done(), 1)
+    assert door.limit == 64
 
 
 @in_virtual_time
@@ -168,13 +175,22 @@ async def test_whoever_is_cancelled_at_the_gate_or_behind_it_blocks_nobody():
     assert door.num_under_way == 0
 
 
-def test_a_bucket_takes_an_amount_above_its_size_when_it_is_full_and_then_owes_the_rest():
-    bucket = TokenBucket(60)  # holds 3, refills 0.95 a second
-    assert bucket.wait_s(8, 0.0) == 0
-    bucket.take(8, 0.0)
-    assert bucket.wait_s(1, 0.0) == pytest.approx(6 / 0.95)
-    assert bucket.wait_s(8, 0.0) == pytest.approx(8 / 0.95)
-    assert bucket.wait_s(8, 8.5) == 0
+def test_an_amount_above_a_burst_waits_until_nothing_is_owed_and_is_paid_for_afterwards():
+    meter = Meter(60)  # 3 at once, 0.95 a second
+    assert meter.wait_s(8, 0.0) == 0
+    meter.spend(8, 0.0)
+    assert meter.wait_s(1, 0.0) == pytest.approx(6 / 0.95)
+    assert meter.wait_s(8, 0.0) == pytest.approx(8 / 0.95)
+    assert meter.wait_s(8, 8.5) == 0
+    meter.spend(-5, 8.5)
+    meter.spend(3, 20.0)
+    assert meter.wait_s(1, 20.0) == pytest.approx(1 / 0.95), "what was given back is not saved up"
+
+
+def test_no_bound_holds_nobody_up():
+    meter = Meter(0)
+    meter.spend(10**9, 0.0)
+    assert meter.wait_s(10**9, 0.0) == 0
 
 
 def test_what_a_call_may_take_counts_its_texts_and_knows_the_caps():

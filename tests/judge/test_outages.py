@@ -30,7 +30,7 @@ class Endpoint:
 
     def fail(self, times: int = OPENS_AFTER) -> None:
         for _ in range(times):
-            self.breaker.failed(DOWN)
+            self.breaker.failed()
 
 
 @in_virtual_time

@@ -16,7 +16,7 @@ from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
 from judge.llm import server as llm_server
 from judge.llm.served_model import model_id
-from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
+from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.goldset import GOLD_FILE, read_gold
@@ -90,16 +90,17 @@ def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
 
 @pytest.mark.ray
 @slow
-def test_serve_without_proxies_is_started_anew_when_idle_and_refused_when_in_use(local_ray):
-    serve.start(proxy_location="Disabled")
+def test_serve_of_another_run_has_proxies_and_serve_of_somebody_else_without_any_is_refused(local_ray):
+    judges = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="none"))
+    deploy_judges(judges, "other").close()
     address = _start_proxies(0)
     assert address.startswith("http://127.0.0.1:")
     assert _start_proxies(0) == address, "proxies that are up are used"
+    assert "other" in serve.status().applications
     serve.shutdown()
-    deploy_judges(JudgeConfig(), "rules").close()
+    serve.start(proxy_location="Disabled")
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
         _start_proxies(0)
-    delete_application("rules")
 
 
 @pytest.mark.ray
@@ -121,7 +122,7 @@ async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_come
     async with served_llm(config, "llm") as judge:
         assert num_engines("llm") == 1
         handle = deploy_judges(judge, "judges")
-        pool = JudgePool(handle, judge, judge_version=judge_version(judge))
+        pool = JudgePool(handle, judge, judge_version=judge_version(judge), wake=waker(judge, "llm"))
         graded = await asyncio.gather(*(pool.grade(request) for request in requests(12)))
         assert all(isinstance(outcome, Verdict) for (outcome,) in graded), graded
         assert {outcome.judge_version for (outcome,) in graded} == {judge_version(config)}
@@ -133,8 +134,10 @@ async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_come
         while num_engines("llm"):
             assert time.monotonic() < deadline_at, "the idle engine stays"
             await asyncio.sleep(1)
-        (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take: the pool waits the start out
+        paused_s = pool.counters.paused_s
+        (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take, and no outage
         assert isinstance(outcome, Verdict)
+        assert (pool.counters.paused_s, pool.counters.num_lost_calls) == (paused_s, 0)
         handle.close()
         delete_application("judges")
     assert "llm" not in serve.status().applications

@@ -119,6 +119,7 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
     sets = [read_gold(path) for path in files or (GOLD_FILE, ATTACKS_FILE)]
     gold = [row for rows in sets if not _is_attack_set(rows) for row in rows]
     attacks = [row for rows in sets if _is_attack_set(rows) for row in rows]
+    stand_in = judge
     async with AsyncExitStack() as cleanup:
         if judge is None:
             if config.has_llm:
@@ -126,7 +127,7 @@ async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judg
             judge = chain = make_judge(config)
             cleanup.push_async_callback(chain.aclose)
         handle = InProcess(judge)
-        pool = JudgePool(handle, replace(config, max_pause_s=min(config.max_pause_s, MAX_PAUSE_S)))
+        pool = JudgePool(handle, replace(config, max_pause_s=min(config.max_pause_s, MAX_PAUSE_S)), local=stand_in)
         # The pool has its own deadline, which does not count waits for a turn; this one is against a hang.
         longest_s = config.timeout_s * (1 + len(gold) + len(attacks)) + MAX_PAUSE_S
         checked = await check_rows(Pooled(pool=pool), [*gold, *attacks], timeout_s=longest_s)

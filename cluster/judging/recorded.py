@@ -19,7 +19,7 @@ from judge.verdict import NoVerdict, Outcome, Usage, Verdict
 _NEEDED = ("step", "sample", "index", "question", "reference", "asked", "is_well_formed")
 """Columns in which every row has a value."""
 _NULLABLE = ("answer", "is_correct", "judge", "reason", "reward")
-_LATER = ("judge_version", "num_calls", "prompt_tokens", "reply_tokens")
+_LATER = ("judge_version", "judge_model", "num_calls", "prompt_tokens", "reply_tokens")
 """Columns that the first runs did not write."""
 _VIEWS = "turns.list.element.view"
 
@@ -136,6 +136,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
         judge=row["judge"] or "",
         reason=reason,
         judge_version=row.get("judge_version") or "",
+        model=row.get("judge_model") or "",
         usage=usage,
     )
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.judging.check import InProcess
 from cluster.judging.recorded import RecordedEpisode, RecordedGroup
@@ -15,7 +14,7 @@ from configs.judges import JudgeConfig
 from configs.schema import Config
 from judge.chain import Closing, make_judge
 from judge.llm.apikey import read_key
-from judge.llm.cache import VerdictCache
+from judge.llm.cache import open_cache
 from judge.pool import JudgePool
 from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict
 
@@ -123,7 +122,7 @@ class Asking:
             config = await self._cleanup.enter_async_context(llm_in_cluster(config))
         if config.has_llm:
             read_key(config.llm)  # a missing key ends the command, not each call
-        cache = VerdictCache(Path(config.cache).expanduser()) if config.has_llm and config.cache else None
+        cache = open_cache(config, self._warn)
         if cache is not None:
             self._cleanup.callback(cache.close)
         judge = self._judge.make(config)

@@ -36,7 +36,7 @@ class JudgeWatch:
         self._judges = judges
         self._share = config.judge.canary_share
         self._seed = config.run.seed
-        self._rows = canary_rows(config.judge) if self._share else ()
+        self._rows = canary_rows(config.judge) if self._share and config.judge.has_llm else ()
         self._canaries = CanaryWatch(alarm=config.judge.canary_alarm, stop=config.judge.canary_stop)
         self._warn = warn
         self._count_replicas = count_replicas
@@ -127,7 +127,7 @@ class JudgeWatch:
         self._asides.add(asyncio.create_task(aside))
 
     async def _judge_canary(self, row: GoldRow) -> None:
-        (outcome,) = await self._judges.grade_anew(canary_request(row))
+        (outcome,) = await self._judges.grade_by_llm(canary_request(row))
         if warning := self._canaries.add(row, outcome):
             self._warn(warning)
 

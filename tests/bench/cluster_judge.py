@@ -155,7 +155,7 @@ async def served_rounds(config: JudgeConfig, num_rows: int, rounds: int) -> dict
 
 async def _timed(pool: Any, request: JudgeRequest) -> tuple[float, bool]:
     started = time.monotonic()
-    (outcome,) = await pool.grade_anew(request)
+    (outcome,) = await pool.grade_by_llm(request)
     return time.monotonic() - started, isinstance(outcome, Verdict)
 
 

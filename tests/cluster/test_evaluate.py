@@ -10,12 +10,11 @@ from actors.episode import SkippedSample
 from cluster.display import Display
 from cluster.evaluate import evaluate
 from cluster.fleet import Fleet
-from configs.judges import JudgeConfig
 from configs.load import load_config
 from judge.pool import JudgePool
 from judge.verdict import Failure, Verdict
 from tests.fakes import make_episode, make_group
-from tests.judge.scripted import Judges, failed
+from tests.judge.scripted import Judges, failed, llm_config
 
 CONFIG = load_config("tiny")
 
@@ -39,7 +38,7 @@ async def evaluated(num_rows: int, judge):
     shown = io.StringIO()
     display = Display(CONFIG, Console(file=shown, width=200))
     plays = Plays(num_rows)
-    judges = JudgePool(Judges(judge), JudgeConfig(max_tries=1))
+    judges = JudgePool(Judges(judge), llm_config(max_tries=1))
     fleet = Fleet(rollouts=plays, judges=judges)
     return await evaluate(fleet, plays, CONFIG, display), shown.getvalue()
 

@@ -36,7 +36,7 @@ from tests.fakes import make_episode, make_group
 from tests.judge.openai_server import OpenAIServer, verdict
 
 LLM = JudgeConfig(
-    chain=("rules", "openai"),
+    chain=("openai",),
     llm=LLMJudgeConfig(model="m", prompt_price=1.0, reply_price=2.0),
     max_tries=1,
 )
@@ -236,7 +236,7 @@ async def test_a_run_whose_own_wording_is_gone_is_judged_by_another_all_the_same
 def test_a_real_endpoint_is_asked_by_the_first_replay_alone(tmp_path):
     run, _ = llm_run(tmp_path)
     with OpenAIServer(lambda call: verdict(call, call.fields["prediction"] != "8")) as server:
-        command = ["replay", str(run), "--json", f"judge.llm.base_url={server.url}", "judge.chain=[openai]"]
+        command = ["replay", str(run), "--json", f"judge.llm.base_url={server.url}", "judge.llm.max_reply_tokens=17"]
         first, second = (json.loads(CliRunner().invoke(judge_app, command).stdout.splitlines()[-1]) for _ in range(2))
         assert server.num_calls == 5, "each question and answer once"
     assert (first["num_llm_calls"], first["num_changed"], first["num_gained_right"]) == (5, 5, 5)

@@ -9,7 +9,7 @@ import pytest
 from ray import serve
 
 from actors.data.shapes import make_shapes
-from judge.deployment import count_judges
+from judge.deployment import accept_metrics_interval, count_judges
 from tests.judge.openai_server import OpenAIServer, delayed, honest
 from tests.local_ray import ray_on_this_machine
 
@@ -21,6 +21,7 @@ MOST = 3
 
 def num_judges() -> int | None:
     """Of the one run on this cluster; None before its pool is up and after its end."""
+    accept_metrics_interval()
     names = [name for name in serve.status().applications if name.startswith("judges-")]
     return count_judges(names[0]) if names else None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from ray import serve
 
+from judge.deployment import accept_metrics_interval
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,5 +52,6 @@ def test_runs_start_at_the_same_moment_and_end_without_each_other(local_ray, mon
             run.wait()
     for run, error in zip(runs, errors, strict=True):
         assert run.returncode == 0, error[-3000:]
+    accept_metrics_interval()
     assert serve.status().applications == {}
     assert serve.status().proxies, "an LLM judge of a later run needs them"

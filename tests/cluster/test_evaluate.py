@@ -72,7 +72,7 @@ async def test_an_unusable_row_is_warned_of_once_for_all_kinds_and_evaluations()
     shown = io.StringIO()
     display = Display(CONFIG, Console(file=shown, width=200))
     plays = TwoBroken(200)
-    judges = JudgePool(Judges(lambda *_: Verdict(is_correct=True, judge="llm", reason="")), JudgeConfig(max_tries=1))
+    judges = JudgePool(Judges(lambda *_: Verdict(is_correct=True, judge="llm", reason="")), llm_config(max_tries=1))
     fleet = Fleet(rollouts=plays, judges=judges)
     first, second = [await evaluate(fleet, plays, CONFIG, display) for _ in range(2)]
     assert first.num_lost == second.num_lost == 6

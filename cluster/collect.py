@@ -175,7 +175,7 @@ class Collector:
         self._play_ahead()
         if isinstance(group, LostGroup):
             return group
-        self._run.judge_watch.ride_along(step, ref.uid)
+        self._run.judge_watch.send_canary(step, ref.uid)
         with self._wait.judging():
             return await score_group(self._run, self._config, group)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from cluster.judging.in_process import pool_in_process
@@ -81,6 +81,7 @@ class JudgeReport:
     def figures(self) -> dict[str, object]:
         """For `--json`. A rate without a case is null."""
         seconds = [item.seconds for item in self.all_rows]
+        median_s, p95_s = np.quantile(seconds, (0.5, 0.95)).tolist()
         return {
             **{name: rate.share for name, rate in self.rates.items()},
             **{f"{name}_interval": list(rate.interval) for name, rate in self.rates.items()},
@@ -88,8 +89,8 @@ class JudgeReport:
             "num_gold": len(self.gold),
             "num_attacks": len(self.attacks),
             "num_unjudged": measure(self.all_rows).num_unjudged,
-            "median_s": percentile(seconds, 0.5),
-            "p95_s": percentile(seconds, 0.95),
+            "median_s": median_s,
+            "p95_s": p95_s,
             "verdicts_per_s": len(seconds) / self.seconds,
             "num_calls": self.took.num_llm_calls,
             "prompt_tokens": self.took.prompt_tokens,
@@ -150,20 +151,14 @@ def check_tables(report: JudgeReport) -> list[Table]:
     return [table for table in (rates, kinds, examples) if table.row_count]
 
 
-def summary_lines(report: JudgeReport) -> list[str]:
-    """What the check took, and the answer."""
+def check_summary(report: JudgeReport) -> str:
+    """What the check took, and on the last line the answer."""
     took = (
         "{num_calls} LLM calls, {prompt_tokens} prompt and {reply_tokens} reply tokens, {cost_usd:.4f} USD, "
         "{verdicts_per_s:.1f} verdicts/s, latency {median_s:.3f} s (median), {p95_s:.3f} s (p95)"
     )
     answer, reason = report.verdict
-    return [took.format(**report.figures()), f"Can this judge be trusted? {answer.capitalize()}: {reason}"]
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of the values do not exceed; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+    return f"{took.format(**report.figures())}\nCan this judge be trusted? {answer.capitalize()}: {reason}"
 
 
 def _shown(item: CheckedRow) -> dict[str, object]:

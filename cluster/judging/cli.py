@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, run_async, shown_errors, warn_user
 from configs.load import load_config
@@ -31,14 +33,10 @@ def check(
     as in a run, within the limits of judge.llm. Rows without a verdict are counted and are in no rate.
     """
     with shown_errors():
-        from cluster.judging.check import check_judge, check_tables, summary_lines
+        from cluster.judging.check import check_judge, check_summary, check_tables
 
         report = run_async(check_judge(load_config(config, overrides or []).judge, sets or ()))
-        shown = Console(stderr=as_json, highlight=False)
-        shown.print(*check_tables(report), markup=False)
-        shown.print(*summary_lines(report), sep="\n", markup=False, soft_wrap=True)
-        if as_json:
-            print_json(report.figures())
+        _show(check_tables(report), check_summary(report), report.figures(), as_json)
 
 
 @judge_app.command()
@@ -59,11 +57,8 @@ def replay(
             raise ValueError(f"{run} has no config.yaml: name the folder of a run")
         config = load_config(str(run / "config.yaml"), overrides or [])
         with progress_bar("steps") as advance:
-            report = run_async(replay_run(run, config, advance=advance, warn=warn_user))
-        shown = Console(stderr=as_json, highlight=False)
-        shown.print(*replay_tables(report), replay_summary(report), sep="\n", markup=False)
-        if as_json:
-            print_json(report.figures())
+            report = run_async(replay_run(run, config.judge, advance=advance, warn=warn_user))
+        _show(replay_tables(report), replay_summary(report), report.figures(), as_json)
 
 
 @judge_app.command()
@@ -75,25 +70,31 @@ def load(
         float | None, typer.Option(help="Groups per second while busy. Default: what judge.max_replicas can serve.")
     ] = None,
     latency: Annotated[float, typer.Option(help="Median seconds that a judge takes for an answer.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="The same seed is the same load.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG of the replicas over time.")] = Path("judge_load.png"),
     as_json: Json = False,
 ) -> None:
     """Does the pool of judges follow a load? Drives the configured pool with a delayed judge in place of its LLM.
 
     Groups go the way of a run: its limits on calls (judge.llm.max_concurrent, requests_per_minute), tries, Ray Serve.
+    run.seed is the load's seed.
     """
     with shown_errors():
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load
         from cluster.launch import connect
 
         settings = load_config(config, overrides or [])
-        size = settings.rollout.group_size
+        size, seed = settings.rollout.group_size, settings.run.seed
         plan = plan_load(settings.judge, group_size=size, seconds=seconds, rate=rate, latency_s=latency, seed=seed)
         connect()
         with progress_bar("seconds") as advance:
             trace = run_async(follow_load(plan, on_progress=advance))
         plot_load(trace, out)
-        Console(stderr=as_json, highlight=False).print(load_table(trace), f"picture: {out}", sep="\n", markup=False)
-        if as_json:
-            print_json(trace.figures())
+        _show([load_table(trace)], f"picture: {out}", trace.figures(), as_json)
+
+
+def _show(tables: Sequence[Table], summary: str, figures: dict[str, object], as_json: bool) -> None:
+    """On stdout, or with --json on stderr and the figures on stdout. Text is no markup."""
+    Console(stderr=as_json, highlight=False).print(*tables, markup=False)
+    typer.echo(summary, err=as_json)
+    if as_json:
+        print_json(figures)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
-from cluster.judging.check import percentile
 from cluster.judging.delayed_judge import DelayedJudge
 from configs.judges import JudgeConfig
 from judge.deployment import PoolSize, count_replicas, delete_application, deploy_judges
@@ -27,6 +27,7 @@ from judge.verdict import JudgeRequest, NoVerdict
 SAMPLE_S = 0.2
 QUIET_RATE = 0.1
 """Of the busy rate."""
+TIMES = ("right_size_s", "release_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +104,15 @@ class LoadTrace:
         until_right = (at_s - begin for at_s, now in self.sizes if at_s >= begin and now.num_running >= size)
         until_released = (at_s - end for at_s, now in self.sizes if at_s >= end and now.num_running <= quiet)
         most = max((now.num_running + now.num_starting for at_s, now in self.sizes if at_s < end), default=0)
+        wait_p50_s, wait_p95_s = np.quantile(self.waits_s or [0.0], (0.5, 0.95)).tolist()
         return {
             "right_size": size,
             "right_size_s": next(until_right, None),
             "release_s": next(until_released, None),
             "overshoot": max(0, most - size),
             "replicas_max": max((now.num_running for _, now in self.sizes), default=0),
-            "wait_p50_s": percentile(self.waits_s, 0.5),
-            "wait_p95_s": percentile(self.waits_s, 0.95),
+            "wait_p50_s": wait_p50_s,
+            "wait_p95_s": wait_p95_s,
             "num_verdicts": len(self.verdicts_at_s),
             "verdicts_per_s": sum(begin <= at_s < end for at_s in self.verdicts_at_s) / (end - begin),
             "num_lost": self.num_lost,
@@ -123,8 +125,7 @@ async def follow_load(
 ) -> LoadTrace:
     """Drive a pool of delayed judges on the connected Ray cluster, through the `JudgePool` of a run.
 
-    Args:
-        on_progress: told (seconds since the start, seconds in all), many times a second.
+    `on_progress` is told (seconds since the start, seconds in all), many times a second.
     """
     name, trace = f"judge-load-{secrets.token_hex(3)}", LoadTrace(plan=plan)
     try:
@@ -176,18 +177,14 @@ async def _watch(name: str, trace: LoadTrace, started: float, on_progress: Calla
 def load_table(trace: LoadTrace) -> Table:
     plan, figures = trace.plan, trace.figures()
     title = f"{plan.rate:.1f} groups/s of {plan.group_size}, {plan.delayed.mean_s:.2f} s per answer"
+    times = {name: "never" if figures[name] is None else f"{figures[name]:.1f} s" for name in TIMES}
     table = Table("while busy", "seen", title=title)
-    shown = {
-        "right size": "{right_size} replicas, most were {replicas_max}, limit judge.max_replicas="
-        + f"{plan.judge.max_replicas}",
-        "reached after": "never" if figures["right_size_s"] is None else "{right_size_s:.1f} s",
-        "released after": "never" if figures["release_s"] is None else "{release_s:.1f} s",
-        "wait of a group, p50, p95": "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s",
-        "verdicts, per second": "{num_verdicts}, {verdicts_per_s:.1f}",
-        "answers lost, retries": "{num_lost}, {num_retries}",
-    }
-    for what, text in shown.items():
-        table.add_row(what, text.format(**figures))
+    table.add_row("right size", f"{figures['right_size']} of at most {plan.judge.max_replicas} replicas")
+    table.add_row("reached after, released after", ", ".join(times.values()))
+    table.add_row("replicas beyond the right size", "{overshoot}".format(**figures))
+    table.add_row("wait of a group, p50, p95", "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s".format(**figures))
+    table.add_row("verdicts, per second", "{num_verdicts}, {verdicts_per_s:.1f}".format(**figures))
+    table.add_row("answers lost, calls retried", "{num_lost}, {num_retries}".format(**figures))
     return table
 
 
@@ -205,9 +202,7 @@ def plot_load(trace: LoadTrace, out: Path) -> None:
     edges = (0.0, *plan.busy, plan.seconds)
     axes.stairs([plan.size_at(edge) for edge in edges[:-1]], edges, baseline=None, linestyle="--", label="right size")
     axes.axvspan(*plan.busy, alpha=0.09, linewidth=0)
-    axes.set(
-        xlabel="seconds (shaded: busy)", ylabel="replicas", ylim=(0, max([*all_up, plan.judge.max_replicas]) + 0.6)
-    )
+    axes.set(xlabel="seconds (shaded: busy)", ylabel="replicas", ylim=(0, plan.judge.max_replicas + 0.6))
     axes.legend(frameon=False, loc="upper right")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png", dpi=110)

@@ -1,7 +1,7 @@
-"""`visionthink judge replay`: the recorded episodes of a run, judged again under other settings. Nothing is generated.
+"""`visionthink judge replay`: the recorded answers of a run, judged again under other settings. Nothing is generated.
 
 An LLM's verdict that was recorded under the same version of the judge stands; rules decide again, and everything else
-comes from the cache or is asked. Of the episodes only figures stay in memory.
+comes from the cache or is asked. Of the answers only counts and the changed ones stay in memory.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
@@ -24,95 +23,91 @@ from actors.errors import RunError
 from cluster.judging.in_process import pool_in_process
 from cluster.records.recorder import EPISODES
 from configs.judges import JudgeConfig
-from configs.schema import Config
 from judge.chain import make_judge
 from judge.counts import JudgeCounts
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from judge.reward import Conduct, group_rewards
 from judge.trust.check import Rate
 from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict
-from learner.advantage import has_signal
 
 DECISIONS = ("right", "wrong", "no verdict")
-MEANS = ("reward_before", "reward_after", "accuracy_before", "accuracy_after")
-TEXTS = ("question", "reference", "prediction", "before", "after")
+NO_ANSWER = "no answer"
+"""Wrong under every judge."""
+GROUP = ("step", "sample", "question", "reference")
+EPISODE = ("answer", "is_correct", "judge", "reason", "judge_version")
 MAX_STEP_ROWS = 10
 MAX_EXAMPLES = 10
 MAX_SHOWN_CHARS = 60
-GROUP = ("step", "sample", "question", "reference")
-EPISODE = ("asked", "is_well_formed", "answer", "is_correct", "judge", "reason", "judge_version", "reward", "turns")
-_FIGURES = pa.schema([("step", pa.int64()), ("change", pa.string()), *((name, pa.float64()) for name in MEANS)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayReport:
     """Before is as recorded, after is under the other settings."""
 
-    episodes: pa.Table
-    """`step`, `change` (such as `wrong to right`; null without an answer) and `MEANS` (null without a verdict)."""
-    num_signal_gained: int
-    """Groups whose rewards were all equal and would not be."""
-    num_signal_lost: int
+    counts: Mapping[tuple[int, str, str], int]
+    """(step, decision before, decision after) -> episodes; `NO_ANSWER` is a decision."""
     changed: Sequence[dict[str, str]]
-    """Answers decided differently, each once, with their `TEXTS`."""
+    """Answers decided differently, each once: `question, reference, prediction, before, after`."""
     took: JudgeCounts
 
     @property
-    def changes(self) -> dict[str, int]:
-        """Answers by change, those that stay as they are too."""
-        counts = pc.value_counts(self.episodes["change"].drop_null()).to_pylist()
-        return {count["values"]: count["counts"] for count in counts}
+    def steps(self) -> list[int]:
+        return sorted({step for step, _, _ in self.counts})
+
+    def changes(self) -> Counter[str]:
+        """Answers by change, such as `wrong to right`, those that stay as they are too."""
+        counts: Counter[str] = Counter()
+        for (_, before, after), num in self.counts.items():
+            if before != NO_ANSWER:
+                counts[f"{before} to {after}"] += num
+        return counts
 
     @property
     def changed_rate(self) -> Rate:
         """Of the answers; losing or getting a verdict counts."""
-        num_same = sum(self.changes.get(f"{name} to {name}", 0) for name in DECISIONS)
-        num_answers = sum(self.changes.values())
-        return Rate(num_hits=num_answers - num_same, num_cases=num_answers)
+        changes = self.changes()
+        num_same = sum(changes[f"{name} to {name}"] for name in DECISIONS)
+        return Rate(num_hits=changes.total() - num_same, num_cases=changes.total())
 
-    def means(self, steps_per_row: int) -> list[dict[str, Any]]:
-        """Means of `MEANS` over each `steps_per_row` steps; `key` is the number of the row, from 0."""
-        key = pc.divide(pc.subtract(self.episodes["step"], 1), steps_per_row)
-        by_key = self.episodes.append_column("key", key).group_by("key")
-        found = by_key.aggregate([*((name, "mean") for name in MEANS), ([], "count_all")]).sort_by("key")
-        names = [name.removesuffix("_mean") for name in found.column_names]
-        rows: list[dict[str, Any]] = found.rename_columns(names).to_pylist()
-        return rows
+    def accuracy(self, steps: Collection[int]) -> tuple[float | None, float | None]:
+        """Before and after, of the episodes that are scored; None where none is."""
+        rates = []
+        for when in (1, 2):
+            scored = [
+                (key[when], num) for key, num in self.counts.items() if key[0] in steps and key[when] != "no verdict"
+            ]
+            num_right = sum(num for decision, num in scored if decision == "right")
+            rates.append(Rate(num_hits=num_right, num_cases=sum(num for _, num in scored)).share)
+        return rates[0], rates[1]
 
     def figures(self) -> dict[str, object]:
-        """For `--json`. A mean of nothing is null."""
-        rate = self.changed_rate
+        """For `--json`. An accuracy of nothing is null."""
+        rate, names = self.changed_rate, ("accuracy_before", "accuracy_after")
         return {
-            "num_episodes": self.episodes.num_rows,
+            "num_episodes": sum(self.counts.values()),
             "num_answers": rate.num_cases,
             "num_changed": rate.num_hits,
             "changed_share": rate.share,
             "changed_share_interval": list(rate.interval),
-            "changes": self.changes,
-            "num_signal_gained": self.num_signal_gained,
-            "num_signal_lost": self.num_signal_lost,
-            **{name: pc.mean(self.episodes[name]).as_py() for name in MEANS},
+            "changes": dict(self.changes()),
+            **dict(zip(names, self.accuracy(self.steps), strict=True)),
             "num_llm_calls": self.took.num_llm_calls,
             "num_cache_hits": self.took.num_cache_hits,
             "cost_usd": self.took.cost_usd,
             "changed": self.changed,
-            "steps": [{"step": row["key"] + 1, **{name: row[name] for name in MEANS}} for row in self.means(1)],
+            "steps": [{"step": n, **dict(zip(names, self.accuracy((n,)), strict=True))} for n in self.steps],
         }
 
 
 async def replay_run(
     run_dir: Path,
-    config: Config,
+    config: JudgeConfig,
     *,
     make: Callable[[JudgeConfig], Judge] = make_judge,
     advance: Callable[[int, int], None] = lambda num_done, num_all: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReplayReport:
-    """Judge all recorded steps again by the judge, rewards and `train.min_scored` of a config.
-
-    Args:
-        advance: told (steps done, steps in all).
+    """Judge all recorded steps again. `advance` is told (steps done, steps in all).
 
     Raises:
         RunError: no run, or a step that cannot be read.
@@ -121,29 +116,25 @@ async def replay_run(
     files = sorted((run_dir / "episodes").glob("step-*.parquet"))
     if not files:
         raise RunError(f"{run_dir} has no episodes/step-*.parquet: name the folder of a run that finished a step")
-    version = judge_version(config.judge) if config.judge.has_llm else "rules"
-    tables, changed, signals = [_FIGURES.empty_table()], dict[Any, dict[str, str]](), Counter[tuple[bool, bool]]()
-    async with pool_in_process(config.judge, make=make, has_cache=True, warn=warn) as pool:
+    version = judge_version(config) if config.has_llm else "rules"
+    counts: Counter[tuple[int, str, str]] = Counter()
+    changed: dict[tuple[str, ...], dict[str, str]] = {}
+    async with pool_in_process(config, make=make, has_cache=True, warn=warn) as pool:
         for num_done, file in enumerate(files):
             advance(num_done, len(files))
             groups = await asyncio.to_thread(read_step, file)
             async with asyncio.TaskGroup() as tasks:
                 judged = [tasks.create_task(_judge_again(pool, group, version)) for group in groups]
             for group, outcomes in zip(groups, (task.result() for task in judged), strict=True):
-                rows = compare(group, outcomes, config)
-                tables.append(pa.Table.from_pylist(rows, schema=_FIGURES))
-                before, after = ([row[name] for row in rows] for name in ("reward_before", "reward_after"))
-                signals[has_signal(before, config.train.min_scored), has_signal(after, config.train.min_scored)] += 1
-                for row in (row for row in rows if row["is_changed"]):
-                    changed.setdefault(tuple(row[n] for n in TEXTS[:3]), {n: row[n] for n in TEXTS})
-        took = pool.counters
-    return ReplayReport(
-        episodes=pa.concat_tables(tables),
-        num_signal_gained=signals[False, True],
-        num_signal_lost=signals[True, False],
-        changed=list(changed.values()),
-        took=took,
-    )
+                for row, now in zip(group, outcomes, strict=True):
+                    before, after = _decision(row, _recorded(row)), _decision(row, now)
+                    counts[row["step"], before, after] += 1
+                    if before != after:
+                        key = (row["question"], row["reference"], row["answer"])
+                        texts = dict(zip(("question", "reference", "prediction"), key, strict=True))
+                        said = {"before": f"{before}: {row['reason']}", "after": f"{after}: {now.reason}"}
+                        changed.setdefault(key, {**texts, **said})
+        return ReplayReport(counts=counts, changed=list(changed.values()), took=pool.counters)
 
 
 def read_step(file: Path) -> list[list[dict[str, Any]]]:
@@ -152,13 +143,14 @@ def read_step(file: Path) -> list[list[dict[str, Any]]]:
     Raises:
         RunError: the file is damaged, or was not written by a run of this version; names file and column.
     """
+    columns = [*GROUP, *EPISODE]
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            for name in (*GROUP, *EPISODE):
+            for name in columns:
                 found = parquet.schema_arrow.field(name).type if name in parquet.schema_arrow.names else "missing"
                 if found != (wanted := EPISODES.field(name).type):
                     raise RunError(f"{file} was not written by this version: column {name!r} is {found}, not {wanted}")
-            rows = parquet.read(columns=[*GROUP, *EPISODE[:-1], "turns.list.element.view"]).to_pylist()
+            rows = parquet.read(columns=columns).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RunError(f"{file} cannot be read: {reason}; move it away to leave this step out") from error
@@ -180,56 +172,26 @@ def _recorded(row: dict[str, Any]) -> Outcome:
     return Verdict(is_correct=row["is_correct"], judge=row["judge"], reason=row["reason"])
 
 
-def compare(group: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], config: Config) -> list[dict[str, Any]]:
-    """Per episode a row of `ReplayReport.episodes`, with its `TEXTS` and whether its answer is decided differently."""
-    conducts = [
-        Conduct(
-            asked=row["asked"],
-            is_answered=row["answer"] is not None,
-            is_well_formed=row["is_well_formed"],
-            offers_tool=row["turns"][0]["view"] == "quarter",
-        )
-        for row in group
-    ]
-    rewards = group_rewards(conducts, outcomes, config.reward)
-    rows = []
-    for row, now, reward in zip(group, outcomes, rewards, strict=True):
-        before, after, is_answered = _said(_recorded(row)), _said(now), row["answer"] is not None
-        rows.append(
-            {
-                **{name: row[name] for name in GROUP},
-                "prediction": row["answer"],
-                "before": f"{before}: {row['reason']}",
-                "after": f"{after}: {now.reason}",
-                "change": f"{before} to {after}" if is_answered else None,
-                "is_changed": is_answered and before != after,
-                "reward_before": row["reward"],
-                "reward_after": None if reward is None else reward.total,
-                "accuracy_before": None if before == "no verdict" else float(before == "right"),
-                "accuracy_after": None if after == "no verdict" else float(after == "right"),
-            }
-        )
-    return rows
-
-
-def _said(outcome: Outcome) -> str:
+def _decision(row: dict[str, Any], outcome: Outcome) -> str:
+    if row["answer"] is None:
+        return NO_ANSWER
     return "no verdict" if isinstance(outcome, NoVerdict) else "right" if outcome.is_correct else "wrong"
 
 
 def replay_tables(report: ReplayReport) -> list[Table]:
-    """Verdicts before and after, the course of the run, and examples."""
-    verdicts = Table("recorded", *(f"now {name}" for name in DECISIONS), title="verdicts on answers")
+    """Verdicts before and after, accuracy over the run, and examples. Cells are no markup."""
+    verdicts, changes = Table("recorded", *(f"now {name}" for name in DECISIONS)), report.changes()
     for before in DECISIONS:
-        verdicts.add_row(before, *(str(report.changes.get(f"{before} to {after}", 0)) for after in DECISIONS))
-    steps = Table("steps", "episodes", "reward", "now", "accuracy", "now", title="over the run")
-    size = max(1, math.ceil((pc.max(report.episodes["step"]).as_py() or 1) / MAX_STEP_ROWS))
-    for row in report.means(steps_per_row=size):
-        first, last = row["key"] * size + 1, (row["key"] + 1) * size
-        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in MEANS)
-        steps.add_row(f"{first} to {last}" if size > 1 else f"{first}", str(row["count_all"]), *cells)
+        verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECISIONS))
+    steps = Table("steps", "recorded accuracy", "now")
+    size = max(1, math.ceil(len(report.steps) / MAX_STEP_ROWS))
+    for start in range(0, len(report.steps), size):
+        some = report.steps[start : start + size]
+        cells = ("-" if share is None else f"{share:.1%}" for share in report.accuracy(some))
+        steps.add_row(f"{some[0]}" if size == 1 else f"{some[0]} to {some[-1]}", *cells)
     examples = Table("reference", "answer", "recorded", "now", title="examples of what changes")
-    for answer in report.changed[:MAX_EXAMPLES]:
-        examples.add_row(*(answer[name][:MAX_SHOWN_CHARS] for name in TEXTS[1:]))
+    for row in report.changed[:MAX_EXAMPLES]:
+        examples.add_row(*(text[:MAX_SHOWN_CHARS] for text in list(row.values())[1:]))
     return [table for table in (verdicts, steps, examples) if table.row_count]
 
 
@@ -237,7 +199,6 @@ def replay_summary(report: ReplayReport) -> str:
     rate, took = report.changed_rate, report.took
     interval = "{:.1%} to {:.1%}".format(*rate.interval)
     return (
-        f"{rate.num_hits} of {rate.num_cases} verdicts would have changed (95 % interval of the share {interval}); "
-        f"{report.num_signal_gained} groups gain a signal, {report.num_signal_lost} lose it; "
-        f"{took.num_cache_hits} verdicts from the cache, {took.num_llm_calls} LLM calls, {took.cost_usd:.4f} USD"
+        f"{took.num_llm_calls} LLM calls, {took.num_cache_hits} verdicts from the cache, {took.cost_usd:.4f} USD\n"
+        f"{rate.num_hits} of {rate.num_cases} verdicts would have changed (95 % interval of the share {interval})"
     )

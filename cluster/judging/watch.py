@@ -27,7 +27,6 @@ class WatchedJudges(Protocol):
 
     async def grade_anew(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """Verdicts of the LLM as it is now: from no cache and into none, and counted as no group."""
-        ...
 
 
 class JudgeWatch:

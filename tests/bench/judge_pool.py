@@ -1,9 +1,9 @@
-"""Verdicts per second of the judges' pool at saturation, against Ray Serve as it comes and bare asynchronous actors.
+"""Verdicts per second of the judges' pool at saturation, against its own Serve handle and bare asynchronous actors.
 
     uv run python -m tests.bench.judge_pool [--rounds 5] [--groups 200] [--json]
 
-The judge answers at once, so that a verdict costs what its way costs: limits, tries and a call to Serve. Groups of 8,
-two replicas each, 64 groups at a time, alternating rounds; ratios are medians of the rounds' own.
+The judge answers at once, so a verdict costs what its way costs: limits, tries, a call to Serve. Two replicas, groups
+of 8, 64 of them at a time, alternating rounds; a ratio is the median of the rounds' own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from dataclasses import replace
 from statistics import median
 
 import ray
-from ray import serve
 
 from cluster.judging.delayed_judge import DelayedJudge
 from cluster.launch import connect
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.deployment import JudgeReplica, ServeJudgeHandle, deploy_judges
+from judge.deployment import JudgeReplica, delete_application, deploy_judges
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest
 
@@ -59,38 +58,36 @@ def one_call_per_answer(grade: Grade) -> Grade:
 
 
 async def measure(num_rounds: int, num_groups: int) -> dict[str, list[float]]:
-    plain = serve.deployment(num_replicas=NUM_REPLICAS, ray_actor_options={"num_cpus": 0})(JudgeReplica)
     actor = ray.remote(JudgeReplica).options(num_cpus=0, max_concurrency=1000)
     actors = itertools.cycle([actor.remote(CONFIG, JUDGE.make) for _ in range(NUM_REPLICAS)])
-    pool = JudgePool(await asyncio.to_thread(deploy_judges, CONFIG, "ours", make=JUDGE.make), CONFIG)
-    handle = await asyncio.to_thread(serve.run, plain.bind(CONFIG, JUDGE.make), name="plain", route_prefix=None)
+    handle = await asyncio.to_thread(deploy_judges, CONFIG, "bench", make=JUDGE.make)
     contenders: dict[str, Grade] = {
-        "JudgePool": pool.grade,
-        "Serve by default": one_call_per_answer(ServeJudgeHandle(handle).grade),
+        "pool": JudgePool(handle, CONFIG).grade,
+        "Serve handle": one_call_per_answer(handle.grade),
         "bare actors": one_call_per_answer(lambda request: next(actors).grade.remote(request)),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(num_rounds + 1):
+    for _ in range(num_rounds + 1):
         for name, grade in contenders.items():
-            rate = await verdicts_per_s(grade, num_groups)
-            rates[name] += [rate] if number else []  # the first round warms up
-    return rates
+            rates[name].append(await verdicts_per_s(grade, num_groups))
+    handle.close()
+    await asyncio.to_thread(delete_application, "bench")
+    return {name: rounds[1:] for name, rounds in rates.items()}  # the first round warms up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--groups", type=int, default=200)
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object as well")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     connect()
     rates = asyncio.run(measure(arguments.rounds, arguments.groups))
     for name, rounds in rates.items():
-        ratio = median(ours / theirs for ours, theirs in zip(rates["JudgePool"], rounds, strict=True))
-        print(f"{name:18} {median(rounds):8.0f} verdicts/s, ours is {ratio:.2f}x")
+        ratio = median(ours / theirs for ours, theirs in zip(rates["pool"], rounds, strict=True))
+        print(f"{name:12} {median(rounds):6.0f} verdicts/s, the pool is {ratio:.2f}x")
     if arguments.json:
         print(json.dumps({"verdicts_per_s": rates}))
-    ray.shutdown()
 
 
 if __name__ == "__main__":

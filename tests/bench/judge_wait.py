@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--latencies", type=float, nargs="+", default=[0.0, 0.3, 1.0])
     parser.add_argument("--depths", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object as well")
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", help="as for `visionthink train`")
     arguments = parser.parse_intermixed_args()
     figures = []

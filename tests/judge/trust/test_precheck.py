@@ -52,6 +52,11 @@ def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
     assert reason in outcome.reason
 
 
+@pytest.mark.parametrize("reference", ["question mark", "mark", "sign of the times", "star", "5"])
+def test_a_sign_that_the_reference_does_not_name_is_only_punctuation(reference):
+    assert isinstance(check(":", reference), Verdict)
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference"),
     [
@@ -72,6 +77,10 @@ def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
         ("–", "-"),
         ("?", "question mark"),
         ("*", "an asterisk"),
+        ("&", "the ampersand"),
+        ("/", "slash"),
+        ("[]", "brackets"),
+        ("%", "percent sign"),
         ("Solution", "solution"),
         ("Solution:", "The Solution"),
         ("答", "答"),

@@ -60,6 +60,8 @@ PURE = (
     "judge/flights.py",
     "judge/counts.py",
     "judge/trust/canary.py",
+    "judge/trust/check.py",
+    "judge/trust/goldset.py",
     "judge/llm/cache.py",
     "judge/chain.py",
     "judge/llm/server_extension.py",
@@ -74,7 +76,6 @@ PURE = (
     "learner/advantage.py",
     "cluster/lookahead.py",
     "cluster/placement.py",
-    "cluster/judging/replay_report.py",
     "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""

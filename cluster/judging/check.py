@@ -1,9 +1,10 @@
-"""`visionthink judge check`: the configured judge against settled rows, as figures and as tables."""
+"""`visionthink judge check`: the configured judge, in this process, against settled rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,21 +12,62 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from cluster.judging.in_process import pool_in_process
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from judge.chain import Closing, make_judge
 from judge.counts import JudgeCounts
+from judge.llm.apikey import read_key
+from judge.llm.cache import VerdictCache
+from judge.llm.version import judge_version
+from judge.pool import JudgePool
 from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.verdict import Judge, Verdict
+from judge.verdict import GradeReply, Judge, JudgeRequest, Verdict
 
-MAX_SHOWN = 10
-"""Rows in the table of disagreements; `--json` has all of them."""
-MAX_SHOWN_CHARS = 60
-MAX_PAUSE_S = 30.0
-"""Somebody sits before a check: an outage is not waited out as long as in a run."""
-MAX_FALSE_NEGATIVE_RATE = 0.2
-"""A judge that fails more right answers is no judge, however few wrong ones it passes."""
+MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` has all of them
+MAX_PAUSE_S = 30.0  # somebody sits before a check: an outage is not waited out as in a run
+MAX_FALSE_NEGATIVE_RATE = 0.2  # of a judge to trust
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProcess:
+    """A judge of this process as the handle of a pool."""
+
+    judge: Judge
+
+    async def grade(self, request: JudgeRequest) -> GradeReply:
+        started = time.monotonic()
+        outcomes = tuple(await self.judge.grade(request))
+        return GradeReply(outcomes=outcomes, service_s=time.monotonic() - started)
+
+
+@asynccontextmanager
+async def pool_in_process(
+    config: JudgeConfig,
+    *,
+    make: Callable[[JudgeConfig], Judge] = make_judge,
+    has_cache: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[JudgePool]:
+    """A pool of one judge. Ray starts only where `judge.chain` names `cluster`. `has_cache`: it uses `judge.cache`.
+
+    Raises:
+        JudgeError: the key of the endpoint cannot be read, or the LLM in the cluster does not come up.
+    """
+    async with AsyncExitStack() as cleanup:
+        if "cluster" in config.chain:
+            from cluster.launch import llm_in_cluster  # imports Ray
+
+            config = await cleanup.enter_async_context(llm_in_cluster(config))
+        if config.has_llm:
+            read_key(config.llm)  # a missing key ends the command, not each call
+        store = None
+        if has_cache and config.has_llm and config.cache:
+            store = cleanup.enter_context(closing(VerdictCache(Path(config.cache).expanduser())))
+        judge = make(config)
+        if isinstance(judge, Closing):
+            cleanup.push_async_callback(judge.aclose)
+        version = judge_version(config) if config.has_llm else ""
+        yield JudgePool(InProcess(judge=judge), config, store=store, judge_version=version, warn=warn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +80,7 @@ class JudgeReport:
     attacks: tuple[CheckedRow, ...]
     """Wrong answers alone."""
     by_rules: tuple[CheckedRow, ...]
-    """The gold rows as the rules judge them in front of an LLM: no verdict where they are not certain."""
+    """Gold (of none, attacks) as the rules judge in front of an LLM: no verdict where they are not certain."""
     took: JudgeCounts
     seconds: float
 
@@ -117,7 +159,7 @@ async def check_judge(
     attacks = [row for rows in sets if not any(row.is_correct for row in rows) for row in rows]
     # The pool has its own deadline, which does not count waits for a turn; this one is against a hang.
     longest_s = config.timeout_s * (1 + len(gold) + len(attacks)) + MAX_PAUSE_S
-    by_rules = await check_rows(certain_rules(config), gold, timeout_s=longest_s)
+    by_rules = await check_rows(certain_rules(config), gold or attacks, timeout_s=longest_s)
     patient = replace(config, max_pause_s=min(config.max_pause_s, MAX_PAUSE_S))
     async with pool_in_process(patient, make=make) as pool:
         started = time.monotonic()
@@ -146,7 +188,7 @@ def check_tables(report: JudgeReport) -> list[Table]:
         if any(errors):
             kinds.add_row(kind, str(len(checked)), *map(str, errors))
     examples = Table("reference", "prediction", "people", "judge", "reason", title="disagreements, no verdict")
-    for item in [item for item in report.all_rows if not item.agrees][:MAX_SHOWN]:
+    for item in [item for item in report.all_rows if not item.agrees][:MAX_ROWS]:
         examples.add_row(*(str(cell) for cell in list(_shown(item).values())[1:]))
     return [table for table in (rates, kinds, examples) if table.row_count]
 
@@ -165,9 +207,9 @@ def _shown(item: CheckedRow) -> dict[str, object]:
     row, outcome = item.row, item.outcome
     return {
         "kind": row.kind,
-        "reference": row.reference[:MAX_SHOWN_CHARS],
-        "prediction": row.prediction[:MAX_SHOWN_CHARS],
+        "reference": row.reference[:MAX_CHARS],
+        "prediction": row.prediction[:MAX_CHARS],
         "people": int(row.is_correct),
         "judge": int(outcome.is_correct) if isinstance(outcome, Verdict) else None,
-        "reason": outcome.reason[:MAX_SHOWN_CHARS],
+        "reason": outcome.reason[:MAX_CHARS],
     }

@@ -47,8 +47,7 @@ def replay(
 ) -> None:
     """Judge a run's recorded episodes again under other settings: which verdicts would have changed?
 
-    Nothing is generated. Verdicts that this very LLM gave stand; the rest comes from the cache or is asked. With
-    --json, all changed answers.
+    Verdicts that this very LLM gave stand; the rest comes from the cache or is asked. --json has all changed answers.
     """
     with shown_errors():
         from cluster.judging.replay import replay_run, replay_summary, replay_tables
@@ -75,8 +74,7 @@ def load(
 ) -> None:
     """Does the pool of judges follow a load? Drives the configured pool with a delayed judge in place of its LLM.
 
-    Groups go the way of a run: its limits on calls (judge.llm.max_concurrent, requests_per_minute), tries, Ray Serve.
-    run.seed is the load's seed.
+    Groups go the way of a run: its limits (judge.llm.max_concurrent, requests_per_minute), tries, Ray Serve.
     """
     with shown_errors():
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load

@@ -14,20 +14,44 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from cluster.judging.delayed_judge import DelayedJudge
 from configs.judges import JudgeConfig
 from judge.deployment import PoolSize, count_replicas, delete_application, deploy_judges
 from judge.pool import JudgePool
-from judge.verdict import JudgeRequest, NoVerdict
+from judge.verdict import JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 SAMPLE_S = 0.2
-QUIET_RATE = 0.1
-"""Of the busy rate."""
-TIMES = ("right_size_s", "release_s")
+SIGMA = 0.5  # standard deviation of the logarithm of a call's seconds, about that of an LLM endpoint
+QUIET_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelayedJudge:
+    """Waits for each prediction as long as an LLM would, log-normally, then calls it right."""
+
+    median_s: float
+    seed: int
+
+    @property
+    def mean_s(self) -> float:
+        return self.median_s * math.exp(SIGMA**2 / 2)
+
+    def delay_s(self, prediction: str) -> float:
+        """The same in every process."""
+        return self.median_s * math.exp(SIGMA * random.Random(f"{self.seed}/{prediction}").gauss(0.0, 1.0))
+
+    async def grade(self, request: JudgeRequest) -> list[Outcome]:
+        await asyncio.sleep(max(self.delay_s(prediction) for prediction in request.predictions))
+        verdict = Verdict(is_correct=True, judge="delayed", reason="", usage=Usage(num_calls=1))
+        return [verdict for _ in request.predictions]
+
+    def make(self, config: JudgeConfig) -> DelayedJudge:
+        """How a replica builds its judge."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +70,15 @@ class LoadPlan:
         """Seconds after the start, from and until."""
         return 0.2 * self.seconds, 0.6 * self.seconds
 
-    def rate_at(self, at_s: float) -> float:
-        return self.rate * (1.0 if self.busy[0] <= at_s < self.busy[1] else QUIET_RATE)
+    def share_at(self, at_s: float) -> float:
+        """Of the busy rate."""
+        return 1.0 if self.busy[0] <= at_s < self.busy[1] else QUIET_SHARE
 
     def size_at(self, at_s: float) -> int:
         """Replicas that keep `target_ongoing_requests` calls each under way."""
-        llm, calls_per_s = self.judge.llm, self.rate_at(at_s) * self.group_size
-        if llm.requests_per_minute:
-            calls_per_s = min(calls_per_s, llm.requests_per_minute / 60)
-        under_way = min(calls_per_s * self.delayed.mean_s, llm.max_concurrent)
+        calls_per_s = self.share_at(at_s) * self.rate * self.group_size
+        calls_per_s = min(calls_per_s, self.judge.llm.requests_per_minute / 60 or math.inf)
+        under_way = min(calls_per_s * self.delayed.mean_s, self.judge.llm.max_concurrent)
         size = max(1, math.ceil(under_way / self.judge.target_ongoing_requests - 1e-9))
         return max(self.judge.min_replicas, min(self.judge.max_replicas, size))
 
@@ -62,8 +86,7 @@ class LoadPlan:
         """When groups are sent, at random (Poisson): the same for the same seed."""
         chance, at_s, times = random.Random(self.delayed.seed), 0.0, []
         while (at_s := at_s + chance.expovariate(self.rate)) < self.seconds:
-            if chance.random() < self.rate_at(at_s) / self.rate:
-                times.append(at_s)
+            times += [at_s] if chance.random() < self.share_at(at_s) else []
         return times
 
 
@@ -76,10 +99,8 @@ def plan_load(
             raise ValueError(f"--{name} {value:g} is invalid: must be above 0")
     delayed = DelayedJudge(median_s=latency_s, seed=seed)
     if rate is None:
-        wanted = max(0.5, judge.max_replicas - 0.5) * judge.target_ongoing_requests
-        rate = wanted / (delayed.mean_s * group_size)
-    llm = replace(judge.llm, model=judge.llm.model or "delayed")
-    alone = replace(judge, chain=("openai",), llm=llm, cache="")
+        rate = (judge.max_replicas - 0.5) * judge.target_ongoing_requests / (delayed.mean_s * group_size)
+    alone = replace(judge, chain=("openai",), llm=replace(judge.llm, model="delayed"), cache="")
     return LoadPlan(judge=alone, group_size=group_size, delayed=delayed, rate=rate, seconds=seconds)
 
 
@@ -97,7 +118,7 @@ class LoadTrace:
     """Answers without a verdict."""
     num_retries: int = 0
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, Any]:
         """For `--json`. Times that never came are null."""
         begin, end = self.plan.busy
         size, quiet = self.plan.size_at(begin), self.plan.size_at(end)
@@ -176,15 +197,19 @@ async def _watch(name: str, trace: LoadTrace, started: float, on_progress: Calla
 
 def load_table(trace: LoadTrace) -> Table:
     plan, figures = trace.plan, trace.figures()
+    times = ("never" if figures[name] is None else f"{figures[name]:.1f} s" for name in ("right_size_s", "release_s"))
+    rows = {
+        "right size": f"{{right_size}} of at most {plan.judge.max_replicas} replicas",
+        "reached after, released after": ", ".join(times),
+        "replicas beyond the right size": "{overshoot}",
+        "wait of a group, p50, p95": "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s",
+        "verdicts, per second": "{num_verdicts}, {verdicts_per_s:.1f}",
+        "answers lost, calls retried": "{num_lost}, {num_retries}",
+    }
     title = f"{plan.rate:.1f} groups/s of {plan.group_size}, {plan.delayed.mean_s:.2f} s per answer"
-    times = {name: "never" if figures[name] is None else f"{figures[name]:.1f} s" for name in TIMES}
     table = Table("while busy", "seen", title=title)
-    table.add_row("right size", f"{figures['right_size']} of at most {plan.judge.max_replicas} replicas")
-    table.add_row("reached after, released after", ", ".join(times.values()))
-    table.add_row("replicas beyond the right size", "{overshoot}".format(**figures))
-    table.add_row("wait of a group, p50, p95", "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s".format(**figures))
-    table.add_row("verdicts, per second", "{num_verdicts}, {verdicts_per_s:.1f}".format(**figures))
-    table.add_row("answers lost, calls retried", "{num_lost}, {num_retries}".format(**figures))
+    for what, seen in rows.items():
+        table.add_row(what, seen.format(**figures))
     return table
 
 

@@ -7,7 +7,6 @@ comes from the cache or is asked. Of the answers only counts and the changed one
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
 from actors.errors import RunError
-from cluster.judging.in_process import pool_in_process
+from cluster.judging.check import pool_in_process
 from cluster.records.recorder import EPISODES
 from configs.judges import JudgeConfig
 from judge.chain import make_judge
@@ -28,16 +28,13 @@ from judge.counts import JudgeCounts
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import Rate
-from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict
+from judge.verdict import Judge, JudgeRequest, Verdict
 
-DECISIONS = ("right", "wrong", "no verdict")
-NO_ANSWER = "no answer"
-"""Wrong under every judge."""
+DECIDED = {True: "right", False: "wrong", None: "no verdict"}
+NO_ANSWER = "no answer"  # wrong under every judge
 GROUP = ("step", "sample", "question", "reference")
-EPISODE = ("answer", "is_correct", "judge", "reason", "judge_version")
-MAX_STEP_ROWS = 10
-MAX_EXAMPLES = 10
-MAX_SHOWN_CHARS = 60
+COLUMNS = (*GROUP, "answer", "is_correct", "reason", "judge_version")
+MAX_ROWS, MAX_CHARS = 10, 60  # of a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +46,6 @@ class ReplayReport:
     changed: Sequence[dict[str, str]]
     """Answers decided differently, each once: `question, reference, prediction, before, after`."""
     took: JudgeCounts
-
-    @property
-    def steps(self) -> list[int]:
-        return sorted({step for step, _, _ in self.counts})
 
     def changes(self) -> Counter[str]:
         """Answers by change, such as `wrong to right`, those that stay as they are too."""
@@ -66,7 +59,7 @@ class ReplayReport:
     def changed_rate(self) -> Rate:
         """Of the answers; losing or getting a verdict counts."""
         changes = self.changes()
-        num_same = sum(changes[f"{name} to {name}"] for name in DECISIONS)
+        num_same = sum(changes[f"{name} to {name}"] for name in DECIDED.values())
         return Rate(num_hits=changes.total() - num_same, num_cases=changes.total())
 
     def accuracy(self, steps: Collection[int]) -> tuple[float | None, float | None]:
@@ -83,6 +76,7 @@ class ReplayReport:
     def figures(self) -> dict[str, object]:
         """For `--json`. An accuracy of nothing is null."""
         rate, names = self.changed_rate, ("accuracy_before", "accuracy_after")
+        steps = sorted({step for step, _, _ in self.counts})
         return {
             "num_episodes": sum(self.counts.values()),
             "num_answers": rate.num_cases,
@@ -90,12 +84,12 @@ class ReplayReport:
             "changed_share": rate.share,
             "changed_share_interval": list(rate.interval),
             "changes": dict(self.changes()),
-            **dict(zip(names, self.accuracy(self.steps), strict=True)),
+            **dict(zip(names, self.accuracy(steps), strict=True)),
             "num_llm_calls": self.took.num_llm_calls,
             "num_cache_hits": self.took.num_cache_hits,
             "cost_usd": self.took.cost_usd,
             "changed": self.changed,
-            "steps": [{"step": n, **dict(zip(names, self.accuracy((n,)), strict=True))} for n in self.steps],
+            "steps": [{"step": n, **dict(zip(names, self.accuracy((n,)), strict=True))} for n in steps],
         }
 
 
@@ -125,80 +119,68 @@ async def replay_run(
             groups = await asyncio.to_thread(read_step, file)
             async with asyncio.TaskGroup() as tasks:
                 judged = [tasks.create_task(_judge_again(pool, group, version)) for group in groups]
-            for group, outcomes in zip(groups, (task.result() for task in judged), strict=True):
-                for row, now in zip(group, outcomes, strict=True):
-                    before, after = _decision(row, _recorded(row)), _decision(row, now)
+            for group, task in zip(groups, judged, strict=True):
+                for row, (is_correct, reason) in zip(group, task.result(), strict=True):
+                    decisions = DECIDED[row["is_correct"]], DECIDED[is_correct]
+                    before, after = decisions if row["answer"] is not None else (NO_ANSWER, NO_ANSWER)
                     counts[row["step"], before, after] += 1
                     if before != after:
                         key = (row["question"], row["reference"], row["answer"])
                         texts = dict(zip(("question", "reference", "prediction"), key, strict=True))
-                        said = {"before": f"{before}: {row['reason']}", "after": f"{after}: {now.reason}"}
+                        said = {"before": f"{before}: {row['reason']}", "after": f"{after}: {reason}"}
                         changed.setdefault(key, {**texts, **said})
         return ReplayReport(counts=counts, changed=list(changed.values()), took=pool.counters)
 
 
 def read_step(file: Path) -> list[list[dict[str, Any]]]:
-    """The episodes of a step as they were written, group by group: the columns `GROUP` and `EPISODE`.
+    """The episodes of a step as they were written, group by group: the columns `COLUMNS`.
 
     Raises:
         RunError: the file is damaged, or was not written by a run of this version; names file and column.
     """
-    columns = [*GROUP, *EPISODE]
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            for name in columns:
+            for name in COLUMNS:
                 found = parquet.schema_arrow.field(name).type if name in parquet.schema_arrow.names else "missing"
                 if found != (wanted := EPISODES.field(name).type):
                     raise RunError(f"{file} was not written by this version: column {name!r} is {found}, not {wanted}")
-            rows = parquet.read(columns=columns).to_pylist()
+            rows = parquet.read(columns=list(COLUMNS)).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RunError(f"{file} cannot be read: {reason}; move it away to leave this step out") from error
     return [list(members) for _, members in groupby(rows, key=lambda row: [row[name] for name in GROUP])]
 
 
-async def _judge_again(pool: JudgePool, group: Sequence[dict[str, Any]], version: str) -> list[Outcome]:
-    """One outcome per episode: the recorded one where there was no answer, or where this very LLM gave it."""
+async def _judge_again(pool: JudgePool, group: Sequence[dict[str, Any]], version: str) -> list[tuple[bool | None, str]]:
+    """(is it right, reason) per episode: as recorded where there was no answer, or where this very LLM decided."""
     is_open = [row["answer"] is not None and row["judge_version"] != version for row in group]
     answers = tuple(row["answer"] for row, asks in zip(group, is_open, strict=True) if asks)
     request = JudgeRequest(question=group[0]["question"], reference=group[0]["reference"], predictions=answers)
-    judged = iter(await pool.grade(request) if answers else ())
-    return [next(judged) if asks else _recorded(row) for row, asks in zip(group, is_open, strict=True)]
-
-
-def _recorded(row: dict[str, Any]) -> Outcome:
-    if row["is_correct"] is None:
-        return NoVerdict(reason=row["reason"] or "")
-    return Verdict(is_correct=row["is_correct"], judge=row["judge"], reason=row["reason"])
-
-
-def _decision(row: dict[str, Any], outcome: Outcome) -> str:
-    if row["answer"] is None:
-        return NO_ANSWER
-    return "no verdict" if isinstance(outcome, NoVerdict) else "right" if outcome.is_correct else "wrong"
+    outcomes = await pool.grade(request) if answers else ()
+    judged = iter([(o.is_correct if isinstance(o, Verdict) else None, o.reason) for o in outcomes])
+    return [
+        next(judged) if asks else (row["is_correct"], row["reason"]) for row, asks in zip(group, is_open, strict=True)
+    ]
 
 
 def replay_tables(report: ReplayReport) -> list[Table]:
     """Verdicts before and after, accuracy over the run, and examples. Cells are no markup."""
-    verdicts, changes = Table("recorded", *(f"now {name}" for name in DECISIONS)), report.changes()
-    for before in DECISIONS:
-        verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECISIONS))
-    steps = Table("steps", "recorded accuracy", "now")
-    size = max(1, math.ceil(len(report.steps) / MAX_STEP_ROWS))
-    for start in range(0, len(report.steps), size):
-        some = report.steps[start : start + size]
-        cells = ("-" if share is None else f"{share:.1%}" for share in report.accuracy(some))
-        steps.add_row(f"{some[0]}" if size == 1 else f"{some[0]} to {some[-1]}", *cells)
+    verdicts, changes = Table("recorded", *(f"now {name}" for name in DECIDED.values())), report.changes()
+    for before in DECIDED.values():
+        verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECIDED.values()))
+    course, steps = Table("steps", "recorded accuracy", "now"), sorted({step for step, _, _ in report.counts})
+    for some in np.array_split(steps, min(len(steps), MAX_ROWS)) if steps else ():
+        cells = ("-" if share is None else f"{share:.1%}" for share in report.accuracy(some.tolist()))
+        course.add_row(f"{min(some)} to {max(some)}", *cells)
     examples = Table("reference", "answer", "recorded", "now", title="examples of what changes")
-    for row in report.changed[:MAX_EXAMPLES]:
-        examples.add_row(*(text[:MAX_SHOWN_CHARS] for text in list(row.values())[1:]))
-    return [table for table in (verdicts, steps, examples) if table.row_count]
+    for row in report.changed[:MAX_ROWS]:
+        examples.add_row(*(text[:MAX_CHARS] for text in list(row.values())[1:]))
+    return [table for table in (verdicts, course, examples) if table.row_count]
 
 
 def replay_summary(report: ReplayReport) -> str:
     rate, took = report.changed_rate, report.took
-    interval = "{:.1%} to {:.1%}".format(*rate.interval)
     return (
         f"{took.num_llm_calls} LLM calls, {took.num_cache_hits} verdicts from the cache, {took.cost_usd:.4f} USD\n"
-        f"{rate.num_hits} of {rate.num_cases} verdicts would have changed (95 % interval of the share {interval})"
+        f"{rate.num_hits} of {rate.num_cases} verdicts would have changed"
     )

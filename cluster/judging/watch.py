@@ -79,12 +79,11 @@ class JudgeWatch:
 
     def figures(self) -> dict[str, float]:
         """What judging took since the last time."""
-        counts = self._judges.counters
-        since, self._shown = counts - self._shown, counts
-        num_canaries = self._canaries.num_canaries - self._num_canaries_shown
-        self._num_canaries_shown = self._canaries.num_canaries
+        counts, num_canaries = self._judges.counters, self._canaries.num_canaries
+        since, num_new = counts - self._shown, num_canaries - self._num_canaries_shown
+        self._shown, self._num_canaries_shown = counts, num_canaries
         figures = {
-            **_amounts(since, num_canaries),
+            **_amounts(since, num_new),
             "queue_s": since.mean_queue_s,
             "mean_s": since.mean_s,
             "canary_false_positive_rate": self._canaries.false_positives.share,

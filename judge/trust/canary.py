@@ -1,8 +1,7 @@
 """Canaries: settled rows that are judged beside the groups of a run, to see whether its LLM still judges well.
 
-A judge that a policy has learned to fool passes what it should not: the share of wrong rows that pass is watched. Only
-evidence counts: the lower end of the 95 % interval, and never less than a few rows that passed. Rules give the same
-verdict every time, so a canary is a row that they leave to the LLM, and a chain of rules alone has none.
+An LLM that a policy has learned to fool passes wrong answers. Only evidence counts: the lower end of the 95 % interval
+of their share. Rules do not drift, so canaries are rows that they leave to the LLM; a chain of rules alone has none.
 """
 
 from __future__ import annotations

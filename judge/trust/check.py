@@ -20,26 +20,21 @@ from judge.trust.goldset import GoldRow
 from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict, check_outcomes
 
 Z_95 = NormalDist().inv_cdf(0.975)
-MAX_CONCURRENT = 64
-"""Rows asked about at a time."""
 
 
-class Grader(Protocol):
-    """A judge or a pool of judges."""
-
+class Grader(Protocol):  # a judge, or a pool of judges
     async def grade(self, request: JudgeRequest) -> Sequence[Outcome]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A share of cases."""
+    """A share of cases; None of no case."""
 
     num_hits: int
     num_cases: int
 
     @property
     def share(self) -> float | None:
-        """None where there was no case."""
         return self.num_hits / self.num_cases if self.num_cases else None
 
     @property
@@ -50,12 +45,10 @@ class Rate:
         share, spread = self.num_hits / self.num_cases, Z_95**2 / self.num_cases
         centre = (share + spread / 2) / (1 + spread)
         half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / self.num_cases + spread / (4 * self.num_cases))
-        # Rounding must not push a bound past the share itself, nor out of [0, 1].
-        return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+        return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # in spite of rounding
 
     @classmethod
     def of(cls, cases: Iterable[bool]) -> Rate:
-        """Of the cases, those that are True."""
         hits = list(cases)
         return cls(num_hits=sum(hits), num_cases=len(hits))
 
@@ -78,10 +71,8 @@ class Trust:
     """Figures of a judge on a set of rows. A row without a verdict is in none of the rates, only counted."""
 
     agreement: Rate
-    false_positives: Rate
-    """Wrong answers that passed, of the wrong answers."""
-    false_negatives: Rate
-    """Right answers that failed, of the right answers."""
+    false_positives: Rate  # of the wrong answers
+    false_negatives: Rate  # of the right answers
     num_unjudged: int
 
 
@@ -93,7 +84,7 @@ def certain_rules(config: JudgeConfig) -> Judge:
 
 async def check_rows(judge: Grader, rows: Sequence[GoldRow], *, timeout_s: float) -> tuple[CheckedRow, ...]:
     """Ask a judge about each row by itself, at most `timeout_s` each, in their order. A failure is a `NoVerdict`."""
-    free = asyncio.Semaphore(MAX_CONCURRENT)
+    free = asyncio.Semaphore(64)
 
     async def check(row: GoldRow) -> CheckedRow:
         async with free:

@@ -1,7 +1,4 @@
-"""Rows whose verdict people have settled: the gold set, and the attacks that must never pass.
-
-Both are JSON lines with the same columns, written for this project: `gold/gold.jsonl` and `gold/attacks.jsonl`.
-"""
+"""Rows whose verdict people have settled: the gold set, and the attacks that must never pass."""
 
 from __future__ import annotations
 
@@ -36,8 +33,7 @@ class GoldRow:
 
 
 def read_gold(path: Path) -> tuple[GoldRow, ...]:
-    """Rows of a JSON-lines file with the columns `question, reference, prediction, verdict` (1 is right, 0 is wrong)
-    and, optionally, `kind`. Other columns are ignored.
+    """Rows of JSON lines with the columns `question, reference, prediction, verdict` (1 is right) and perhaps `kind`.
 
     Raises:
         DataError: no such file, no row, or a row without these columns; names file, line and column.

@@ -1,9 +1,7 @@
 """Answers that are wrong whoever judges: decided before any call, because LLM judges are known to pass them.
 
-An answer is wrong when it is empty, only punctuation, only a phrase that opens an answer (such as `Solution` or
-`Let's think step by step`, which pass up to nine of ten LLM judges: arXiv 2507.08794), or longer than the cap. Where
-the reference holds the same, as with a question about a sign, the rule does not apply. Everything else is left to the
-next judge.
+An answer is wrong when it is empty, only punctuation, only a phrase that opens an answer (such as `Solution`, which
+passes up to nine of ten LLM judges: arXiv 2507.08794), or longer than the cap, unless the reference holds the same.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ from dataclasses import dataclass
 from judge.llm.fence import clean_text
 from judge.trust.goldset import FOLDER
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
-
-JUDGE_NAME = "precheck"
 
 _TAGS = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{0,20})>([^<>]*)</\1>")
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
@@ -41,14 +37,13 @@ class Precheck:
     max_answer_chars: int
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
-        most = self.max_answer_chars
-        return [precheck(request.reference, text, max_answer_chars=most) for text in request.predictions]
+        return [precheck(request.reference, p, max_answer_chars=self.max_answer_chars) for p in request.predictions]
 
 
 def precheck(reference: str, prediction: str, *, max_answer_chars: int) -> Outcome:
     """Wrong by a written rule, or undecided. Never right, and undecided where the reference itself says nothing."""
     if reason := _why_wrong(reference.strip(), prediction.strip(), max_answer_chars):
-        return Verdict(is_correct=False, judge=JUDGE_NAME, reason=reason)
+        return Verdict(is_correct=False, judge="precheck", reason=reason)
     return NoVerdict(reason="says something", failure=Failure.UNDECIDED)
 
 
@@ -57,8 +52,7 @@ def _why_wrong(reference: str, prediction: str, max_answer_chars: int) -> str | 
         return None
     if len(prediction) > max_answer_chars:
         return f"longer than {max_answer_chars} characters"
-    said, expected = (clean_text(text, max_answer_chars) for text in (prediction, reference))
-    said = _peel(said)
+    said, expected = _peel(clean_text(prediction, max_answer_chars)), clean_text(reference, max_answer_chars)
     if not said.strip():
         return "empty"
     if all(_is_punctuation(char) for char in said):

@@ -19,7 +19,7 @@ from statistics import median
 
 import ray
 
-from cluster.judging.delayed_judge import DelayedJudge
+from cluster.judging.load import DelayedJudge
 from cluster.launch import connect
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import JudgeReplica, delete_application, deploy_judges
@@ -27,12 +27,9 @@ from judge.pool import JudgePool
 from judge.verdict import JudgeRequest
 
 GROUP_SIZE, NUM_REPLICAS, NUM_CALLERS = 8, 2, 64
+LLM = LLMJudgeConfig(model="instant", max_concurrent=NUM_CALLERS * GROUP_SIZE)
 CONFIG = JudgeConfig(
-    chain=("openai",),
-    llm=LLMJudgeConfig(model="instant", max_concurrent=NUM_CALLERS * GROUP_SIZE),
-    min_replicas=NUM_REPLICAS,
-    max_replicas=NUM_REPLICAS,
-    target_ongoing_requests=NUM_CALLERS * GROUP_SIZE / NUM_REPLICAS,
+    chain=("openai",), llm=LLM, min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, target_ongoing_requests=256.0
 )
 JUDGE = DelayedJudge(median_s=0.0, seed=0)
 Grade = Callable[[JudgeRequest], Awaitable[object]]
@@ -50,11 +47,8 @@ async def verdicts_per_s(grade: Grade, num_groups: int) -> float:
     return num_groups * GROUP_SIZE / (time.monotonic() - started)
 
 
-def one_call_per_answer(grade: Grade) -> Grade:
-    async def grade_group(request: JudgeRequest) -> object:
-        return await asyncio.gather(*(grade(replace(request, predictions=(p,))) for p in request.predictions))
-
-    return grade_group
+def per_answer(grade: Grade) -> Grade:
+    return lambda request: asyncio.gather(*(grade(replace(request, predictions=(p,))) for p in request.predictions))
 
 
 async def measure(num_rounds: int, num_groups: int) -> dict[str, list[float]]:
@@ -63,8 +57,8 @@ async def measure(num_rounds: int, num_groups: int) -> dict[str, list[float]]:
     handle = await asyncio.to_thread(deploy_judges, CONFIG, "bench", make=JUDGE.make)
     contenders: dict[str, Grade] = {
         "pool": JudgePool(handle, CONFIG).grade,
-        "Serve handle": one_call_per_answer(handle.grade),
-        "bare actors": one_call_per_answer(lambda request: next(actors).grade.remote(request)),
+        "Serve handle": per_answer(handle.grade),
+        "bare actors": per_answer(lambda request: next(actors).grade.remote(request)),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(num_rounds + 1):

@@ -2,8 +2,8 @@
 
     uv run python -m tests.bench.judge_wait [section.key=value ...] [--steps 8] [--latencies 0 0.3 1] [--depths 0 1 2]
 
-Each pair is a `visionthink train` of its own, all of it real, with an LLM judge behind a scripted endpoint that is right
-and takes its time. The learning rate is next to nothing, so all steps play alike; medians without the first steps.
+Each pair is a `visionthink train` of its own whose LLM judge is a scripted endpoint that is right and takes its time.
+The learning rate is next to nothing, so all steps play alike; medians, without the first steps.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from statistics import median
 from cluster.records.reading import read_metrics
 from tests.judge.openai_server import OpenAIServer, delayed
 
-NUM_FIRST_STEPS = 3
-"""Left out: kernels are compiled, the look-ahead fills."""
-RUN_TIMEOUT_S = 3600
+NUM_FIRST_STEPS = 3  # left out: kernels are compiled
 
 
 def run_steps(depth: int, latency_s: float, num_steps: int, overrides: list[str]) -> dict[str, float]:
@@ -31,10 +29,10 @@ def run_steps(depth: int, latency_s: float, num_steps: int, overrides: list[str]
         steps = [f"train.num_steps={num_steps + NUM_FIRST_STEPS + depth}", f"train.max_staleness={depth}"]
         run = [f"run.dir={folder}", "run.name=wait", "judge.cache=''", "learner.learning_rate=1e-9"]
         command = [sys.executable, "-m", "cluster.cli", "train", *endpoint, *steps, *run, *overrides]
-        subprocess.run(command, check=True, timeout=RUN_TIMEOUT_S, stdout=sys.stderr)
+        subprocess.run(command, check=True, timeout=3600, stdout=sys.stderr)
         timed = [row for row in read_metrics(Path(folder) / "wait") if "time/step_s" in row][NUM_FIRST_STEPS + depth :]
-    waits = ("step_s", "judge_wait_s")
-    return {"depth": depth, "latency_s": latency_s, **{n: median(row[f"time/{n}"] for row in timed) for n in waits}}
+    medians = {name: median(row[f"time/{name}"] for row in timed) for name in ("step_s", "judge_wait_s")}
+    return {"depth": depth, "latency_s": latency_s, **medians}
 
 
 def main() -> None:

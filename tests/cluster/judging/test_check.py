@@ -100,7 +100,7 @@ async def test_a_set_without_a_right_answer_is_an_attack_set_and_text_is_no_mark
     report = await checked_by(lambda request: True, [rows_file(tmp_path, ("[red]blue", 0))])
     figures = report.figures()
     assert (figures["num_gold"], figures["num_attacks"], figures["attack_success_rate"]) == (0, 1, 1)
-    assert (figures["decided"], figures["agreement"]) == (None, None)
+    assert (figures["decided"], figures["agreement"]) == (0.0, None)
     assert figures["disagreements"][0]["prediction"] == "[red]blue"
     assert "[red]blue" in printed(report)
     assert "[bold]why not" in printed(report)

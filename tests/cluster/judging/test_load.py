@@ -7,8 +7,7 @@ from statistics import fmean, median
 import pytest
 from rich.console import Console
 
-from cluster.judging.delayed_judge import DelayedJudge
-from cluster.judging.load import LoadTrace, follow_load, load_table, plan_load, plot_load
+from cluster.judging.load import DelayedJudge, LoadTrace, follow_load, load_table, plan_load, plot_load
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import PoolSize
 

@@ -42,13 +42,13 @@ class Precheck:
 
 def precheck(reference: str, prediction: str, *, max_answer_chars: int) -> Outcome:
     """Wrong by a written rule, or undecided. Never right, and undecided where the reference itself says nothing."""
-    if reason := _why_wrong(reference.strip(), prediction.strip(), max_answer_chars):
+    if reason := _why_wrong(reference, prediction, max_answer_chars):
         return Verdict(is_correct=False, judge="precheck", reason=reason)
     return NoVerdict(reason="says something", failure=Failure.UNDECIDED)
 
 
 def _why_wrong(reference: str, prediction: str, max_answer_chars: int) -> str | None:
-    if reference in ("", prediction):
+    if reference.strip() in ("", prediction.strip()):
         return None
     if len(prediction) > max_answer_chars:
         return f"longer than {max_answer_chars} characters"

@@ -42,6 +42,7 @@ def check(prediction, reference="red"):
         ("풀이", "phrase"),
         ("समाधान", "phrase"),
         ("x" * 101, "longer than 100 characters"),
+        ("\n" * 100 + "blue", "longer than 100 characters"),
     ],
 )
 def test_what_says_nothing_is_wrong_by_rule(prediction, reason):

@@ -26,10 +26,10 @@ from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
-from judge.llm.cache import VerdictCache
+from judge.llm.cache import open_cache
 from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
-from judge.llm.server import served_llm
+from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from learner.checkpoint import newest_checkpoint
@@ -52,15 +52,21 @@ def _check_judges(config: JudgeConfig) -> None:
 
 
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
-    store = await asyncio.to_thread(_open_store, config.judge)
+    if not config.judge.has_llm:  # rules judge in this process
+        judges = JudgePool(None, config.judge)
+        cleanup.push_async_callback(judges.aclose)
+        return judges
+    store = await asyncio.to_thread(open_cache, config.judge, display.warn)
     if store is not None:
         cleanup.callback(store.close)
     judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
+    wake = waker(judge, f"{name}-llm")
     cleanup.callback(delete_application, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    version = judge_version(judge) if judge.has_llm else ""
-    return JudgePool(handle, judge, store=store, judge_version=version, warn=display.warn)
+    judges = JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
+    cleanup.push_async_callback(judges.aclose)
+    return judges
 
 
 @contextlib.asynccontextmanager
@@ -73,10 +79,6 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
             yield judge
     finally:
         ray.shutdown()
-
-
-def _open_store(config: JudgeConfig) -> VerdictCache | None:
-    return VerdictCache(Path(config.cache).expanduser()) if config.has_llm and config.cache else None
 
 
 def _app_name(name: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -16,6 +19,12 @@ MAX_ONE_WORD_CHARS = 16
 """A longer name of one word alone may be a key."""
 
 
+def cache_file(environment: Mapping[str, str]) -> str:
+    """Where a user's programs keep what they can do without (XDG Base Directory Specification)."""
+    folder = Path(environment.get("XDG_CACHE_HOME", ""))
+    return str((folder if folder.is_absolute() else Path("~/.cache")) / "visionthink" / "verdicts.sqlite")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMJudgeConfig:
     """An LLM behind an OpenAI-compatible endpoint, wherever it runs."""
@@ -23,7 +32,7 @@ class LLMJudgeConfig:
     model: str = ""
     """Name by which the endpoint knows the model; with `cluster` in judge.chain, the folder of a local model."""
     revision: str = ""
-    """Of the model, where its name does not say it: part of the judge's version."""
+    """Of the model, where its name does not say it: verdicts of one are not taken for those of another."""
     base_url: str = "https://api.openai.com/v1"
     """Endpoint. Not read when `cluster` serves the model."""
     azure_api_version: str = ""
@@ -46,7 +55,7 @@ class LLMJudgeConfig:
     try_timeout_s: float = 20.0
     """Deadline of one call."""
     max_concurrent: int = 64
-    """Most calls under way at a time. A 429 halves it for a while."""
+    """Most calls under way at a time, one per answer. A 429 halves it for a while."""
     requests_per_minute: int = 0
     """Most calls per minute; 0 sets no bound."""
     tokens_per_minute: int = 0
@@ -174,7 +183,7 @@ class JudgeConfig:
     chain: tuple[Literal["rules", "openai", "cluster"], ...] = ("rules",)
     """Who decides, in order: what one cannot decide with certainty goes to the next, e.g. [rules, openai]."""
     metric: Literal["strict", "relaxed", "anls"] = "strict"
-    """What the rules call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
+    """What rules and LLM call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
     relative_tolerance: float = 1e-3
     """Two numbers count as equal within this share of the reference."""
     max_answer_chars: int = 2000
@@ -182,9 +191,9 @@ class JudgeConfig:
     min_replicas: int = 1
     """Fewest judges that Ray Serve keeps up."""
     max_replicas: int = 2
-    """Most judges that Ray Serve starts when their queue grows."""
+    """Most judges that Ray Serve starts when more calls are under way."""
     target_ongoing_requests: float = 8.0
-    """Groups per judge at which Serve adds another."""
+    """Calls under way per judge at which Serve adds another. A call is about one answer, as in llm.max_concurrent."""
     upscale_delay_s: float = 0.3
     """Seconds of a longer queue before judges are added."""
     downscale_delay_s: float = 10.0
@@ -192,13 +201,13 @@ class JudgeConfig:
     start_timeout_s: float = 120.0
     """Deadline for the first judges to come up."""
     timeout_s: float = 60.0
-    """Deadline for the verdicts of one group, tries included; waits for a turn and outages not counted."""
+    """Deadline for the verdict on one answer, tries included; waits for a turn and outages not counted."""
     max_tries: int = 3
-    """Calls for one group before its samples count as unscored."""
+    """Calls about one answer before it counts as unscored."""
     max_pause_s: float = 1800.0
     """Longest outage of the judges that the run waits out before it stops, resumable."""
-    cache: str = "runs/verdicts.sqlite"
-    """File of LLM verdicts, shared by runs; empty keeps none."""
+    cache: str = cache_file(os.environ)
+    """File of LLM verdicts, shared by runs; on a local disk. Empty keeps none."""
     canary_share: float = 0.02
     """Share of groups beside which a settled row is judged, to see whether the judge still tells right from wrong."""
     canary_alarm: float = 0.05
@@ -250,7 +259,23 @@ class JudgeConfig:
             "judge.timeout_s",
             self.timeout_s,
             f"at least {ROUND_TRIP_S:g} s above judge.llm.try_timeout_s={self.llm.try_timeout_s:g}: one slow call "
-            f"would cost a group all its verdicts",
+            f"would cost an answer its verdict",
+        )
+        if self.has_llm:
+            self._check_reach("judge", self)
+        if "cluster" in self.chain:
+            self._check_reach("judge.cluster", self.cluster)
+
+    def _check_reach(self, section: str, pool: JudgeConfig | ClusterJudgeConfig) -> None:
+        """Serve wants as many replicas as calls under way fill at their target: the largest pool must be among them."""
+        wanted = math.ceil(self.llm.max_concurrent / pool.target_ongoing_requests)
+        require(
+            pool.max_replicas <= max(1, pool.min_replicas, wanted),
+            f"{section}.max_replicas",
+            pool.max_replicas,
+            f"judge.llm.max_concurrent={self.llm.max_concurrent} calls under way at {section}.target_ongoing_requests="
+            f"{pool.target_ongoing_requests:g} never want more than {wanted}; lower {section}.max_replicas to {wanted} "
+            f"or {section}.target_ongoing_requests, or raise judge.llm.max_concurrent",
         )
 
     @property

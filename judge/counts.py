@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Self
 
 from configs.judges import LLMJudgeConfig
@@ -17,9 +17,9 @@ class JudgeCounts:
 
     num_groups: int = 0
     num_calls: int = 0
-    """Calls to replicas, further tries and probes included."""
+    """Calls to replicas, one per answer, further tries and probes included."""
     num_retries: int = 0
-    """Calls of a group after its first one."""
+    """Calls about an answer after its first one."""
     num_throttled: int = 0
     """Predictions turned away with 'too many calls' (429)."""
     num_unjudged: int = 0
@@ -28,6 +28,8 @@ class JudgeCounts:
     """Predictions whose verdict was known from an earlier call."""
     num_llm_calls: int = 0
     """Calls that replicas made to an LLM."""
+    num_lost_calls: int = 0
+    """Of these, calls that brought no reply. Tokens and cost hold what they may have taken at most."""
     prompt_tokens: int = 0
     reply_tokens: int = 0
     cost_usd: float = 0.0
@@ -60,9 +62,5 @@ class JudgeCounts:
     def of_usage(cls, usage: Usage, config: LLMJudgeConfig) -> Self:
         """What replies took of the LLM, priced."""
         price = usage.prompt_tokens * config.prompt_price + usage.reply_tokens * config.reply_price
-        return cls(
-            num_llm_calls=usage.num_calls,
-            prompt_tokens=usage.prompt_tokens,
-            reply_tokens=usage.reply_tokens,
-            cost_usd=price / TOKENS_PER_PRICE,
-        )
+        counted = asdict(usage) | {"num_llm_calls": usage.num_calls, "num_calls": 0}
+        return cls(**counted, cost_usd=price / TOKENS_PER_PRICE)

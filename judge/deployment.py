@@ -1,14 +1,14 @@
-"""The judges as an autoscaled Ray Serve deployment, called once per group through a handle; there is no HTTP proxy.
+"""The LLM judges as an autoscaled Ray Serve deployment, called once per answer through a handle.
 
-A replica builds its own chain of judges from the judge section of the config (`judge.chain.make_judge`).
+Runs that share a cluster share its Serve. Each takes away its own applications and nothing else; Serve itself stays up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,36 +17,34 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from judge.chain import llm_judge
 from judge.verdict import GradeReply, Judge, JudgeRequest
 
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT_NAME = "judge"
 SERVE_LOGGER = "ray.serve"
-# Calls under way build up and end within one training step, so the pool must react within seconds. Handles report
-# every interval; the controller looks ten times a second at the mean over the look-back. Simulated over Poisson bursts,
-# a shorter look-back sees a step in load sooner, but takes single bursts for one and overshoots. Policies of our own
-# with two windows or with detected changes trade the one for the other as well: sooner by up to a second, further over.
-METRICS_INTERVAL_S = 0.2
-LOOK_BACK_PERIOD_S = 1.5
+LOOPBACK = "127.0.0.1"
+# Calls build up and end within one training step, so the pool must react within seconds. A shorter look-back sees a
+# step in load sooner, but takes single bursts for one and overshoots (simulated).
+METRICS_INTERVAL_S, LOOK_BACK_PERIOD_S = 0.2, 1.5
 POLL_S = 0.1
 MAX_DRAIN_S = 300.0
 """Longest wait for the last calls of an application that is stopped."""
-ROOM = 8
-"""Calls that a replica takes at most, in multiples of its target."""
+START_TRIES = 5
+"""Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSize:
-    """Replicas of a pool, by what they are at."""
+    """Replicas of a pool."""
 
     num_running: int
     num_starting: int
@@ -79,11 +77,7 @@ class ServeJudgeHandle:
         self._handle.shutdown()
 
     async def grade(self, request: JudgeRequest) -> object:
-        """Reply of whichever replica Serve picks.
-
-        Raises:
-            JudgeError: a replica, its node or its queue was lost, or the backend said that it failed.
-        """
+        """Reply of whichever replica Serve picks. Raises JudgeError where one was lost, or says that it failed."""
         response: Any = self._handle.grade.remote(request)
         try:
             return await response
@@ -101,75 +95,89 @@ class ServeJudgeHandle:
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether another try may mend a failed call.
-
-    An exception raised by the code of a replica comes as a `RayTaskError`: a bug, unless it says that it is the
-    backend's failure. All other errors of Ray and Serve tell of lost or busy processes.
-    """
+    """Whether another try may mend a failed call: not a bug in a replica's code, which comes as a `RayTaskError`."""
     return isinstance(error, JudgeError) or not isinstance(error, RayTaskError)
 
 
 def serve_options(config: JudgeConfig) -> dict[str, Any]:
     """Options of the deployment.
 
-    Replicas reserve no CPU: they wait for others most of the time, and the pool must fit beside rollouts and learner
-    on the smallest machine.
-
-    A replica takes far more calls than its target: they wait for a backend, not for it, so that nothing has to queue
-    while another replica starts. It is also what makes Serve's own policy find the right size: it divides running and
-    queued calls by the target, which is Little's law as long as none are queued, and too much by the backlog otherwise.
-
-    A replica that is taken away ends its calls first, however long these may take.
+    Replicas reserve no CPU: they wait for others most of the time. One takes all calls that may be under way, so that
+    nothing queues in front of it while another starts, and Serve's policy is Little's law: calls under way divided by
+    the target. One that is taken away ends its calls first, however long these may take.
     """
+    accept_metrics_interval()
     return {
         "name": DEPLOYMENT_NAME,
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": max(1, math.ceil(ROOM * config.target_ongoing_requests)),
-        "autoscaling_config": _autoscaling(config),
+        "max_ongoing_requests": config.llm.max_concurrent,
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing_requests,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_PERIOD_S,
+        ),
         "graceful_shutdown_timeout_s": config.timeout_s,
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 10.0,
     }
 
 
-def _autoscaling(config: JudgeConfig) -> AutoscalingConfig:
-    accept_metrics_interval()
-    return AutoscalingConfig(
-        min_replicas=config.min_replicas,
-        max_replicas=config.max_replicas,
-        target_ongoing_requests=config.target_ongoing_requests,
-        upscale_delay_s=config.upscale_delay_s,
-        downscale_delay_s=config.downscale_delay_s,
-        metrics_interval_s=METRICS_INTERVAL_S,
-        look_back_period_s=LOOK_BACK_PERIOD_S,
-    )
-
-
 def accept_metrics_interval() -> None:
-    """Ray 2.60 announces environment variables in place of this field, but it is still the one that it reads.
-
-    The warning comes wherever Serve's settings are read back, in threads as well, so it is silenced for all of them.
-    """
+    """Ray 2.60 warns of this field wherever it reads settings back, in threads as well, but reads no other yet."""
     warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
+def start_serve(port: int = 0) -> None:
+    """Have Serve up on this cluster, with HTTP proxies on the loopback interface of nodes that run replicas. Blocks.
+
+    How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies,
+    on `port` or a free one.
+    """
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        http = HTTPOptions(host=LOOPBACK, port=port or free.getsockname()[1])
+    for num_left in reversed(range(START_TRIES)):
+        try:
+            serve.start(
+                proxy_location=ProxyLocation.EveryNode,
+                http_options=http,
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            return
+        except ValueError:  # the name of Serve's controller was taken a moment ago
+            if not num_left:
+                raise
+            time.sleep(POLL_S)
+
+
 def deploy_judges(
-    config: JudgeConfig, app_name: str, *, make: Callable[[JudgeConfig], Judge] = make_judge
+    config: JudgeConfig, app_name: str, *, make: Callable[[JudgeConfig], Judge] | None = None
 ) -> ServeJudgeHandle:
     """Start the pool on the Ray cluster that this process is connected to, and wait until it serves. Blocks.
 
     What there is of a pool that did not come up is left to `delete_application`.
 
+    Args:
+        app_name: unique on the cluster.
+        make: builds the judge in each replica. By default the configured one is built here, once, and travels: its
+            wording and the secret of its prompts are the same everywhere, and no replica reads a file to start.
+
     Raises:
+        ValueError: the wording of an LLM judge cannot be used.
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
     deadline_at = time.monotonic() + config.start_timeout_s
     # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
+    make = make or _carry(llm_judge(config))
     application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        start_serve()
         # Serve's own wait for replicas has no end.
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         while not _is_running(app_name):
@@ -178,9 +186,13 @@ def deploy_judges(
                     f"the judge pool {app_name!r} was not up within judge.start_timeout_s={config.start_timeout_s:g}"
                 )
             time.sleep(POLL_S)
-    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+    except (RayServeException, RayError, RuntimeError, TimeoutError, ValueError) as error:
         raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist(error)}") from error
     return ServeJudgeHandle(handle)
+
+
+def _carry(judge: Judge) -> Callable[[JudgeConfig], Judge]:
+    return lambda config: judge
 
 
 def _is_running(app_name: str) -> bool:
@@ -199,23 +211,18 @@ def count_replicas(app_name: str) -> PoolSize | None:
     except (KeyError, RayError, RayServeException):
         return None
     states: Mapping[str, int] = deployment.replica_states
-    return PoolSize(
-        num_running=states.get("RUNNING", 0),
-        num_starting=states.get("STARTING", 0),
-    )
+    return PoolSize(num_running=states.get("RUNNING", 0), num_starting=states.get("STARTING", 0))
 
 
 def count_judges(app_name: str) -> int | None:
     """As `count_replicas`, of those that are up alone."""
-    size = count_replicas(app_name)
-    return None if size is None else size.num_running
+    return size.num_running if (size := count_replicas(app_name)) else None
 
 
 def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
     """Stop an application of Serve and wait until its replicas are gone, which end their calls first. Blocks.
 
-    It stands in the way of no error that came before: what is not there any more, or never was, is gone, and Serve
-    takes an application away by itself when nobody waits any longer.
+    It hides no error that came before: what never was there is gone, and Serve goes on when nobody waits any longer.
     """
     deadline_at = time.monotonic() + within_s
     while True:
@@ -224,8 +231,6 @@ def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
             return
         except TimeoutError:  # Serve's own limit, a minute, is that of a single call of a judge
             if time.monotonic() >= deadline_at:
-                logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
-                return
+                return logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
         except (RayServeException, RayError) as error:
-            logger.info("%r is not served any more: %s", app_name, gist(error))
-            return
+            return logger.info("%r is not served any more: %s", app_name, gist(error))

@@ -1,4 +1,4 @@
-"""What is asked of a judge and what comes back: one request per group, one outcome per prediction.
+"""What is asked of a judge and what comes back: one outcome per prediction.
 
 A verdict is a decision. Where none could be had there is a `NoVerdict`, which is masked later and never counts as
 a wrong answer: training on an outage would teach the policy noise.
@@ -6,8 +6,8 @@ a wrong answer: training on an outage would teach the policy noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
@@ -23,15 +23,17 @@ class Usage:
     """What outcomes took of an LLM. Rules take nothing."""
 
     num_calls: int = 0
+    num_lost_calls: int = 0
+    """Of these, calls that brought no reply: nobody knows what they took, so their tokens are estimates."""
     prompt_tokens: int = 0
     reply_tokens: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt_tokens + self.reply_tokens
+
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            num_calls=self.num_calls + other.num_calls,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            reply_tokens=self.reply_tokens + other.reply_tokens,
-        )
+        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,9 @@ class Verdict:
     reason: str
     """The rule or the judge's words, for reports."""
     judge_version: str = ""
-    """Of an LLM's verdict: the chain, prompt, model, revision and sampling that gave it. Empty for rules."""
+    """Of an LLM's verdict: endpoint, model, revision, prompt and sampling that gave it. Empty for rules."""
+    model: str = ""
+    """The model that answered, by the endpoint's own word: a name such as `gpt-4o` moves from one to another."""
     usage: Usage = Usage()
 
 
@@ -67,6 +71,8 @@ class Failure(StrEnum):
 
 FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
 """Failures that another try of the same request cannot mend."""
+AVAILABILITY = frozenset({Failure.UNREACHABLE, Failure.THROTTLED, Failure.DENIED})
+"""Failures of the judge. The others are failures of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +83,22 @@ class NoVerdict:
     failure: Failure = Failure.UNREACHABLE
     retry_after_s: float | None = None
     """How long the endpoint asked to be left alone."""
+    status: int | None = None
+    """HTTP status of a failed call; None where the endpoint gave none."""
     usage: Usage = Usage()
 
 
 Outcome: TypeAlias = Verdict | NoVerdict
 
 
+def failure_of(outcome: Outcome) -> Failure | None:
+    """Why there is no verdict; None where there is one."""
+    return outcome.failure if isinstance(outcome, NoVerdict) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRequest:
-    """The answered episodes of one group. Text only: a judge sees neither picture nor reasoning."""
+    """Answers to one question, of a group or one alone. Text only: a judge sees neither picture nor reasoning."""
 
     question: str
     reference: str
@@ -96,11 +109,7 @@ class Judge(Protocol):
     """A backend: decides on all predictions of a request, in their order."""
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
-        """One outcome per prediction.
-
-        Raises:
-            JudgeError: the judge could not be reached, or said nothing usable; another try may help.
-        """
+        """One outcome per prediction. Raises JudgeError where another try may help."""
         ...
 
 
@@ -119,7 +128,7 @@ def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> t
     """
     num_answered = sum(episode.answer is not None for episode in episodes)
     assert len(graded) == num_answered, (len(graded), num_answered)
-    remaining: Iterator[Outcome] = iter(graded)
+    remaining = iter(graded)
     return tuple(
         next(remaining)
         if episode.answer is not None
@@ -139,11 +148,7 @@ class GradeReply:
 
 
 def check_reply(reply: object, num_predictions: int) -> GradeReply:
-    """Take a judge's reply as it came over the wire, if it is one outcome per prediction.
-
-    Raises:
-        JudgeError: wrong type or wrong length. Nobody can tell which outcome belongs to which prediction then.
-    """
+    """As `check_outcomes`, for what a replica sent."""
     if not isinstance(reply, GradeReply):
         raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a GradeReply")
     check_outcomes(reply.outcomes, num_predictions)
@@ -151,10 +156,10 @@ def check_reply(reply: object, num_predictions: int) -> GradeReply:
 
 
 def check_outcomes(reply: object, num_predictions: int) -> tuple[Outcome, ...]:
-    """Take a judge's reply as it came over the wire, if it is one outcome per prediction.
+    """Take what a judge replied, if it is one outcome per prediction: else nobody can tell which belongs to which.
 
     Raises:
-        JudgeError: wrong type or wrong length. Nobody can tell which outcome belongs to which prediction then.
+        JudgeError: wrong type or wrong length.
     """
     if not isinstance(reply, list | tuple):
         raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a list of outcomes")

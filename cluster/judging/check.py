@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 from rich.table import Table
 
 from configs.judges import JudgeConfig
-from judge.chain import Closing, make_judge
+from judge.chain import Closing, llm_judge
 from judge.counts import JudgeCounts
 from judge.llm.apikey import read_key
-from judge.llm.cache import VerdictCache
+from judge.llm.cache import open_cache
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
@@ -44,11 +44,14 @@ class InProcess:
 async def pool_in_process(
     config: JudgeConfig,
     *,
-    make: Callable[[JudgeConfig], Judge] = make_judge,
+    make: Callable[[JudgeConfig], Judge] = llm_judge,
     has_cache: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[JudgePool]:
-    """A pool of one judge. Ray starts only where `judge.chain` names `cluster`. `has_cache`: it uses `judge.cache`.
+    """A pool over the LLM of the chain, which `make` builds. Ray starts only where `judge.chain` names `cluster`.
+
+    Args:
+        has_cache: use `judge.cache`.
 
     Raises:
         JudgeError: the key of the endpoint cannot be read, or the LLM in the cluster does not come up.
@@ -58,16 +61,17 @@ async def pool_in_process(
             from cluster.launch import llm_in_cluster  # imports Ray
 
             config = await cleanup.enter_async_context(llm_in_cluster(config))
+        handle = store = None
         if config.has_llm:
             read_key(config.llm)  # a missing key ends the command, not each call
-        store = None
-        if has_cache and config.has_llm and config.cache:
-            store = cleanup.enter_context(closing(VerdictCache(Path(config.cache).expanduser())))
-        judge = make(config)
-        if isinstance(judge, Closing):
-            cleanup.push_async_callback(judge.aclose)
-        version = judge_version(config) if config.has_llm else ""
-        yield JudgePool(InProcess(judge=judge), config, store=store, judge_version=version, warn=warn)
+            handle = InProcess(judge=make(config))
+            if isinstance(handle.judge, Closing):
+                cleanup.push_async_callback(handle.judge.aclose)
+            if has_cache and (store := open_cache(config, warn)):
+                cleanup.callback(store.close)
+        pool = JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
+        cleanup.push_async_callback(pool.aclose)
+        yield pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ class JudgeReport:
 
 
 async def check_judge(
-    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] = make_judge
+    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] = llm_judge
 ) -> JudgeReport:
     """Ask about every row of the files, of the shipped sets where none is given.
 

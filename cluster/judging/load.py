@@ -77,8 +77,7 @@ class LoadPlan:
     def size_at(self, at_s: float) -> int:
         """Replicas that keep `target_ongoing_requests` calls each under way."""
         calls_per_s = self.share_at(at_s) * self.rate * self.group_size
-        calls_per_s = min(calls_per_s, self.judge.llm.requests_per_minute / 60 or math.inf)
-        under_way = min(calls_per_s * self.delayed.mean_s, self.judge.llm.max_concurrent)
+        under_way = min(calls_per_s, self.judge.llm.requests_per_minute / 60 or math.inf) * self.delayed.mean_s
         size = max(1, math.ceil(under_way / self.judge.target_ongoing_requests - 1e-9))
         return max(self.judge.min_replicas, min(self.judge.max_replicas, size))
 

@@ -23,7 +23,7 @@ from actors.errors import RunError
 from cluster.judging.check import pool_in_process
 from cluster.records.recorder import EPISODES
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from judge.chain import llm_judge
 from judge.counts import JudgeCounts
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -97,7 +97,7 @@ async def replay_run(
     run_dir: Path,
     config: JudgeConfig,
     *,
-    make: Callable[[JudgeConfig], Judge] = make_judge,
+    make: Callable[[JudgeConfig], Judge] = llm_judge,
     advance: Callable[[int, int], None] = lambda num_done, num_all: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReplayReport:
@@ -110,7 +110,7 @@ async def replay_run(
     files = sorted((run_dir / "episodes").glob("step-*.parquet"))
     if not files:
         raise RunError(f"{run_dir} has no episodes/step-*.parquet: name the folder of a run that finished a step")
-    version = judge_version(config) if config.has_llm else "rules"
+    version = judge_version(config) or "rules"
     counts: Counter[tuple[int, str, str]] = Counter()
     changed: dict[tuple[str, ...], dict[str, str]] = {}
     async with pool_in_process(config, make=make, has_cache=True, warn=warn) as pool:

@@ -25,8 +25,8 @@ class WatchedJudges(Protocol):
     @property
     def counters(self) -> JudgeCounts: ...
 
-    async def grade_anew(self, request: JudgeRequest) -> tuple[Outcome, ...]:
-        """Verdicts of the LLM as it is now: from no cache and into none, and counted as no group."""
+    async def grade_by_llm(self, request: JudgeRequest) -> tuple[Outcome, ...]:
+        """Verdicts of the LLM as it is now: past rules and cache, counted as no group."""
 
 
 class JudgeWatch:
@@ -108,7 +108,7 @@ class JudgeWatch:
     async def _judge_canary(self, rows: Sequence[GoldRow]) -> None:
         row = await first_undecided(rows, self._before_llm)
         if row is not None:
-            (outcome,) = await self._judges.grade_anew(row.request)
+            (outcome,) = await self._judges.grade_by_llm(row.request)
             if warning := self._canaries.add(row, outcome):
                 self._warn(warning)
 

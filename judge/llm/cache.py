@@ -1,58 +1,56 @@
 """Verdicts of LLM judges on disk: what was decided once is not asked, paid or waited for again.
 
-One SQLite file, content-addressed: the key of a verdict is what was asked of whom. Runs share it, several at a time. A
-key keeps its first verdict for ever, so a second run under the same judge sees what the first one saw. Rules are
-cheaper than a look-up, and what failed is no verdict: neither is kept.
+One SQLite file. The key of a verdict is what the LLM saw and who answered. Runs share the file, several at a time, and
+a key keeps its first verdict, so a second run under the same judge sees what the first one saw. Rules are cheaper than
+a look-up, and what failed is no verdict: neither is kept.
 
-The file must lie on a local disk. SQLite's write-ahead log is shared memory between processes of one machine; on a
-network file system it may be damaged by two drivers at once.
+The cache saves money and never costs a run: a fault of the file is warned of once, after which the cache is only read
+(where it could not be written) or off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import re
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from actors.errors import JudgeError
+from configs.judges import JudgeConfig
+from judge.llm.prompt import clean_texts
 from judge.verdict import Verdict
 
 APPLICATION_ID = 0x56544B56
 """Marks the file's header as ours: `VTKV`."""
-SCHEMA_VERSION = 1
-BUSY_S = 60.0
+OFF, READ_ONLY, FULL = range(3)
+"""What the file still serves for."""
+BUSY_S = 10.0
 """How long one access waits for other processes."""
 MAX_KEYS_PER_QUERY = 500
 """SQLite bounds the parameters of a statement."""
-
-_SCHEMA = """
-CREATE TABLE verdicts (
-    key TEXT PRIMARY KEY NOT NULL,
-    is_correct INTEGER NOT NULL,
-    judge TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    judge_version TEXT NOT NULL,
-    question TEXT NOT NULL,
-    reference TEXT NOT NULL,
-    prediction TEXT NOT NULL,
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    seal TEXT NOT NULL
+UNCUT = 1 << 40
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILESYSTEMS = re.compile(
+    r"nfs\d?|cifs|smb\w*|ncpfs|lustre|gpfs|beegfs|ceph|glusterfs|orangefs|pvfs2|afs|coda|9p|ocfs2|gfs2|davfs"
+    r"|fuse(\.(?!fuse-overlayfs).*)?"
 )
-"""
-_INSERT = """
-INSERT OR IGNORE INTO verdicts (key, is_correct, judge, reason, judge_version, question, reference, prediction, seal)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+"""Types whose locks SQLite cannot rely on between machines. What a FUSE file system does with locks nobody can tell."""
+REMEDY = "set judge.cache to another file, on a local disk, or move a damaged file away"
 
+# The number tells the columns and what a key is made of: verdicts of another version lie in a table of their own.
+_TABLE = "verdicts_2"
+_COLUMNS = "key, is_correct, judge, reason, judge_version, model, question, reference, prediction, seal"
+_SCHEMA = f"""CREATE TABLE IF NOT EXISTS {_TABLE}
+({_COLUMNS}, created_at DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), PRIMARY KEY (key))"""
+_INSERT = f"INSERT OR IGNORE INTO {_TABLE} ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
@@ -72,194 +70,140 @@ class JudgedAnswer:
 
 
 def verdict_key(question: str, reference: str, prediction: str, judge_version: str) -> str:
-    """Address of a verdict: SHA-256, in hex, of the four texts as they are.
+    """Address of a verdict: SHA-256, in hex, of the three texts as the LLM sees them and of who answers how.
 
-    Nothing is normalised, and no two different quadruples share an encoding: a judge may tell texts apart that look
-    the same to people.
+    Args:
+        judge_version: as `judge.llm.version` makes it; it holds at how many characters a text is cut.
     """
-    return _digest("verdict 1", question, reference, prediction, judge_version)
+    seen = clean_texts(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
+    return _digest([judge_version, *seen.values()])
+
+
+def network_filesystem(path: Path, mounts: str) -> str | None:
+    """Type of the file system where a file lies or would lie if it is one of a network; None if it is local.
+
+    Args:
+        mounts: the content of /proc/self/mountinfo.
+    """
+    depth, kind = 0, ""
+    for place, _, source in (line.partition(" - ") for line in mounts.splitlines() if " - " in line):
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
+        if path.is_relative_to(point) and len(point.parts) >= depth:  # the later of two mounts lies on top
+            depth, kind = len(point.parts), source.split()[0]
+    return kind if NETWORK_FILESYSTEMS.fullmatch(kind) else None
+
+
+def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache | None:
+    """The cache of a config, or None where it wants none or has none it can use, which is warned of. Blocks."""
+    if not (config.has_llm and config.cache):
+        return None
+    try:
+        return VerdictCache(Path(config.cache).expanduser().absolute(), warn)
+    except (OSError, RuntimeError, sqlite3.Error) as error:
+        warn(f"judge.cache={config.cache} is off, so verdicts are not kept: {error}; {REMEDY}")
+        return None
 
 
 class VerdictCache:
     """The file of verdicts, used by a driver from its event loop.
 
-    Reads and writes go through one thread, so that the loop never waits for a disk or for another process. A group's
-    verdicts are written in one transaction: after a kill all of them are there or none.
+    Reads and writes go through one thread, so that the loop never waits for a disk or for another process. What is put
+    at once is written in one transaction: after a kill all of it is there or none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         """Open the file, or make one; folders are made as needed. Blocks.
 
         Raises:
-            JudgeError: it cannot be opened, holds something else, is damaged, or was written by a newer version. It
-                is left as it is.
+            OSError: the folder cannot be made, or lies on a network file system.
+            sqlite3.Error: the file cannot be opened, is damaged or holds something else. It is left as it is.
         """
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise JudgeError(f"the folder of judge.cache={path} cannot be made: {error}") from error
-        with _explained(path), ExitStack() as until_ready:
+        self.path, self._warn, self._use = path, warn, FULL
+        if MOUNTS.is_file() and (kind := network_filesystem(path.resolve(), MOUNTS.read_text(errors="replace"))):
+            raise OSError(f"it lies on a network file system ({kind}), where SQLite's locks are not reliable")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as until_ready:
             self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             until_ready.callback(self._connection.close)
-            _prepare(self._connection, path)
+            _prepare(self._connection)
             until_ready.pop_all()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdict-cache")
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]:
-        """The verdicts that are there, by key. A hit costs nothing: its usage is zero.
-
-        Raises:
-            JudgeError: the file is damaged, or locked for longer than `BUSY_S`.
-        """
-        return await self._run(lambda: self._read(keys)) if keys else {}
+        """The verdicts that are there, by key. A hit costs nothing: its usage is zero."""
+        return await self._run(self._read, keys, needs=READ_ONLY) or {}
 
     async def put(self, answers: Sequence[JudgedAnswer]) -> None:
-        """Keep verdicts of LLMs, all or none. A key that is there keeps what it has.
-
-        Raises:
-            JudgeError: the file is damaged, cannot be written, or is locked for longer than `BUSY_S`.
-        """
+        """Keep verdicts of LLMs, all or none. A key that is there keeps what it has."""
         for answer in answers:
             assert answer.verdict.judge_version, "only an LLM's verdict is kept, under its judge's version"
-        if answers:
-            await self._run(lambda: self._write(answers))
+        await self._run(self._write, answers, needs=FULL)
 
     def close(self) -> None:
         """Write what is under way, then close. Blocks."""
         self._thread.shutdown(wait=True)
         self._connection.close()
 
-    async def _run(self, access: Callable[[], Found]) -> Found:
-        def explained() -> Found:
-            with _explained(self.path):
-                return access()
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, explained)
+    async def _run(self, access: Callable[[Sequence[Item]], Found], items: Sequence[Item], needs: int) -> Found | None:
+        if not items or self._use < needs:
+            return None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, access, items)
+        except sqlite3.Error as error:
+            if self._use >= needs:
+                self._use = needs - 1
+                state = "off" if self._use == OFF else "read only"
+                self._warn(f"judge.cache={self.path} is {state} from now on: {error}; {REMEDY}")
+            return None
 
     def _read(self, keys: Sequence[str]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
         for start in range(0, len(keys), MAX_KEYS_PER_QUERY):
             wanted = keys[start : start + MAX_KEYS_PER_QUERY]
-            marks = ",".join("?" * len(wanted))
-            columns = "key, is_correct, judge, reason, judge_version, question, reference, prediction, seal"
-            for *row, seal in self._connection.execute(
-                f"SELECT {columns} FROM verdicts WHERE key IN ({marks})", wanted
-            ):
-                if seal != _digest(*map(str, row)):
-                    raise JudgeError(_damage(self.path, f"the row of key {row[0]} is not what was written"))
-                key, is_correct, judge, reason, judge_version = row[:5]
+            query = f"SELECT {_COLUMNS} FROM {_TABLE} WHERE key IN ({', '.join('?' * len(wanted))})"
+            for *row, seal in self._connection.execute(query, wanted):
+                key, is_correct, judge, reason, version, model, *_ = row
+                if seal != _digest(row):
+                    raise sqlite3.DatabaseError(f"the row of key {key} is not what was written")
                 found[key] = Verdict(
-                    is_correct=is_correct == 1, judge=judge, reason=reason, judge_version=judge_version
+                    is_correct=is_correct == 1, judge=judge, reason=reason, judge_version=version, model=model
                 )
         return found
 
     def _write(self, answers: Sequence[JudgedAnswer]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany(_INSERT, [_row(answer) for answer in answers])
-            self._connection.execute("COMMIT")
-        except sqlite3.Error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        if self._use == FULL:  # it may have failed while this call was queued
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany(_INSERT, [_row(answer) for answer in answers])
 
 
-def _row(answer: JudgedAnswer) -> tuple[str | int, ...]:
-    verdict = answer.verdict
-    texts = (verdict.judge, verdict.reason, verdict.judge_version, answer.question, answer.reference, answer.prediction)
-    # The key is of the texts as they are; what SQLite cannot hold as UTF-8 is shown escaped beside it.
-    row: list[str | int] = [answer.key, int(verdict.is_correct), *(_storable(text) for text in texts)]
-    return (*row, _digest(*map(str, row)))
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _digest(*texts: str) -> str:
-    """SHA-256 of texts, each after its length: no two sequences share an encoding, lone surrogates included."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Take the file if it is ours or empty. Nothing is written to a file that is neither."""
-    is_ours = _check(connection, path)
-    _use_write_ahead_log(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if is_ours:
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    if not _check(connection, path):  # another process may have been first
-        connection.execute(_SCHEMA)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> bool:
-    """True where the file holds verdicts, False where it is empty.
-
-    Raises:
-        JudgeError: it holds something else.
-    """
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Take the file if it is ours or empty. Nothing is written to a file that is neither, or has all it needs."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    if (application_id, version, tables) == (0, 0, []):
-        return False
-    if application_id != APPLICATION_ID:
-        raise JudgeError(f"judge.cache={path} is a database of something else: set judge.cache to another file")
-    if version > SCHEMA_VERSION:
-        raise JudgeError(
-            f"judge.cache={path} has schema {version}, this version reads {SCHEMA_VERSION}: "
-            f"use the newer version, or set judge.cache to another file"
-        )
-    if version != SCHEMA_VERSION or tables != ["verdicts"]:
-        raise JudgeError(_damage(path, f"schema {version} with tables {tables}"))
-    return True
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+    if tables and application_id != APPLICATION_ID:
+        raise sqlite3.DatabaseError("it is a database of something else")
+    if _TABLE not in tables:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    # A write takes 1.5 ms with the write-ahead log and 30 ms without. The file keeps this setting; SQLite does not wait
+    # for others in this one statement, and whoever is in the way is about to make it too.
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait for other processes in this one statement, so it is tried until they are done."""
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) not in _BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
+def _row(answer: JudgedAnswer) -> list[str | int]:
+    verdict = answer.verdict
+    texts = (verdict.judge, verdict.reason, verdict.judge_version, verdict.model)
+    row: list[str | int] = [answer.key, int(verdict.is_correct)]
+    for text in (*texts, answer.question, answer.reference, answer.prediction):
+        row.append(text.encode("utf-8", "backslashreplace").decode())  # SQLite holds no lone surrogates
+    return [*row, _digest(row)]
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's errors, with the file and what to do about it."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if _code(error) in _DAMAGED:
-            message = _damage(path, str(error))
-        elif _code(error) in _BUSY:
-            message = f"judge.cache={path} was locked by another process for {BUSY_S:g} s: see who holds it open"
-        else:
-            message = f"judge.cache={path} cannot be used: {error}; set judge.cache to another file, or to nothing"
-        raise JudgeError(message) from error
-
-
-def _damage(path: Path, what: str) -> str:
-    return (
-        f"judge.cache={path} is damaged or no file of verdicts ({what}): move it away with its -wal and -shm files, "
-        f"or set judge.cache to another file; lost verdicts are asked for again"
-    )
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 for errors that Python's module raises itself."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _digest(values: Sequence[str | int]) -> str:
+    """SHA-256 of values in an encoding that no two sequences share."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

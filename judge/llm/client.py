@@ -8,49 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-from openai import APIError, AsyncAzureOpenAI, AsyncOpenAI
+from openai import APIError, AsyncOpenAI
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.require import require
 from judge.llm.apikey import hide_keys, read_key
-from judge.llm.endpoint import describe_failure
-from judge.llm.prompt import Material, build_messages, call_options, clean_material, load_wording
+from judge.llm.endpoint import MAX_REASON_CHARS, connect, describe_failure, proxy_of
+from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording
 from judge.llm.reply import read_completion
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
 
-NO_KEY = "none"
-"""Sent where the endpoint wants no key: without any the client would look for one in the environment."""
 LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """They tell of every call, address and all."""
 
 
 class LLMJudge:
-    """Asks about all predictions of a request at once."""
+    """Asks about all predictions of a request at once.
+
+    The driver makes it, and until its first call it is a plain value that travels to replicas as it is: the wording
+    and the secret of the run go with it, and only the key is read where it judges.
+    """
 
     def __init__(self, config: JudgeConfig) -> None:
-        """Nothing is read but the wording, nothing is connected.
+        """Reads the wording and draws the secret of the run; nothing is connected.
 
         Raises:
             ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
         """
-        require(
-            config.chain[-1] != "cluster" or config.llm.base_url != LLMJudgeConfig().base_url,
-            "judge.llm.base_url",
-            config.llm.base_url,
-            "judge.chain ends in cluster, whose LLM is not up; give the address where it is served",
-        )
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self._name = config.chain[-1]
-        self._llm = config.llm
-        self._max_answer_chars = config.max_answer_chars
-        self._wording = load_wording(config.llm.prompt)
-        self._options = call_options(config.llm)
+        self._name, self._config, llm = config.chain[-1], config, config.llm
+        needs_address = self._name == "cluster" and llm.base_url == LLMJudgeConfig().base_url
+        remedy = "judge.chain ends in cluster, whose LLM is not up; give the address where it is served"
+        require(not needs_address, "judge.llm.base_url", llm.base_url, remedy)
+        self._prompt = load_wording(llm.prompt).filled(config)
+        self._secret = secrets.token_bytes(32)
         self._version = judge_version(config)
         self._client: AsyncOpenAI | None = None
         self._is_key_stale = False
@@ -76,56 +72,43 @@ class LLMJudge:
         """The client, with the key as it stands now if the endpoint refused the one before.
 
         Raises:
-            JudgeError: the key cannot be read.
+            JudgeError: the key cannot be read, or the environment's proxy cannot be used.
         """
         if self._client is None or self._is_key_stale:
-            key = read_key(self._llm)
+            for name in LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
+            key = read_key(self._config.llm)
             self._keys.add(key)
-            # With a new key the connections stay.
-            client = self._client.with_options(api_key=key or NO_KEY) if self._client else self._connect(key)
-            # The client takes these from the environment; they are no business of another endpoint.
-            client.organization = client.project = None
-            self._client, self._is_key_stale = client, False
+            self._client = connect(self._config.llm, key, is_own=self._name == "cluster", before=self._client)
+            self._is_key_stale = False
         return self._client
 
-    def _connect(self, key: str) -> AsyncOpenAI:
-        settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": None}
-        if version := self._llm.azure_api_version:
-            return AsyncAzureOpenAI(azure_endpoint=self._llm.base_url, api_version=version, **settings)
-        return AsyncOpenAI(base_url=self._llm.base_url, **settings)
-
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
-        material = clean_material(
-            request.question,
-            request.reference,
-            prediction,
-            max_field_chars=self._llm.max_field_chars,
-            max_answer_chars=self._max_answer_chars,
-        )
-        if not material.reference:
-            return NoVerdict(reason="nothing readable in the reference answer", failure=Failure.REJECTED)
-        outcome = await self._call(client, material)
+        llm = self._config.llm
+        caps = {"max_field_chars": llm.max_field_chars, "max_answer_chars": self._config.max_answer_chars}
+        texts = clean_texts(request.question, request.reference, prediction, **caps)
+        if not texts["reference"]:
+            return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
+        outcome = await self._call(client, build_messages(self._prompt, texts, self._secret))
+        if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)[1]):
+            outcome = replace(outcome, reason=f"through {proxy}: {outcome.reason}"[:MAX_REASON_CHARS])
         return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
 
-    async def _call(self, client: AsyncOpenAI, material: Material) -> Outcome:
-        messages = build_messages(self._wording, material, self._llm.reply)
+    async def _call(self, client: AsyncOpenAI, messages: Any) -> Outcome:
+        llm = self._config.llm
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
-            async with asyncio.timeout(self._llm.try_timeout_s) as deadline:
+            async with asyncio.timeout(llm.try_timeout_s) as deadline:
                 response = await client.chat.completions.with_raw_response.create(
-                    messages=cast(Any, messages), **self._options
+                    messages=messages, **call_options(llm)
                 )
         except TimeoutError:
             if not deadline.expired():
                 raise
-            return NoVerdict(
-                reason=f"no reply within judge.llm.try_timeout_s={self._llm.try_timeout_s:g}", usage=Usage(num_calls=1)
-            )
+            reason = f"no reply within judge.llm.try_timeout_s={llm.try_timeout_s:g}"
+            return NoVerdict(reason=reason, usage=Usage(num_calls=1, num_lost_calls=1))
         except APIError as error:
             outcome = describe_failure(error, self._keys)
-            if outcome.failure is Failure.DENIED:
-                self._is_key_stale = True
+            self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
-        return read_completion(
-            response.http_response.text, self._llm.reply, judge=self._name, judge_version=self._version
-        )
+        return read_completion(response.http_response.text, llm.reply, judge=self._name, judge_version=self._version)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import re
-import secrets
 import unicodedata
-from collections.abc import Callable, Sequence
 
-NONCE_BYTES = 8
-MAX_DRAWS = 100
+CODE_CHARS = 16
 
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
@@ -16,7 +16,7 @@ _DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
-"""Those that show nothing though their category says letter or mark."""
+"""Characters that show nothing though their category says letter or mark."""
 _SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\n]{0,64}[|｜]>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|IMG_BREAK|IMG_END|CLS|SEP|PAD|MASK|gMASK)\]"
@@ -32,35 +32,30 @@ _SPECIAL_TOKEN = re.compile(
 def clean_text(text: str, max_chars: int) -> str:
     """The text as a judge may see it: visible characters and line feeds, no special tokens, at most `max_chars`.
 
-    What it says is kept as written; there is no compatibility folding, which would turn `10²` into `102`.
+    A special token is spaced out (`<s>` becomes `< s>`): it stays readable and joins nothing to a new one. Nothing else
+    is rewritten; there is no compatibility folding, which would turn `10²` into `102`.
     """
     # Cut twice: the first cut bounds the work on a text of any length.
     text = _LINE_ENDS.sub("\n", text[: 4 * max_chars])
-    text = _INVISIBLE.sub("", "".join(char for char in text if char in "\n\t" or _is_kept(char)))
-    return _without_special_tokens(text)[:max_chars].strip()
+    if not text.isprintable():
+        text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in _DROPPED_CATEGORIES)
+    text = _SPECIAL_TOKEN.sub(lambda token: f"{token[0][0]} {token[0][1:]}", _INVISIBLE.sub("", text))
+    return text[:max_chars].strip()
 
 
-def _is_kept(char: str) -> bool:
-    return unicodedata.category(char) not in _DROPPED_CATEGORIES
+def group_code(secret: bytes, *texts: str) -> str:
+    """The code of the marks around question, reference and prediction; nobody knows it who lacks the secret.
+
+    All predictions of a group have the same: equal calls of a run are equal byte for byte, and the calls of a group
+    share what stands before the prediction. Only a text that holds the code by chance gets another one.
+    """
+    *group, _ = texts
+    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    while any(code in text.casefold() for text in texts):
+        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    return code
 
 
-def _without_special_tokens(text: str) -> str:
-    """Taking one out may join its surroundings to another, so until none is left."""
-    while (shorter := _SPECIAL_TOKEN.sub("", text)) != text:
-        text = shorter
-    return text
-
-
-def draw_nonce(texts: Sequence[str], draw: Callable[[], str] = lambda: secrets.token_hex(NONCE_BYTES)) -> str:
-    """A code for the marks of one call: nobody can guess it, and none of the texts holds it."""
-    for _ in range(MAX_DRAWS):
-        nonce = draw()
-        if not any(nonce in text.casefold() for text in texts):
-            return nonce
-    raise AssertionError(f"{MAX_DRAWS} codes in a row stood in the texts: the source of codes is broken")
-
-
-def fence(name: str, text: str, nonce: str) -> str:
+def fence(name: str, text: str, code: str) -> str:
     """A cleaned text between its two marks."""
-    assert nonce not in text, "a mark must not stand in the text it encloses"
-    return f"<<<{name} {nonce}>>>\n{text}\n<<<end of {name} {nonce}>>>"
+    return f"<<<{name} {code}>>>\n{text}\n<<<end of {name} {code}>>>"

@@ -1,62 +1,77 @@
 """What an LLM judge is asked: our wording around three texts that are data, and the form its reply must take.
 
 The wording lives in `configs/prompts/judge.yaml` and can be replaced by a file. Question, reference and prediction are
-cleaned and fenced (`judge.fence`) and go in all at once: what one of them holds is never read as a place for another.
+cleaned and fenced (`judge.llm.fence`) and filled in all at once: what one of them holds is never read as a place for
+another. The prediction comes last, so that the calls of a group share the prompt before it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import yaml
 
-from configs.judges import LLMJudgeConfig
-from judge.llm.fence import clean_text, draw_nonce, fence
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.llm.fence import clean_text, fence, group_code
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
-TEMPERATURE = 0.0
+PROMPT_FORMAT = 1
+"""Raise it when the same wording and texts give another prompt: verdicts kept under the old one no longer count."""
+SAMPLING = {"temperature": 0.0, "seed": 0}
 """Also on further tries: a verdict is a property of the texts, not of how often one asks."""
-SEED = 0
 FIELDS = ("question", "reference", "prediction")
-
-ReplyMode: TypeAlias = Literal["json", "choice", "text"]
-
+PLACES = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
+"""Places that texts of a wording may have; the others have none."""
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """The words around the data."""
+    """The texts of a wording file."""
 
     system: str
-    """The criteria. May be empty."""
+    """May be empty."""
     user: str
-    """Has the places `{question}`, `{reference}`, `{prediction}`, `{reply}` once each, and `{nonce}`."""
+    """Has `{nonce}`, and once each `{question}`, `{reference}`, `{prediction}` (the last of them) and `{reply}`."""
+    strict: str
+    """What counts as right under this judge.metric; goes to `{criterion}`, which stands once in `system` or `user`."""
+    relaxed: str
+    anls: str
     json_reply: str
-    """Goes to `{reply}` with `judge.llm.reply=json`."""
+    """What a reply looks like with judge.llm.reply=json; goes to `{reply}`."""
     digit_reply: str
-    """Goes to `{reply}` with `choice` and `text`."""
+    """The same with `choice` and `text`."""
 
     def __post_init__(self) -> None:
-        places = {field.name: _PLACE.findall(getattr(self, field.name)) for field in fields(self)}
-        for name in ("system", "json_reply", "digit_reply"):
-            if places[name]:
-                raise ValueError(f"{name} has {{{places[name][0]}}}: only the user text is filled in")
-        known = (*FIELDS, "reply", "nonce")
-        if unknown := [place for place in places["user"] if place not in known]:
-            raise ValueError(f"user has {{{unknown[0]}}}: known are {', '.join(f'{{{place}}}' for place in known)}")
-        for place in (*FIELDS, "reply"):
-            if (found := places["user"].count(place)) != 1:
-                raise ValueError(f"user has {{{place}}} {found} times: write it once")
-        if "nonce" not in places["user"]:
-            raise ValueError("user never tells the code of the marks: add {nonce}")
-        for name in ("json_reply", "digit_reply"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty: say what a reply looks like")
+        found = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
+        for name, places in found.items():
+            known = PLACES.get(name, ())
+            if unknown := [place for place in places if place not in known]:
+                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {', '.join(known) or 'none'}")
+            if not known and not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty")
+        both = [*found["system"], *found["user"]]
+        for place in (*FIELDS, "reply", "criterion"):
+            if (count := both.count(place)) != 1:
+                raise ValueError(f"system and user have {{{place}}} {count} times: write it once")
+        before = found["user"][: found["user"].index("prediction")]
+        if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
+            raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that part")
+
+    def filled(self, config: JudgeConfig) -> tuple[str, str]:
+        """System and user text for a judge's metric and form of reply, without the data."""
+        reply = self.json_reply if config.llm.reply == "json" else self.digit_reply
+        words = {"criterion": getattr(self, config.metric), "reply": reply}
+        return _fill(self.system, words), _fill(self.user, words)
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    """The text with the places of these words filled; others stay."""
+    return _PLACE.sub(lambda place: words.get(place[1], place[0]), text)
 
 
 def load_wording(name: str) -> Wording:
@@ -65,80 +80,65 @@ def load_wording(name: str) -> Wording:
     Raises:
         ValueError: no such file, not YAML, other keys, or places missing; names the setting, its value and the remedy.
     """
-    where = f"judge.llm.prompt={name!r} cannot work"
-    file = FOLDER / f"{name}.yaml"
+    shipped, wanted = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
     try:
-        texts = yaml.safe_load((file if file.is_file() else Path(name)).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}; write `judge`, or the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-    wanted = [field.name for field in fields(Wording)]
-    if not isinstance(texts, dict) or set(texts) != set(wanted):
-        raise ValueError(f"{where}: the file must map exactly {', '.join(wanted)} to texts")
-    if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
-        raise ValueError(f"{where}: {wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
-    try:
+        file = shipped if shipped.is_file() else Path(name).expanduser()
+        texts = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(texts, dict) or set(texts) != set(wanted):
+            raise ValueError(f"the file must map exactly {', '.join(wanted)} to texts")
+        if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
+            raise ValueError(f"{wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
         return Wording(**texts)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except OSError as error:
+        reason: object = f"{error.strerror}; write `judge`, or the path of a YAML file"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = f"not YAML: {' '.join(str(error).split())}"
+    except (ValueError, RuntimeError) as error:
+        reason = error
+    raise ValueError(f"judge.llm.prompt={name!r} is invalid: {reason}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """The three texts of a call, cleaned and cut."""
-
-    question: str
-    reference: str
-    prediction: str
-
-
-def clean_material(
+def clean_texts(
     question: str, reference: str, prediction: str, *, max_field_chars: int, max_answer_chars: int
-) -> Material:
-    return Material(
-        question=clean_text(question, max_field_chars),
-        reference=clean_text(reference, max_field_chars),
-        prediction=clean_text(prediction, max_answer_chars),
-    )
+) -> dict[str, str]:
+    """The three texts of a call, cleaned and cut, by name.
+
+    The reference is empty only if it is blank: one of invisible characters alone is shown by its code points.
+    """
+    code_points = reference.strip()[:max_field_chars].encode("unicode_escape").decode()
+    return {
+        "question": clean_text(question, max_field_chars),
+        "reference": clean_text(reference, max_field_chars) or code_points[:max_field_chars],
+        "prediction": clean_text(prediction, max_answer_chars),
+    }
 
 
-def build_messages(
-    wording: Wording, material: Material, mode: ReplyMode, *, nonce: Callable[..., str] = draw_nonce
-) -> list[dict[str, str]]:
-    """System and user message of one call. Every call has its own code."""
-    texts = {name: getattr(material, name) for name in FIELDS}
-    code = nonce(tuple(texts.values()))
-    filling = {name: fence(name, text, code) for name, text in texts.items()}
-    filling["reply"] = wording.json_reply if mode == "json" else wording.digit_reply
-    filling["nonce"] = code
-    user = _PLACE.sub(lambda place: filling[place[1]], wording.user)
-    system = [{"role": "system", "content": wording.system}] if wording.system.strip() else []
-    return [*system, {"role": "user", "content": user}]
+def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: bytes) -> list[dict[str, str]]:
+    """System and user message of one call.
 
-
-_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"verdict": {"type": "integer", "enum": [0, 1]}},
-    "required": ["verdict"],
-    "additionalProperties": False,
-}
+    Args:
+        prompt: as `Wording.filled` gives it.
+        texts: as `clean_texts` gives them.
+        secret: of the run, for the code of the marks.
+    """
+    code = group_code(secret, *(texts[name] for name in FIELDS))
+    words = {name: fence(name, texts[name], code) for name in FIELDS} | {"nonce": code}
+    system = [{"role": "system", "content": prompt[0]}] if prompt[0].strip() else []
+    return [*system, {"role": "user", "content": _fill(prompt[1], words)}]
 
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
-    options: dict[str, Any] = {"model": config.model, "n": 1}
-    if config.thinks:
-        options["max_completion_tokens"] = config.max_reply_tokens
-    else:
-        options |= {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": config.max_reply_tokens}
-    match config.reply:
-        case "json":
-            schema = {"name": "verdict", "strict": True, "schema": dict(_SCHEMA)}
-            options["response_format"] = {"type": "json_schema", "json_schema": schema}
-        case "choice":
-            # vLLM's own extension of the protocol, so the client does not know it.
-            options["extra_body"] = {"structured_outputs": {"choice": ["0", "1"]}}
-        case "text":
-            pass
+    # Models that think take no temperature.
+    sampling = {} if config.thinks else SAMPLING
+    limit = "max_completion_tokens" if config.thinks else "max_tokens"
+    options: dict[str, Any] = {"model": config.model, "n": 1, limit: config.max_reply_tokens, **sampling}
+    if config.reply == "json":
+        verdict = {"type": "integer", "enum": [0, 1]}
+        form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}
+        schema = {"name": "verdict", "strict": True, "schema": {**form, "additionalProperties": False}}
+        options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif config.reply == "choice":
+        # vLLM's own extension of the protocol, so the client does not know it.
+        options["extra_body"] = {"structured_outputs": {"choice": ["0", "1"]}}
     return options

@@ -3,125 +3,84 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
 
-from judge.llm.prompt import ReplyMode
 from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
+REPLY_FORMAT = 1
+"""Raise it when the same reply is read as another verdict: verdicts kept under the old one no longer count."""
 MAX_REPLY_CHARS = 200
 """A verdict is shorter; a longer reply is refused unparsed."""
 MAX_SHOWN_CHARS = 60
+_JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]*"))
+_DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]*"))
 
 
 class UnusableReply(ValueError):
     """The reply is not one verdict. The message says why."""
 
 
-def parse_verdict(text: str, mode: ReplyMode) -> bool:
+def parse_verdict(text: str, form: str) -> bool:
     """True for right, False for wrong.
 
-    `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key. `choice`, `text`: exactly `1` or `0`.
-    White space around it is no part of a reply.
+    Args:
+        form: of `judge.llm.reply`. `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key.
+            `choice`, `text`: exactly `1` or `0`. White space around it is no part of a reply.
 
     Raises:
         UnusableReply: anything else.
     """
     if len(text) > MAX_REPLY_CHARS:
         raise UnusableReply(f"{len(text)} characters instead of a verdict")
-    verdict = _json_verdict(text) if mode == "json" else {"1": 1, "0": 0}.get(text.strip(" \t\r\n"))
-    if verdict is None:
-        raise UnusableReply(f"not a verdict: {shown(text)}")
-    return verdict == 1
+    if found := (_JSON if form == "json" else _DIGIT).fullmatch(text):
+        return found[1] == "1"
+    raise UnusableReply(f"not a verdict: {shown(text)}")
 
 
-def _json_verdict(text: str) -> int | None:
-    try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or set(value) != {"verdict"}:
-        return None
-    verdict = value["verdict"]
-    # `type` and not isinstance: true is an int in Python.
-    return verdict if type(verdict) is int and verdict in (0, 1) else None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-def read_completion(body: str, mode: ReplyMode, *, judge: str, judge_version: str) -> Outcome:
+def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
     """Outcome of one call that the endpoint answered with success.
 
     Args:
         body: the response as it came, meant to be a chat completion in JSON.
+        form: of `judge.llm.reply`.
         judge: name for the verdict.
         judge_version: for the verdict.
     """
     usage = Usage(num_calls=1)
     try:
-        completion = _object(_load(body), "the response")
-        usage = _usage(completion)
-        choice = _only_choice(completion)
-        if choice.get("finish_reason") == "content_filter":
+        completion = json.loads(body)
+        usage = _usage(completion.get("usage"))
+        (choice,) = completion["choices"]
+        end, message = choice["finish_reason"], choice["message"]
+        if end == "content_filter":
             return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
-        text = _content(choice)
-        is_correct = parse_verdict(text, mode)
-    except UnusableReply as error:
-        return NoVerdict(reason=f"unusable reply: {error}", failure=Failure.UNUSABLE, usage=usage)
+        if extras := [name for name in ("refusal", "tool_calls", "function_call") if message.get(name)]:
+            raise UnusableReply(f"the message has a {extras[0]}")
+        if end != "stop":
+            raise UnusableReply(f"the reply ended by {shown(str(end))}, not by stop")
+        text = message["content"]
+        is_correct, model = parse_verdict(text, form), completion.get("model")
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        why = error if isinstance(error, UnusableReply) else f"no chat completion with one choice: {shown(body)}"
+        return NoVerdict(reason=f"unusable reply: {why}", failure=Failure.UNUSABLE, usage=usage)
     return Verdict(
-        is_correct=is_correct, judge=judge, reason=f"replied {shown(text)}", judge_version=judge_version, usage=usage
+        is_correct=is_correct,
+        judge=judge,
+        reason=f"replied {shown(text)}",
+        judge_version=judge_version,
+        model=model if isinstance(model, str) else "",
+        usage=usage,
     )
 
 
-def _load(body: str) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UnusableReply(f"the response is not JSON: {shown(body)}") from error
-
-
-def _object(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UnusableReply(f"{what} is not an object")
-    return value
-
-
-def _usage(completion: dict[str, Any]) -> Usage:
+def _usage(tokens: object) -> Usage:
     """Tokens as the endpoint counted them; 0 where it does not say."""
-    counted = completion.get("usage")
-    tokens = counted if isinstance(counted, dict) else {}
-
-    def number(name: str) -> int:
-        value = tokens.get(name)
-        return value if type(value) is int and value >= 0 else 0
-
-    return Usage(num_calls=1, prompt_tokens=number("prompt_tokens"), reply_tokens=number("completion_tokens"))
-
-
-def _only_choice(completion: dict[str, Any]) -> dict[str, Any]:
-    choices = completion.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1:
-        raise UnusableReply(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of one")
-    return _object(choices[0], "the choice")
-
-
-def _content(choice: dict[str, Any]) -> str:
-    message = _object(choice.get("message"), "the message")
-    for name in ("refusal", "tool_calls", "function_call"):
-        if message.get(name):
-            raise UnusableReply(f"the message has a {name}")
-    if (reason := choice.get("finish_reason")) != "stop":
-        raise UnusableReply(f"the reply ended by {shown(str(reason))}, not by stop")
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise UnusableReply("the message has no text")
-    return content
+    counts = [tokens.get(f"{what}_tokens") if isinstance(tokens, dict) else 0 for what in ("prompt", "completion")]
+    prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counts)
+    return Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
 
 
 def shown(text: str) -> str:
     """A short, printable form of a text that came from outside."""
     short = text[:MAX_SHOWN_CHARS]
-    return ascii(short) if not short.isprintable() else repr(short)
+    return repr(short) if short.isprintable() else ascii(short)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +27,31 @@ ENGINE_CLASS = "JudgeLLMServer"
 CALLBACK_CLASS = "LocalModel"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
-    """An LLM that the cluster serves."""
-
-    base_url: str
-    """Of its OpenAI-compatible endpoint, the same on every node: each has a proxy on its own loopback interface."""
-    model: str
-    """Name by which the endpoint knows it; tells the content of the folder."""
-    app_name: str
-    """Of the Serve application, unique to the run."""
-
-
 def check_model_folder(folder: Path) -> None:
     """Raise JudgeError unless vLLM can serve chats from the folder with nothing but what lies in it."""
+    where = f"judge.llm.model={str(folder)!r}"
     if not folder.is_dir():
-        raise JudgeError(
-            f"judge.llm.model={str(folder)!r} is no folder: give one with a model in Hugging Face's format"
-        )
+        raise JudgeError(f"{where} is no folder: give one with a model in Hugging Face's format")
     names = {path.name for path in folder.iterdir()}
     missing = [name for name in ("config.json", "tokenizer_config.json") if name not in names]
     if not any(name.endswith(".safetensors") for name in names):
         missing.append("*.safetensors")
     if missing:
-        raise JudgeError(f"judge.llm.model={str(folder)!r} is not a model that can be served: it has no {missing[0]}")
-    if not names & {"chat_template.jinja", "chat_template.json"} and not _has_template(folder):
-        raise JudgeError(f"judge.llm.model={str(folder)!r} has no chat template: a judge is asked in a chat")
-
-
-def _has_template(folder: Path) -> bool:
+        raise JudgeError(f"{where} is not a model that can be served: it has no {missing[0]}")
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise JudgeError(f"judge.llm.model={str(folder)!r}: tokenizer_config.json cannot be read: {error}") from error
-    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+        raise JudgeError(f"{where}: tokenizer_config.json cannot be read: {error}") from error
+    has_template = bool(names & {"chat_template.jinja", "chat_template.json"})
+    if not (has_template or (isinstance(settings, dict) and settings.get("chat_template"))):
+        raise JudgeError(f"{where} has no chat template: a judge is asked in a chat")
 
 
 def model_id(folder: Path) -> str:
     """`NAME-DIGEST` of the content of a model folder: the same wherever it lies, another after any training step.
 
-    A judge's version and with it the cache of verdicts go by this name. Every byte of the weights is read, since
-    training may leave the ends of a file as they were: no slower than the engine loads them.
+    Kept verdicts go by this name. Every byte of the weights is read, since training may leave the ends of a file as
+    they were: no slower than the engine loads them.
     """
     digest = blake3(max_threads=blake3.AUTO)
     for path in sorted(folder.iterdir()):
@@ -84,24 +68,20 @@ def served_name(config: JudgeConfig) -> str:
     return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
 
 
-def served_config(config: JudgeConfig, served: ServedModel) -> JudgeConfig:
-    """What replicas need to talk to the served model: its address and name, and no key."""
-    llm = replace(
-        config.llm,
-        model=served.model,
-        base_url=served.base_url,
-        azure_api_version="",
-        api_key_file="",
-        api_key_env="",
-    )
+def served_config(config: JudgeConfig, *, base_url: str, model: str) -> JudgeConfig:
+    """What replicas need to talk to the served model: its address and name, and no key.
+
+    Args:
+        base_url: the same on every node, each of which has a proxy on its own loopback interface.
+        model: name by which the endpoint knows it, as `model_id` gives it.
+    """
+    llm = replace(config.llm, model=model, base_url=base_url, azure_api_version="", api_key_file="", api_key_env="")
     return replace(config, llm=llm)
 
 
 def num_gpus_wanted(config: JudgeConfig) -> float:
     """GPUs that engines hold for the whole run; the first one has to fit even where the pool may shrink to none."""
-    if "cluster" not in config.chain:
-        return 0.0
-    return config.cluster.num_gpus * max(1, config.cluster.min_replicas)
+    return config.cluster.num_gpus * max(1, config.cluster.min_replicas) if "cluster" in config.chain else 0.0
 
 
 def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
@@ -128,20 +108,19 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
         # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
         bundles = [{"CPU": CPU_ENGINE_CPUS}]
         engine |= {"enforce_eager": True}
+    scaling = _scaling(cluster.min_replicas, cluster.max_replicas, cluster.target_ongoing_requests)
     return {
         "model_loading_config": {"model_id": name, "model_source": str(Path(config.llm.model).resolve())},
         "engine_kwargs": engine,
         "placement_group_config": {"bundles": [dict(bundle) for bundle in bundles]},
-        "server_cls": f"judge.llm_engine.{ENGINE_CLASS}",
-        "callback_config": {"callback_class": f"judge.llm_engine.{CALLBACK_CLASS}"},
+        "server_cls": f"judge.llm.server_engine.{ENGINE_CLASS}",
+        "callback_config": {"callback_class": f"judge.llm.server_engine.{CALLBACK_CLASS}"},
         "log_engine_metrics": False,
         "runtime_env": {"env_vars": engine_environment(config)},
         "deployment_config": {
             "ray_actor_options": {"num_cpus": 0},
             "autoscaling_config": {
-                "min_replicas": cluster.min_replicas,
-                "max_replicas": cluster.max_replicas,
-                "target_ongoing_requests": cluster.target_ongoing_requests,
+                **scaling,
                 "upscale_delay_s": config.upscale_delay_s,
                 "downscale_delay_s": cluster.downscale_delay_s,
             },
@@ -154,14 +133,15 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
 
 def ingress_options(config: JudgeConfig) -> dict[str, Any]:
     """Options of the deployment that speaks HTTP for the engines. It stays up while they are scaled to none."""
+    target = ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests
     return {
         "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
-        "autoscaling_config": {
-            "min_replicas": 1,
-            "max_replicas": config.cluster.max_replicas,
-            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
-        },
+        "autoscaling_config": _scaling(1, config.cluster.max_replicas, target),
     }
+
+
+def _scaling(min_replicas: int, max_replicas: int, target: float) -> dict[str, Any]:
+    return {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
 
 
 def engine_environment(config: JudgeConfig) -> dict[str, str]:

@@ -1,13 +1,10 @@
 """An LLM judge that Ray Serve runs inside the cluster: `ray.serve.llm` over vLLM, behind Serve's own HTTP proxies.
 
-Serve runs a proxy on every node that holds one of its replicas, each on that node's loopback interface and all on the
-same port. Judges are replicas of Serve too, so one address, `http://127.0.0.1:PORT/APP/v1`, reaches the LLM from each
-of them, and nothing listens where another machine could call. Two things follow: the port has to be free on every
-node (`judge.cluster.port` chooses it where a random one is not good enough), and the model folder has to lie under the
-same path on each node that may run an engine.
-
-Engines are scaled by Serve between `judge.cluster.min_replicas` and `max_replicas`; none at all is allowed: the HTTP
-side stays up, holds the calls that come and has Serve start an engine for them.
+Serve runs a proxy on the loopback interface of every node with a replica, all on the same port. Judges are replicas
+too, so `http://127.0.0.1:PORT/APP/v1` reaches the LLM from each of them, and nothing listens where another machine
+could call. The port has to be free on every node (`judge.cluster.port` chooses it), and the model folder has to lie
+under the same path on each. With `judge.cluster.min_replicas=0` the HTTP side stays up without engines, holds the calls
+that come and has Serve start an engine for them.
 """
 
 from __future__ import annotations
@@ -15,28 +12,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
-from openai import APIError, APIStatusError, AsyncOpenAI
+from openai import APIError, APIStatusError
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
-from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ServeStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeStatus
 
 from actors.errors import JudgeError, gist
-from configs.judges import JudgeConfig
-from judge.deployment import accept_metrics_interval, delete_application
-from judge.llm.client import NO_KEY
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
+from judge.llm.endpoint import connect
 from judge.llm.served_model import (
     ENGINE_CLASS,
-    ServedModel,
     check_model_folder,
     engine_options,
     ingress_options,
@@ -45,7 +39,6 @@ from judge.llm.served_model import (
     served_config,
 )
 
-LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = ("0.0.0.0", "::", "")
 POLL_S = 0.5
 RETRY_S = 1.0
@@ -71,32 +64,28 @@ async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeC
     deadline_at = time.monotonic() + config.cluster.start_timeout_s
     try:
         served = await asyncio.to_thread(deploy_llm, config, app_name, deadline_at=deadline_at)
-        await wake_llm(served, deadline_at=deadline_at)
-        yield served_config(config, served)
+        await wake_llm(served, app_name, deadline_at=deadline_at)
+        yield served
     finally:
         await asyncio.to_thread(delete_application, app_name)
 
 
-def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> ServedModel:
-    """Start the application on the Ray cluster that this process is connected to, without its engines. Blocks.
-
-    Args:
-        deadline_at: when to give up, on the monotonic clock.
+def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> JudgeConfig:
+    """Start the application, without its engines, and return the config with which judges reach it. Blocks.
 
     Raises:
-        JudgeError: the folder is no model, GPUs are missing, or Serve cannot speak HTTP here.
+        JudgeError: the folder is no model, GPUs are missing, Serve cannot speak HTTP here, or nothing was up by
+            `deadline_at` (monotonic clock).
     """
-    folder = Path(config.llm.model)
-    check_model_folder(folder)
+    check_model_folder(folder := Path(config.llm.model))
     held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
     if wanted > held:
         raise JudgeError(
-            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} cannot work: the LLM judge needs {wanted:g} GPUs, "
-            f"the cluster has {held:g}"
+            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} is invalid: the LLM judge needs {wanted:g} GPUs, the "
+            f"cluster has {held:g}"
         )
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    address = _start_proxies(config.cluster.port)
-    name = model_id(folder)
+    address, name = _start_proxies(config.cluster.port), model_id(folder)
     # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
     # happens in a process that ends with it.
     build = ray.remote(num_cpus=0, max_calls=1)(_run_application)
@@ -112,7 +101,7 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Ser
         if time.monotonic() > deadline_at:
             raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
         time.sleep(POLL_S)
-    return ServedModel(base_url=f"{address}/{app_name}/v1", model=name, app_name=app_name)
+    return served_config(config, base_url=f"{address}/{app_name}/v1", model=name)
 
 
 def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: str) -> None:
@@ -123,81 +112,67 @@ def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: 
     serve.run_many([target], wait_for_applications_running=False)
 
 
-async def wake_llm(served: ServedModel, *, deadline_at: float) -> None:
+def waker(config: JudgeConfig, app_name: str) -> Callable[[], Awaitable[None]] | None:
+    """How to have an engine of `served_llm` up again where Serve may scale them to none; None where nobody has to."""
+    if "cluster" not in config.chain or config.cluster.min_replicas:
+        return None
+    return lambda: wake_llm(config, app_name, deadline_at=time.monotonic() + config.cluster.start_timeout_s)
+
+
+async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> None:
     """Have an engine up: one call of one token, held by Serve until one answers.
 
-    Args:
-        deadline_at: when to give up, on the monotonic clock.
-
     Raises:
-        JudgeError: the engine died on its way up, or was not up in time.
+        JudgeError: the engine died on its way up, or was not up by `deadline_at` (monotonic clock).
     """
-    call = asyncio.create_task(_first_call(served, deadline_at))
+    call = asyncio.create_task(_first_call(config.llm, app_name, deadline_at))
     try:
         while not call.done():
-            if failure := await asyncio.to_thread(_engine_failure, served.app_name):
-                raise JudgeError(f"the engine of the LLM judge {served.model!r} does not come up: {failure}")
+            if failure := await asyncio.to_thread(_failure, app_name):
+                raise JudgeError(f"the engine of the LLM judge {config.llm.model!r} does not come up: {failure}")
             await asyncio.wait([call], timeout=POLL_S)
         call.result()
     finally:
         call.cancel()
 
 
-async def _first_call(served: ServedModel, deadline_at: float) -> None:
-    reason = "no try was made"
-    async with AsyncOpenAI(base_url=served.base_url, api_key=NO_KEY, max_retries=0) as client:
+async def _first_call(llm: LLMJudgeConfig, app_name: str, deadline_at: float) -> None:
+    reason, chat = "no try was made", [{"role": "user", "content": "Hi"}]
+    async with connect(llm, "", is_own=True) as client:
         while (left_s := deadline_at - time.monotonic()) > 0:
             try:
                 await client.chat.completions.create(
-                    model=served.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, timeout=left_s
+                    model=llm.model, messages=cast(Any, chat), max_tokens=1, timeout=left_s
                 )
                 return
             except APIStatusError as error:
                 if error.status_code < 500 and error.status_code != 404:
-                    raise JudgeError(f"the LLM judge {served.model!r} refused a plain chat: {error.message}") from error
+                    raise JudgeError(f"the LLM judge {llm.model!r} refused a plain chat: {error.message}") from error
                 reason = f"status {error.status_code}"  # a proxy that does not know the new route yet says 404
             except APIError as error:
                 reason = type(error).__name__
             await asyncio.sleep(min(RETRY_S, max(0.0, left_s)))
-    raise JudgeError(f"{_late(served.app_name)}: {reason}")
+    raise JudgeError(f"{_late(app_name)}: {reason}")
 
 
 def _start_proxies(port: int) -> str:
     """Address of Serve's proxies, the same on every node; starts Serve where it is not up, on the loopback interface.
 
     Raises:
-        JudgeError: Serve is up without proxies, and in use. How it listens is settled when it starts.
+        JudgeError: Serve was started by somebody else, without proxies. How it listens is settled when it starts.
     """
-    status = _serve_status()
-    if _is_serve_up() and not status.proxies and not status.applications:
-        serve.shutdown()  # nobody uses it: it may start anew, with proxies
     try:
-        serve.start(
-            proxy_location=ProxyLocation.EveryNode,
-            http_options=None if _is_serve_up() else HTTPOptions(host=LOOPBACK, port=port or _free_port()),
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
+        start_serve(port)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
     if not _serve_status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
-            "reached: wait until they are done, or run `serve shutdown`"
+            "reached: wait until they are done, then run `serve shutdown`"
         )
     http = _get_global_client().http_config  # its status does not tell the port
     host = LOOPBACK if http.host in ANY_ADDRESS else http.host
     return f"http://{host}:{http.port}{http.root_path}"
-
-
-def _is_serve_up() -> bool:
-    return _get_global_client(raise_if_no_controller_running=False) is not None
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((LOOPBACK, 0))
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def _serve_status() -> ServeStatus:
@@ -205,39 +180,27 @@ def _serve_status() -> ServeStatus:
     return serve.status()
 
 
-def _application(app_name: str) -> ApplicationStatusOverview | None:
-    return _serve_status().applications.get(app_name)
+def _failure(app_name: str) -> str | None:
+    """Why an application will not come up; None while it still may."""
+    application = _serve_status().applications.get(app_name)
+    if application is None:
+        return "its application is gone"
+    for deployment in application.deployments.values():
+        if deployment.status in (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY):
+            return gist(deployment.message)
+    failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+    return gist(application.message) if application.status in failed else None
 
 
 def _is_ingress_up(app_name: str) -> bool:
     """Whether the application takes calls. Engines do not count: the first call starts one."""
-    application = _application(app_name)
+    application = _serve_status().applications.get(app_name)
     if application is None:
         return False
-    if failure := _failure(application):
+    if failure := _failure(app_name):
         raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {failure}")
-    ingress = [deployment for name, deployment in application.deployments.items() if not _is_engine(name)]
+    ingress = [status for name, status in application.deployments.items() if not name.startswith(f"{ENGINE_CLASS}:")]
     return bool(ingress) and all(deployment.status is DeploymentStatus.HEALTHY for deployment in ingress)
-
-
-def _engine_failure(app_name: str) -> str | None:
-    application = _application(app_name)
-    return "its application is gone" if application is None else _failure(application)
-
-
-def _failure(application: ApplicationStatusOverview) -> str | None:
-    """Why an application will not come up; None while it still may."""
-    failed = (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY)
-    for deployment in application.deployments.values():
-        if deployment.status in failed:
-            return gist(deployment.message)
-    if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-        return gist(application.message)
-    return None
-
-
-def _is_engine(deployment_name: str) -> bool:
-    return deployment_name.startswith(f"{ENGINE_CLASS}:")
 
 
 def _late(app_name: str) -> str:

@@ -8,12 +8,11 @@ from rich.console import Console
 
 from cluster.display import Display
 from cluster.evaluate import Players, evaluate
-from configs.judges import JudgeConfig
 from configs.load import load_config
 from judge.pool import JudgePool
 from judge.verdict import Failure, Verdict
 from tests.fakes import make_episode, make_group
-from tests.judge.scripted import Judges, failed
+from tests.judge.scripted import Judges, failed, llm_config
 
 CONFIG = load_config("tiny")
 
@@ -37,7 +36,7 @@ async def evaluated(num_rows: int, judge):
     shown = io.StringIO()
     display = Display(CONFIG, Console(file=shown, width=200))
     plays = Plays(num_rows)
-    judges = JudgePool(Judges(judge), JudgeConfig(max_tries=1))
+    judges = JudgePool(Judges(judge), llm_config(max_tries=1))
     players = Players(rollouts=plays, judges=judges, display=display, heldout=plays)
     return await evaluate(players, CONFIG), shown.getvalue()
 

@@ -27,7 +27,10 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.prompt import load_wording
+
+METRICS, REPLIES = ("strict", "relaxed", "anls"), ("json", "choice", "text")
 
 FENCED = re.compile(r"<<<(question|reference|prediction) ([0-9a-f]{16})>>>\n(.*?)\n?<<<end of \1 \2>>>", re.DOTALL)
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
@@ -143,10 +146,10 @@ def obedient(call: Call) -> Answer:
 def _own_lines() -> frozenset[str]:
     """What our own wording puts outside the marks, codes taken out."""
     wording = load_wording("judge")
-    lines = f"{wording.system}\n{wording.user}".splitlines()
-    replies = (wording.json_reply, wording.digit_reply)
-    filled = {line.replace("{reply}", reply) for line in lines for reply in replies}
-    return frozenset(line.replace("{nonce}", "") for line in filled)
+    configs = [JudgeConfig(metric=metric, llm=LLMJudgeConfig(reply=reply)) for metric in METRICS for reply in REPLIES]
+    prompts = [wording.filled(config) for config in configs]
+    texts = [text.replace("{nonce}", "") for prompt in prompts for text in prompt]
+    return frozenset(line for text in texts for line in text.splitlines())
 
 
 def status(code: int, *, headers: dict[str, str] | None = None, message: str = "scripted", kind: str = "") -> Plan:

@@ -17,7 +17,7 @@ def llm_config(**settings: object) -> JudgeConfig:
     timeout_s = settings.get("timeout_s", 60.0)
     assert isinstance(timeout_s, float)
     llm = replace(LLM, try_timeout_s=min(timeout_s - 1, LLM.try_timeout_s))
-    return JudgeConfig(**{"chain": ("rules", "openai"), "llm": llm, **settings})
+    return JudgeConfig(**{"chain": ("openai",), "max_replicas": 1, "llm": llm, **settings})
 
 
 def ask(*predictions: str, question: str = "?") -> JudgeRequest:
@@ -56,31 +56,34 @@ def down_until(at: float, failure: Failure = Failure.UNREACHABLE) -> Callable[[J
 
 
 class Judges:
-    """A handle: outcomes prediction by prediction, after a while."""
+    """A handle: one outcome per call, after a while."""
 
     def __init__(
         self, judge: Callable[[JudgeRequest, str], Outcome | Exception] = said, *, seconds: float = 0.0
     ) -> None:
         self.judge = judge
         self.seconds = seconds
-        self.calls: list[tuple[float, JudgeRequest]] = []
-        """When, and what was asked."""
+        self.calls: list[tuple[float, str]] = []
+        """When, and about which answer."""
         self.under_way = 0
         self.most_under_way = 0
 
     async def grade(self, request: JudgeRequest) -> object:
-        self.calls.append((asyncio.get_running_loop().time(), request))
-        self.under_way += len(request.predictions)
+        (prediction,) = request.predictions
+        self.calls.append((asyncio.get_running_loop().time(), prediction))
+        self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             await asyncio.sleep(self.seconds)
-            outcomes = [self.judge(request, prediction) for prediction in request.predictions]
+            outcome = self.judge(request, prediction)
         finally:
-            self.under_way -= len(request.predictions)
-        for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                raise outcome
-        return reply(*[outcome for outcome in outcomes if not isinstance(outcome, Exception)], service_s=self.seconds)
+            self.under_way -= 1
+        if isinstance(outcome, Exception):
+            raise outcome
+        return reply(outcome, service_s=self.seconds)
+
+    def times_asked(self, prediction: str) -> int:
+        return sum(asked == prediction for _, asked in self.calls)
 
 
 class ScriptedHandle:
@@ -99,23 +102,16 @@ class ScriptedHandle:
 
 
 class SmallEndpoint(Judges):
-    """Takes so many calls at a time and turns the rest away, at once and without a word on when to come back."""
+    """Takes so many calls at a time and turns the rest away at once."""
 
-    def __init__(self, num_taken: int, *, seconds: float = 0.5) -> None:
+    def __init__(self, num_taken: int, *, seconds: float = 0.5, retry_after_s: float | None = None) -> None:
         super().__init__(seconds=seconds)
-        self.num_free = num_taken
+        self.num_taken = num_taken
+        self.retry_after_s = retry_after_s
         self.num_turned_away = 0
 
     async def grade(self, request: JudgeRequest) -> object:
-        self.most_under_way = max(self.most_under_way, len(request.predictions))
-        return reply(*await asyncio.gather(*(self._judge(request, prediction) for prediction in request.predictions)))
-
-    async def _judge(self, request: JudgeRequest, prediction: str) -> Outcome:
-        self.calls.append((asyncio.get_running_loop().time(), request))
-        if not self.num_free:
-            self.num_turned_away += 1
-            return failed(Failure.THROTTLED, "429")
-        self.num_free -= 1
-        await asyncio.sleep(self.seconds)
-        self.num_free += 1
-        return said(request, prediction)
+        if self.under_way < self.num_taken:
+            return await super().grade(request)
+        self.num_turned_away += 1
+        return reply(failed(Failure.THROTTLED, "429", retry_after_s=self.retry_after_s))

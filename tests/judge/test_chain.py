@@ -1,7 +1,9 @@
 """Judges in a row."""
 
-from configs.judges import JudgeConfig
-from judge.chain import Chain, make_judge
+import pytest
+
+from configs.judges import JudgeConfig, LLMJudgeConfig
+from judge.chain import Chain, local_judges, make_judge
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Verdict
 
 REQUEST = JudgeRequest(question="?", reference="red", predictions=("red", "unsure", "blue", "crimson"))
@@ -47,3 +49,17 @@ async def test_the_config_names_the_judges():
         JudgeRequest(question="?", reference="10.0", predictions=("14", "16"))
     )
     assert [verdict.is_correct for verdict in verdicts] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("chain", "local", "all_of_them"),
+    [
+        (("rules",), ["Precheck", "RulesJudge"], ["Precheck", "RulesJudge"]),
+        (("rules", "openai"), ["Precheck", "RulesJudge"], ["Precheck", "RulesJudge", "LLMJudge"]),
+        (("openai",), ["Precheck"], ["Precheck", "LLMJudge"]),
+    ],
+)
+def test_all_but_the_llm_judges_in_the_process_that_asks(chain, local, all_of_them):
+    config = JudgeConfig(chain=chain, llm=LLMJudgeConfig(model="m"))
+    for judges, expected in ((local_judges(config), local), (make_judge(config), all_of_them)):
+        assert [type(judge).__name__ for judge in judges.judges] == expected

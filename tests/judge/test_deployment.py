@@ -3,7 +3,11 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ray import serve
@@ -11,8 +15,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCa
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import (
     count_judges,
     delete_application,
@@ -21,26 +24,35 @@ from judge.deployment import (
     serve_options,
 )
 from judge.pool import JudgePool
-from judge.verdict import JudgeRequest, NoVerdict, Verdict
+from judge.verdict import JudgeRequest, NoVerdict, Usage, Verdict
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def request(answer: str = "red") -> JudgeRequest:
-    return JudgeRequest(question="Which colour?", reference="red", predictions=(answer, "blue", ""))
+LLM = LLMJudgeConfig(model="none", max_concurrent=64)
+OPENAI = JudgeConfig(chain=("openai",), llm=LLM)
 
 
-def slow_judge(config: JudgeConfig):
-    """Rules that take as long as a model would, so that calls are in flight when a replica dies."""
+def request(*answers: str, reference: str = "red") -> JudgeRequest:
+    return JudgeRequest(question="Which colour?", reference=reference, predictions=answers)
 
-    class Slow:
-        async def grade(self, request):
-            await asyncio.sleep(0.3)
-            if request.reference == "bug":
-                raise KeyError("a bug in the judge")
-            if request.reference == "outage":
-                raise JudgeError("the endpoint is down")
-            return await make_judge(config).grade(request)
 
-    return Slow()
+class Slow:
+    """Compares, and takes as long as a model would, so that calls are in flight when a replica dies."""
+
+    def __init__(self, config):
+        pass
+
+    async def grade(self, request):
+        await asyncio.sleep(3600 if request.reference == "hang" else 0.3)
+        if request.reference == "bug":
+            raise KeyError("a bug in the judge")
+        if request.reference == "outage":
+            raise JudgeError("the endpoint is down")
+        return [
+            Verdict(is_correct=text.strip() == request.reference, judge="slow", reason="", usage=Usage(num_calls=1))
+            for text in request.predictions
+        ]
 
 
 def test_lost_processes_are_retried_and_bugs_are_not():
@@ -53,10 +65,10 @@ def test_lost_processes_are_retried_and_bugs_are_not():
 
 
 def test_options_follow_the_config_and_reserve_no_cpu():
-    options = serve_options(JudgeConfig(min_replicas=2, max_replicas=5, target_ongoing_requests=3.5))
+    options = serve_options(replace(OPENAI, min_replicas=2, max_replicas=5, target_ongoing_requests=3.5))
     scaling = options["autoscaling_config"]
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.5)
-    assert options["max_ongoing_requests"] == 28
+    assert options["max_ongoing_requests"] == LLM.max_concurrent, "no call waits in front of a replica"
     assert options["ray_actor_options"] == {"num_cpus": 0}
 
 
@@ -99,25 +111,25 @@ def test_a_pool_whose_judges_do_not_come_up_in_time_is_given_up(local_ray):
 
     started = time.monotonic()
     with pytest.raises(JudgeError, match=r"'hangs' was not up within judge\.start_timeout_s=3"):
-        deploy_judges(JudgeConfig(start_timeout_s=3.0, timeout_s=1.0), "hangs", make=hangs)
+        deploy_judges(replace(OPENAI, start_timeout_s=3.0), "hangs", make=hangs)
     assert time.monotonic() - started < 30
 
     def breaks(config):
         raise KeyError("no such model")
 
     with pytest.raises(JudgeError, match=r"'breaks' did not come up: .*no such model"):
-        deploy_judges(JudgeConfig(timeout_s=1.0), "breaks", make=breaks)
+        deploy_judges(OPENAI, "breaks", make=breaks)
     delete_application("breaks")
 
 
 @pytest.mark.ray
-async def test_the_pool_grades_groups(local_ray):
-    config = JudgeConfig()
-    pool = JudgePool(deploy_judges(config, "grades"), config)
-    groups = await asyncio.gather(*(pool.grade(request()) for _ in range(40)))
+async def test_the_pool_grades_groups_one_call_per_answer(local_ray):
+    handle = deploy_judges(OPENAI, "grades", make=Slow)
+    pool = JudgePool(handle, OPENAI)
+    groups = await asyncio.gather(*(pool.grade(request("red", f"blue {n}", "")) for n in range(40)))
     for outcomes in groups:
         assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
-    assert pool.counters.num_calls == 40
+    assert pool.counters.num_calls == 41, "equal answers are asked about once, empty ones not at all"
     assert 0 <= pool.counters.mean_queue_s < 10
     assert count_judges("grades") in (1, 2)
     delete_application("grades")
@@ -127,29 +139,70 @@ async def test_the_pool_grades_groups(local_ray):
 
 @pytest.mark.ray
 async def test_killing_a_replica_with_calls_in_flight_loses_nothing(local_ray):
-    config = JudgeConfig(min_replicas=2, max_replicas=2)
-    handle = deploy_judges(config, "killed", make=slow_judge)
-    pool = JudgePool(handle, config)
-    for _ in range(2):
-        calls = [asyncio.create_task(pool.grade(request(f"red{'.' * n}"))) for n in range(24)]
+    config = replace(OPENAI, min_replicas=2, max_replicas=2)
+    pool = JudgePool(deploy_judges(config, "killed", make=Slow), config)
+    for kill in range(2):
+        calls = [asyncio.create_task(pool.grade(request(f"{kill}.{n}", "red"))) for n in range(24)]
         await asyncio.sleep(0.15)
         os.kill(await serve.get_app_handle("killed").pid.remote(), signal.SIGKILL)
         for outcomes in await asyncio.gather(*calls):
-            assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [True, False, False]
+            assert [outcome.is_correct for outcome in outcomes if isinstance(outcome, Verdict)] == [False, True]
     assert pool.counters.num_retries > 0, "no call was in flight when its replica died"
     delete_application("killed")
 
 
 @pytest.mark.ray
 async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
-    config = JudgeConfig(max_tries=2)
-    handle = deploy_judges(config, "broken", make=slow_judge)
+    config = replace(OPENAI, max_tries=2)
+    handle = deploy_judges(config, "broken", make=Slow)
     pool = JudgePool(handle, config)
-    outcomes = await pool.grade(JudgeRequest(question="", reference="outage", predictions=("red",)))
+    outcomes = await pool.grade(request("blue", reference="outage"))
     assert isinstance(outcomes[0], NoVerdict)
     assert "the endpoint is down" in outcomes[0].reason
     with pytest.raises(KeyError, match="a bug in the judge"):
-        await pool.grade(JudgeRequest(question="", reference="bug", predictions=("red",)))
-    late = JudgePool(handle, JudgeConfig(timeout_s=0.1))
-    assert await late.grade(request()) == (NoVerdict(reason="no verdict within 0.1 s"),) * 3
+        await pool.grade(request("blue", reference="bug"))
+    late = JudgePool(handle, replace(config, timeout_s=1.1, llm=replace(LLM, try_timeout_s=0.1)))
+    for outcome in await late.grade(request("red", "blue", reference="hang")):
+        assert isinstance(outcome, NoVerdict)
+        assert outcome.reason == "no verdict within 1.1 s"
+    assert late.counters.num_lost_calls == 4, "two rounds of both"
     delete_application("broken")
+
+
+RUN = """
+import asyncio, sys, time
+import ray
+from cluster.launch import connect
+from judge.deployment import delete_application, deploy_judges
+from judge.pool import JudgePool
+from judge.verdict import Verdict
+from tests.judge.test_deployment import OPENAI, Slow, request
+
+async def main(name, num_groups):
+    pool = JudgePool(deploy_judges(OPENAI, name, make=Slow), OPENAI)
+    for number in range(num_groups):
+        for outcome in await pool.grade(request(f"{name} {number}", "red")):
+            assert isinstance(outcome, Verdict), outcome
+    assert pool.counters.num_retries == 0, pool.counters
+
+connect()
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+delete_application(sys.argv[1])
+ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_runs_that_share_a_cluster_start_at_the_same_moment_and_end_without_each_other(local_ray, monkeypatch):
+    serve.shutdown()  # the first of them starts it
+    monkeypatch.setenv("RAY_ADDRESS", local_ray.address_info["address"])
+    command = [sys.executable, "-c", RUN]
+    runs = [
+        subprocess.Popen([*command, name, num_groups], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for name, num_groups in (("long", "40"), ("short", "2"), ("other", "2"))
+    ]
+    for run in runs:
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err[-3000:]
+    assert serve.status().applications == {}
+    assert serve.status().proxies, "an LLM judge of a later run needs them"

@@ -1,141 +1,200 @@
-"""What the caller of the judges does where they take only so many calls, under a clock that jumps."""
+"""Admission of calls to an LLM, under a clock that jumps."""
 
 import asyncio
-import random
-from itertools import count
+import contextlib
+from dataclasses import replace
 
 import pytest
 
-from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.pool import JudgePool
-from judge.verdict import Failure
-from tests.judge.scripted import USAGE, Judges, SmallEndpoint, ask, correctness, failed, llm_config, reply, said
+from judge.limits import Limits, Meter, most_usage
+from judge.verdict import Failure, Usage
+from tests.judge.scripted import LLM, ask, failed, llm_config, said
 from tests.virtual_time import in_virtual_time, now
 
-RULES = JudgeConfig()
+CALL = Usage(num_calls=1)
+
+
+def limits(max_concurrent: int = 64, **settings: int) -> Limits:
+    return Limits(llm_config(llm=replace(LLM, max_concurrent=max_concurrent, **settings)), warn=lambda text: None)
+
+
+def done(usage: Usage = CALL):
+    return replace(said(ask("red"), "red"), usage=usage)
+
+
+async def pass_through(door: Limits, seconds: float = 1.0, log=None, name=None):
+    async with door.admitted(CALL) as admission:
+        if log is not None:
+            log.append((now(), name))
+        await asyncio.sleep(seconds)
+        door.settle(admission, done())
 
 
 @in_virtual_time
-async def test_a_storm_of_429_is_ridden_out_by_calling_less():
-    """An endpoint that takes 8 calls at a time and turns the rest away."""
-    taken = 0
-
-    class Busy(Judges):
-        async def grade(self, request):
-            nonlocal taken
-            room = max(0, 8 - taken)
-            admitted, turned_away = request.predictions[:room], request.predictions[room:]
-            self.num_turned_away = getattr(self, "num_turned_away", 0) + len(turned_away)
-            taken += len(admitted)
-            await asyncio.sleep(0.5 if admitted else 0.01)
-            taken -= len(admitted)
-            self.calls.append((now(), request))
-            return reply(
-                *(said(request, p) for p in admitted),
-                *(failed(Failure.THROTTLED, "429", retry_after_s=1.0) for _ in turned_away),
-            )
-
-    handle = Busy()
-    pool = JudgePool(handle, llm_config())
-    graded = await asyncio.gather(*(pool.grade(ask(*(f"{n} {i}" for i in range(4)))) for n in range(60)))
-    assert all(correctness(outcomes) == [False] * 4 for outcomes in graded)
-    assert pool.counters.num_throttled == handle.num_turned_away
-    assert handle.num_turned_away < 200
-
-
-@pytest.mark.parametrize("most", [1, 2, 4])
-@in_virtual_time
-async def test_a_group_larger_than_the_limit_is_asked_about_part_by_part(most):
-    handle = SmallEndpoint(most)
-    pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=most)))
-    groups = [ask(*(f"{n} {i}" for i in range(16))) for n in range(10)]
-    for outcomes in await asyncio.gather(*map(pool.grade, groups)):
-        assert correctness(outcomes) == [False] * 16
-    assert handle.most_under_way == most
-    assert (pool.counters.num_throttled, pool.counters.num_retries) == (0, 0)
-
-
-@pytest.mark.parametrize("num_taken", [1, 2, 4, 8])
-@pytest.mark.parametrize("seed", range(3))
-@in_virtual_time
-async def test_an_endpoint_that_takes_few_calls_at_a_time_costs_no_verdict_while_that_is_learned(num_taken, seed):
-    random.seed(seed)
-    handle, told = SmallEndpoint(num_taken), []
-    pool = JudgePool(handle, llm_config(chain=("openai",)), warn=told.append)
+async def test_calls_under_way_stay_below_the_limit_and_go_in_the_order_they_came():
+    door, log = limits(2), []
     started = now()
-    groups = [ask(*(f"{n} {i}" for i in range(16))) for n in range(20)]
-    for outcomes in await asyncio.gather(*map(pool.grade, groups)):
-        assert correctness(outcomes) == [False] * 16
-    assert now() - started < 1.2 * (320 * 0.5 / num_taken), "little slower than the endpoint is"
-    assert handle.num_turned_away < 320
-    assert told == []
+    async with asyncio.TaskGroup() as group:
+        for name in range(6):
+            group.create_task(pass_through(door, log=log, name=name))
+    assert [(at - started, name) for at, name in log] == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
+    assert door.num_under_way == 0
 
 
-@pytest.mark.parametrize(("max_concurrent", "most_tries"), [(1, 3), (64, 20)])
 @in_virtual_time
-async def test_a_prediction_that_is_always_turned_away_is_given_up_while_others_are_judged(max_concurrent, most_tries):
-    random.seed(3)
-    handle = Judges(
-        lambda request, p: failed(Failure.THROTTLED, "too long") if p == "odd" else said(request, p), seconds=0.1
-    )
-    pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=max_concurrent)))
-
-    async def keep_judging():
-        for number in count():
-            await pool.grade(ask(f"more {number}"))
-
-    busy = asyncio.create_task(keep_judging())
+async def test_the_place_of_a_call_that_ends_is_free_at_once_whatever_the_others_do():
+    door, log = limits(2), []
     started = now()
-    assert correctness(await pool.grade(ask("odd"))) == [None]
-    busy.cancel()
-    assert now() - started < 75
-    assert sum("odd" in request.predictions for _, request in handle.calls) <= most_tries
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pass_through(door, 100.0))
+        for name in range(5):
+            group.create_task(pass_through(door, log=log, name=name))
+    assert [at - started for at, _ in log] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("limits", "most_calls"),
-    [({"requests_per_minute": 20}, 20), ({"requests_per_minute": 60}, 60), ({"tokens_per_minute": 10_000}, 30)],
-)
 @in_virtual_time
-async def test_no_minute_sees_more_than_allowed_though_groups_are_larger_than_a_burst(limits, most_calls):
-    handle = Judges(seconds=0.2)
-    pool = JudgePool(handle, llm_config(llm=LLMJudgeConfig(model="m", **limits)))
+async def test_calls_that_were_under_way_together_halve_the_limit_once_and_success_wins_it_back():
+    door, throttled = limits(64), failed(Failure.THROTTLED)
+
+    async def all_at_once(outcome, num_calls):
+        async with contextlib.AsyncExitStack() as calls:
+            for admission in [await calls.enter_async_context(door.admitted(CALL)) for _ in range(num_calls)]:
+                door.settle(admission, outcome)
+
+    await all_at_once(throttled, 3)
+    assert door.limit == 32
+    await all_at_once(throttled, 32)
+    assert door.limit == 16
+    await all_at_once(done(), 16)
+    await all_at_once(done(), 2)
+    assert door.limit == 17
+    for _ in range(30):
+        await all_at_once(throttled, 1)
+    assert door.limit == 1, "never below one"
+    for _ in range(3000):
+        await all_at_once(done(), 1)
+    assert door.limit == 64
+
+
+@in_virtual_time
+async def test_a_call_that_went_out_after_a_cut_may_cut_again_at_once():
+    door = limits(64)
+    throttled = failed(Failure.THROTTLED)
+    async with door.admitted(CALL) as first, door.admitted(CALL) as second:
+        for admission in (first, second):
+            door.settle(admission, throttled)
+    assert (door.limit, first.num_under_way, second.num_under_way) == (32, 1, 2)
+    async with door.admitted(CALL) as admission:
+        door.settle(admission, throttled)
+    assert (door.limit, admission.num_under_way) == (16, 1)
+    async with door.admitted(CALL) as admission:
+        door.settle(admission, failed(Failure.UNREACHABLE))
+    assert door.limit == 16, "a failed call is no reason for more of them"
+
+
+@in_virtual_time
+async def test_no_minute_sees_more_calls_than_allowed():
+    door, log = limits(requests_per_minute=120), []
+    async with asyncio.TaskGroup() as tasks:
+        for name in range(400):
+            tasks.create_task(pass_through(door, 0.01, log=log, name=name))
+    times = [at for at, _ in log]
+    assert 100 <= max(sum(at <= other < at + 60 for other in times) for at in times) <= 120
+    rate = (len(times) - 1) / (times[-1] - times[0]) * 60
+    assert rate == pytest.approx(114, rel=0.05), "no slower than need be"
+
+
+@in_virtual_time
+async def test_tokens_are_reserved_and_settled_by_what_was_used():
+    door = limits(tokens_per_minute=60_000)
     started = now()
-    await asyncio.gather(*(pool.grade(ask(*(f"{n} {i}" for i in range(16)))) for n in range(10)))
-    calls = [(at, len(request.predictions)) for at, request in handle.calls]
-    for since, _ in calls:
-        num_calls = sum(number for at, number in calls if since <= at < since + 60)
-        num_tokens = num_calls * (USAGE.prompt_tokens + USAGE.reply_tokens)
-        assert num_calls <= limits.get("requests_per_minute", num_calls)
-        assert num_tokens <= limits.get("tokens_per_minute", num_tokens)
-    assert 160 / (now() - started) * 60 > 0.9 * most_calls, "no slower than need be"
+    most = Usage(num_calls=1, prompt_tokens=3000)
+    for outcome in [None, done(Usage())] * 10:  # each reserves all of a burst and uses nothing
+        async with door.admitted(most) as admission:
+            door.settle(admission, outcome)
+    assert now() == started
+    async with door.admitted(most) as admission:
+        door.settle(admission, done(Usage(num_calls=1, prompt_tokens=12_500)))  # 9,500 more than the bucket held
+    async with door.admitted(most):
+        assert now() - started == pytest.approx(12_500 / 950)
 
 
 @in_virtual_time
-async def test_a_long_rest_that_the_endpoint_asks_for_is_kept_and_told_once():
-    told, open_at = [], now() + 120
-
-    def judge(request, prediction):
-        rest_s = open_at - now()
-        return said(request, prediction) if rest_s <= 0 else failed(Failure.THROTTLED, retry_after_s=rest_s)
-
-    handle = Judges(judge, seconds=0.1)
-    pool = JudgePool(
-        handle,
-        llm_config(timeout_s=10.0, llm=LLMJudgeConfig(model="m", max_concurrent=2, try_timeout_s=9.0)),
-        warn=told.append,
-    )
-    graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(20)))
-    assert [correctness(outcomes) for outcomes in graded] == [[False]] * 20
-    assert len(handle.calls) == 22, "two were under way when the endpoint asked"
-    assert len(told) == 1
-    assert "120 s" in told[0]
+async def test_a_call_that_was_never_settled_has_spent_what_it_reserved():
+    door = limits(requests_per_minute=60)
+    started = now()
+    for _ in range(3):
+        async with door.admitted(CALL):
+            pass
+    async with door.admitted(CALL):
+        assert now() - started == pytest.approx(1 / 0.95)
 
 
 @in_virtual_time
-async def test_no_more_llm_calls_are_under_way_than_allowed_and_rules_alone_know_no_limit():
-    for config, most in ((llm_config(llm=LLMJudgeConfig(model="m", max_concurrent=12)), 12), (RULES, 80)):
-        handle = Judges(seconds=1.0)
-        pool = JudgePool(handle, config)
-        await asyncio.gather(*(pool.grade(ask(*(f"{n} {i}" for i in range(4)))) for n in range(20)))
-        assert handle.most_under_way == most
+async def test_retry_after_closes_the_gate_for_that_long_but_not_for_ever():
+    door = limits()
+    started = now()
+    async with door.admitted(CALL) as admission:
+        door.settle(admission, failed(Failure.THROTTLED, retry_after_s=20.0))
+    async with door.admitted(CALL) as admission:
+        assert now() - started == 20
+        door.settle(admission, failed(Failure.THROTTLED, retry_after_s=1e9))
+    async with door.admitted(CALL):
+        assert now() - started == 1820
+
+
+@pytest.mark.parametrize("num_ticks", range(4))
+@in_virtual_time
+async def test_whoever_is_cancelled_in_the_moment_the_gate_changes_is_cancelled(num_ticks):
+    door = limits(2)
+    busy = asyncio.create_task(pass_through(door))
+    await asyncio.sleep(0)
+    door.rest(failed(Failure.THROTTLED, retry_after_s=600.0))
+    waiting = asyncio.create_task(pass_through(door))
+    await busy
+    for _ in range(num_ticks):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    started = now()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert now() == started
+
+
+@in_virtual_time
+async def test_whoever_is_cancelled_at_the_gate_or_behind_it_blocks_nobody():
+    door, log = limits(1), []
+    inside = asyncio.create_task(pass_through(door, 100.0))
+    first, second = (asyncio.create_task(pass_through(door, log=log, name=name)) for name in "ab")
+    await asyncio.sleep(1)
+    first.cancel()
+    inside.cancel()
+    await asyncio.wait([inside, first, second])
+    assert [name for _, name in log] == ["b"]
+    assert log[0][0] == pytest.approx(1001)
+    assert door.num_under_way == 0
+
+
+def test_an_amount_above_a_burst_waits_until_nothing_is_owed_and_is_paid_for_afterwards():
+    meter = Meter(60)  # 3 at once, 0.95 a second
+    assert meter.wait_s(8, 0.0) == 0
+    meter.spend(8, 0.0)
+    assert meter.wait_s(1, 0.0) == pytest.approx(6 / 0.95)
+    assert meter.wait_s(8, 0.0) == pytest.approx(8 / 0.95)
+    assert meter.wait_s(8, 8.5) == 0
+    meter.spend(-5, 8.5)
+    meter.spend(3, 20.0)
+    assert meter.wait_s(1, 20.0) == pytest.approx(1 / 0.95), "what was given back is not saved up"
+
+
+def test_no_bound_holds_nobody_up():
+    meter = Meter(0)
+    meter.spend(10**9, 0.0)
+    assert meter.wait_s(10**9, 0.0) == 0
+
+
+def test_what_a_call_may_take_counts_its_texts_and_knows_the_caps():
+    config = llm_config()
+    usage = most_usage(ask("x" * 30, question="q" * 57), config)
+    assert usage == Usage(num_calls=1, prompt_tokens=300 + 30, reply_tokens=16)
+    assert most_usage(ask("x" * 10**6, question="q" * 10**6), config).num_tokens < 3000

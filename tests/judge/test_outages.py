@@ -1,181 +1,203 @@
-"""What the caller of the judges does while they are away, under a clock that jumps."""
+"""The circuit breaker, under a clock that jumps."""
 
 import asyncio
-import random
 
 import pytest
 
 from actors.errors import JudgeError
-from judge.asker import MAX_OUTAGES
-from judge.breaker import PROBE
-from judge.pool import JudgePool
-from judge.verdict import Failure, NoVerdict, Verdict
-from tests.judge.scripted import Judges, ask, correctness, down_until, failed, llm_config, on, said
+from judge.outages import OPENS_AFTER, Breaker
+from judge.verdict import AVAILABILITY, Failure, Verdict
+from tests.judge.scripted import failed
 from tests.virtual_time import in_virtual_time, now
 
+YES = Verdict(is_correct=True, judge="llm", reason="")
+DOWN = failed(Failure.UNREACHABLE, "connection refused")
 
-@pytest.mark.parametrize("num_groups", [1, 3, 40])
-@pytest.mark.parametrize("failure", [Failure.UNREACHABLE, Failure.THROTTLED, Failure.DENIED])
+
+class Endpoint:
+    """Probes answer from `back_at` on."""
+
+    def __init__(self, back_at: float = 0.0, failure=DOWN, *, seconds: float = 0.0, max_pause_s: float = 1800.0):
+        self.back_at, self.failure, self.seconds = back_at, failure, seconds
+        self.probes: list[float] = []
+        self.said: list[str] = []
+        self.breaker = Breaker(self.probe, max_pause_s=max_pause_s, warn=self.said.append)
+
+    async def probe(self):
+        self.probes.append(now())
+        await asyncio.sleep(self.seconds)
+        return YES if now() >= self.back_at else self.failure
+
+    def fail(self, times: int = OPENS_AFTER) -> None:
+        for _ in range(times):
+            self.breaker.failed()
+
+
 @in_virtual_time
-async def test_an_outage_of_a_minute_loses_nothing(num_groups, failure):
-    told = []
-    handle = Judges(down_until(now() + 60, failure), seconds=0.2)
-    pool = JudgePool(handle, llm_config(timeout_s=10.0), warn=told.append)
+async def test_it_opens_after_so_many_failures_in_a_row_and_a_success_starts_the_count_anew():
+    it = Endpoint()
+    it.fail(OPENS_AFTER - 1)
+    it.breaker.succeeded()
+    it.fail(OPENS_AFTER - 1)
+    assert not it.breaker.is_open
+    await it.breaker.closed()
+    it.fail(1)
+    assert it.breaker.is_open
+
+
+@in_virtual_time
+async def test_one_probe_at_a_time_goes_out_however_many_wait_and_the_first_verdict_frees_them_all():
+    it = Endpoint(back_at=now() + 60, seconds=0.5)
+    it.fail()
     started = now()
-    graded = await asyncio.gather(*(pool.grade(ask("red", f"p{n}")) for n in range(num_groups)))
-    assert [correctness(outcomes) for outcomes in graded] == [[True, False]] * num_groups
-    assert 60 <= now() - started < 75
-    assert 55 < pool.counters.paused_s < 75
-    assert len(told) == 2
-    assert len(handle.calls) < 6 * num_groups + 30, "a handful of calls until it was clear, then probes"
+    waiting = [asyncio.create_task(it.breaker.closed()) for _ in range(50)]
+    await asyncio.sleep(1.2)
+    assert it.breaker.is_open
+    await asyncio.wait(waiting)
+    assert not it.breaker.is_open
+    gaps = [after - before for before, after in zip([started, *it.probes], it.probes, strict=False)]
+    assert gaps[0] == 1
+    assert gaps == sorted(gaps)
+    assert max(gaps) <= 10.5
+    assert 60 <= now() - started <= 70.5
+    assert it.breaker.num_outages == 1
+    assert it.breaker.paused_s == pytest.approx(now() - started)
 
 
 @in_virtual_time
-async def test_a_black_hole_is_an_outage_as_well():
-    class BlackHole(Judges):
-        async def grade(self, request):
-            if now() < back_at:
-                await asyncio.sleep(10**6)
-            return await super().grade(request)
-
-    back_at = now() + 200
-    pool = JudgePool(BlackHole(), llm_config(timeout_s=10.0))
-    graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(2)))
-    assert [correctness(outcomes) for outcomes in graded] == [[False]] * 2
-
-
-@pytest.mark.parametrize("seed", range(20))
-@in_virtual_time
-async def test_outages_at_random_moments_lose_nothing(seed):
-    draw = random.Random(seed)
-    began = now()
-    outages, at = [], 0.0
-    while at < 400:
-        at += draw.uniform(0.5, 40)
-        outages.append((began + at, began + at + draw.uniform(3, 60)))
-        at = outages[-1][1] - began
-
-    def judge(request, prediction):
-        is_down = any(start <= now() < end for start, end in outages)
-        return failed(Failure.UNREACHABLE) if is_down else said(request, prediction)
-
-    async def later(number):
-        await asyncio.sleep(draw.uniform(0, 300))
-        return await pool.grade(ask("red", f"p{number}"))
-
-    pool = JudgePool(Judges(judge, seconds=0.7), llm_config())
-    graded = await asyncio.gather(*(later(number) for number in range(60)))
-    assert [correctness(outcomes) for outcomes in graded] == [[True, False]] * 60
+async def test_a_person_is_told_once_why_the_run_waits_and_once_that_it_goes_on():
+    it = Endpoint(back_at=now() + 60, failure=failed(Failure.DENIED, "401 unauthorized"))
+    it.fail()
+    await asyncio.gather(*(it.breaker.closed() for _ in range(5)))
+    assert len(it.said) == 2
+    assert "401 unauthorized" in it.said[0]
+    assert "mend the key" in it.said[0]
+    assert "goes on" in it.said[1]
 
 
 @in_virtual_time
-async def test_an_outage_beyond_the_limit_stops_everybody():
-    pool = JudgePool(Judges(down_until(float("inf"))), llm_config(max_pause_s=120.0))
+async def test_a_hiccup_that_the_first_probe_survives_is_not_worth_a_word():
+    it = Endpoint()
+    it.fail()
+    await it.breaker.closed()
+    assert it.said == []
+    assert (it.breaker.num_outages, it.breaker.num_successes) == (0, 1)
+
+
+@in_virtual_time
+async def test_a_trip_probes_at_once():
+    it = Endpoint()
+    it.breaker.trip()
     started = now()
-    outcomes = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(8)), return_exceptions=True)
+    await it.breaker.closed()
+    assert now() == started
+    assert len(it.probes) == 1
+
+
+@in_virtual_time
+async def test_a_verdict_of_a_call_under_way_ends_a_pause_before_the_next_probe():
+    it = Endpoint(back_at=float("inf"))
+    it.fail()
+    started = now()
+    waiting = asyncio.create_task(it.breaker.closed())
+    await asyncio.sleep(30.1)
+    it.breaker.succeeded()
+    await waiting
+    assert now() - started == pytest.approx(30.1)
+
+
+@in_virtual_time
+async def test_a_probe_that_fails_after_the_judges_were_met_is_no_outage():
+    it = Endpoint(back_at=float("inf"), seconds=20.0)
+    it.fail()
+    waiting = asyncio.create_task(it.breaker.closed())
+    await asyncio.sleep(5)
+    assert it.breaker.is_open
+    it.breaker.succeeded()
+    started = now()
+    await waiting
+    assert now() == started, "and nobody waits for its end"
+    assert (it.breaker.is_open, it.breaker.num_outages, it.said) == (False, 0, [])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@in_virtual_time
+async def test_a_bug_in_a_probe_reaches_who_waits(seconds):
+    it = Endpoint(seconds=seconds, failure=None)
+    it.fail()
+
+    async def broken():
+        await asyncio.sleep(seconds)
+        raise KeyError("bug")
+
+    it.breaker._probe = broken
+    with pytest.raises(KeyError):
+        await it.breaker.closed()
+
+
+@pytest.mark.parametrize("failure", list(Failure))
+@in_virtual_time
+async def test_any_reply_to_a_probe_ends_an_outage_even_one_that_is_no_verdict(failure):
+    it = Endpoint(back_at=float("inf"), failure=failed(failure), max_pause_s=100.0)
+    it.fail()
+    if failure in AVAILABILITY:
+        with pytest.raises(JudgeError):
+            await it.breaker.closed()
+    else:
+        await it.breaker.closed()
+        assert (len(it.probes), it.breaker.num_outages) == (1, 0)
+
+
+@in_virtual_time
+async def test_an_outage_longer_than_the_limit_stops_all_who_wait_with_reason_and_remedy():
+    it = Endpoint(back_at=float("inf"), max_pause_s=300.0)
+    it.fail()
+    started = now()
+    outcomes = await asyncio.gather(*(it.breaker.closed() for _ in range(20)), return_exceptions=True)
     assert all(isinstance(outcome, JudgeError) for outcome in outcomes)
-    assert 120 <= now() - started < 135
+    assert 300 <= now() - started <= 311
+    assert "connection refused" in str(outcomes[0])
+    assert "--resume" in str(outcomes[0])
 
 
 @in_virtual_time
-async def test_a_poisonous_sample_ends_without_a_verdict_even_when_it_is_alone():
-    handle = Judges(on({"odd": failed(Failure.UNREACHABLE, "500")}))
-    pool = JudgePool(handle, llm_config())
+async def test_an_outage_that_nobody_waits_for_does_not_use_up_the_patience():
+    it = Endpoint(back_at=now() + 5000, max_pause_s=300.0)
+    it.fail()
+    await asyncio.sleep(5000)  # an update of the learner
+    await it.breaker.closed()
+    assert it.breaker.paused_s == 1
+
+
+@in_virtual_time
+async def test_when_the_one_who_probes_is_cancelled_the_next_goes_on():
+    it = Endpoint(back_at=now() + 20)
+    it.fail()
+    first, second = (asyncio.create_task(it.breaker.closed()) for _ in range(2))
+    await asyncio.sleep(5)
+    first.cancel()
+    await second
+    assert not it.breaker.is_open
+    assert first.cancelled()
+
+
+@pytest.mark.parametrize("num_ticks", range(4))
+@in_virtual_time
+async def test_whoever_is_cancelled_in_the_moment_an_outage_ends_is_cancelled(num_ticks):
+    it = Endpoint()
+    it.fail()
+
+    async def wait_then_call():
+        await it.breaker.closed()
+        await asyncio.sleep(600)
+
+    waiting = asyncio.create_task(wait_then_call())
+    await asyncio.sleep(0.5)
+    it.breaker.succeeded()
+    for _ in range(num_ticks):
+        await asyncio.sleep(0)
+    waiting.cancel()
     started = now()
-    assert correctness(await pool.grade(ask("odd", "red"))) == [None, True]
-    assert correctness(await pool.grade(ask("odd"))) == [None]
-    assert now() - started < 5
-    assert sum("odd" in request.predictions for _, request in handle.calls) <= 12
-    assert pool.counters.paused_s == 0
-
-
-@in_virtual_time
-async def test_a_poisonous_sample_that_waited_out_an_outage_still_ends():
-    back_at = now() + 60
-
-    def judge(request, prediction):
-        return failed(Failure.UNREACHABLE) if prediction == "odd" else down_until(back_at)(request, prediction)
-
-    pool = JudgePool(Judges(judge, seconds=0.1), llm_config())
-    graded = await asyncio.gather(pool.grade(ask("odd")), *(pool.grade(ask(f"p{n}")) for n in range(9)))
-    assert [correctness(outcomes) for outcomes in graded] == [[None], *[[False]] * 9]
-    assert now() < back_at + 20
-
-
-@pytest.mark.parametrize("num_others", [0, 20])
-@in_virtual_time
-async def test_a_sample_that_takes_its_judge_down_each_time_is_given_up(num_others):
-    random.seed(3)
-    down_until_s, num_crashes = 0.0, 0
-
-    def judge(request, prediction):
-        nonlocal down_until_s, num_crashes
-        if now() < down_until_s:
-            return failed(Failure.UNREACHABLE, "down")
-        if prediction == "odd":
-            down_until_s, num_crashes = now() + 30, num_crashes + 1
-            return failed(Failure.UNREACHABLE, "crashed")
-        return said(request, prediction)
-
-    pool = JudgePool(Judges(judge, seconds=0.1), llm_config())
-    async with asyncio.timeout(600):
-        odd, *others = await asyncio.gather(*(pool.grade(ask(p)) for p in ("odd", *map(str, range(num_others)))))
-    assert correctness(odd) == [None]
-    assert [correctness(outcomes) for outcomes in others] == [[False]] * num_others
-    assert num_crashes <= MAX_OUTAGES
-
-
-@in_virtual_time
-async def test_judges_that_fail_on_every_group_but_answer_probes_do_not_hold_the_run_for_ever():
-    handle = Judges(lambda request, p: said(request, p) if request == PROBE else failed(Failure.UNREACHABLE))
-    pool = JudgePool(handle, llm_config())
-    started = now()
-    graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(40)))
-    assert all(correctness(outcomes) == [None] for outcomes in graded)
-    assert now() - started < 60
-
-
-@in_virtual_time
-async def test_with_a_tenth_of_the_predictions_failing_for_good_all_others_get_their_verdict():
-    draw = random.Random(0)
-    handle = Judges(
-        lambda request, p: failed(Failure.UNREACHABLE, "500") if p.startswith("bad") else said(request, p), seconds=0.3
-    )
-    pool = JudgePool(handle, llm_config())
-    requests = [
-        ask(*(f"{'bad' if draw.random() < 0.1 else 'p'} {n} {i}" for i in range(8)), question=str(n))
-        for n in range(300)
-    ]
-    graded = await asyncio.gather(*(pool.grade(request) for request in requests))
-    pairs = [
-        pair for r, outcomes in zip(requests, graded, strict=True) for pair in zip(r.predictions, outcomes, strict=True)
-    ]
-    assert all(isinstance(outcome, NoVerdict) == prediction.startswith("bad") for prediction, outcome in pairs)
-
-
-@in_virtual_time
-async def test_a_verdict_by_rules_does_not_hide_that_the_llm_is_away():
-    def judge(request, prediction):
-        if prediction == "red":
-            return Verdict(is_correct=True, judge="rules", reason="")
-        return down_until(back_at)(request, prediction)
-
-    back_at = now() + 60
-    pool = JudgePool(Judges(judge, seconds=0.1), llm_config())
-    graded = await asyncio.gather(*(pool.grade(ask("red", f"p{n}")) for n in range(20)))
-    assert [correctness(outcomes) for outcomes in graded] == [[True, False]] * 20
-
-
-@in_virtual_time
-async def test_a_judge_that_cannot_answer_the_probe_is_back_after_a_blip_all_the_same():
-    back_at = now() + 3
-
-    def judge(request, prediction):
-        if request == PROBE and now() >= back_at:
-            return failed(Failure.UNUSABLE)
-        return down_until(back_at)(request, prediction)
-
-    pool = JudgePool(Judges(judge, seconds=0.1), llm_config())
-    graded = await asyncio.gather(*(pool.grade(ask(f"p{n}")) for n in range(8)))
-    assert [correctness(outcomes) for outcomes in graded] == [[False]] * 8
-    assert now() < back_at + 5
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert now() == started

@@ -1,6 +1,6 @@
-"""What the caller of the judges decides, against scripted handles and under a clock that jumps.
+"""The way of a verdict, against scripted handles and under a clock that jumps.
 
-Outages have tests of their own (`test_outages`), and so have limits (`test_limits`).
+Outages, limits, lost calls and cold starts have tests of their own (`test_calls`).
 """
 
 import asyncio
@@ -11,30 +11,33 @@ import pytest
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge import tries
-from judge.breaker import PROBE
+from judge import calls
+from judge.calls import backoff_s
+from judge.outages import PROBE
 from judge.pool import JudgePool
-from judge.tries import backoff_s
 from judge.verdict import Failure, NoVerdict, Usage, Verdict
-from tests.judge.scripted import USAGE, Judges, ScriptedHandle, ask, correctness, failed, llm_config, on, reply
+from tests.judge.scripted import (
+    LLM,
+    USAGE,
+    Judges,
+    ScriptedHandle,
+    ask,
+    correctness,
+    failed,
+    llm_config,
+    on,
+    reply,
+    said,
+)
 from tests.virtual_time import in_virtual_time, now
 
 REQUEST = ask("red", "blue", "red")
-RULES = JudgeConfig()
+RULES_FIRST = llm_config(chain=("rules", "openai"))
+UNDECIDED = NoVerdict(reason="cannot tell", failure=Failure.UNDECIDED)
 
 
 async def honest(request):
-    return reply(*(Verdict(is_correct=p == request.reference, judge="rules", reason="") for p in request.predictions))
-
-
-async def half(request):
-    first = (await honest(request)).outcomes[0]
-    return reply(first, *[failed(Failure.UNUSABLE)] * (len(request.predictions) - 1))
-
-
-async def hang(request):
-    await asyncio.sleep(3600)
-    return None
+    return reply(*(said(request, prediction) for prediction in request.predictions))
 
 
 async def too_few(request):
@@ -45,11 +48,31 @@ async def prose(request):
     return ["Score: 1"] * len(request.predictions)
 
 
+class Rules:
+    """Certain about some predictions, after a while."""
+
+    def __init__(self, *certain: str, seconds: float = 0.0, others=UNDECIDED) -> None:
+        self.certain = certain
+        self.seconds = seconds
+        self.others = others
+        self.is_closed = False
+
+    async def grade(self, request):
+        await asyncio.sleep(self.seconds)
+        right = Verdict(is_correct=True, judge="rules", reason="")
+        return [right if p in self.certain else self.others for p in request.predictions]
+
+    async def aclose(self):
+        self.is_closed = True
+
+
 class Store:
     def __init__(self):
         self.kept = {}
+        self.asked = []
 
     async def get(self, keys):
+        self.asked += keys
         await asyncio.sleep(0)
         return {key: self.kept[key] for key in keys if key in self.kept}
 
@@ -58,21 +81,101 @@ class Store:
         self.kept |= {answer.key: answer.verdict for answer in answers}
 
 
+# Rules first
+
+
+@in_virtual_time
+async def test_what_rules_decide_reaches_neither_store_nor_llm():
+    handle, store = Judges(), Store()
+    pool = JudgePool(handle, RULES_FIRST, store=store, local=Rules("red", "green"))
+    assert correctness(await pool.grade(ask("red", "green", "blue", "red"))) == [True, True, False, True]
+    assert [prediction for _, prediction in handle.calls] == ["blue"]
+    assert len(store.asked) == len(store.kept) == 1
+
+
+def away(config):
+    return JudgePool(Judges(lambda *_: failed(Failure.UNREACHABLE)), config, local=Rules("red"))
+
+
+def limited(config):
+    slow = replace(LLM, max_concurrent=1, requests_per_minute=1)
+    return JudgePool(Judges(seconds=19.0), replace(config, llm=slow), local=Rules("red"))
+
+
+def throttled(config):
+    wait = failed(Failure.THROTTLED, retry_after_s=1000.0)
+    return JudgePool(Judges(lambda *_: wait), config, local=Rules("red"))
+
+
+@pytest.mark.parametrize("troubled", [away, limited, throttled])
+@in_virtual_time
+async def test_an_llm_in_trouble_holds_up_nothing_that_rules_decide(troubled):
+    pool = troubled(RULES_FIRST)
+    waiting = [asyncio.create_task(pool.grade(ask("red", f"p{n}"))) for n in range(20)]
+    await asyncio.sleep(30)
+    started = now()
+    for _ in range(100):
+        assert correctness(await pool.grade(ask("red"))) == [True]
+    assert now() == started
+    for task in waiting:
+        task.cancel()
+    assert await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@in_virtual_time
+async def test_slow_rules_hold_up_no_other_group():
+    pool = JudgePool(Judges(), RULES_FIRST, local=Rules("red", seconds=5.0))
+    started = now()
+    await asyncio.gather(*(pool.grade(ask("red")) for _ in range(50)))
+    assert now() - started == 5
+
+
+async def test_rules_alone_need_no_llm_and_what_they_leave_undecided_has_no_verdict():
+    pool = JudgePool(None, JudgeConfig())
+    assert correctness(await pool.grade(ask("red", "", "red"))) == [True, False, True]
+    counts = pool.counters
+    assert (counts.num_groups, counts.num_calls, counts.num_unjudged) == (1, 0, 0)
+    pool = JudgePool(None, JudgeConfig(), local=Rules(others=UNDECIDED))
+    assert await pool.grade(ask("red")) == (UNDECIDED,)
+    assert pool.counters.num_unjudged == 1
+
+
+@in_virtual_time
+async def test_a_failure_of_the_rules_is_not_handed_on_and_a_bug_in_them_is_none():
+    handle, broken = Judges(), failed(Failure.REJECTED, "no reference")
+    assert await JudgePool(handle, RULES_FIRST, local=Rules(others=broken)).grade(ask("red")) == (broken,)
+    assert handle.calls == []
+
+    class Buggy:
+        async def grade(self, request):
+            raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        await JudgePool(handle, RULES_FIRST, local=Buggy()).grade(ask("red"))
+
+
+async def test_a_pool_lets_go_of_what_its_rules_hold():
+    rules = Rules()
+    await JudgePool(Judges(), RULES_FIRST, local=rules).aclose()
+    assert rules.is_closed
+    await JudgePool(None, JudgeConfig()).aclose()
+
+
 # Tries
 
 
 @in_virtual_time
 async def test_outcomes_come_in_the_order_of_the_predictions_and_equal_ones_are_judged_once():
     handle = ScriptedHandle(honest)
-    assert correctness(await JudgePool(handle, RULES).grade(REQUEST)) == [True, False, True]
-    assert handle.seen == [("red", "blue")]
+    assert correctness(await JudgePool(handle, llm_config()).grade(REQUEST)) == [True, False, True]
+    assert handle.seen == [("red",), ("blue",)], "each answer is a call of its own"
 
 
 @in_virtual_time
 async def test_a_call_that_fails_twice_is_tried_a_third_time():
     handle = ScriptedHandle(JudgeError("replica died"), JudgeError("replica died"), honest)
-    judges = JudgePool(handle, JudgeConfig(max_tries=3))
-    assert correctness(await judges.grade(REQUEST)) == [True, False, True]
+    judges = JudgePool(handle, llm_config(max_tries=3))
+    assert correctness(await judges.grade(ask("red"))) == [True]
     counts = judges.counters
     assert (counts.num_groups, counts.num_calls, counts.num_retries, counts.num_unjudged) == (1, 3, 2, 0)
 
@@ -80,17 +183,18 @@ async def test_a_call_that_fails_twice_is_tried_a_third_time():
 @pytest.mark.parametrize("garbage", [too_few, prose])
 @in_virtual_time
 async def test_garbage_is_no_verdict_and_is_tried_again(garbage):
-    assert correctness(await JudgePool(ScriptedHandle(garbage, honest), RULES).grade(REQUEST)) == [True, False, True]
+    handle = ScriptedHandle(garbage, honest)
+    assert correctness(await JudgePool(handle, llm_config()).grade(ask("red"))) == [True]
     handle = ScriptedHandle(garbage)
-    assert correctness(await JudgePool(handle, RULES).grade(REQUEST)) == [None, None, None]
+    assert correctness(await JudgePool(handle, llm_config()).grade(ask("red"))) == [None]
     assert len(handle.seen) == 3
 
 
 @in_virtual_time
 async def test_verdicts_already_there_are_kept_and_only_the_rest_is_tried_again():
-    handle = ScriptedHandle(half, honest)
-    assert correctness(await JudgePool(handle, RULES).grade(REQUEST)) == [True, False, True]
-    assert handle.seen == [("red", "blue"), ("blue",)]
+    handle = ScriptedHandle(JudgeError("replica died"), honest)
+    assert correctness(await JudgePool(handle, llm_config()).grade(REQUEST)) == [True, False, True]
+    assert handle.seen == [("red",), ("blue",), ("red",)]
 
 
 @pytest.mark.parametrize(
@@ -112,36 +216,36 @@ async def test_each_failure_has_its_number_of_tries_while_others_succeed(failure
     outcomes, *_ = await asyncio.gather(pool.grade(ask("odd", "red")), *others)
     busy.cancel()
     assert correctness(outcomes) == [None, True]
-    assert sum("odd" in request.predictions for _, request in handle.calls) == num_tries
-    assert PROBE not in [request for _, request in handle.calls]
+    assert handle.times_asked("odd") == num_tries
+    assert handle.times_asked(*PROBE.predictions) == 0
     assert pool.counters.num_unjudged == 1
 
 
 @in_virtual_time
 async def test_nothing_to_judge_calls_nobody():
     handle = ScriptedHandle(honest)
-    assert await JudgePool(handle, RULES).grade(ask()) == ()
+    assert await JudgePool(handle, llm_config()).grade(ask()) == ()
     assert handle.seen == []
 
 
 @pytest.mark.parametrize("bug", [KeyError("x"), TimeoutError("of something else")])
-@pytest.mark.parametrize("config", [RULES, llm_config()])
 @in_virtual_time
-async def test_a_bug_is_not_a_missing_verdict(bug, config):
+async def test_a_bug_is_not_a_missing_verdict(bug):
     with pytest.raises(type(bug)):
-        await JudgePool(ScriptedHandle(bug), config).grade(REQUEST)
+        await JudgePool(ScriptedHandle(bug), llm_config()).grade(REQUEST)
 
 
-@pytest.mark.parametrize("config", [RULES, llm_config()])
 @in_virtual_time
-async def test_a_cancelled_caller_is_cancelled_and_leaves_nothing_behind(config):
+async def test_a_cancelled_caller_is_cancelled_and_leaves_nothing_behind():
     handle = Judges(seconds=100.0)
-    pool = JudgePool(handle, config)
+    pool = JudgePool(handle, llm_config())
     task = asyncio.create_task(pool.grade(REQUEST))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0)
+    assert handle.under_way == 0
     handle.seconds = 0.0
     assert correctness(await pool.grade(REQUEST)) == [True, False, True]
 
@@ -149,7 +253,7 @@ async def test_a_cancelled_caller_is_cancelled_and_leaves_nothing_behind(config)
 def test_waits_double_up_to_a_limit_and_are_spread():
     assert [backoff_s(n, 1.0) for n in (0, 1, 2, 3)] == [0.0, 0.25, 0.5, 1.0]
     assert backoff_s(1, 0.0) == 0.125
-    assert backoff_s(50, 1.0) == tries.MAX_BACKOFF_S
+    assert backoff_s(50, 1.0) == calls.MAX_BACKOFF_S
 
 
 # The deadline
@@ -165,8 +269,9 @@ async def test_a_prediction_that_hangs_is_left_at_the_deadline_though_judges_are
 
     pool = JudgePool(HangsOnOne(), llm_config(timeout_s=60.0))
     started = now()
-    odd = await pool.grade(ask("odd"))
-    assert odd == (NoVerdict(reason="no verdict within 60 s"),)
+    (odd,) = await pool.grade(ask("odd"))
+    assert isinstance(odd, NoVerdict)
+    assert odd.reason == "no verdict within 60 s"
     assert now() - started == pytest.approx(120), "a second chance, since nobody else was there to ask"
 
 
@@ -193,7 +298,7 @@ async def test_a_second_pool_makes_no_call_for_what_the_store_knows():
     assert (second.counters.num_calls, second.counters.num_cache_hits, second.counters.cost_usd) == (0, 2, 0.0)
     other = JudgePool(Judges(), llm_config(), store=store, judge_version="v2")
     await other.grade(REQUEST)
-    assert other.counters.num_calls == 1
+    assert (other.counters.num_calls, other.counters.num_cache_hits) == (2, 0)
 
 
 @in_virtual_time
@@ -203,8 +308,6 @@ async def test_only_what_an_llm_decided_is_kept():
     handle = Judges(on({"red": by_rules, "odd": failed(Failure.REJECTED)}))
     await JudgePool(handle, llm_config(), store=store).grade(ask("red", "odd", "blue"))
     assert [verdict.judge for verdict in store.kept.values()] == ["llm"]
-    await JudgePool(Judges(), RULES, store=store).grade(ask("green"))
-    assert len(store.kept) == 1
 
 
 @in_virtual_time
@@ -213,7 +316,7 @@ async def test_groups_that_ask_the_same_at_the_same_moment_share_one_call():
     pool = JudgePool(handle, llm_config())
     graded = await asyncio.gather(pool.grade(ask("a", "b")), pool.grade(ask("b", "c")), pool.grade(ask("c", "a")))
     assert [correctness(outcomes) for outcomes in graded] == [[False, False]] * 3
-    assert sorted(p for _, request in handle.calls for p in request.predictions) == ["a", "b", "c"]
+    assert sorted(prediction for _, prediction in handle.calls) == ["a", "b", "c"]
     assert pool.counters.num_llm_calls == 3
 
 
@@ -245,15 +348,15 @@ async def test_groups_that_ask_what_is_refused_for_good_share_the_refusal(failur
 
 
 @in_virtual_time
-async def test_a_canary_is_judged_anew_and_leaves_no_trace_in_store_or_groups():
+async def test_a_canary_goes_to_the_llm_past_rules_and_store_and_leaves_no_trace_there_or_in_groups():
     store, handle = Store(), Judges()
-    pool = JudgePool(handle, llm_config(), store=store, judge_version="v1")
-    await pool.grade(ask("red"))
-    assert correctness(await pool.grade_anew(ask("red"))) == [True]
-    assert correctness(await pool.grade_anew(ask("blue"))) == [False]
-    assert len(handle.calls) == 3
+    pool = JudgePool(handle, RULES_FIRST, store=store, judge_version="v1", local=Rules("blue"))
+    assert correctness(await pool.grade(ask("red", "blue"))) == [True, True]
+    assert correctness(await pool.grade_by_llm(ask("red"))) == [True]
+    assert correctness(await pool.grade_by_llm(ask("blue", "green", "blue"))) == [False, False, False]
+    assert [prediction for _, prediction in handle.calls] == ["red", "red", "blue", "green"]
     assert len(store.kept) == 1
-    assert (pool.counters.num_groups, pool.counters.num_llm_calls) == (1, 3)
+    assert (pool.counters.num_groups, pool.counters.num_llm_calls) == (1, 4)
 
 
 # Counters
@@ -264,7 +367,7 @@ async def test_usage_is_counted_once_per_reply_and_priced():
     pool = JudgePool(Judges(on({"odd": NoVerdict(reason="?", failure=Failure.UNUSABLE, usage=USAGE)})), llm_config())
     await pool.grade(ask("red", "red", "blue", "odd"))
     counts = pool.counters
-    assert (counts.num_calls, counts.num_retries, counts.num_llm_calls) == (3, 2, 5)
+    assert (counts.num_calls, counts.num_retries, counts.num_llm_calls) == (5, 2, 5)
     assert (counts.prompt_tokens, counts.reply_tokens) == (500, 25)
     assert counts.cost_usd == pytest.approx((500 * 1.0 + 25 * 10.0) / 1e6)
 
@@ -285,7 +388,7 @@ async def test_the_queue_is_what_a_round_trip_took_beyond_the_replicas_own_time(
             await asyncio.sleep(3.0 if request.predictions == ("a",) else 1.0)
             return await super().grade(request)
 
-    pool = JudgePool(Queued(seconds=2.0), RULES)
+    pool = JudgePool(Queued(seconds=2.0), llm_config())
     await asyncio.gather(pool.grade(ask("a")), pool.grade(ask("b")))
     counts = pool.counters
     assert (counts.mean_queue_s, counts.mean_s) == (2.0, 4.0)

@@ -1,13 +1,19 @@
 """Judges that fail, on real parts: Ray Serve, the endpoint's client over sockets, and the caller's side."""
 
 import asyncio
+import os
+import signal
 import time
+from dataclasses import asdict, replace
 
 import pytest
+import yaml
+from ray import serve
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
 from judge.llm.cache import VerdictCache
+from judge.llm.prompt import load_wording
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
@@ -58,7 +64,7 @@ async def test_an_outage_is_waited_out_and_what_was_decided_is_never_asked_again
     said: list[str] = []
     with OpenAIServer(honest) as server:
         config = llm_judges(server)
-        handle, store = deploy_judges(config, "outage"), VerdictCache(tmp_path / "verdicts.sqlite")
+        handle, store = deploy_judges(config, "outage"), VerdictCache(tmp_path / "verdicts.sqlite", said.append)
         pool = JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=said.append)
         await pool.grade(group(0))
         server.is_down = True
@@ -84,3 +90,23 @@ async def test_an_outage_is_waited_out_and_what_was_decided_is_never_asked_again
         assert (second.counters.num_calls, second.counters.num_cache_hits) == (0, 13 * GROUP_SIZE)
         store.close()
         delete_application("outage")
+
+
+async def test_replicas_take_wording_and_secret_with_them_and_read_no_file_to_start(local_ray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({**asdict(load_wording("judge")), "system": "Our own words. {criterion}"}))
+    with OpenAIServer(honest) as server:
+        config = llm_judges(server)
+        config = replace(config, llm=replace(config.llm, prompt="own.yaml"))
+        handle = deploy_judges(config, "wording")
+        file.unlink()
+        pool = JudgePool(handle, config)
+        for _ in range(2):
+            assert all(isinstance(outcome, Verdict) for outcome in await pool.grade(group(0)))
+            os.kill(await serve.get_app_handle("wording").pid.remote(), signal.SIGKILL)
+        heads = {call.text.split("<<<prediction")[0] for call in server.calls}
+        delete_application("wording")
+    assert len(server.calls) >= 2 * GROUP_SIZE
+    assert len(heads) == 1, "one wording and one code for a group, whoever asks"
+    assert heads.pop().startswith("Our own words.")

@@ -33,11 +33,10 @@ def make_trace(plan):
     ("rate", "settings", "size"),
     [
         (10, {}, 3),  # 40 answers/s of 0.57 s make 22.7 calls under way, 8 per replica
-        (10, {"target_ongoing_requests": 23.0}, 1),
+        (10, {"target_ongoing_requests": 23.0, "max_replicas": 2}, 1),
         (100, {}, 6),
         (10, {"max_replicas": 2}, 2),
         (0.1, {"min_replicas": 2}, 2),
-        (10, {"llm": LLMJudgeConfig(max_concurrent=16)}, 2),
         (10, {"llm": LLMJudgeConfig(requests_per_minute=600)}, 1),
     ],
 )
@@ -46,9 +45,14 @@ def test_the_right_size_follows_littles_law_within_the_limits_of_the_run(rate, s
     assert plan.size_at(plan.busy[0]) == size
 
 
-def test_a_load_without_a_rate_wants_every_replica_and_shows_limits_that_forbid_it():
+def test_a_load_without_a_rate_wants_every_replica():
     assert make_plan().size_at(3.0) == 6
-    assert make_plan(replace(POOL, llm=LLMJudgeConfig(max_concurrent=32))).size_at(3.0) == 4
+    assert make_plan(replace(POOL, max_replicas=2)).size_at(3.0) == 2
+
+
+def test_a_pool_whose_limits_never_want_all_its_replicas_is_refused_whatever_the_chain():
+    with pytest.raises(ValueError, match=r"judge\.max_replicas=6.*judge\.llm\.max_concurrent=32"):
+        make_plan(replace(POOL, llm=LLMJudgeConfig(max_concurrent=32)))
 
 
 def test_groups_come_quiet_busy_and_quiet_again_and_the_same_for_one_seed():

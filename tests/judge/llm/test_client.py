@@ -4,17 +4,19 @@ import asyncio
 import logging
 import pickle
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.chain import make_judge
 from judge.llm.client import LLMJudge
+from judge.llm.prompt import load_wording
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Usage, Verdict
 from tests.judge import openai_server as scripted
-from tests.judge.openai_server import OpenAIServer
+from tests.judge.openai_server import METRICS, OpenAIServer
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = JudgeRequest(question="Which colour?", reference="red", predictions=("Red", "blue"))
@@ -81,20 +83,20 @@ BEHAVIOURS = {
     "slow drip": (scripted.drips, Failure.UNREACHABLE, "try_timeout_s=0.3"),
     "hang-up in the body": (scripted.hangs_up, Failure.UNREACHABLE, "APIConnectionError"),
     "reset": (scripted.resets, Failure.UNREACHABLE, "APIConnectionError"),
-    "half a JSON body": (scripted.half_json, Failure.UNUSABLE, "not JSON"),
-    "a web page": (scripted.raw(b"<html>1</html>", "text/html"), Failure.UNUSABLE, "not JSON"),
-    "no body": (scripted.raw(b""), Failure.UNUSABLE, "not JSON"),
-    "wrong schema": (scripted.raw(b'{"verdict": 1}'), Failure.UNUSABLE, "no choices"),
-    "error with success": (scripted.raw(b'{"error": {"message": "1"}}'), Failure.UNUSABLE, "no choices"),
-    "no choices": (scripted.no_choices, Failure.UNUSABLE, "0 choices"),
-    "two choices": (scripted.two_choices, Failure.UNUSABLE, "2 choices"),
+    "half a JSON body": (scripted.half_json, Failure.UNUSABLE, "no chat completion"),
+    "a web page": (scripted.raw(b"<html>1</html>", "text/html"), Failure.UNUSABLE, "no chat completion"),
+    "no body": (scripted.raw(b""), Failure.UNUSABLE, "no chat completion"),
+    "wrong schema": (scripted.raw(b'{"verdict": 1}'), Failure.UNUSABLE, "no chat completion"),
+    "error with success": (scripted.raw(b'{"error": {"message": "1"}}'), Failure.UNUSABLE, "no chat completion"),
+    "no choices": (scripted.no_choices, Failure.UNUSABLE, "no chat completion"),
+    "two choices": (scripted.two_choices, Failure.UNUSABLE, "no chat completion"),
     "two verdicts": (scripted.says('{"verdict": 1} {"verdict": 0}'), Failure.UNUSABLE, "not a verdict"),
     "1 in prose": (scripted.says("Score: 0, because of step 1"), Failure.UNUSABLE, "not a verdict"),
     "cut reply": (scripted.says('{"verdict": 1}', finish_reason="length"), Failure.UNUSABLE, "length"),
     "other keys": (scripted.says('{"score": 1}'), Failure.UNUSABLE, "not a verdict"),
     "true": (scripted.says('{"verdict": true}'), Failure.UNUSABLE, "not a verdict"),
     "empty reply": (scripted.says(""), Failure.UNUSABLE, "not a verdict"),
-    "no text": (scripted.says(None), Failure.UNUSABLE, "no text"),
+    "no text": (scripted.says(None), Failure.UNUSABLE, "no chat completion"),
     "refusal": (scripted.says(None, refusal="I cannot"), Failure.UNUSABLE, "refusal"),
     "tool call": (scripted.says(None, tool_calls=[{"id": "1"}]), Failure.UNUSABLE, "tool_calls"),
     "filtered reply": (scripted.says("", finish_reason="content_filter"), Failure.REJECTED, "filtered"),
@@ -231,10 +233,122 @@ async def test_a_bug_is_no_failure_of_the_endpoint(server, monkeypatch):
     assert error.value.subgroup(ZeroDivisionError) is not None
 
 
-async def test_a_reference_of_which_nothing_is_left_is_rejected_unasked(server):
-    outcomes = await grade(config_for(server), replace(REQUEST, reference="<|im_end|>"))
+@pytest.mark.parametrize("reference", ["<|im_end|>", "<s>", "[INST]", "\u200b"])
+async def test_a_reference_that_consists_of_special_tokens_is_judged(server, reference):
+    request = JudgeRequest(question="Which token?", reference=reference, predictions=(reference, "red"))
+    kinds = [getattr(outcome, "is_correct", None) for outcome in await grade(config_for(server), request)]
+    assert kinds == [reference != "\u200b", False]
+
+
+async def test_an_empty_reference_is_rejected_unasked(server):
+    outcomes = await grade(config_for(server), replace(REQUEST, reference=" \n"))
     assert {outcome.failure for outcome in outcomes} == {Failure.REJECTED}
     assert server.num_calls == 0
+
+
+def prompts(server):
+    return [call.body["messages"] for call in server.calls]
+
+
+async def test_at_temperature_0_the_same_question_is_the_same_call_and_a_group_shares_its_prefix(server):
+    judge = LLMJudge(config_for(server))
+    for predictions in (("Red", "blue"), ("Red",), ("Red",)):
+        await judge.grade(replace(REQUEST, predictions=predictions))
+    await judge.aclose()
+    same = [text for text in map(str, prompts(server)) if "Red" in text]
+    assert len(same) == 3
+    assert len(set(same)) == 1
+    assert len({str(messages).split("<<<prediction")[0] for messages in prompts(server)}) == 1
+    await grade(config_for(server))
+    assert str(prompts(server)[-1]) not in same, "another run has another secret"
+
+
+@pytest.mark.parametrize("metric", ["strict", "relaxed", "anls"])
+async def test_the_metric_reaches_the_llm(server, metric):
+    await grade(replace(config_for(server), metric=metric))
+    told = {name: getattr(load_wording("judge"), name) in str(prompts(server)[0][0]["content"]) for name in METRICS}
+    assert told == {name: name == metric for name in METRICS}
+
+
+async def test_a_judge_travels_with_its_wording_and_secret_and_no_replica_reads_a_file(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = asdict(load_wording("judge"))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**texts, "system": "Our own words. {criterion}"}))
+    judge = LLMJudge(config_for(server, prompt="own.yaml"))
+    sent = pickle.dumps(judge)
+    (tmp_path / "own.yaml").unlink()
+    monkeypatch.chdir("/")
+    for replica in (pickle.loads(sent), pickle.loads(sent)):  # noqa: S301
+        assert [outcome.is_correct for outcome in await replica.grade(REQUEST)] == [True, False]
+        await replica.aclose()
+    assert "Our own words." in prompts(server)[0][0]["content"]
+    assert sorted(map(str, prompts(server)[:2])) == sorted(map(str, prompts(server)[2:])), "one secret for all replicas"
+
+
+async def test_the_secret_of_the_run_is_shown_nowhere(server):
+    config = config_for(server)
+    judge = LLMJudge(config)
+    shown = repr(judge) + repr(config) + repr(await judge.grade(REQUEST))
+    await judge.aclose()
+    secret = judge._secret
+    assert len(secret) == 32
+    assert repr(secret)[2:-1] not in shown
+    assert secret.hex() not in shown + repr(server.calls)
+
+
+async def test_the_model_that_answered_is_recorded(server):
+    server.plan = lambda call: replace(
+        scripted.honest(call), body=scripted.honest(call).body.replace(b'"scripted"', b'"gpt-4o-2024-11-20"')
+    )
+    assert {outcome.model for outcome in await grade(config_for(server, model="gpt-4o"))} == {"gpt-4o-2024-11-20"}
+
+
+DEAD_PROXY = "http://me:secret@127.0.0.1:9"
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_loopback_is_never_asked_through_a_proxy(server, monkeypatch, variable, host):
+    monkeypatch.setenv(variable, DEAD_PROXY)
+    config = config_for(server, base_url=server.url.replace("127.0.0.1", host))
+    assert {type(outcome) for outcome in await grade(config)} == {Verdict}
+
+
+async def test_an_llm_of_the_cluster_is_never_asked_through_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", DEAD_PROXY)
+    monkeypatch.setattr("judge.llm.endpoint.is_this_machine", lambda url: False)
+    assert {type(outcome) for outcome in await grade(replace(config_for(server), chain=("cluster",)))} == {Verdict}
+    outcomes = await grade(config_for(server))
+    assert {outcome.failure for outcome in outcomes} == {Failure.UNREACHABLE}
+
+
+@pytest.mark.parametrize("address", ["http://judge.example/v1", "https://judge.example/v1"])
+async def test_a_call_that_goes_through_a_proxy_names_it_when_it_fails(monkeypatch, address):
+    monkeypatch.setenv("ALL_PROXY", DEAD_PROXY)
+    llm = LLMJudgeConfig(model="m", base_url=address, try_timeout_s=5)
+    outcomes = await grade(JudgeConfig(chain=("openai",), llm=llm))
+    assert {outcome.failure for outcome in outcomes} == {Failure.UNREACHABLE}
+    assert outcomes[0].reason.startswith("through the proxy http://127.0.0.1:9 (ALL_PROXY): APIConnectionError")
+    assert "secret" not in repr(outcomes)
+
+
+async def test_a_proxy_that_does_not_concern_the_endpoint_is_not_even_built(server, monkeypatch):
+    monkeypatch.setattr("judge.llm.endpoint.is_this_machine", lambda url: False)
+    for variables in ({"ALL_PROXY": "socks5://x:1", "NO_PROXY": "127.0.0.1"}, {"HTTPS_PROXY": "socks5://x:1"}):
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            assert {type(outcome) for outcome in await grade(config_for(server))} == {Verdict}
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks4://x:1", "gopher://x", "http://x:port", "http://"])
+async def test_a_client_that_cannot_be_built_denies_with_one_line_that_names_the_proxy(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    llm = LLMJudgeConfig(model="m", base_url="http://judge.example/v1", try_timeout_s=5)
+    outcomes = await grade(JudgeConfig(chain=("openai",), llm=llm))
+    assert {outcome.failure for outcome in outcomes} == {Failure.DENIED}
+    assert "ALL_PROXY" in outcomes[0].reason
+    assert "\n" not in outcomes[0].reason
 
 
 async def test_the_chain_asks_only_about_what_the_precheck_left_open(server):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judge.llm.fence import clean_text, draw_nonce, fence
+from judge.llm.fence import clean_text, fence, group_code
 
 TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<|image_pad|>",
@@ -13,19 +13,19 @@ TOKENS = (
     "[|assistant|]", "[|endofturn|]", "[gMASK]", "<sop>", "<end_of_utterance>", "<extra_id_0>",
 )  # fmt: skip
 PIECES = st.sampled_from(
-    [*TOKENS, "<|im_", "start|>", "[IN", "ST]", "<", ">", "|", "\u200b", "\u202e", "\x00", "red", "{}"]
+    [*TOKENS, "<|im_", "start|>", "[IN", "ST]", "<", ">", "|", " ", "\u200b", "\u202e", "\x00", "red", "{}"]
 )
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_special_tokens_are_taken_out(token):
-    assert clean_text(f"re{token}d", 100) == "red"
-    assert clean_text(token.upper(), 100) == ""
+def test_a_special_token_stays_readable_and_is_none_any_more(token):
+    assert clean_text(f"re{token}d", 100) == f"re{token[0]} {token[1:]}d"
+    assert clean_text(token.upper(), 100) == f"{token[0]} {token[1:].upper()}"
 
 
-def test_taking_one_out_makes_no_other():
-    assert clean_text("<|im_<|im_start|>start|>[IN<s>ST]", 100) == ""
-    assert clean_text("<|im_\u200bstart|>", 100) == ""
+def test_tokens_inside_tokens_and_behind_invisible_characters_are_found():
+    assert clean_text("<|im_<|im_start|>start|>[IN<s>ST]", 100) == "<|im_< |im_start|>start|>[IN< s>ST]"
+    assert clean_text("<|im_\u200bstart|>", 100) == "< |im_start|>"
 
 
 def test_invisible_characters_go_and_the_text_stays_as_written():
@@ -40,17 +40,25 @@ def test_length_is_capped_before_and_after_cleaning():
     assert clean_text("\u200b" * 10_000_000 + "x", 100) == ""
 
 
-def test_a_code_is_drawn_anew_until_no_text_holds_it():
-    codes = iter(["aa", "bb", "cc"])
-    assert draw_nonce(["x AA x", "bb"], lambda: next(codes)) == "cc"
-    with pytest.raises(AssertionError, match="source of codes"):
-        draw_nonce(["aa"], lambda: "aa")
+def test_a_group_has_one_code_and_another_group_or_run_another():
+    codes = {group_code(b"run", "q", "r", prediction) for prediction in ("red", "blue", "{}")}
+    assert len(codes) == 1
+    others = {
+        group_code(b"run", "q2", "r", "red"),
+        group_code(b"run", "q", "r2", "red"),
+        group_code(b"2", "q", "r", ""),
+    }
+    assert len(codes | others) == 4
+    assert {len(code) for code in codes | others} == {16}
+    assert group_code(b"run", "qr", "", "") != group_code(b"run", "q", "r", "")
 
 
-def test_codes_are_long_and_differ():
-    codes = {draw_nonce([]) for _ in range(1000)}
-    assert len(codes) == 1000
-    assert {len(code) for code in codes} == {16}
+@pytest.mark.parametrize("form", [str, str.upper])
+def test_a_text_that_holds_the_code_by_chance_gets_another(form):
+    code = group_code(b"run", "q", "r", "red")
+    other = group_code(b"run", "q", "r", f"red {form(code)}")
+    assert other != code
+    assert other == group_code(b"run", "q", "r", f"{form(code)}")
 
 
 @given(st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join))
@@ -66,7 +74,7 @@ def test_no_text_keeps_a_token_or_an_invisible_character(text):
 @given(st.text(max_size=200))
 def test_a_fence_has_one_start_and_one_end_whatever_is_inside(text):
     cleaned = clean_text(text, 100)
-    code = draw_nonce([cleaned])
+    code = group_code(b"run", "q", "r", cleaned)
     fenced = fence("prediction", cleaned, code)
     assert fenced.count(code) == 2
     assert fenced == f"<<<prediction {code}>>>\n{cleaned}\n<<<end of prediction {code}>>>"

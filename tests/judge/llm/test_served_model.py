@@ -6,7 +6,6 @@ import pytest
 from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.llm.served_model import (
-    ServedModel,
     check_model_folder,
     engine_options,
     ingress_options,
@@ -85,18 +84,18 @@ def test_any_byte_of_a_large_file_counts(tmp_path, at):
 
 def test_judges_get_address_and_name_of_the_served_model_and_no_key():
     config = judge_config("folder")
-    served = ServedModel(base_url="http://127.0.0.1:1/app/v1", model="m-1", app_name="app")
-    llm = served_config(config, served).llm
+    served = served_config(config, base_url="http://127.0.0.1:1/app/v1", model="m-1")
+    llm = served.llm
     assert (llm.base_url, llm.model) == ("http://127.0.0.1:1/app/v1", "m-1")
     assert llm.api_key_env == llm.api_key_file == llm.azure_api_version == ""
-    assert served_config(config, served).chain == config.chain
+    assert served.chain == config.chain
 
 
 def test_a_judges_version_is_the_same_before_and_after_its_model_is_served(tmp_path):
     config = judge_config(write_model(tmp_path / "model"))
-    served = ServedModel(base_url="http://127.0.0.1:1/app/v1", model=model_id(tmp_path / "model"), app_name="app")
+    served = served_config(config, base_url="http://127.0.0.1:1/app/v1", model=model_id(tmp_path / "model"))
     version = judge_version(config)
-    assert judge_version(served_config(config, served)) == version
+    assert judge_version(served) == version
     (tmp_path / "model" / "config.json").write_text('{"changed": true}')
     assert judge_version(config) != version
 

@@ -15,8 +15,8 @@ from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
 from judge.llm import server as llm_server
-from judge.llm.served_model import served_config
-from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm
+from judge.llm.served_model import model_id
+from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.goldset import GOLD_FILE, read_gold
@@ -90,16 +90,17 @@ def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
 
 @pytest.mark.ray
 @slow
-def test_serve_without_proxies_is_started_anew_when_idle_and_refused_when_in_use(local_ray):
-    serve.start(proxy_location="Disabled")
+def test_serve_of_another_run_has_proxies_and_serve_of_somebody_else_without_any_is_refused(local_ray):
+    judges = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="none"))
+    deploy_judges(judges, "other").close()
     address = _start_proxies(0)
     assert address.startswith("http://127.0.0.1:")
     assert _start_proxies(0) == address, "proxies that are up are used"
+    assert "other" in serve.status().applications
     serve.shutdown()
-    deploy_judges(JudgeConfig(), "rules").close()
+    serve.start(proxy_location="Disabled")
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
         _start_proxies(0)
-    delete_application("rules")
 
 
 @pytest.mark.ray
@@ -108,7 +109,7 @@ def test_more_gpus_than_the_cluster_has_are_refused(local_ray, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    with pytest.raises(JudgeError, match=r"num_gpus=2 cannot work: the LLM judge needs 2 GPUs, the cluster has 0"):
+    with pytest.raises(JudgeError, match=r"num_gpus=2 is invalid: the LLM judge needs 2 GPUs, the cluster has 0"):
         deploy_llm(judge_config(tmp_path, num_gpus=2.0), "refused", deadline_at=time.monotonic() + 1)
 
 
@@ -121,7 +122,7 @@ async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_come
     async with served_llm(config, "llm") as judge:
         assert num_engines("llm") == 1
         handle = deploy_judges(judge, "judges")
-        pool = JudgePool(handle, judge, judge_version=judge_version(judge))
+        pool = JudgePool(handle, judge, judge_version=judge_version(judge), wake=waker(judge, "llm"))
         graded = await asyncio.gather(*(pool.grade(request) for request in requests(12)))
         assert all(isinstance(outcome, Verdict) for (outcome,) in graded), graded
         assert {outcome.judge_version for (outcome,) in graded} == {judge_version(config)}
@@ -133,8 +134,10 @@ async def test_an_engine_comes_from_zero_survives_a_kill_goes_when_idle_and_come
         while num_engines("llm"):
             assert time.monotonic() < deadline_at, "the idle engine stays"
             await asyncio.sleep(1)
-        (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take: the pool waits the start out
+        paused_s = pool.counters.paused_s
+        (outcome,) = await pool.grade(requests(1)[0])  # longer than one call may take, and no outage
         assert isinstance(outcome, Verdict)
+        assert (pool.counters.paused_s, pool.counters.num_lost_calls) == (paused_s, 0)
         handle.close()
         delete_application("judges")
     assert "llm" not in serve.status().applications
@@ -162,10 +165,10 @@ async def test_an_engine_that_dies_at_start_is_an_error_with_its_reason(local_ra
 async def test_a_deadline_ends_the_wait_for_an_engine(local_ray, smollm2):
     config = judge_config(smollm2)
     served = deploy_llm(config, "late", deadline_at=time.monotonic() + START_S)
-    assert served_config(config, served).llm.model == served.model
+    assert served.llm.model == model_id(smollm2)
     started = time.monotonic()
     with pytest.raises(JudgeError, match=r"'late' was not up within judge.cluster.start_timeout_s"):
-        await wake_llm(served, deadline_at=started + 3)
+        await wake_llm(served, "late", deadline_at=started + 3)
     assert time.monotonic() - started < 10
     serve.delete("late")
 

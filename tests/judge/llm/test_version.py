@@ -1,4 +1,4 @@
-"""A version changes with everything that can change a verdict, and with nothing else."""
+"""The version of a judge, and with it the key of a verdict, is what the LLM saw and who answered, and nothing else."""
 
 from dataclasses import replace
 
@@ -7,10 +7,11 @@ import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm import version
+from judge.llm.cache import verdict_key
 from judge.llm.prompt import FOLDER
-from judge.llm.version import deciding_modules, judge_version
+from judge.llm.version import judge_version
 
-CONFIG = JudgeConfig(chain=("rules", "openai"), llm=LLMJudgeConfig(model="m"))
+CONFIG = JudgeConfig(chain=("rules", "openai"), llm=LLMJudgeConfig(model="m", base_url="http://h/v1"))
 
 
 def changed(**settings):
@@ -24,74 +25,91 @@ def test_a_version_is_short_and_repeatable():
     assert judge_version(CONFIG) == judge_version(replace(CONFIG))
     assert len(judge_version(CONFIG)) == 16
     assert int(judge_version(CONFIG), 16) >= 0
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"chain": ("openai",)},
-        {"chain": ("rules", "cluster")},
-        {"metric": "anls"},
-        {"relative_tolerance": 0.5},
-        {"max_answer_chars": 3},
-        {"model": "n"},
-        {"revision": "2"},
-        {"reply": "choice"},
-        {"max_reply_tokens": 3},
-        {"thinks": True, "max_reply_tokens": 300},
-        {"max_field_chars": 3},
-    ],
-    ids=str,
-)
-def test_what_can_change_a_verdict_changes_the_version(settings):
-    assert changed(**settings) != judge_version(CONFIG)
+    assert judge_version(JudgeConfig()) == ""
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"base_url": "http://elsewhere:1/v1"},
-        {"api_key_env": "OTHER"},
         {"azure_api_version": "2025-01-01"},
-        {"max_concurrent": 3},
+        {"model": "n"},
+        {"revision": "2"},
+        {"metric": "anls"},
+        {"metric": "relaxed"},
+        {"reply": "choice"},
+        {"reply": "text"},
+        {"max_reply_tokens": 3},
+        {"thinks": True, "max_reply_tokens": 300},
+        {"max_field_chars": 3},
+    ],
+    ids=str,
+)
+def test_who_answers_and_what_it_sees_changes_the_version(settings):
+    assert changed(**settings) != judge_version(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chain": ("openai",)},
+        {"relative_tolerance": 0.5},
+        {"max_answer_chars": 3},
+        {"base_url": "http://h/v1/"},
+        {"api_key_env": "OTHER"},
+        {"api_key_file": "./judge.key"},
+        {"max_concurrent": 30},
         {"requests_per_minute": 3},
         {"prompt_price": 3.0},
         {"try_timeout_s": 3.0},
         {"timeout_s": 90.0},
-        {"max_replicas": 9},
+        {"max_replicas": 8},
         {"max_tries": 9},
         {"cache": ""},
         {"canary_share": 0.5},
     ],
     ids=str,
 )
-def test_what_cannot_does_not(settings):
+def test_rules_limits_prices_and_keys_do_not(settings):
     assert changed(**settings) == judge_version(CONFIG)
 
 
-def test_the_wording_counts_and_where_it_is_written_does_not(tmp_path):
+def test_the_wording_counts_and_where_it_is_written_or_what_is_not_sent_does_not(tmp_path):
     copy = tmp_path / "copy.yaml"
     copy.write_text("# a comment\n" + (FOLDER / "judge.yaml").read_text())
     assert changed(prompt=str(copy)) == judge_version(CONFIG)
     texts = yaml.safe_load(copy.read_text())
+    copy.write_text(yaml.safe_dump({**texts, "relaxed": "Be kind.", "digit_reply": "0 or 1"}))
+    assert changed(prompt=str(copy)) == judge_version(CONFIG)
     copy.write_text(yaml.safe_dump({**texts, "system": texts["system"] + " Be kind."}))
     assert changed(prompt=str(copy)) != judge_version(CONFIG)
 
 
-def test_a_changed_rule_is_a_new_version(monkeypatch):
-    before, source = judge_version(CONFIG), version._source
-    monkeypatch.setattr(version, "_source", lambda name: source(name) + ("#" if name == "judge.rules.quantity" else ""))
+@pytest.mark.parametrize("name", ["PROMPT_FORMAT", "REPLY_FORMAT"])
+def test_another_way_to_build_or_read_is_told_by_its_number(name, monkeypatch):
+    before = judge_version(CONFIG)
+    monkeypatch.setattr(version, name, 99)
     assert judge_version(CONFIG) != before
 
 
-def test_every_module_that_decides_counts():
-    assert {"judge.rules.judge", "judge.rules.normalise", "judge.rules.quantity"} <= set(
-        deciding_modules(version.RULES)
-    )
-    assert {"judge.llm.prompt", "judge.llm.fence", "judge.llm.reply"} <= set(deciding_modules(version.LLM))
-    assert "judge.verdict" not in deciding_modules(version.ALWAYS + version.RULES + version.LLM)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("red", " red\n"), ("red", "re\u200bd"), ("a\r\nb", "a\nb"), ("<s>", "< s>")],
+)
+def test_texts_that_look_the_same_to_the_llm_have_one_key(one, other):
+    assert verdict_key("q", "r", one, "v") == verdict_key("q", "r", other, "v")
 
 
-def test_rules_alone_have_a_version_that_knows_no_llm():
-    rules = JudgeConfig()
-    assert judge_version(rules) == judge_version(replace(rules, llm=LLMJudgeConfig(model="m")))
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("q", "caf\u00e9", "p", "v"), ("q", "cafe\u0301", "p", "v")),
+        (("q", "\U0001f600", "p", "v"), ("q", "\ud83d\ude00", "p", "v")),
+        (("q", "<s>", "p", "v"), ("q", "</s>", "p", "v")),
+        (("q", "\u200b", "p", "v"), ("q", "\u200c", "p", "v")),
+        (("q", "r", "p", "v"), ("q", "r", "P", "v")),
+        (("q", "r", "p", "v"), ("q", "r", "p", "v2")),
+    ],
+)
+def test_texts_that_it_can_tell_apart_have_two(one, other):
+    assert verdict_key(*one) != verdict_key(*other)

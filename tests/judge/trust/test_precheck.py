@@ -18,7 +18,6 @@ def check(prediction, reference="red"):
         (" \n\t ", "empty"),
         ("\u200b\u2060\ufeff", "empty"),
         ("\u3164\u2800", "empty"),
-        ("<|endoftext|>", "empty"),
         ("\\boxed{}", "empty"),
         ("<answer> </answer>", "empty"),
         (":", "only punctuation"),

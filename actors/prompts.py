@@ -101,7 +101,7 @@ class ChatRenderer:
         """Prompt ids up to and including the assistant's header."""
         style = self._style
         system = (style.system if offers_tool else style.system_without_tool).format()
-        user = (style.user if offers_tool else style.user_without_tool).format(question=_without_specials(question))
+        user = (style.user if offers_tool else style.user_without_tool).format(question=without_marks(question))
         head = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
         return tuple(self._encode(head)) + self._user_turn(num_visual_tokens, user)
 
@@ -132,13 +132,27 @@ class ChatRenderer:
 
 
 _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>")
+IMAGE_MARK = "<image>"
+"""Where published questions have their picture. Ours goes where the prompt puts it."""
+_MARK_AT_END = re.compile(rf"(?:{_SPECIAL.pattern}|{IMAGE_MARK})\Z")
+_LONGEST_MARK = 44
 
 
-def _without_specials(text: str) -> str:
-    """A question is material: it must not open turns or stand for pictures."""
-    stripped = _SPECIAL.sub("", text)
-    # Taking one out may join its surroundings to another.
-    return stripped if stripped == text else _without_specials(stripped)
+def without_marks(text: str) -> str:
+    """The text without marks of pictures and special tokens, those included that only taking others out would leave.
+
+    A question is material: it must not open turns or stand for pictures. Time is linear in the text.
+    """
+    if ">" not in text:
+        return text
+    kept: list[str] = []  # characters; holds no mark, since each goes when its last character comes
+    *closed, rest = text.split(">")
+    for piece in closed:
+        kept.extend(piece)
+        kept.append(">")
+        if mark := _MARK_AT_END.search("".join(kept[-_LONGEST_MARK:])):
+            del kept[-len(mark[0]) :]
+    return "".join(kept) + rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -46,14 +46,19 @@ def train(
     with shown_errors():
         from cluster.display import Display, evaluation_table, judge_line
         from cluster.folders import resolve_run
-        from cluster.launch import launcher
+        from cluster.launch import launch
         from cluster.train import train as train_loop
 
         settings = resolve_run(config, overrides or [], resume=resume)
         make_missing_data(settings)
         display = Display(settings)
         display.say(f"run folder {settings.run.dir}/{settings.run.name}")
-        summary = run_async(train_loop(settings, launcher(resume=resume, display=display, started_at=started_at)))
+
+        async def run() -> dict[str, Any]:
+            async with launch(settings, resume=resume, display=display, started_at=started_at) as parts:
+                return await train_loop(settings, parts)
+
+        summary = run_async(run())
         console.print(evaluation_table(summary["heldout"]))
         if settings.judge.has_llm:
             console.print(judge_line(summary["judge"]), highlight=False)
@@ -67,32 +72,69 @@ def evaluate(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
     policy: Annotated[
-        str | None,
-        typer.Option(help="Run folder (played with its own settings) or exported model; model.path otherwise."),
+        Path | None,
+        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder; model.path of the config otherwise."),
+    ] = None,
+    episodes: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file for every episode; RUN/heldout/eval-STEP.parquet where the policy is a run's."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Play a split greedily: the policy, always-quarter and always-full side by side."""
+    """Play a split greedily: the policy, always-quarter and always-full side by side.
+
+    The policy of a run is played with that run's settings, unless --config says otherwise.
+    """
     with shown_errors():
+        from actors.data.dataset import Dataset
         from cluster.display import Display, evaluation_table
+        from cluster.evaluate import Evaluation
         from cluster.evaluate import evaluate as play_split
-        from cluster.folders import CONFIG, exported_model, with_found_paths
-        from cluster.launch import launch_players
+        from cluster.folders import CONFIG, with_found_paths
+        from cluster.launch import launch_fleet
+        from cluster.policies import find_policy, materialize
+        from cluster.records.episodes import rows_of_evaluation, write_episodes
 
-        chosen = [f"model.path={exported_model(policy)}"] if policy else []
-        saved = Path(policy or "") / CONFIG
-        source = str(saved) if policy and saved.is_file() and config == "tiny" else config
-        settings = with_found_paths(load_config(source, [*(overrides or []), *chosen]))
+        source = find_policy(policy) if policy else None
+        chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
+        base = str(source.run / CONFIG) if source and source.run and config == "tiny" else config
+        settings = with_found_paths(load_config(base, [*(overrides or []), *chosen]))
         make_missing_data(settings)
+        heldout, display = Dataset.open(settings.data.heldout), Display(settings)
 
-        async def play() -> dict[str, object]:
-            async with launch_players(settings, display=Display(settings)) as players:
-                return (await play_split(players, settings)).figures()
+        async def play() -> Evaluation:
+            async with launch_fleet(settings, display=display) as fleet:
+                return await play_split(fleet, heldout, settings, display)
 
-        figures = run_async(play())
-        console.print(evaluation_table(figures))
+        evaluation = run_async(play())
+        step = source.step if source and source.step is not None else 0
+        if episodes is None and source is not None and source.run is not None:
+            episodes = source.run / "heldout" / f"eval-{step:06d}.parquet"
+        if episodes is not None:
+            episodes.parent.mkdir(parents=True, exist_ok=True)
+            write_episodes(episodes, rows_of_evaluation(step, evaluation.plays))
+            console.print(f"episodes: {episodes}", highlight=False)
+        console.print(evaluation_table(evaluation.figures()))
         if as_json:
-            print_json(figures)
+            print_json(evaluation.figures())
+
+
+@app.command()
+def export(
+    policy: Annotated[Path, typer.Argument(help="A run (its newest checkpoint) or RUN/checkpoints/step-N.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/exports/step-N otherwise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the policy of a checkpoint as a Hugging Face folder that vLLM and transformers load."""
+    with shown_errors():
+        from cluster.policies import find_policy, materialize
+
+        source = find_policy(policy)
+        folder = materialize(source, out)
+        if as_json:
+            print_json({"export": str(folder), "step": source.step})
+        else:
+            typer.echo(str(folder))
 
 
 @data_app.command(name="make")

@@ -1,8 +1,8 @@
 """Prompts to batches of scored groups. No group waits for another.
 
-A group whose rewards are all equal teaches nothing; it is dropped and another prompt is drawn in its place (DAPO), up
-to a bound. A group whose episodes or verdicts were lost to failures is replaced the same way and counted; too many of
-them stop the run.
+A group with equal rewards is dropped and another prompt is drawn in its place (dynamic sampling, DAPO), up to a bound.
+A group whose episodes or verdicts were lost to failures is replaced the same way and counted; too many of them stop the
+run.
 
 Groups of the next batch are played while the last ones of this batch are still played or judged, as far as staleness
 allows: engines that have nothing left to do for this batch would wait for its slowest group and its slowest judge.
@@ -14,41 +14,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from actors.data.dataset import CursorState
+from actors.data.dataset import CursorState, PromptCursor, SkipLedger
 from actors.episode import SampleRef
 from actors.errors import RunError
-from cluster.score import LostGroup, ScoredGroup, play_group, score_group
+from cluster.fleet import Fleet
+from cluster.judging.watch import JudgeWatch
+from cluster.score import roll_out, score_group
+from cluster.step import LostGroup, ScoredGroup, StepBatch
 from cluster.waits import VerdictWait
 from configs.schema import Config
 from judge.clock import loop_time
-
-if TYPE_CHECKING:
-    from cluster.run import Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """What one trip of the loop learns from, and everything that was drawn for it."""
-
-    trained: tuple[ScoredGroup, ...]
-    without_signal: tuple[ScoredGroup, ...]
-    lost: tuple[LostGroup, ...]
-    drawn: tuple[SampleRef, ...]
-    """In the cursor's order: the ledger of consumed samples."""
-    cursor: CursorState
-    """The cursor after the last of these draws."""
-    seconds: float
-    judge_wait_s: float = 0.0
-    """Of these, the seconds in which nothing was played and only verdicts were awaited."""
-
-    @property
-    def scored(self) -> tuple[ScoredGroup, ...]:
-        return self.trained + self.without_signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +42,34 @@ class _Draw:
 
 
 class Collector:
-    """The batches of a run, one `collect` after the other. Leaving the context gives up what is under way."""
+    """The batches of a run, one `collect` after the other. Leaving the context gives up what is under way.
 
-    def __init__(self, run: Run, config: Config) -> None:
-        self._run = run
+    Args:
+        last_step: of the run, before the first batch.
+        on_group: called for each group that is done, `on_batch` when all of a step are.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        config: Config,
+        *,
+        prompts: PromptCursor,
+        skips: SkipLedger,
+        judge_watch: JudgeWatch,
+        last_step: int,
+        on_group: Callable[[], None] = lambda: None,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fleet = fleet
         self._config = config
+        self._prompts = prompts
+        self._skips = skips
+        self._judge_watch = judge_watch
+        self._last_step = last_step
+        self._on_group = on_group
+        self._on_batch = on_batch
         self._wanted = config.train.prompts_per_step
-        self._last_step = run.step
-        """Of the run, before the first batch."""
         self._num_begun = 0
         self._num_allowed = 0
         self._num_playing = 0
@@ -91,7 +91,7 @@ class Collector:
         self._num_allowed = num_batches
         self._play_ahead()
 
-    async def collect(self) -> Collected:
+    async def collect(self) -> StepBatch:
         """The next batch: draws prompts until enough groups have a signal, or the bound on draws is reached.
 
         Raises:
@@ -117,9 +117,9 @@ class Collector:
                 if not pending:
                     break
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                self._run.judge_watch.check()
+                self._judge_watch.check()
                 for group in (task.result() for task in done):
-                    self._run.display.group_done()
+                    self._on_group()
                     match group:
                         case LostGroup():
                             lost.append(group)
@@ -131,8 +131,9 @@ class Collector:
         finally:
             # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
             await _give_up([*done, *pending])
-        self._run.judge_watch.ask_replicas()
-        return Collected(
+        self._judge_watch.ask_replicas()
+        self._on_batch()
+        return StepBatch(
             trained=tuple(trained),
             without_signal=tuple(without_signal),
             lost=tuple(lost),
@@ -158,10 +159,10 @@ class Collector:
 
     def _draw(self, step: int) -> _Draw:
         """Start the next prompt's group."""
-        (ref,) = self._run.prompts.take(1)
+        (ref,) = self._prompts.take(1)
         self._num_playing += 1
         group = asyncio.create_task(self._score(ref, step))
-        return _Draw(ref=ref, cursor=self._run.prompts.state(), group=group)
+        return _Draw(ref=ref, cursor=self._prompts.state(), group=group)
 
     async def _score(self, ref: SampleRef, step: int) -> ScoredGroup | LostGroup:
         """Play and judge a group.
@@ -170,14 +171,14 @@ class Collector:
             step: the one that it was drawn for; the one before may take it.
         """
         with self._wait.playing():
-            group = await play_group(self._run, self._config, ref, step)
+            group = await roll_out(self._fleet, self._config, ref, step, self._skips)
         self._num_playing -= 1
         self._play_ahead()
         if isinstance(group, LostGroup):
             return group
-        self._run.judge_watch.send_canary(step, ref.uid)
+        self._judge_watch.send_canary(step, ref.uid)
         with self._wait.judging():
-            return await score_group(self._run, self._config, group)
+            return await score_group(self._fleet, self._config, group)
 
 
 async def _give_up(groups: Sequence[asyncio.Task[ScoredGroup | LostGroup]]) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: two bars and the last steps on a terminal, a line per step in a log.
+"""What a person sees while a run goes on: a table and two lines on a terminal, lines with the time of day in a log.
 
 Everything goes to stderr, so that stdout holds results alone.
 """
@@ -6,38 +6,83 @@ Everything goes to stderr, so that stdout holds results alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from configs.schema import Config
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A figure in the table of steps."""
+
+    head: str
+    key: str
+    form: str
+
+    def cell(self, figures: Mapping[str, float]) -> str:
+        return self.form.format(figures[self.key]) if self.key in figures else "-"
+
+    @property
+    def width(self) -> int:
+        """Characters that the column takes, the gap after it included."""
+        return max(len(self.head), 7) + GAP
+
+
+GAP = 2
+STEP_WIDTH = 4 + GAP
 COLUMNS = (
-    ("reward", "reward/mean", "{:.3f}"),
-    ("right", "reward/accuracy", "{:.1%}"),
-    ("asks", "policy/ask_share", "{:.1%}"),
-    ("needed", "policy/ask_share_needed", "{:.1%}"),
-    ("unneeded", "policy/ask_share_unneeded", "{:.1%}"),
-    ("visual tokens", "policy/visual_token_share", "{:.1%}"),
-    ("trained", "groups/trained", "{:.0f}"),
-    ("collect", "time/collect_s", "{:.1f} s"),
-    ("update", "time/update_s", "{:.1f} s"),
-    ("publish", "time/publish_s", "{:.2f} s"),
+    Column(head="reward", key="reward/mean", form="{:.3f}"),
+    Column(head="accuracy", key="reward/accuracy", form="{:.1%}"),
+    Column(head="tool calls", key="policy/ask_share", form="{:.1%}"),
+    Column(head="visual tokens", key="policy/visual_token_share", form="{:.1%}"),
+    Column(head="trained", key="groups/trained", form="{:.0f}"),
+    Column(head="step", key="time/step_s", form="{:.1f} s"),
+    Column(head="rollout", key="time/collect_s", form="{:.1f} s"),
+    Column(head="update", key="time/update_s", form="{:.1f} s"),
+    Column(head="sync", key="time/publish_s", form="{:.2f} s"),
+    Column(head="needed", key="policy/ask_share_needed", form="{:.1%}"),
+    Column(head="unneeded", key="policy/ask_share_unneeded", form="{:.1%}"),
 )
-"""Header, figure and format of the table of steps."""
+"""By need: the last ones go first where the terminal is narrow. `needed`: tool-call rate where the full view is."""
 LLM_COLUMNS = (
-    ("judge wait", "time/judge_wait_s", "{:.1f} s"),
-    ("LLM calls", "judge/llm_calls", "{:.0f}"),
-    ("cost", "judge/cost_usd", "${:.4f}"),
+    Column(head="judge wait", key="time/judge_wait_s", form="{:.1f} s"),
+    Column(head="LLM calls", key="judge/llm_calls", form="{:.0f}"),
+    Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
 """And what an LLM judge takes."""
+MAX_ROWS = 30
+NUM_OTHER_LINES = 6
+"""Title, heads, progress and a line to spare."""
+NUM_STEPS_FOR_ETA = 5
 
-NUM_ROWS = 12
+
+def fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """The first columns that fit into so many characters beside the number of the step; at least one."""
+    left = width - STEP_WIDTH
+    chosen: list[Column] = []
+    for column in columns:
+        left -= column.width
+        if left < 0 and chosen:
+            break
+        chosen.append(column)
+    return chosen
+
+
+def remaining(step_seconds: Sequence[float], num_left: int) -> timedelta | None:
+    """Time until the last step ends, by the median of the latest steps; None before the first."""
+    if not step_seconds:
+        return None
+    return timedelta(seconds=round(num_left * median(step_seconds[-NUM_STEPS_FOR_ETA:])))
 
 
 class Display:
@@ -47,17 +92,26 @@ class Display:
         self.console = console or Console(stderr=True)
         self._config = config
         self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
-        self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=NUM_ROWS)
+        self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=MAX_ROWS)
+        self._step_seconds: list[float] = []
+        self._said: set[str] = set()
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
         )
-        self._steps = self._progress.add_task("steps", total=config.train.num_steps)
-        self._current = self._progress.add_task("starting Ray, vLLM, DeepSpeed and judges", total=None)
-        self._live = Live(self._screen(), console=self.console, refresh_per_second=4)
+        self._steps = self._progress.add_task("steps", total=config.train.num_steps, note="")
+        self._current = self._progress.add_task("starting engines, learner and judges", total=None, note="")
+        self._live = Live(self, console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
+        else:
+            self.say("starting engines, learner and judges")
         return self
 
     def __exit__(
@@ -66,46 +120,69 @@ class Display:
         if self._live.is_started:
             self._live.stop()
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._screen(options.max_width, console.height)
+
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self._time()}{text}", highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line = f"{self._time()}warning: {text}"
+        self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def warn_once(self, text: str) -> None:
+        """Warn, unless the same was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.warn(text)
 
     def started(self, step: int) -> None:
         self._progress.update(self._steps, completed=step)
-        self._await_groups()
+        self._await_groups(step + 1)
 
     def group_done(self) -> None:
+        """One more group is judged, or lost."""
         self._progress.advance(self._current)
+
+    def batch_done(self) -> None:
+        """All groups of a step are there."""
+        self._progress.reset(self._current, total=None, description="update and weight sync")
 
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
-        self._progress.update(self._steps, completed=step)
-        self._await_groups()
-        if self.console.is_terminal:
-            self._live.update(self._screen())
-        else:
-            cells = (f"{head} {form.format(figures[key])}" for head, key, form in self._columns if key in figures)
-            self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}")
+        self._step_seconds.append(figures.get("time/step_s", 0.0))
+        eta = remaining(self._step_seconds, self._config.train.num_steps - step)
+        self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
+        self._await_groups(step + 1)
+        if not self.console.is_terminal:
+            cells = (f"{column.head} {column.cell(figures)}" for column in self._columns if column.key in figures)
+            self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}, ETA {eta}")
 
     def evaluation_started(self, num_plays: int) -> None:
-        self._progress.reset(self._current, total=num_plays, description="held-out samples")
+        self._progress.reset(self._current, total=num_plays, description="held-out episodes")
         if not self.console.is_terminal:
-            self.say(f"evaluating: {num_plays} episodes")
+            self.say(f"evaluating: {num_plays} held-out episodes")
 
     def evaluation_played(self) -> None:
         self._progress.advance(self._current)
 
-    def _await_groups(self) -> None:
-        self._progress.reset(self._current, total=self._config.train.prompts_per_step, description="groups judged")
+    def _await_groups(self, step: int) -> None:
+        if step <= self._config.train.num_steps:
+            wanted = self._config.train.prompts_per_step
+            self._progress.reset(self._current, total=wanted, description=f"step {step}: rollouts and judging")
 
-    def _screen(self) -> Group:
-        table = Table("step", *(head for head, _, _ in self._columns), title=f"run {self._config.run.name}")
-        for step, figures in self._rows:
-            cells = (form.format(figures[key]) if key in figures else "-" for _, key, form in self._columns)
-            table.add_row(str(step), *cells)
-        return Group(table, self._progress)
+    def _time(self) -> str:
+        return "" if self.console.is_terminal else f"{datetime.now():%H:%M:%S} "
+
+    def _screen(self, width: int, height: int) -> Group:
+        columns = fitting(self._columns, width)
+        table = Table(title=f"run {self._config.run.name}", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+        for head in ("step", *(column.head for column in columns)):
+            table.add_column(head, justify="right", no_wrap=True)
+        num_rows = max(1, height - NUM_OTHER_LINES)
+        for step, figures in list(self._rows)[-num_rows:]:
+            table.add_row(str(step), *(column.cell(figures) for column in columns))
+        return Group(table, self._progress) if self._rows else Group(self._progress)
 
 
 def evaluation_table(figures: Mapping[str, object]) -> Table:
@@ -115,11 +192,12 @@ def evaluation_table(figures: Mapping[str, object]) -> Table:
         figure = figures.get(key)
         return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
 
-    table = Table(
-        "played as", "right", "asks", "when needed", "when not", "visual tokens", title="held-out split, greedy"
-    )
+    table = Table(title="held-out split, greedy", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in ("accuracy", "tool calls", "needed", "unneeded", "visual tokens"):
+        table.add_column(head, justify="right", no_wrap=True)
     asked = (share("ask_share"), share("ask_share_needed"), share("ask_share_unneeded"))
-    table.add_row("the policy", share("accuracy"), *asked, share("visual_token_share"))
+    table.add_row("policy", share("accuracy"), *asked, share("visual_token_share"))
     table.add_row("always quarter", share("accuracy_quarter"), "-", "-", "-", "25.0%")
     table.add_row("always full", share("accuracy_full"), "-", "-", "-", "100.0%")
     return table
@@ -129,6 +207,6 @@ def judge_line(totals: Mapping[str, float]) -> str:
     """What an LLM judge took in a run."""
     tokens = totals["prompt_tokens"] + totals["reply_tokens"]
     return (
-        f"judge: {totals['llm_calls']:,.0f} LLM calls, {totals['cache_hits']:,.0f} verdicts known before, "
+        f"judge: {totals['llm_calls']:,.0f} LLM calls, {totals['cache_hits']:,.0f} cached verdicts, "
         f"{tokens:,.0f} tokens, ${totals['cost_usd']:.4f}"
     )

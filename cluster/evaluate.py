@@ -5,34 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from actors.data.dataset import Dataset
 from actors.episode import PlayedGroup, SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
-from actors.fleet.pool import RolloutPool
 from actors.play import Kind, PlayRequest
 from cluster.display import Display
+from cluster.fleet import Fleet
 from cluster.records.metrics import PlayScore, score_play
-from cluster.score import judge_group
 from configs.schema import Config
-from judge.pool import JudgePool
 from judge.verdict import NoVerdict, Outcome
-
-if TYPE_CHECKING:
-    from cluster.run import Run
 
 KINDS: tuple[Kind, ...] = ("policy", "always_quarter", "always_full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Players:
-    """What playing a split needs: a run without its learner."""
+class HeldoutPlay:
+    """One sample, played greedily in one of the three ways."""
 
-    rollouts: RolloutPool
-    judges: JudgePool
-    display: Display
-    heldout: Dataset
+    kind: Kind
+    played: PlayedGroup
+    outcomes: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +38,8 @@ class Evaluation:
     policy: PlayScore
     always_quarter: PlayScore
     always_full: PlayScore
+    plays: tuple[HeldoutPlay, ...]
+    """Every episode, for the records."""
 
     def figures(self) -> dict[str, object]:
         """The flat figures that `--json` prints."""
@@ -57,51 +52,52 @@ class Evaluation:
         }
 
 
-async def evaluate(run: Run | Players, config: Config) -> Evaluation:
-    """Play every sample once per kind, all at the same time.
+async def evaluate(fleet: Fleet, heldout: Dataset, config: Config, display: Display) -> Evaluation:
+    """Play `eval.num_samples` rows of the split in all three ways at the same time.
 
     Raises:
         RunError: more plays were lost than `train.max_lost_fraction`.
     """
-    num_rows = len(run.heldout)
+    num_rows = len(heldout)
     num_samples = min(num_rows, config.eval.num_samples) if config.eval.num_samples else num_rows
     refs = [SampleRef(dataset=config.data.heldout, row=row, uid=f"heldout-{row}") for row in range(num_samples)]
-    run.display.evaluation_started(num_samples * len(KINDS))
-    played = await asyncio.gather(*(_play_all(run, config, kind, refs) for kind in KINDS))
-    num_lost = sum(len(refs) - len(groups) for groups in played)
-    if num_lost > config.train.max_lost_fraction * len(refs) * len(KINDS):
-        raise RunError(f"evaluation lost {num_lost} of {len(refs) * len(KINDS)} plays; see the warnings above")
-    policy, quarter, full = (score_play(groups) for groups in played)
-    if num_unscored := sum(score.num_unscored for score in (policy, quarter, full)):
-        run.display.warn(
-            f"{num_unscored} of {len(refs) * len(KINDS)} plays have no verdict and count in no accuracy, the first: "
-            f"{_first_reason(played)}"
+    num_wanted = num_samples * len(KINDS)
+    display.evaluation_started(num_wanted)
+    found = await asyncio.gather(*(_play(fleet, config, kind, ref, display) for kind in KINDS for ref in refs))
+    plays = tuple(play for play in found if play is not None)
+    num_lost = num_wanted - len(plays)
+    if num_lost > config.train.max_lost_fraction * num_wanted:
+        raise RunError(f"evaluation lost {num_lost} of {num_wanted} plays; see the warnings above")
+    if unjudged := [o for play in plays for o in play.outcomes if isinstance(o, NoVerdict)]:
+        display.warn(
+            f"{len(unjudged)} of {num_wanted} plays have no verdict and count in no accuracy, the first: "
+            f"{unjudged[0].reason}"
         )
+    policy, quarter, full = (_score(plays, kind) for kind in KINDS)
     return Evaluation(
-        num_samples=num_samples, num_lost=num_lost, policy=policy, always_quarter=quarter, always_full=full
+        num_samples=num_samples,
+        num_lost=num_lost,
+        policy=policy,
+        always_quarter=quarter,
+        always_full=full,
+        plays=plays,
     )
 
 
-def _first_reason(played: Sequence[Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]]) -> str:
-    outcomes = (outcome for groups in played for _, graded in groups for outcome in graded)
-    return next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))
+def _score(plays: Sequence[HeldoutPlay], kind: Kind) -> PlayScore:
+    return score_play([(play.played, play.outcomes) for play in plays if play.kind == kind])
 
 
-async def _play_all(
-    run: Run | Players, config: Config, kind: Kind, refs: list[SampleRef]
-) -> list[tuple[PlayedGroup, tuple[Outcome, ...]]]:
-    async def one(ref: SampleRef) -> tuple[PlayedGroup, tuple[Outcome, ...]] | None:
-        request = PlayRequest(ref=ref, kind=kind, greedy=True, num_episodes=1, run=config.run.name, step=0, attempt=0)
-        try:
-            played, _ = await run.rollouts.play(request)
-        except RolloutError as error:
-            run.display.warn(str(error))
-            return None
-        finally:
-            run.display.evaluation_played()
-        if isinstance(played, SkippedSample):
-            run.display.warn(f"row {played.ref.row}: {played.reason}")
-            return None
-        return played, await judge_group(run.judges, played)
-
-    return [scored for scored in await asyncio.gather(*(one(ref) for ref in refs)) if scored is not None]
+async def _play(fleet: Fleet, config: Config, kind: Kind, ref: SampleRef, display: Display) -> HeldoutPlay | None:
+    request = PlayRequest(ref=ref, kind=kind, greedy=True, num_episodes=1, run=config.run.name, step=0, attempt=0)
+    try:
+        played, _ = await fleet.rollouts.play(request)
+    except RolloutError as error:
+        display.warn(str(error))
+        return None
+    finally:
+        display.evaluation_played()
+    if isinstance(played, SkippedSample):
+        display.warn_once(f"skipped {played.reason}")
+        return None
+    return HeldoutPlay(kind=kind, played=played, outcomes=await fleet.judge(played))

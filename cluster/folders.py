@@ -72,15 +72,3 @@ def with_found_paths(settings: Config) -> Config:
         if (path / "config.json").is_file():
             return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(path)))
     raise ValueError(f"model.path={settings.model.path!r} holds no config.json: give a Hugging Face model folder")
-
-
-def exported_model(policy: str) -> Path:
-    """A model folder as it is, or the export inside a run folder.
-
-    Raises:
-        RunError: neither.
-    """
-    for folder in (Path(policy) / "export", Path(policy)):
-        if any(folder.glob("*.safetensors")):
-            return folder
-    raise RunError(f"{policy} is neither a model folder nor a finished run: it holds no safetensors")

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.data.dataset import Dataset
+from actors.data.dataset import Dataset, PromptCursor, SkipLedger
 from actors.errors import CheckpointError, RolloutError, VisionThinkError
 from actors.fleet.pool import RolloutPool
+from cluster.checkpoints import Checkpoints
+from cluster.collect import Collector
 from cluster.display import Display
-from cluster.evaluate import Players
+from cluster.fleet import Fleet
 from cluster.folders import CONFIG
+from cluster.identity import identify
+from cluster.judging.watch import JudgeWatch
 from cluster.placement import check_capacity, place
 from cluster.ray_actors import RayWorker, start_learner, start_workers
-from cluster.records.recorder import lock_run_folder, write_whole
-from cluster.run import Run
+from cluster.records.files import lock_run_folder, write_whole
+from cluster.records.journal import Journal
+from cluster.timekeeping import RunClock
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.schema import Config
@@ -92,8 +97,21 @@ def connect() -> None:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the main loop works with: a run that is up, restored where it goes on."""
+
+    fleet: Fleet
+    learner: LearnerGroup
+    collector: Collector
+    checkpoints: Checkpoints
+    journal: Journal
+    heldout: Dataset
+    display: Display
+
+
 @contextlib.asynccontextmanager
-async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Run]:
+async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Parts]:
     """All parts of a run, restored from its newest checkpoint where `resume` says so; gone on any exit.
 
     Raises:
@@ -117,33 +135,47 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
         await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)])
-        run = Run(
-            config,
-            folder,
-            rollouts=_pool(config, workers),
-            judges=judges,
+        watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
+        cleanup.push_async_callback(watch.close)
+        prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            identity=identify(config, train_set),
             learner=learner,
-            train_set=train_set,
+            prompts=prompts,
+            judge_watch=watch,
+            keep=config.train.keep_checkpoints,
+        )
+        checkpoint = _checkpoint(folder, display) if resume else None
+        step = await checkpoints.restore(checkpoint) if checkpoint else 0
+        write_whole(folder / CONFIG, to_yaml(config))
+        fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
+        yield Parts(
+            fleet=fleet,
+            learner=learner,
+            collector=Collector(
+                fleet,
+                config,
+                prompts=prompts,
+                skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
+                judge_watch=watch,
+                last_step=step,
+                on_group=display.group_done,
+                on_batch=display.batch_done,
+            ),
+            checkpoints=checkpoints,
+            journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
             heldout=heldout,
             display=display,
-            started_at=started_at,
-            count_judges=lambda: count_judges(app_name),
         )
-        cleanup.push_async_callback(run.judge_watch.close)
-        if resume and (checkpoint := _checkpoint(folder, display)):
-            await run.restore(checkpoint)
-        write_whole(folder / CONFIG, to_yaml(config))
-        run.start_recording()
-        yield run
 
 
 @contextlib.asynccontextmanager
-async def launch_players(config: Config, *, display: Display) -> AsyncIterator[Players]:
+async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fleet]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
     _check_judges(config.judge)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
-        heldout = Dataset.open(config.data.heldout)
         connect()
         cleanup.callback(ray.shutdown)
         check_capacity(config, ray.cluster_resources())
@@ -151,7 +183,7 @@ async def launch_players(config: Config, *, display: Display) -> AsyncIterator[P
         judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers])
-        yield Players(rollouts=_pool(config, workers), judges=judges, display=display, heldout=heldout)
+        yield Fleet(rollouts=_pool(config, workers), judges=judges)
 
 
 def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
@@ -190,9 +222,3 @@ async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None 
     with contextlib.suppress(TimeoutError, VisionThinkError):
         async with asyncio.timeout(SHUTDOWN_S):
             await asyncio.gather(*goodbyes)
-
-
-def launcher(*, resume: bool, display: Display, started_at: float | None = None) -> Callable[[Config], Any]:
-    """`launch` with everything but the config filled in."""
-    at = time.monotonic() if started_at is None else started_at
-    return lambda config: launch(config, resume=resume, display=display, started_at=at)

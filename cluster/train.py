@@ -1,36 +1,40 @@
 """The main loop: the whole system on one screen.
 
-Depth 0 of look-ahead is strictly on-policy; with depth k generation runs at most k versions ahead of learning.
+Depth 0 of look-ahead is strictly on-policy; with depth k, rollouts run at most k versions ahead of learning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-
-from cluster.collect import Collector
 from cluster.evaluate import evaluate
+from cluster.launch import Parts
 from cluster.lookahead import Lookahead
-from cluster.run import Run
 from configs.schema import Config
 
 
-async def train(config: Config, launch: Callable[[Config], AbstractAsyncContextManager[Run]]) -> dict[str, object]:
-    async with launch(config) as run:  # actors up and restored; torn down on any exit
-        await run.publish()  # every engine starts from the learner's weights
-        steps = range(run.step + 1, config.train.num_steps + 1)
-        depth = config.train.max_staleness
-        async with (
-            Collector(run, config) as collector,
-            Lookahead(collector.collect, depth=depth, num_batches=len(steps), allow=collector.allow) as ahead,
-        ):
-            for step in steps:
-                batch = await ahead.take()  # judged groups that have something to teach
-                update = await run.learner.update([group.training for group in batch.trained])
-                await run.publish()  # version = the learner's optimizer step
-                run.record(step, batch, update)
-                if step % config.train.checkpoint_every == 0 or step == config.train.num_steps:
-                    await run.save(step, batch)
-                if config.train.eval_every and step % config.train.eval_every == 0:
-                    run.record_evaluation(step, await evaluate(run, config))
-        return await run.finish(await evaluate(run, config))
+async def train(config: Config, parts: Parts) -> dict[str, object]:
+    """Train the policy of a run that is up; returns the figures of the whole run."""
+    fleet, learner, collector, checkpoints, journal = (
+        parts.fleet, parts.learner, parts.collector, parts.checkpoints, parts.journal
+    )  # fmt: skip
+    steps = range(journal.step + 1, config.train.num_steps + 1)
+    await fleet.sync_weights(learner)  # every engine starts from the learner's weights
+    ahead = Lookahead(
+        collector.collect, depth=config.train.max_staleness, num_batches=len(steps), allow=collector.allow
+    )
+    async with collector, ahead:
+        for step in steps:
+            journal.begin_step()
+            batch = await ahead.take()  # judged groups that have a signal
+            update = await learner.update([group.training for group in batch.trained])
+            sync_s = await fleet.sync_weights(learner)  # version = the learner's optimizer step
+            journal.record_step(step, batch, update, sync_s)
+            if step % config.train.checkpoint_every == 0 or journal.is_complete:
+                await checkpoints.save(step, batch.cursor)
+            if journal.is_complete:
+                break
+            if config.train.eval_every and step % config.train.eval_every == 0:
+                journal.record_evaluation(await evaluate(fleet, parts.heldout, config, parts.display))
+    evaluation = await evaluate(fleet, parts.heldout, config, parts.display)
+    journal.record_evaluation(evaluation)
+    await learner.export_hf(journal.folder / "export")
+    return await journal.finish(evaluation)

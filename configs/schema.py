@@ -56,7 +56,7 @@ class ModelConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     train: str = "data/shapes/train.parquet"
-    """Parquet file, folder of Parquet files, or Hugging Face `save_to_disk` folder."""
+    """Parquet file, folder or pattern (`folder/train-*`) of Parquet files, or Hugging Face `save_to_disk` folder."""
     heldout: str = "data/shapes/heldout.parquet"
     """The same, for evaluation."""
     max_skipped_fraction: float = 0.01
@@ -276,12 +276,16 @@ class TrainConfig:
     """Newest checkpoints kept."""
     eval_every: int = 0
     """Steps between evaluations of the held-out split; 0 evaluates at the end alone."""
+    stop_without_signal: int = 0
+    """End the run after this many steps in a row in which fewer than a quarter of the wanted groups had a signal; 0
+    goes on to `num_steps`."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "prompts_per_step", "min_scored", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         require(self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "0 (on-policy) or more")
-        require(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more")
+        for name in ("eval_every", "stop_without_signal"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require(1 <= self.max_draws <= 100, "train.max_draws", self.max_draws, "from 1 to 100 times prompts_per_step")
         require(
             0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "a share from 0 to 1"

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,12 @@ PURE = (
     "judge/llm/apikey.py",
     "judge/llm/endpoint.py",
     "learner/advantage.py",
+    "cluster/identity.py",
     "cluster/lookahead.py",
     "cluster/placement.py",
+    "cluster/policies.py",
+    "cluster/signal.py",
+    "cluster/timekeeping.py",
     "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""
@@ -216,3 +221,28 @@ def test_importing_the_pure_files_loads_no_framework():
 def test_every_folder_of_the_tests_mirrors_one_of_the_code():
     folders = {file.parent.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").glob("*/**/test_*.py")}
     assert folders <= {*ORDER, "ray", "gpu", "bench"}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module to the modules of ours that it imports, anywhere in the file, TYPE_CHECKING included."""
+    modules = {name_of(file).removesuffix(".py").replace("/", "."): file for file in source_files()}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        found = set()
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                # `from judge.llm import cache` imports a module, `from judge.llm.cache import VerdictCache` a name.
+                found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        graph[module] = found & modules.keys()
+    return graph
+
+
+def test_no_file_reaches_another_in_a_circle():
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 200, "the graph is read"
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")

@@ -1,11 +1,8 @@
-"""Samples of a data set, the order in which they are drawn, and the account of those that could not be used.
-
-Columns are those of the published VisionThink sets: `problem`, `images` or `image`, `original_answer` or `answer`,
-and, where there is one, `info` with `use_tool`.
-"""
+"""Samples of a data set, the order in which they are drawn, and the account of those that could not be used."""
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +10,16 @@ from typing import Any, Self
 
 import numpy as np
 
+from actors.data.columns import NOTES, columns_of_files
 from actors.data.tables import Rows, open_rows
+from actors.data.texts import is_blank
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
+from actors.prompts import IMAGE_MARK, without_marks
 from configs.schema import DataConfig
 
-QUESTION = ("problem",)
-IMAGE = ("images", "image")
-ANSWER = ("original_answer", "answer")
-"""Names that a column may have; the first one found counts."""
-NOTES = "info"
-IMAGE_MARK = "<image>"
-"""Where the published questions have their picture. Ours goes where the prompt puts it."""
+NUM_ROWS_TRIED = 8
+"""Rows whose pictures are looked at when a data set is opened."""
 MIN_SKIPPED = 10
 """Skipped rows from which on their share is looked at."""
 NUM_REASONS_SHOWN = 3
@@ -39,74 +34,62 @@ class Dataset:
     def __init__(self, path: str, rows: Rows) -> None:
         self._path = path
         self._rows = rows
-        found = rows.column_names
-        self._question, self._image, self._answer = (_column(path, found, names) for names in (QUESTION, IMAGE, ANSWER))
-        self._columns = [self._question, self._image, self._answer, *([NOTES] if NOTES in found else [])]
+        self._columns = columns_of_files(path, rows.schemas, rows.folder)
+        self._names = next(iter(self._columns.values())).names
+        self._check_pictures()
 
     @classmethod
     def open(cls, path: str) -> Self:
-        """Open a Parquet file, a folder of them, or a Hugging Face `save_to_disk` folder.
+        """Open a Parquet file, a folder or a pattern (`d/train-*`) of them, or a Hugging Face `save_to_disk` folder.
 
         Raises:
-            DataError: nothing readable there, no rows, or a column is missing.
+            DataError: nothing readable there, more than one split, no rows, or columns that no sample can be read from.
         """
-        if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists():
+        if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists() and not glob.glob(path):
             raise DataError(f"{path} does not exist: make it with `visionthink data make`")
         rows = open_rows(path)
         if not len(rows):
-            raise DataError(f"{path} has no rows")
+            raise DataError(f"{path} has no rows: name a file or a folder that has some")
         return cls(path, rows)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def identity(self) -> str:
-        """Short hash of file names, sizes, number of rows and columns: a resumed run must find the same."""
+        """Short hash of file names, sizes, number of rows and columns: a resumed run must find the same.
+
+        Pictures in files of their own are not part of it.
+        """
         return self._rows.identity()
 
     def read(self, ref: SampleRef) -> Sample:
         """The sample at `ref.row`; DataError with the reason when the row is unusable."""
-        values = self._rows.read(ref.row, self._columns)
-        where = f"row {ref.row} of {self._path}"
-        return Sample(
-            ref=ref,
-            question=_text(values[self._question], f"{where}: {self._question}").replace(IMAGE_MARK, "").strip(),
-            answer=_text(values[self._answer], f"{where}: {self._answer}"),
-            image=_one_image(values[self._image], f"{where}: {self._image}"),
-            needs_full=_needs_full(values.get(NOTES)),
-        )
+        number, values = self._rows.read(ref.row, self._names)
+        columns = self._columns[number]
+        try:
+            question = without_marks(columns.question.read(values[columns.question.name])).strip()
+            if is_blank(question):
+                raise DataError(f"{columns.question.name} holds nothing but marks such as {IMAGE_MARK}")
+            answer = columns.answer.read(values[columns.answer.name])
+            image = columns.image.read(values[columns.image.name])
+        except DataError as error:
+            raise DataError(f"row {ref.row} of {self._path}: {error}") from error
+        return Sample(ref=ref, question=question, answer=answer, image=image, needs_full=_needs_full(values.get(NOTES)))
 
-
-def _column(path: str, found: list[str], names: tuple[str, ...]) -> str:
-    present = [name for name in names if name in found]
-    if not present:
-        raise DataError(f"{path} has no column {' or '.join(names)}: its columns are {', '.join(found) or 'none'}")
-    return present[0]
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{where} is {type(value).__name__}, not a text or a number")
-    text = str(value).strip()
-    if not text:
-        raise DataError(f"{where} is empty")
-    return text
-
-
-def _one_image(value: Any, where: str) -> bytes:
-    """Encoded bytes from any of the forms in use: bytes, {bytes, path}, or a list of one of these."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise DataError(f"{where} has {len(value)} pictures: an episode shows exactly 1")
-        value = value[0]
-    if isinstance(value, dict):
-        encoded = value.get("bytes")
-        if encoded is None and value.get("path"):
-            raise DataError(f"{where} names a file instead of holding its bytes: embed the pictures")
-        value = encoded
-    if not isinstance(value, bytes) or not value:
-        raise DataError(f"{where} holds no picture")
-    return value
+    def _check_pictures(self) -> None:
+        """Refuse a set whose first rows all name pictures by texts that lead nowhere: the others will not either."""
+        column = next(iter(self._columns.values())).image
+        reasons: list[str] = []
+        for row in self._rows.first_rows(NUM_ROWS_TRIED, [column.name]):
+            try:
+                column.read(row[column.name])
+            except DataError as error:
+                if column.is_text(row[column.name]):
+                    reasons.append(str(error))
+                    continue
+            return
+        if reasons:
+            raise DataError(f"row 0 of {self._path}: {reasons[0]}")
 
 
 def _needs_full(notes: Any) -> bool | None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.errors import DataError
+from actors.data.files import find_files, is_lfs_pointer
+from actors.errors import DataError, gist
 
 MAX_CACHED_BYTES = 256 * 2**20
 """Decoded row groups kept in memory by all files of a data set together, beside the one in use. Prompts come shuffled,
 so neighbours are asked for late."""
+MAX_BATCH_BYTES = 32 * 2**20
+"""Decoded at a time, by the average row that the metadata tell of."""
+MAX_BATCH_ROWS = 256
+"""The same, where values that repeat are stored once and the metadata tell too little."""
+READ_BUFFER_BYTES = 2**20
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -33,35 +40,70 @@ class Source(Protocol):
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """Row number `row` of the file as Python values."""
 
+    def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The first rows, as many of them as come cheaply, kept nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive decoded rows of a row group: all of it, unless it is large."""
+
+    first: int
+    """Number in the row group of the first row."""
+    num_rows: int
+    num_bytes: int
+    columns: Mapping[str, pa.Array | pa.ChunkedArray]
+
+    @classmethod
+    def of(cls, batches: Sequence[pa.RecordBatch], *, first: int) -> Self:
+        table = pa.Table.from_batches(batches)
+        arrays = (column.chunk(0) if column.num_chunks == 1 else column for column in table.columns)
+        columns = dict(zip(table.schema.names, arrays, strict=True))
+        return cls(first=first, num_rows=table.num_rows, num_bytes=table.nbytes, columns=columns)
+
+    def __contains__(self, row: int) -> bool:
+        return 0 <= row - self.first < self.num_rows
+
 
 class TableCache:
-    """Decoded row groups, the least recently used ones given up first. The newest stays, whatever its size."""
+    """One decoded part per row group; the least recently used are given up first. The newest stays, however large."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[tuple[object, ...], pa.Table] = OrderedDict()
+        self._parts: OrderedDict[tuple[object, ...], Part] = OrderedDict()
         self._num_bytes = 0
 
-    def get(self, key: tuple[object, ...], load: Callable[[], pa.Table]) -> pa.Table:
-        if key not in self._tables:
-            self._tables[key] = load()
-            self._num_bytes += self._tables[key].nbytes
-            while self._num_bytes > MAX_CACHED_BYTES and len(self._tables) > 1:
-                self._num_bytes -= self._tables.popitem(last=False)[1].nbytes
-        self._tables.move_to_end(key)
-        return self._tables[key]
+    def get(self, key: tuple[object, ...], row: int, load: Callable[[], Part]) -> Part:
+        """The part that holds this row of the group `key` names, decoded by `load` where none is kept."""
+        part = self._parts.get(key)
+        if part is None or row not in part:
+            if part is not None:  # given up before the next one is decoded: two large parts at once are too many
+                self._num_bytes -= self._parts.pop(key).num_bytes
+                del part
+            part = self._parts[key] = load()
+            self._num_bytes += part.num_bytes
+            while self._num_bytes > MAX_CACHED_BYTES and len(self._parts) > 1:
+                self._num_bytes -= self._parts.popitem(last=False)[1].num_bytes
+        self._parts.move_to_end(key)
+        return part
 
 
 class ParquetSource:
-    """Row groups are decoded one at a time, their page checksums verified where the writer left any."""
+    """Row groups are decoded when a row of them is asked for, page checksums verified where the writer left any.
+
+    A row group is decoded in batches, and no more than `MAX_CACHED_BYTES` of it are kept: Arrow cannot decode over
+    2 GiB of nested values at once, and memory would not last. A row deep in a large group costs decoding all before it.
+    """
 
     def __init__(self, path: Path, cache: TableCache) -> None:
         self._path = path
         # Not memory-mapped: a file cut short while it is open would end the process with SIGBUS. Not pre-buffered:
-        # what was read would stay for as long as the file is open.
-        self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+        # what was read would stay for as long as the file is open. Buffered: a column of a row group is not read whole.
+        self._file = pq.ParquetFile(
+            path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
+        )
         metadata = self._file.metadata
-        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        self._firsts: list[int] = list(itertools.accumulate(sizes, initial=0))
+        self._groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        self._firsts: list[int] = list(itertools.accumulate((group.num_rows for group in self._groups), initial=0))
         self._cache = cache
 
     @property
@@ -74,13 +116,33 @@ class ParquetSource:
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         group = bisect_right(self._firsts, row) - 1
-        return _row_of(self._group(group, tuple(columns)), row - self._firsts[group])
+        offset, names = row - self._firsts[group], tuple(columns)
+        key = (self._path, group, names)
+        part = self._cache.get(key, offset, lambda: self._decode(group, offset, names))
+        return _row_of(part.columns, offset - part.first)
 
-    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        def load() -> pa.Table:
-            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
+    def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        batches = self._file.iter_batches(num_rows, columns=list(columns), use_threads=False)
+        return [row for batch in itertools.islice(batches, 1) for row in batch.to_pylist()]
 
-        return self._cache.get((self._path, group, columns), load)
+    def _decode(self, group: int, row: int, columns: tuple[str, ...]) -> Part:
+        """The rows from a bound before `row` to a bound behind it; the bounds come with the size."""
+        metadata = self._groups[group]
+        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1) + 1
+        num_rows = min(max(MAX_BATCH_BYTES // row_bytes, 1), MAX_BATCH_ROWS)
+        first, end, num_bytes = 0, 0, 0
+        kept: list[pa.RecordBatch] = []
+        for batch in self._file.iter_batches(num_rows, row_groups=[group], columns=list(columns), use_threads=False):
+            if num_bytes + batch.nbytes > MAX_CACHED_BYTES:
+                if first <= row < end:
+                    break
+                first, num_bytes, kept = end, 0, []
+            kept.append(batch)
+            num_bytes += batch.nbytes
+            end += batch.num_rows
+        if not first <= row < end:
+            raise ValueError(f"row group {group} holds {end} rows where its metadata says {metadata.num_rows}")
+        return Part.of(kept, first=first)
 
 
 class ArrowSource:
@@ -108,42 +170,65 @@ class ArrowSource:
         key = (index, tuple(columns))
         if key not in self._verified:
             # Arrow has no checksums: a damaged offset would be followed out of the file and end the process.
-            batch.validate(full=True)
+            batch.validate()
+            for column in batch.columns:
+                _as_bytes(column).validate(full=True)
             self._verified.add(key)
-        return _row_of(batch, row - self._firsts[index])
+        return _row_of(dict(zip(columns, batch.columns, strict=True)), row - self._firsts[index])
+
+    def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        return [self.read(row, columns) for row in range(min(num_rows, self.num_rows))]
 
 
-def _row_of(table: pa.Table | pa.RecordBatch, row: int) -> dict[str, Any]:
-    return {name: table.column(name)[row].as_py() for name in table.schema.names}
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Text without the promise that it is UTF-8: where it is not, its row is unreadable, and no other one."""
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
+
+
+def _row_of(columns: Mapping[str, pa.Array | pa.ChunkedArray], row: int) -> dict[str, Any]:
+    return {name: column[row].as_py() for name, column in columns.items()}
 
 
 class Rows:
-    """All rows of a data set under consecutive numbers, in the order of its files."""
+    """All rows of a data set under consecutive numbers, in the order of its files. Threads may share it."""
 
-    def __init__(self, path: str, files: Sequence[tuple[Path, Source]]) -> None:
+    def __init__(self, path: str, folder: Path, files: Sequence[tuple[Path, Source]]) -> None:
         self._path = path
+        self.folder = folder
+        """Paths of pictures are relative to it."""
         self._sources = [source for _, source in files]
         self._firsts = list(itertools.accumulate((source.num_rows for source in self._sources), initial=0))
         self._files = [(file.name, file.stat().st_size) for file, _ in files]
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._firsts[-1]
 
     @property
-    def column_names(self) -> list[str]:
-        """Columns that every file has."""
-        names: list[str] = self._sources[0].schema.names
-        return [name for name in names if all(name in source.schema.names for source in self._sources)]
+    def schemas(self) -> dict[int, tuple[str, pa.Schema]]:
+        """Name and schema of each file that has rows, by its number."""
+        found = enumerate(zip(self._files, self._sources, strict=True))
+        return {number: (name, source.schema) for number, ((name, _), source) in found if source.num_rows}
 
-    def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
-        """A row as Python values; DataError when the file cannot give it."""
+    def read(self, row: int, columns: Sequence[str]) -> tuple[int, dict[str, Any]]:
+        """Number of the row's file, and its values; DataError when the file cannot give them."""
         if not 0 <= row < len(self):
             raise DataError(f"{self._path} has {len(self)} rows: there is no row {row}")
         index = bisect_right(self._firsts, row) - 1
         try:
-            return self._sources[index].read(row - self._firsts[index], columns)
+            with self._lock:
+                return index, self._sources[index].read(row - self._firsts[index], columns)
         except _READ_ERRORS as error:
-            raise DataError(f"row {row} of {self._path} cannot be read: {error}") from error
+            raise DataError(f"row {row} of {self._path} cannot be read: {gist(error)}") from error
+
+    def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The first rows of the first file that has any, or none where they cannot be read: reading them will say."""
+        try:
+            return next(source for source in self._sources if source.num_rows).first_rows(num_rows, columns)
+        except _READ_ERRORS:
+            return []
 
     def identity(self) -> str:
         """16 hexadecimal digits that change with file names, sizes, number of rows or columns."""
@@ -153,41 +238,19 @@ class Rows:
 
 
 def open_rows(path: str) -> Rows:
-    """Open a Parquet file, a folder of them, or a Hugging Face `save_to_disk` folder; DataError when it is none."""
-    root, open_parquet = Path(path), partial(ParquetSource, cache=TableCache())
-    if root.is_file():
-        return Rows(path, [(root, _open(root, open_parquet))])
-    if not root.is_dir():
-        raise DataError(f"{path} does not exist: name a Parquet file, a folder of them, or a save_to_disk folder")
-    if (root / "dataset_dict.json").is_file():
-        splits = sorted(child.name for child in root.iterdir() if child.is_dir())
-        raise DataError(f"{path} holds several splits: name one of them, as in {path}/{splits[0] if splits else '...'}")
-    if (root / "state.json").is_file():
-        return Rows(path, [(file, _open(file, ArrowSource)) for file in _arrow_files(root)])
-    files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
-    if not files:
-        raise DataError(f"{path} holds neither *.parquet files nor a save_to_disk state.json")
-    return Rows(path, [(file, _open(file, open_parquet)) for file in files])
-
-
-def _open(file: Path, opener: Callable[[Path], Source]) -> Source:
+    """Open all files that the path names (see `find_files`); DataError when it names none, or one that is damaged."""
     try:
-        return opener(file)
+        found, cache = find_files(path), TableCache()
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
+        raise DataError(f"{path!r} cannot be looked into: {error}; name a file or folder that can be read") from error
+    return Rows(path, found.folder, [(file, _open(file, cache)) for file in found.files])
+
+
+def _open(file: Path, cache: TableCache) -> Source:
+    try:
+        if is_lfs_pointer(file):
+            raise DataError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` where it lies")
+        return ArrowSource(file) if file.suffix == ".arrow" else ParquetSource(file, cache)
     except _READ_ERRORS as error:
-        raise DataError(f"{file} cannot be opened: {error}") from error
-
-
-def _arrow_files(root: Path) -> list[Path]:
-    """Files that `state.json` lists, none of them outside the folder."""
-    try:
-        state = json.loads((root / "state.json").read_text())
-        names = [str(entry["filename"]) for entry in state["_data_files"]]
-        is_indirect = bool(state.get("_indices_data_files") or state.get("_indices_files"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root}/state.json does not list its files as save_to_disk does: {error}") from error
-    if is_indirect:
-        raise DataError(f"{root} selects rows by an index: save it again after `flatten_indices()`")
-    outside = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
-    if outside or not names:
-        raise DataError(f"{root}/state.json must list plain file names, not {outside or names}")
-    return [root / name for name in names]
+        reason = gist(error).rstrip(".")
+        raise DataError(f"{file} cannot be opened: {reason}: write it as Parquet, or download it again") from error

@@ -48,13 +48,8 @@ async def pool_in_process(
     has_cache: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[JudgePool]:
-    """A pool over the LLM of the chain, which `make` builds. Ray starts only where `judge.chain` names `cluster`.
-
-    Args:
-        has_cache: use `judge.cache`.
-
-    Raises:
-        JudgeError: the key of the endpoint cannot be read, or the LLM in the cluster does not come up.
+    """A pool over the LLM of the chain, which `make` builds; `has_cache`: with `judge.cache`. Ray starts only where
+    `judge.chain` names `cluster`. Raises JudgeError where the key cannot be read or the cluster's LLM does not come up.
     """
     async with AsyncExitStack() as cleanup:
         if "cluster" in config.chain:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from actors.errors import RunError
 from cluster.judging.check import pool_in_process
-from cluster.records.recorder import EPISODES
+from cluster.records.episodes import EPISODES
 from configs.judges import JudgeConfig
 from judge.chain import llm_judge
 from judge.counts import JudgeCounts

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from actors.episode import Episode, PlayedGroup
-from cluster.collect import Collected
-from cluster.score import ScoredGroup
+from cluster.step import ScoredGroup, StepBatch
 from judge.reward import Reward
 from judge.verdict import Outcome, Verdict
 
@@ -58,13 +57,13 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
     )
 
 
-def summarize(collected: Collected, policy_version: int) -> dict[str, float]:
+def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
     """Figures of one step's groups. `policy_version`: the version that the update started from."""
-    scored: tuple[ScoredGroup, ...] = collected.scored
+    scored: tuple[ScoredGroup, ...] = batch.scored
     play = score_play([(group.played, group.outcomes) for group in scored])
     rewards: list[Reward] = [reward for group in scored for reward in group.rewards if reward is not None]
     episodes = [episode for group in scored for episode in group.played.episodes]
-    versions = [turn.policy_version for group in collected.trained for e in group.played.episodes for turn in e.turns]
+    versions = [turn.policy_version for group in batch.trained for e in group.played.episodes for turn in e.turns]
     figures = {
         "reward/mean": mean(reward.total for reward in rewards),
         "reward/accuracy": play.accuracy,
@@ -76,14 +75,14 @@ def summarize(collected: Collected, policy_version: int) -> dict[str, float]:
         "policy/visual_token_share": play.visual_token_share,
         "policy/completion_tokens": mean(episode.num_generated_tokens for episode in episodes),
         "policy/staleness_max": max((policy_version - version for version in versions), default=None),
-        "groups/trained": len(collected.trained),
-        "groups/no_signal": len(collected.without_signal),
-        "groups/lost": sum(not group.is_skipped_row for group in collected.lost),
-        "groups/skipped": sum(group.is_skipped_row for group in collected.lost),
-        "groups/drawn": len(collected.drawn),
+        "groups/trained": len(batch.trained),
+        "groups/no_signal": len(batch.without_signal),
+        "groups/lost": sum(not group.is_skipped_row for group in batch.lost),
+        "groups/skipped": sum(group.is_skipped_row for group in batch.lost),
+        "groups/drawn": len(batch.drawn),
         "episodes/scored": len(rewards),
         "episodes/unscored": play.num_unscored,
-        "time/collect_s": collected.seconds,
-        "time/judge_wait_s": collected.judge_wait_s,
+        "time/collect_s": batch.seconds,
+        "time/judge_wait_s": batch.judge_wait_s,
     }
     return {name: float(figure) for name, figure in figures.items() if figure is not None}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +21,7 @@ from actors.episode import SampleRef
 from actors.errors import DataError
 from actors.images import View_HW3, ViewSpec, can_quarter, check_and_decode, full_view, quarter_view
 from cluster.folders import with_found_paths
+from cluster.records.files import write_whole
 from cluster.records.plots import CHARTS, chart_svg
 from cluster.records.reading import Row, choose_episodes, read_episodes, read_metrics
 from configs.load import load_config
@@ -77,9 +77,7 @@ def write_report(run_dir: Path) -> Path:
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
     page = render_page(config, metrics, episodes, partial(load_views, config, {}))
     report = run_dir / "report.html"
-    unfinished = report.with_suffix(".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, report)
+    write_whole(report, page)
     return report
 
 

@@ -1,6 +1,10 @@
 import json
+import re
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.prompts import (
     IMAGE_PAD,
@@ -13,6 +17,7 @@ from actors.prompts import (
     load_tokenizer,
     parse_reply,
     vision_token_ids,
+    without_marks,
 )
 
 PRETTY = json.dumps(json.loads(TOOL_CALL), indent=4)
@@ -22,6 +27,48 @@ CALL = f"<tool_call>{TOOL_CALL}</tool_call>"
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("configs/tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("How many?", "How many?"),
+        ("<image>\nHow many?", "\nHow many?"),
+        ("<|vision_start|><|image_pad|><|vision_end|>x<|im_end|>", "x"),
+        ("is 1 < 2 > 0, |a| <b> and <|>?", "is 1 < 2 > 0, |a| <b> and <|>?"),
+        ("<<image>image>", ""),
+        ("<im<|image_pad|>age>", ""),
+        ("<|im_<image>start|>", ""),
+        ("<|" + "a" * 40 + "|>", ""),
+        ("<|" + "a" * 41 + "|>", "<|" + "a" * 41 + "|>"),
+        ("<|a" * 1000 + "|>" * 1000, ""),
+        ("<im" * 1000 + "<image>" + "age>" * 1000, ""),
+    ],
+)
+def test_marks_are_taken_out_of_a_question_however_nested(text, left):
+    assert without_marks(text) == left
+
+
+@given(st.lists(st.sampled_from(["<image>", "<im", "age>", "<|a", "|>", "<", ">", "|", "a"])))
+def test_no_mark_is_left_and_nothing_else_is_taken(pieces):
+    text = "".join(pieces)
+
+    def one_at_a_time(text):
+        while (shorter := re.sub(r"<\|[^|<>]{1,40}\|>|<image>", "", text)) != text:
+            text = shorter
+        return text
+
+    assert without_marks(text) == one_at_a_time(text)
+    assert without_marks(without_marks(text)) == without_marks(text)
+
+
+@pytest.mark.parametrize("depth", [100_000])
+@pytest.mark.parametrize(("opened", "closed"), [("<|a", "|>"), ("<", ">"), ("<im", "age>"), ("<|", "|>")])
+def test_marks_are_taken_out_in_linear_time(opened, closed, depth):
+    """Taking one layer out at a time needs minutes for what is done here in a second."""
+    started = time.process_time()
+    without_marks(opened * depth + closed * depth)
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

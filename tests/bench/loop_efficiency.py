@@ -26,11 +26,9 @@ from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import make_views
 from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
 from cluster.cli import make_missing_data
-from cluster.collect import Collector
 from cluster.display import Display
-from cluster.launch import launch
+from cluster.launch import Parts, launch
 from cluster.lookahead import Lookahead
-from cluster.run import Run
 from configs.load import load_config, to_yaml
 from configs.schema import Config
 
@@ -123,15 +121,15 @@ SETTLE_S = 5.0
 """After a round with look-ahead: until the engine has finished what was begun for a batch that nobody takes."""
 
 
-async def on_policy_round(run: Run, config: Config) -> dict[str, float]:
+async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
     """One trip of the loop, stage by stage."""
     started = time.monotonic()
-    async with Collector(run, config) as collector:
+    async with run.collector as collector:
         batch = await collector.collect()
     collected = time.monotonic()
     await run.learner.update([group.training for group in batch.trained])
     updated = time.monotonic()
-    await run.publish()
+    await run.fleet.sync_weights(run.learner)
     ended = time.monotonic()
     num_episodes = len(batch.scored) * config.rollout.group_size
     return {
@@ -143,11 +141,11 @@ async def on_policy_round(run: Run, config: Config) -> dict[str, float]:
     }
 
 
-async def overlapped_round(run: Run, config: Config) -> dict[str, float]:
+async def overlapped_round(run: Parts, config: Config) -> dict[str, float]:
     """Two trips of the loop with look-ahead, after one that fills it."""
     num_episodes, depth = 0, config.train.max_staleness
     async with (
-        Collector(run, config) as collector,
+        run.collector as collector,
         Lookahead(collector.collect, depth=depth, num_batches=3 + depth, allow=collector.allow) as ahead,
     ):
         for trip in range(3):
@@ -155,7 +153,7 @@ async def overlapped_round(run: Run, config: Config) -> dict[str, float]:
                 started, num_episodes = time.monotonic(), 0
             batch = await ahead.take()
             await run.learner.update([group.training for group in batch.trained])
-            await run.publish()
+            await run.fleet.sync_weights(run.learner)
             num_episodes += len(batch.scored) * config.rollout.group_size
         seconds = time.monotonic() - started
     await asyncio.sleep(SETTLE_S)
@@ -168,7 +166,7 @@ async def measure(config: Config, num_rounds: int) -> dict[str, float]:
     our_round = overlapped_round if config.train.max_staleness else on_policy_round
     try:
         async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
-            await run.publish()
+            await run.fleet.sync_weights(run.learner)
             for _ in range(num_rounds + 1):
                 bare = await asyncio.to_thread(peer.round)
                 ours = await our_round(run, config)

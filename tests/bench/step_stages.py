@@ -18,18 +18,18 @@ import time
 from statistics import median
 from typing import Any
 
+from actors.data.dataset import Dataset, PromptCursor
 from actors.episode import PlayedGroup
 from actors.play import Kind, PlayRequest
 from cluster.cli import make_missing_data
 from cluster.display import Display
 from cluster.folders import resolve_run
-from cluster.launch import launch
-from cluster.run import Run
+from cluster.launch import Parts, launch
 from configs.schema import Config
 from learner.batch import TrainingGroup
 
 
-async def play(run: Run, config: Config, kind: Kind, step: int) -> list[TrainingGroup]:
+async def play(run: Parts, cursor: PromptCursor, config: Config, kind: Kind, step: int) -> list[TrainingGroup]:
     async def one(ref: Any) -> TrainingGroup:
         request = PlayRequest(
             ref=ref,
@@ -40,12 +40,12 @@ async def play(run: Run, config: Config, kind: Kind, step: int) -> list[Training
             step=step,
             attempt=0,
         )
-        played, image = await run.rollouts.play(request)
+        played, image = await run.fleet.rollouts.play(request)
         assert isinstance(played, PlayedGroup), played
         signs = tuple(1.0 if index % 2 else -1.0 for index in range(len(played.episodes)))
         return TrainingGroup(played=played, rewards=signs, advantages=signs, image=image)
 
-    return list(await asyncio.gather(*(one(ref) for ref in run.prompts.take(config.train.prompts_per_step))))
+    return list(await asyncio.gather(*(one(ref) for ref in cursor.take(config.train.prompts_per_step))))
 
 
 def gpu_memory_gib() -> list[float]:
@@ -61,18 +61,20 @@ def gpu_memory_gib() -> list[float]:
 async def measure(config: Config, kind: Kind, num_steps: int) -> dict[str, Any]:
     started = time.monotonic()
     rows: list[dict[str, float]] = []
+    num_rows = len(Dataset.open(config.data.train))
+    cursor = PromptCursor(dataset=config.data.train, num_rows=num_rows, seed=config.run.seed)
     async with launch(config, resume=False, display=Display(config), started_at=started) as run:
         up = time.monotonic()
-        await run.publish()
+        await run.fleet.sync_weights(run.learner)
         published = time.monotonic()
         print(f"up after {up - started:.1f} s, first publish {published - up:.2f} s", flush=True)
         for step in range(1, num_steps + 1):
             times = [time.monotonic()]
-            groups = await play(run, config, kind, step)
+            groups = await play(run, cursor, config, kind, step)
             times.append(time.monotonic())
             update = await run.learner.update(groups)
             times.append(time.monotonic())
-            await run.publish()
+            await run.fleet.sync_weights(run.learner)
             times.append(time.monotonic())
             episodes = [episode for group in groups for episode in group.played.episodes]
             generated = sum(episode.num_generated_tokens for episode in episodes)

@@ -10,6 +10,7 @@ from actors.episode import SampleRef, SkippedSample
 from actors.errors import DataError, JudgeError, RolloutError, RunError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
+from cluster.fleet import Fleet
 from cluster.lookahead import Lookahead
 from configs.schema import Config, RolloutConfig, TrainConfig
 from judge.pool import JudgePool
@@ -24,10 +25,6 @@ CONFIG = Config(
 )
 
 
-class QuietDisplay:
-    def group_done(self) -> None: ...
-
-
 class NoWatch:
     def send_canary(self, step, sample): ...
 
@@ -37,18 +34,26 @@ class NoWatch:
 
 
 @dataclass
-class FakeRun:
+class Parts:
+    """What a collector works with."""
+
     rollouts: object
     judges: object = field(default_factory=ExactJudges)
     prompts: PromptCursor = field(default_factory=lambda: PromptCursor(dataset="train", num_rows=500, seed=0))
-    skips: SkipLedger = field(default_factory=lambda: SkipLedger(max_skipped_fraction=0.01))
-    display: QuietDisplay = field(default_factory=QuietDisplay)
-    judge_watch: object = field(default_factory=NoWatch)
-    step: int = 0
+
+    def collector(self, config=CONFIG):
+        return Collector(
+            Fleet(rollouts=self.rollouts, judges=self.judges),
+            config,
+            prompts=self.prompts,
+            skips=SkipLedger(max_skipped_fraction=0.01),
+            judge_watch=NoWatch(),
+            last_step=0,
+        )
 
 
-async def collect(run, config=CONFIG):
-    async with Collector(run, config) as collector:
+async def collect(parts, config=CONFIG):
+    async with parts.collector(config) as collector:
         return await collector.collect()
 
 
@@ -84,16 +89,16 @@ class SilentJudges:
 
 
 async def test_a_step_draws_what_it_trains_in_the_cursors_order():
-    run = FakeRun(pool(FakeWorker("a", seconds=0.001), FakeWorker("b")))
-    collected = await collect(run)
+    parts = Parts(pool(FakeWorker("a", seconds=0.001), FakeWorker("b")))
+    collected = await collect(parts)
     expected = PromptCursor(dataset="train", num_rows=500, seed=0).take(32)
     assert [ref.uid for ref in collected.drawn] == [ref.uid for ref in expected]
     assert {group.played.ref.uid for group in collected.trained} == {ref.uid for ref in expected}
-    assert collected.cursor == run.prompts.state()
+    assert collected.cursor == parts.prompts.state()
 
 
 async def test_groups_without_signal_are_replaced_up_to_the_bound():
-    collected = await collect(FakeRun(pool(EqualRewards("a"))))
+    collected = await collect(Parts(pool(EqualRewards("a"))))
     assert len(collected.trained) == 32
     assert 30 <= len(collected.without_signal) <= 32
     assert len(collected.drawn) == len(collected.trained) + len(collected.without_signal)
@@ -101,15 +106,15 @@ async def test_groups_without_signal_are_replaced_up_to_the_bound():
 
 async def test_the_bound_on_draws_ends_a_step_with_fewer_groups():
     collected = await collect(
-        FakeRun(pool(EqualRewards("a"))), replace(CONFIG, train=replace(CONFIG.train, max_draws=1.0))
+        Parts(pool(EqualRewards("a"))), replace(CONFIG, train=replace(CONFIG.train, max_draws=1.0))
     )
     assert len(collected.drawn) == 32
     assert len(collected.trained) == 16
 
 
 async def test_a_failed_judge_is_never_a_zero():
-    run = FakeRun(pool(FakeWorker("a")), judges=SilentJudges(every=10))
-    collected = await collect(run)
+    parts = Parts(pool(FakeWorker("a")), judges=SilentJudges(every=10))
+    collected = await collect(parts)
     assert len(collected.trained) == 32
     assert len(collected.lost) == 3
     assert all(group.reason == "too few verdicts: judge is down" for group in collected.lost)
@@ -119,23 +124,23 @@ async def test_a_failed_judge_is_never_a_zero():
 
 async def test_too_many_lost_groups_stop_the_run_with_the_reason():
     with pytest.raises(RunError, match="judge is down"):
-        await collect(FakeRun(pool(FakeWorker("a")), judges=SilentJudges()))
+        await collect(Parts(pool(FakeWorker("a")), judges=SilentJudges()))
 
 
 async def test_rollouts_that_fail_for_good_stop_the_run():
     with pytest.raises(RunError, match="no rollout worker is left"):
-        await collect(FakeRun(pool(FakeWorker("a", [RolloutError("dead")]))))
+        await collect(Parts(pool(FakeWorker("a", [RolloutError("dead")]))))
 
 
 async def test_unusable_rows_are_counted_and_stop_the_run_above_the_limit():
-    run = FakeRun(pool(Skipping("a")))
+    parts = Parts(pool(Skipping("a")))
     with pytest.raises(DataError, match="truncated image"):
-        await collect(run)
+        await collect(parts)
 
 
 async def test_a_bug_in_a_worker_stops_the_run():
     with pytest.raises(ZeroDivisionError):
-        await collect(FakeRun(pool(FakeWorker("a", [ZeroDivisionError()]))))
+        await collect(Parts(pool(FakeWorker("a", [ZeroDivisionError()]))))
 
 
 async def test_an_unjudged_episode_is_masked_and_its_group_goes_on():
@@ -146,7 +151,7 @@ async def test_an_unjudged_episode_is_masked_and_its_group_goes_on():
                 *(Verdict(is_correct=p == "red", judge="x", reason="") for p in request.predictions[1:]),
             )
 
-    collected = await collect(FakeRun(pool(FakeWorker("a")), judges=OneMissing()))
+    collected = await collect(Parts(pool(FakeWorker("a")), judges=OneMissing()))
     group = collected.trained[0]
     assert group.rewards[0] is None
     assert group.advantages[0] is None
@@ -162,39 +167,39 @@ async def test_an_outage_of_the_judges_draws_nothing_more_and_loses_nothing():
     def judge(request, prediction):
         return failed(Failure.UNREACHABLE) if went_at <= now() < back_at else said(request, prediction)
 
-    run = FakeRun(pool(FakeWorker("a", seconds=0.1)), judges=JudgePool(Judges(judge, seconds=0.2), llm_config()))
-    first = asyncio.create_task(collect(run))
+    parts = Parts(pool(FakeWorker("a", seconds=0.1)), judges=JudgePool(Judges(judge, seconds=0.2), llm_config()))
+    first = asyncio.create_task(collect(parts))
     await asyncio.sleep(55)
-    assert run.prompts.state().position == 32, "drawn before the outage, and none since"
-    steps = [await first, await collect(run)]
+    assert parts.prompts.state().position == 32, "drawn before the outage, and none since"
+    steps = [await first, await collect(parts)]
     drawn = [ref.uid for step in steps for ref in step.drawn]
     assert drawn == [ref.uid for ref in PromptCursor(dataset="train", num_rows=500, seed=0).take(64)]
     assert sorted(drawn) == sorted(group.played.ref.uid for step in steps for group in step.trained)
     assert all(step.lost == () for step in steps)
-    assert run.judges.counters.num_unjudged == 0
-    assert 55 < run.judges.counters.paused_s < 75
+    assert parts.judges.counters.num_unjudged == 0
+    assert 55 < parts.judges.counters.paused_s < 75
 
 
 @in_virtual_time
 async def test_an_outage_beyond_its_limit_stops_the_step_with_the_reason():
     config = llm_config(max_pause_s=100.0)
-    run = FakeRun(pool(FakeWorker("a")), judges=JudgePool(Judges(lambda *_: failed(Failure.DENIED, "401")), config))
+    parts = Parts(pool(FakeWorker("a")), judges=JudgePool(Judges(lambda *_: failed(Failure.DENIED, "401")), config))
     with pytest.raises(JudgeError, match=r"401.*--resume"):
-        await collect(run)
+        await collect(parts)
 
 
 async def test_the_wait_for_verdicts_counts_what_play_does_not_hide():
-    hidden = await collect(FakeRun(pool(FakeWorker("a", seconds=0.03)), judges=ExactJudges()))
+    hidden = await collect(Parts(pool(FakeWorker("a", seconds=0.03)), judges=ExactJudges()))
     assert hidden.judge_wait_s < 0.02
-    shown = await collect(FakeRun(pool(FakeWorker("a", seconds=0.03)), judges=SlowJudges(0.2)))
+    shown = await collect(Parts(pool(FakeWorker("a", seconds=0.03)), judges=SlowJudges(0.2)))
     assert 0.15 < shown.judge_wait_s < 0.25 < shown.seconds
 
 
-async def batches(run, num, *, depth, update_s=0.0, config=CONFIG):
+async def batches(parts, num, *, depth, update_s=0.0, config=CONFIG):
     """The first batches of an endless loop whose learner takes so long, and the seconds from first to last."""
     taken = []
     async with (
-        Collector(run, config) as collector,
+        parts.collector(config) as collector,
         Lookahead(collector.collect, depth=depth, num_batches=99, allow=collector.allow) as ahead,
     ):
         for _ in range(num):
@@ -218,8 +223,8 @@ async def test_with_look_ahead_a_judge_costs_no_time_beside_play(depth, judge_s,
     """Play of a batch takes 4 s here, 8 groups at a time; depth + 1 of them fit into the way of a batch."""
     times = []
     for seconds in (0.0, judge_s):
-        run = FakeRun(pool(FakeWorker("a", seconds=1.0)), judges=SlowJudges(seconds))
-        taken, elapsed_s = await batches(run, 5, depth=depth, update_s=update_s)
+        parts = Parts(pool(FakeWorker("a", seconds=1.0)), judges=SlowJudges(seconds))
+        taken, elapsed_s = await batches(parts, 5, depth=depth, update_s=update_s)
         times.append(elapsed_s)
         assert all(batch.judge_wait_s < 1e-6 for batch in taken[1:])
     assert times == pytest.approx([16.0, 16.0])
@@ -227,19 +232,19 @@ async def test_with_look_ahead_a_judge_costs_no_time_beside_play(depth, judge_s,
 
 @in_virtual_time
 async def test_on_policy_verdicts_are_waited_for_and_nothing_is_drawn_beyond_the_batch():
-    run = FakeRun(pool(FakeWorker("a", seconds=1.0)), judges=SlowJudges(3.0))
-    taken, elapsed_s = await batches(run, 3, depth=0, update_s=2.0)
+    parts = Parts(pool(FakeWorker("a", seconds=1.0)), judges=SlowJudges(3.0))
+    taken, elapsed_s = await batches(parts, 3, depth=0, update_s=2.0)
     assert elapsed_s == pytest.approx(2 * (4 + 3 + 2))
     assert [batch.judge_wait_s for batch in taken] == pytest.approx([3.0] * 3)
-    assert run.prompts.num_taken == 3 * 32
+    assert parts.prompts.num_taken == 3 * 32
 
 
 @in_virtual_time
 async def test_batches_that_run_ahead_are_unbroken_pieces_of_the_cursors_order():
     """Half of the groups teach nothing, so each batch takes some that were begun for the next one."""
-    run = FakeRun(pool(EqualRewards("a", seconds=0.5), EqualRewards("b", seconds=0.7)), judges=SlowJudges(2.0))
+    parts = Parts(pool(EqualRewards("a", seconds=0.5), EqualRewards("b", seconds=0.7)), judges=SlowJudges(2.0))
     config = replace(CONFIG, train=replace(CONFIG.train, max_draws=3.0))
-    taken, _ = await batches(run, 4, depth=1, update_s=1.0, config=config)
+    taken, _ = await batches(parts, 4, depth=1, update_s=1.0, config=config)
     cursor = PromptCursor(dataset="train", num_rows=500, seed=0)
     for batch in taken:
         assert len(batch.trained) == 32
@@ -259,9 +264,9 @@ async def test_a_group_is_played_at_most_the_look_ahead_before_its_batch_is_lear
             played_under[request.ref] = learned
             return await super().play(request)
 
-    run = FakeRun(pool(Noting("a", seconds=0.3)), judges=SlowJudges(1.0))
+    parts = Parts(pool(Noting("a", seconds=0.3)), judges=SlowJudges(1.0))
     async with (
-        Collector(run, CONFIG) as collector,
+        parts.collector() as collector,
         Lookahead(collector.collect, depth=depth, num_batches=99, allow=collector.allow) as ahead,
     ):
         for number in range(6):
@@ -276,11 +281,11 @@ async def test_a_group_is_played_at_most_the_look_ahead_before_its_batch_is_lear
 @in_virtual_time
 async def test_what_runs_ahead_is_given_up_with_the_loop():
     worker = FakeWorker("a", seconds=1.0)
-    run = FakeRun(pool(worker), judges=SlowJudges(0.5))
-    await batches(run, 2, depth=1)
+    parts = Parts(pool(worker), judges=SlowJudges(0.5))
+    await batches(parts, 2, depth=1)
     num_played = worker.num_played
     await asyncio.sleep(30)
-    assert worker.num_played == num_played < run.prompts.num_taken
+    assert worker.num_played == num_played < parts.prompts.num_taken
 
 
 def test_refs_are_all_that_a_draw_holds():

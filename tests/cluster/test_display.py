@@ -1,25 +1,67 @@
 import io
+import re
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
 
-from cluster.display import Display, judge_line
+from cluster.display import COLUMNS, Display, fitting, judge_line, remaining
 from configs.judges import JudgeConfig
 from configs.schema import Config
 from tests.judge.scripted import llm_config
 
-FIGURES = {"reward/mean": 0.5, "time/judge_wait_s": 0.25, "judge/llm_calls": 120.0, "judge/cost_usd": 0.0123}
+FIGURES = {column.key: 0.5 for column in COLUMNS}
+LLM_FIGURES = {"time/judge_wait_s": 0.25, "judge/llm_calls": 120.0, "judge/cost_usd": 0.0123}
+
+
+def printed(display, out):
+    display.step_done(1, FIGURES | LLM_FIGURES)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize(("judge", "is_shown"), [(JudgeConfig(), False), (llm_config(), True)])
 def test_a_step_shows_what_an_llm_judge_took_and_is_silent_about_rules(judge, is_shown):
     out = io.StringIO()
-    display = Display(Config(judge=judge), Console(file=out, width=200))
+    text = printed(Display(Config(judge=judge), Console(file=out, width=200)), out)
+    assert "reward 0.500" in text
+    assert ("judge wait 0.2 s, LLM calls 120, cost $0.0123" in text) is is_shown
+
+
+def test_lines_of_a_log_carry_the_time_of_day():
+    out = io.StringIO()
+    display = Display(Config(), Console(file=out, width=200))
+    display.warn("careful")
     display.step_done(1, FIGURES)
-    assert "reward 0.500" in out.getvalue()
-    assert ("judge wait 0.2 s, LLM calls 120, cost $0.0123" in out.getvalue()) is is_shown
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in out.getvalue().splitlines())
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (200, 50), (40, 10)])
+@pytest.mark.parametrize("judge", [JudgeConfig(), llm_config()])
+def test_the_live_screen_fits_the_terminal_one_line_a_row(judge, width, height):
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None)
+    display = Display(Config(judge=judge), console)
+    for step in range(1, 41):
+        display.step_done(step, FIGURES | LLM_FIGURES | {"time/step_s": 123.4})
+    console.print(display)
+    lines = out.getvalue().splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert len([line for line in lines if line.lstrip().startswith("40 ")]) == 1, "the newest step is among them"
+    assert "ETA" in out.getvalue() or width < 80
+
+
+def test_columns_go_by_need():
+    assert fitting(COLUMNS, 300) == list(COLUMNS)
+    assert fitting(COLUMNS, 1) == [COLUMNS[0]]
+    assert [column.head for column in fitting(COLUMNS, 80)][:4] == ["reward", "accuracy", "tool calls", "visual tokens"]
+
+
+def test_the_eta_is_the_median_of_the_latest_steps():
+    assert remaining([], 3) is None
+    assert remaining([100.0, 2.0, 2.0, 2.0, 2.0, 9.0], 10) == timedelta(seconds=20)
 
 
 def test_the_last_line_tells_calls_and_money():
     totals = {"llm_calls": 1200, "cache_hits": 34, "prompt_tokens": 90_000, "reply_tokens": 6_000, "cost_usd": 0.1234}
-    assert judge_line(totals) == "judge: 1,200 LLM calls, 34 verdicts known before, 96,000 tokens, $0.1234"
+    assert judge_line(totals) == "judge: 1,200 LLM calls, 34 cached verdicts, 96,000 tokens, $0.1234"

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 from rich.console import Console
 
+from actors.episode import SkippedSample
 from cluster.display import Display
-from cluster.evaluate import Players, evaluate
+from cluster.evaluate import evaluate
+from cluster.fleet import Fleet
 from configs.load import load_config
 from judge.pool import JudgePool
 from judge.verdict import Failure, Verdict
@@ -37,8 +39,8 @@ async def evaluated(num_rows: int, judge):
     display = Display(CONFIG, Console(file=shown, width=200))
     plays = Plays(num_rows)
     judges = JudgePool(Judges(judge), llm_config(max_tries=1))
-    players = Players(rollouts=plays, judges=judges, display=display, heldout=plays)
-    return await evaluate(players, CONFIG), shown.getvalue()
+    fleet = Fleet(rollouts=plays, judges=judges)
+    return await evaluate(fleet, plays, CONFIG, display), shown.getvalue()
 
 
 async def test_rows_without_a_verdict_are_in_no_accuracy_and_are_told():
@@ -58,3 +60,20 @@ async def test_nothing_is_told_where_every_row_has_its_verdict(is_correct):
     evaluation, shown = await evaluated(20, lambda *_: Verdict(is_correct=is_correct, judge="llm", reason=""))
     assert evaluation.figures()["accuracy"] == float(is_correct)
     assert "no verdict" not in shown
+
+
+async def test_an_unusable_row_is_warned_of_once_for_all_kinds_and_evaluations():
+    class TwoBroken(Plays):
+        async def play(self, request):
+            if request.ref.row in (3, 7):
+                return SkippedSample(ref=request.ref, reason=f"row {request.ref.row}: truncated image"), None
+            return await super().play(request)
+
+    shown = io.StringIO()
+    display = Display(CONFIG, Console(file=shown, width=200))
+    plays = TwoBroken(200)
+    judges = JudgePool(Judges(lambda *_: Verdict(is_correct=True, judge="llm", reason="")), llm_config(max_tries=1))
+    fleet = Fleet(rollouts=plays, judges=judges)
+    first, second = [await evaluate(fleet, plays, CONFIG, display) for _ in range(2)]
+    assert first.num_lost == second.num_lost == 6
+    assert shown.getvalue().count("truncated image") == 2

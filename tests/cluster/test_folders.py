@@ -1,7 +1,7 @@
 import pytest
 
 from actors.errors import RunError
-from cluster.folders import exported_model, resolve_run, runs_of
+from cluster.folders import resolve_run, runs_of
 
 
 def resolve(tmp_path, *, resume=False):
@@ -39,12 +39,3 @@ def test_a_model_that_is_nowhere_is_refused_before_anything_starts(tmp_path):
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(RunError, match="start it without --resume"):
         resolve(tmp_path, resume=True)
-
-
-def test_a_policy_is_a_model_folder_or_a_run(tmp_path):
-    assert exported_model("configs/tiny").name == "tiny"
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "model.safetensors").touch()
-    assert exported_model(str(tmp_path)) == tmp_path / "export"
-    with pytest.raises(RunError, match="holds no safetensors"):
-        exported_model(str(tmp_path / "nothing"))

@@ -27,7 +27,7 @@ async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(
     if is_training:
         parts = launching.launch(config, resume=False, display=display, started_at=time.monotonic())
     else:
-        parts = launching.launch_players(config, display=display)
+        parts = launching.launch_fleet(config, display=display)
     with pytest.raises(error, match=words):
         async with parts:
             pytest.fail("everything came up")

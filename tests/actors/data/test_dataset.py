@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 import shutil
@@ -6,10 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from actors.data.dataset import MIN_SKIPPED, CursorState, Dataset, PromptCursor, SkipLedger
+from actors.data.dataset import Dataset
 from actors.data.shapes import write_split
 from actors.episode import SampleRef
 from actors.errors import DataError
@@ -107,28 +106,138 @@ def test_the_mark_of_a_picture_is_taken_out_of_the_question(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"images": [PICTURE, PICTURE]}, "2 pictures"),
-        ({"images": []}, "0 pictures"),
-        ({"images": [{"bytes": None, "path": "/etc/passwd"}]}, "embed the pictures"),
-        ({"images": [b""]}, "holds no picture"),
-        ({"images": ["text"]}, "holds no picture"),
+        ({"images": [PICTURE, PICTURE]}, "images has 2 pictures"),
+        ({"images": []}, "images has 0 pictures"),
+        ({"images": [b""]}, "images holds no picture"),
+        ({"images": None}, "images holds no picture"),
         ({"problem": "  "}, "problem is empty"),
-        ({"original_answer": None}, "NoneType"),
-        ({"original_answer": True}, "bool"),
+        ({"problem": "<image>\n"}, "problem holds nothing but marks"),
+        ({"problem": "<image>\u200b<image>"}, "problem holds nothing but marks"),
+        ({"problem": "<|vision_start|><|image_pad|><|vision_end|>"}, "problem holds nothing but marks"),
+        ({"problem": "<im<|image_pad|>age> <|a<|b|>|>"}, "problem holds nothing but marks"),
+        ({"problem": "<|a" * 5000 + "|>" * 5000}, "problem holds nothing but marks"),
+        ({"original_answer": None}, "original_answer is null"),
+        ({"original_answer": ""}, "original_answer is empty"),
     ],
 )
-def test_an_unusable_row_gives_its_reason(tmp_path, changes, reason):
-    write_rows(tmp_path / "a.parquet", [a_row(**changes)])
-    with pytest.raises(DataError, match=f"row 0 of .*{reason}"):
-        read_all(tmp_path / "a.parquet")
-
-
-def test_an_unusable_row_spoils_no_other(tmp_path):
-    write_rows(tmp_path / "a.parquet", [a_row(), a_row(problem=None), a_row(original_answer="日本 🐈")])
+def test_an_unusable_row_gives_its_reason_and_spoils_no_other(tmp_path, changes, reason):
+    write_rows(tmp_path / "a.parquet", [a_row(), a_row(**changes), a_row()])
     dataset = Dataset.open(str(tmp_path / "a.parquet"))
-    assert [dataset.read(ref(row)).answer for row in (2, 0)] == ["日本 🐈", "this"]
-    with pytest.raises(DataError, match="row 1 of"):
+    with pytest.raises(DataError, match=f"^row 1 of .*a.parquet: {reason}"):
         dataset.read(ref(1))
+    assert [dataset.read(ref(row)).answer for row in (0, 2)] == ["this", "this"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"original_answer": True}, "original_answer is bool: write it as text"),
+        ({"original_answer": None}, "original_answer has no value in any row: fill it"),
+        ({"images": []}, "images has no value in any row: fill it"),
+        ({"images": [[1, 2, 3]]}, "images is list.*store each picture as the bytes of a PNG or JPEG file"),
+        ({"images": ["gone.png"]}, "row 0 of .*images names 'gone.png', which is no file .*embed the pictures"),
+        ({"images": ["https://x.org/a.png"]}, "row 0 of .*nothing is downloaded: embed the pictures"),
+        ({"images": [{"bytes": None, "path": "/etc/passwd"}]}, "row 0 of .*outside .*embed the pictures"),
+    ],
+)
+def test_what_the_schema_or_the_first_rows_show_is_refused_when_the_set_is_opened(tmp_path, changes, reason):
+    write_rows(tmp_path / "a.parquet", [a_row(**changes)] * 3)
+    save_to_disk(tmp_path / "arrow", [pq.read_table(tmp_path / "a.parquet")])
+    for name in ("a.parquet", "arrow"):
+        with pytest.raises(DataError, match=reason) as caught:
+            Dataset.open(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_some_pictures_that_are_not_there_do_not_close_a_set(tmp_path):
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    write_rows(tmp_path / "a.parquet", [a_row(images="gone.png"), a_row(images="a.png")])
+    dataset = Dataset.open(str(tmp_path / "a.parquet"))
+    assert dataset.read(ref(1)).image == PICTURE
+    with pytest.raises(DataError, match=r"row 0 of .*gone\.png"):
+        dataset.read(ref(0))
+
+
+@pytest.mark.parametrize("doubled", ["problem", "images", "original_answer", "doc_id"])
+def test_a_doubled_column_is_refused(tmp_path, doubled):
+    table = pa.Table.from_pylist([a_row(doc_id="0")])
+    table = table.append_column(doubled, table.column(doubled))
+    pq.write_table(table, tmp_path / "a.parquet")
+    save_to_disk(tmp_path / "arrow", [table])
+    for name in ("a.parquet", "arrow"):
+        with pytest.raises(DataError, match=f"{name} has the column {doubled} twice: rename or drop one"):
+            Dataset.open(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (a_row(), a_row(images=["a.png"]), r"images is list.*binary.* in 0.parquet and list.*string.* in 1.parquet"),
+        (a_row(), a_row(images=PICTURE), r"images is list.* in 0.parquet and binary in 1.parquet"),
+        (a_row(), a_row(original_answer=["this"]), r"answer is string in 0.parquet and list.* in 1.parquet"),
+        (
+            a_row(),
+            {"problem": "?", "images": [PICTURE], "answer": "this"},
+            "0.parquet has .*; 1.parquet has .*same col",
+        ),
+        (a_row(), a_row(original_answer=True), "in 1.parquet, original_answer is bool"),
+    ],
+)
+def test_files_that_are_read_in_different_ways_are_refused_with_both(tmp_path, first, second, reason):
+    for number, row in enumerate((first, second)):
+        write_rows(tmp_path / f"{number}.parquet", [row])
+    with pytest.raises(DataError, match=reason):
+        Dataset.open(str(tmp_path))
+
+
+def test_files_may_differ_in_kinds_of_numbers_and_be_empty_or_without_an_answer(tmp_path):
+    write_rows(tmp_path / "0.parquet", [a_row(original_answer=2020)])
+    write_rows(tmp_path / "1.parquet", [a_row(original_answer=2020.0)])
+    write_rows(tmp_path / "2.parquet", [a_row(original_answer=None)])
+    pq.write_table(pa.table({"problem": pa.array([], pa.null())}), tmp_path / "3.parquet")
+    write_rows(tmp_path / "4.parquet", [a_row(original_answer="2020")])
+    dataset = Dataset.open(str(tmp_path))
+    assert len(dataset) == 4
+    assert [dataset.read(ref(row)).answer for row in (0, 1, 3)] == ["2020"] * 3
+    with pytest.raises(DataError, match=r"row 2 .*original_answer is null"):
+        dataset.read(ref(2))
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+@pytest.mark.parametrize("name", ["a.parquet", "arrow"])
+def test_a_text_that_is_not_utf_8_is_one_skipped_row(tmp_path, name, kind):
+    texts = pa.array([b"fine", b"\xff\xfe"]).view(pa.string()).cast(kind)
+    table = pa.Table.from_pylist([a_row(), a_row()]).set_column(0, "problem", texts)
+    pq.write_table(table, tmp_path / "a.parquet")
+    save_to_disk(tmp_path / "arrow", [table])
+    dataset = Dataset.open(str(tmp_path / name))
+    assert dataset.read(ref(0)).question == "fine"
+    with pytest.raises(DataError, match=r"row 1 of .*utf-8"):
+        dataset.read(ref(1))
+
+
+def test_pictures_beside_the_set_are_found_from_any_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    (tmp_path / "set" / "images" / "0.png").write_bytes(PICTURE)
+    rows = [a_row(images=[{"bytes": None, "path": "images/0.png"}])]
+    write_rows(tmp_path / "set" / "a.parquet", rows)
+    save_to_disk(tmp_path / "arrow", [pa.Table.from_pylist(rows)])
+    (tmp_path / "set" / "images").rename(tmp_path / "arrow" / "images")
+    (tmp_path / "set" / "images").mkdir()
+    (tmp_path / "set" / "images" / "0.png").write_bytes(PICTURE)
+    monkeypatch.chdir(tmp_path)
+    for path in ("set", "set/a.parquet", "set/*.parquet", str(tmp_path / "arrow")):
+        assert [sample.image for sample in read_all(path)] == [PICTURE], path
+
+
+def test_identity_is_what_it_was(tmp_path):
+    """A run that was started before can be resumed: names, sizes, rows and columns are all that counts."""
+    save_to_disk(tmp_path / "arrow", [pa.table({"problem": ["?"], "images": [PICTURE], "answer": ["this"]})])
+    (file,) = (tmp_path / "arrow").glob("*.arrow")
+    schema = ["problem: string", "images: binary", "answer: string"]
+    described = json.dumps([[(file.name, file.stat().st_size)], 1, schema])
+    expected = hashlib.sha256(described.encode()).hexdigest()[:16]
+    assert Dataset.open(str(tmp_path / "arrow")).identity() == expected
 
 
 def test_a_missing_default_set_names_the_command_that_makes_it(tmp_path):
@@ -169,26 +278,6 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     }.items():
         with pytest.raises(DataError, match=reason):
             Dataset.open(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd", "a/b.arrow", ".."])
-def test_a_listed_file_outside_the_folder_is_refused(tmp_path, name):
-    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    with pytest.raises(DataError, match="plain file names"):
-        Dataset.open(str(tmp_path))
-
-
-@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"_data_files": [1]}', '{"_data_files": []}'])
-def test_a_malformed_state_is_refused(tmp_path, state):
-    (tmp_path / "state.json").write_text(state)
-    with pytest.raises(DataError, match=r"state\.json"):
-        Dataset.open(str(tmp_path))
-
-
-def test_an_indirect_arrow_folder_is_refused(tmp_path):
-    save_to_disk(tmp_path / "d", [pa.Table.from_pylist([a_row()])], indices=[{"filename": "i.arrow"}])
-    with pytest.raises(DataError, match="flatten_indices"):
-        Dataset.open(str(tmp_path / "d"))
 
 
 def test_a_flipped_byte_fails_its_checksum(tmp_path):
@@ -256,91 +345,6 @@ def test_identity_changes_with_the_files_and_not_with_their_folder(tmp_path):
     assert Dataset.open(str(tmp_path / "elsewhere")).identity() != same.identity()
 
 
-@given(num_rows=st.integers(1, 40), seed=st.integers(0, 2**31), num_epochs=st.integers(1, 3))
-def test_every_epoch_visits_each_row_once(num_rows, seed, num_epochs):
-    cursor = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
-    for epoch in range(num_epochs):
-        refs = cursor.take(num_rows)
-        assert sorted(ref.row for ref in refs) == list(range(num_rows))
-        assert {ref.uid for ref in refs} == {f"{epoch}-{row}" for row in range(num_rows)}
-    assert cursor.num_taken == num_epochs * num_rows
-
-
-@given(num_rows=st.integers(1, 30), taken=st.integers(0, 100), seed=st.integers(0, 1000))
-def test_a_restored_cursor_goes_on_identically(num_rows, taken, seed):
-    cursor = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
-    cursor.take(taken)
-    resumed = PromptCursor(dataset="d", num_rows=num_rows, seed=seed)
-    resumed.restore(cursor.state())
-    assert resumed.take(2 * num_rows + 3) == cursor.take(2 * num_rows + 3)
-    assert resumed.state() == cursor.state()
-
-
-def test_seeds_and_epochs_draw_in_different_orders():
-    cursor = PromptCursor(dataset="d", num_rows=100, seed=0)
-    first, second = ([ref.row for ref in cursor.take(100)] for _ in range(2))
-    other = [ref.row for ref in PromptCursor(dataset="d", num_rows=100, seed=1).take(100)]
-    assert first != second
-    assert first != other
-
-
-@pytest.mark.parametrize("state", [{"epoch": -1, "position": 0}, {"epoch": 0, "position": 6}])
-def test_a_state_of_another_data_set_is_refused(state):
-    with pytest.raises(ValueError, match="cannot be restored over 5 rows"):
-        PromptCursor(dataset="d", num_rows=5, seed=0).restore(CursorState(seed=0, **state))
-
-
-def test_a_state_of_another_seed_is_refused_and_changes_nothing():
-    cursor = PromptCursor(dataset="d", num_rows=5, seed=0)
-    cursor.take(2)
-    with pytest.raises(ValueError, match=r"cannot be restored under run\.seed=0: resume with the seed it had"):
-        cursor.restore(CursorState(seed=1, epoch=0, position=0))
-    assert cursor.take(3) == PromptCursor(dataset="d", num_rows=5, seed=0).take(5)[2:]
-
-
-def test_an_epoch_is_shuffled_once_however_often_rows_are_taken(monkeypatch):
-    epochs = []
-    default_rng = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: epochs.append(seed[1]) or default_rng(seed))
-    cursor = PromptCursor(dataset="d", num_rows=10, seed=0)
-    for _ in range(25):
-        cursor.take(1)
-    assert epochs == [0, 1, 2]
-
-
-def test_a_cursor_needs_rows_and_a_seed_that_can_seed():
-    with pytest.raises(ValueError, match="num_rows=0"):
-        PromptCursor(dataset="d", num_rows=0, seed=0)
-    with pytest.raises(ValueError, match=r"run\.seed=-1 cannot work"):
-        PromptCursor(dataset="d", num_rows=5, seed=-1)
-
-
-def ledger_after(*, num_usable, max_skipped_fraction):
-    ledger = SkipLedger(max_skipped_fraction=max_skipped_fraction)
-    for _ in range(num_usable):
-        ledger.count_read()
-    return ledger
-
-
-def test_a_few_unusable_rows_are_named_and_too_many_stop_the_run():
-    ledger = ledger_after(num_usable=989, max_skipped_fraction=0.01)
-    for row in range(MIN_SKIPPED - 1):
-        ledger.add(ref(row), "broken")
-    assert ledger.skipped[3] == (ref(3), "broken")
-    with pytest.raises(DataError, match=r"10 of the 999 rows of d .*max_skipped_fraction=0\.01") as caught:
-        ledger.add(ref(9), "row 9 of d: worse")
-    assert str(caught.value).endswith("the last ones: row 7: broken; row 8: broken; row 9 of d: worse")
-
-
-def test_skipped_rows_within_the_share_are_borne():
-    ledger = ledger_after(num_usable=2970, max_skipped_fraction=0.01)
-    for row in range(30):
-        ledger.add(ref(row), "broken")
-    assert (len(ledger.skipped), ledger.num_read) == (30, 3000)
-    with pytest.raises(DataError, match="31 of the 3001 rows"):
-        ledger.add(ref(30), "broken")
-
-
 def test_whatever_bit_of_an_arrow_file_flips_reading_ends_in_samples_or_data_errors(tmp_path):
     table = pa.Table.from_pylist([a_row(problem=f"question {row}?") for row in range(6)])
     num_refused = 0
@@ -356,18 +360,3 @@ def test_whatever_bit_of_an_arrow_file_flips_reading_ends_in_samples_or_data_err
         except DataError:
             num_refused += 1
     assert 30 < num_refused < 300
-
-
-def test_all_files_of_a_folder_share_one_budget_of_kept_row_groups(tmp_path, monkeypatch):
-    for number in range(4):
-        write_rows(tmp_path / f"{number}.parquet", [a_row(images=[bytes([number]) * 10_000]) for _ in range(4)])
-    groups_read = []
-    read_row_group = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, i, **kw: groups_read.append(i) or read_row_group(self, i, **kw)
-    )
-    monkeypatch.setattr("actors.data.tables.MAX_CACHED_BYTES", 100_000)  # two files of 40 KB, not three
-    dataset = Dataset.open(str(tmp_path))
-    for row, num_reads in ((0, 1), (4, 2), (1, 2), (5, 2), (2, 2), (8, 3), (3, 3), (6, 4)):
-        assert dataset.read(ref(row)).image == bytes([row // 4]) * 10_000
-        assert len(groups_read) == num_reads, row

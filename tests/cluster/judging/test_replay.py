@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 from actors.data.dataset import CursorState
 from actors.episode import Episode, SampleRef
 from actors.errors import RunError
-from cluster.collect import Collected
 from cluster.judging.cli import judge_app
 from cluster.judging.replay import read_step, replay_run, replay_summary, replay_tables
 from cluster.records.recorder import Recorder
-from cluster.score import ScoredGroup
+from cluster.step import ScoredGroup, StepBatch
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import load_config, to_yaml
 from configs.schema import Config, TrainConfig
@@ -55,7 +54,7 @@ def scored(
 def record(folder: Path, config: Config, *steps: Sequence[ScoredGroup]) -> Path:
     recorder = Recorder(folder, step=0)
     for step, groups in enumerate(steps, 1):
-        collected = Collected(
+        collected = StepBatch(
             trained=tuple(groups),
             without_signal=(),
             lost=(),

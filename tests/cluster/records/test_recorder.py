@@ -7,9 +7,10 @@ import pytest
 from actors.data.dataset import CursorState
 from actors.episode import SampleRef
 from actors.errors import RunError
-from cluster.collect import Collected
-from cluster.records.recorder import Recorder, lock_run_folder
-from cluster.score import LostGroup, ScoredGroup
+from cluster.evaluate import HeldoutPlay
+from cluster.records.files import lock_run_folder
+from cluster.records.recorder import Recorder
+from cluster.step import LostGroup, ScoredGroup, StepBatch
 from configs.schema import RewardConfig
 from judge.reward import conduct_of, group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
@@ -24,7 +25,7 @@ LLM = Verdict(
 )
 
 
-def collected(uid: str) -> Collected:
+def collected(uid: str) -> StepBatch:
     played = make_group([make_episode(asked=True, sample=uid), make_episode(answer=None, index=1, sample=uid)])
     outcomes = (LLM, NoVerdict(reason="late", usage=Usage(num_calls=3)))
     group = ScoredGroup(
@@ -34,7 +35,7 @@ def collected(uid: str) -> Collected:
         advantages=(0.5, None),
         image=None,
     )
-    return Collected(
+    return StepBatch(
         trained=(group,),
         without_signal=(),
         lost=(),
@@ -91,6 +92,19 @@ def test_a_resumed_run_tells_one_story(tmp_path):
     assert steps_of(tmp_path / "ledger.jsonl") == [1, 2, 3, 4, 5]
     assert steps_of(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5]
     assert len(list((tmp_path / "episodes").iterdir())) == 5
+
+
+def test_held_out_episodes_are_on_disk_like_those_of_the_steps(tmp_path):
+    played = make_group([make_episode(asked=True, sample="heldout-3")])
+    recorder = Recorder(tmp_path, step=0)
+    plays = [HeldoutPlay(kind="always_full", played=played, outcomes=(LLM,))]
+    recorder.record_evaluation(7, plays, {"heldout/accuracy": 1.0})
+    recorder.close()
+    (row,) = pq.read_table(tmp_path / "heldout" / "step-000007.parquet").to_pylist()
+    assert (row["kind"], row["step"], row["sample"]) == ("always_full", 7, played.ref.uid)
+    assert (row["is_correct"], row["judge"], row["reward"], row["is_trained"]) == (True, "openai", None, False)
+    Recorder(tmp_path, step=6).close()
+    assert not list((tmp_path / "heldout").iterdir()), "a run that resumes before that step tells another story"
 
 
 def test_a_torn_last_line_is_cut(tmp_path):

@@ -1,0 +1,163 @@
+"""Which files the path of a data set names, and what must not be read as one set. Opens no table."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.errors import DataError
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "testmini", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("heldout", "holdout"), "heldout"),
+}
+"""Words in a file's name that say which split it belongs to: those of the Hugging Face Hub, and our own."""
+MAX_NAMED = 8
+"""Splits or folders listed in an error."""
+LFS_POINTER = b"version https://git-lfs"
+_SHARD = re.compile(r"-\d{3,}-of-(\d{3,})(-[0-9a-f]{6,})?(?=\.)")
+"""The Hub's shards: NAME-00000-of-00004.parquet, in older repositories with a hash behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFiles:
+    """The files of one data set, in reading order."""
+
+    folder: Path
+    """Paths of pictures are relative to it, and stay inside it."""
+    files: tuple[Path, ...]
+
+
+def find_files(path: str) -> DataFiles:
+    """A Parquet or Arrow file, a folder of Parquet files, a `save_to_disk` folder, or a pattern such as `d/train-*`.
+
+    Raises:
+        DataError: nothing is there, or what is there is more than one split.
+    """
+    root = Path(path)
+    if root.is_file():
+        return DataFiles(folder=root.parent, files=(root,))
+    if root.is_dir():
+        return DataFiles(folder=root, files=_in_folder(root))
+    if glob.has_magic(path):
+        return _matching(path)
+    raise DataError(f"{path} does not exist: name a Parquet file, a folder of them, or a save_to_disk folder")
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether the file only says where Git LFS keeps the real one."""
+    with file.open("rb") as opened:
+        return opened.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _in_folder(root: Path) -> tuple[Path, ...]:
+    if (root / "dataset_dict.json").is_file():
+        splits = sorted(child.name for child in root.iterdir() if child.is_dir())
+        one = "train" if "train" in splits or not splits else splits[0]
+        raise DataError(f"{root} holds several splits ({_listed(splits)}): name one of them, as in {root}/{one}")
+    if (root / "state.json").is_file():
+        return tuple(_arrow_files(root))
+    files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
+    if not files:
+        raise DataError(_without_files(root))
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_group_of(file), []).append(file)
+    _refuse_several(root.as_posix(), root, groups)
+    return tuple(files)
+
+
+def _matching(path: str) -> DataFiles:
+    fixed = Path(*_fixed_parts(path))
+    files = sorted(Path(name) for name in glob.glob(path, recursive=True) if name.endswith((".parquet", ".arrow")))
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise DataError(f"{path} matches no *.parquet file: correct the pattern, or name a file or a folder")
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_split_of(file.relative_to(fixed)) or "", []).append(file)
+    # Files without a split's word may stand beside one split: the pattern has named them all.
+    _refuse_several(path, fixed, {split: found for split, found in groups.items() if split})
+    return DataFiles(folder=fixed, files=tuple(files))
+
+
+def _fixed_parts(path: str) -> list[str]:
+    """The folders before the first one that is a pattern."""
+    parts = list(Path(path).parts)
+    return parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))]
+
+
+def _group_of(file: Path) -> str:
+    """What must be alike among the files of a folder: the split, or the pattern of the Hub's shards."""
+    shard = _SHARD.search(file.name)
+    if shard is None:
+        return _split_of(Path(file.name)) or ""
+    return f"{file.name[: shard.start()]}-*-of-{shard[1]}{'-*' if shard[2] else ''}{file.name[shard.end() :]}"
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that the name says, or else the nearest of the folders that says one."""
+    for part in reversed(file.parts):
+        named = [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS]
+        if named:
+            return named[-1]
+    return None
+
+
+def _refuse_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> None:
+    if len(groups) < 2:
+        return
+    names = sorted(
+        group if "*" in group else found[0].relative_to(folder).as_posix() for group, found in groups.items()
+    )
+    one = next((name for name in names if "train" in name), names[0])
+    raise DataError(
+        f"{path} holds files of several splits ({_listed(names)}): name one file or a pattern, "
+        f"as in {(folder / one).as_posix()}"
+    )
+
+
+def _without_files(root: Path) -> str:
+    """Why a folder cannot be read that has no Parquet files of its own."""
+    below = {
+        found.parent.relative_to(root).as_posix()
+        for pattern in ("*/*.parquet", "*/*/*.parquet", "*/state.json")
+        for found in root.glob(pattern)
+    }
+    if not below:
+        return f"{root} holds neither *.parquet files nor a save_to_disk state.json: name a folder that does"
+    first = min(below, key=lambda folder: ("train" not in folder, folder))
+    return (
+        f"{root} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: name one "
+        f"folder, as in {root}/{first}, or all files that are one set by a pattern, as in '{root}/**/*.parquet'"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _arrow_files(root: Path) -> list[Path]:
+    """Files that `state.json` lists, none of them outside the folder."""
+    try:
+        state = json.loads((root / "state.json").read_text())
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+        is_indirect = bool(state.get("_indices_data_files") or state.get("_indices_files"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{root}/state.json does not list its files as save_to_disk does ({error}): save the set again"
+        ) from error
+    if is_indirect:
+        raise DataError(f"{root} selects rows by an index: save it again after `flatten_indices()`")
+    outside = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
+    if outside or not names:
+        raise DataError(f"{root}/state.json must list plain file names, not {outside or names}")
+    return [root / name for name in names]

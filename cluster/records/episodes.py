@@ -1,0 +1,139 @@
+"""Episodes as Parquet: the columns, and a row for each episode of a step or an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.episode import Episode, PlayedGroup
+from actors.play import Kind
+from cluster.evaluate import HeldoutPlay
+from cluster.records.files import replacing
+from cluster.step import ScoredGroup, StepBatch
+from judge.verdict import Outcome, Verdict
+
+TURN = pa.struct(
+    [
+        ("text", pa.string()),
+        ("view", pa.string()),
+        ("num_visual_tokens", pa.int32()),
+        ("num_prompt_tokens", pa.int32()),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("policy_version", pa.int64()),
+        ("finish_reason", pa.string()),
+    ]
+)
+EPISODES = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("kind", pa.string()),
+        ("sample", pa.string()),
+        ("index", pa.int32()),
+        ("attempt", pa.int32()),
+        ("dataset", pa.string()),
+        ("row", pa.int64()),
+        ("question", pa.string()),
+        ("reference", pa.string()),
+        ("needs_full", pa.bool_()),
+        ("image_sha256", pa.string()),
+        ("status", pa.string()),
+        ("asked", pa.bool_()),
+        ("answer", pa.string()),
+        ("is_well_formed", pa.bool_()),
+        ("is_correct", pa.bool_()),
+        ("judge", pa.string()),
+        ("reason", pa.string()),
+        ("judge_version", pa.string()),
+        ("judge_model", pa.string()),
+        ("num_calls", pa.int32()),
+        ("prompt_tokens", pa.int64()),
+        ("reply_tokens", pa.int64()),
+        ("reward", pa.float64()),
+        ("advantage", pa.float64()),
+        ("is_trained", pa.bool_()),
+        ("policy_versions", pa.list_(pa.int64())),
+        ("turns", pa.list_(TURN)),
+    ]
+)
+
+
+def write_episodes(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write episodes as one Parquet file, whole or not at all."""
+    table = pa.Table.from_pylist(list(rows), schema=EPISODES)
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+
+def rows_of_step(step: int, batch: StepBatch) -> Iterator[dict[str, Any]]:
+    """Every episode of a step; those without verdicts too, for another judge."""
+    unjudged = [lost.group for lost in batch.lost if lost.group is not None]
+    for groups, is_trained in ((batch.trained, True), (batch.without_signal, False), (unjudged, False)):
+        for group in groups:
+            yield from _rows_of_group(step, group, is_trained=is_trained)
+
+
+def rows_of_evaluation(step: int, plays: Sequence[HeldoutPlay]) -> Iterator[dict[str, Any]]:
+    """Every episode of an evaluation. There is no group to compare with, so no reward and no advantage."""
+    for play in plays:
+        for episode, outcome in zip(play.played.episodes, play.outcomes, strict=True):
+            yield _row(step, play.kind, play.played, episode, outcome)
+
+
+def _rows_of_group(step: int, group: ScoredGroup, *, is_trained: bool) -> Iterator[dict[str, Any]]:
+    for episode, outcome, reward, advantage in zip(
+        group.played.episodes, group.outcomes, group.rewards, group.advantages, strict=True
+    ):
+        row = _row(step, "policy", group.played, episode, outcome)
+        yield row | {
+            "reward": None if reward is None else reward.total,
+            "advantage": advantage,
+            "is_trained": is_trained,
+        }
+
+
+def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "step": step,
+        "kind": kind,
+        "sample": played.ref.uid,
+        "index": episode.id.index,
+        "attempt": episode.id.attempt,
+        "dataset": played.ref.dataset,
+        "row": played.ref.row,
+        "question": played.question,
+        "reference": played.answer,
+        "needs_full": played.needs_full,
+        "image_sha256": played.image_sha256,
+        "status": str(episode.status),
+        "asked": episode.asked,
+        "answer": episode.answer,
+        "is_well_formed": episode.is_well_formed,
+        "is_correct": outcome.is_correct if isinstance(outcome, Verdict) else None,
+        "judge": outcome.judge if isinstance(outcome, Verdict) else None,
+        "reason": outcome.reason,
+        "judge_version": outcome.judge_version if isinstance(outcome, Verdict) else None,
+        "judge_model": outcome.model if isinstance(outcome, Verdict) else None,
+        "num_calls": outcome.usage.num_calls,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "reply_tokens": outcome.usage.reply_tokens,
+        "is_trained": False,
+        "policy_versions": [turn.policy_version for turn in episode.turns],
+        "turns": [
+            {
+                "text": turn.text,
+                "view": turn.view,
+                "num_visual_tokens": turn.num_visual_tokens,
+                "num_prompt_tokens": len(turn.prompt_ids),
+                "completion_ids": turn.completion_ids,
+                "logprobs": turn.logprobs,
+                "policy_version": turn.policy_version,
+                "finish_reason": turn.finish_reason,
+            }
+            for turn in episode.turns
+        ],
+    }

@@ -154,7 +154,7 @@ async def follow_load(
             pool, started = JudgePool(handle, plan.judge), time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(_watch(name, trace, started, on_progress))
-                await _send(pool, trace, started)
+                await send_groups(pool, trace, started)
                 watch.cancel()
             trace.num_retries = pool.counters.num_retries
         finally:
@@ -164,7 +164,7 @@ async def follow_load(
     return trace
 
 
-async def _send(pool: JudgePool, trace: LoadTrace, started: float) -> None:
+async def send_groups(pool: JudgePool, trace: LoadTrace, started: float) -> None:
     """The plan's groups at their moments; ends with the plan, once all came back."""
     plan = trace.plan
 

@@ -1,15 +1,18 @@
 """A load test of the judges' pool: its plan, its figures, its picture, and a real pool under one."""
 
 import io
+import time
 from dataclasses import replace
 from statistics import fmean, median
 
 import pytest
 from rich.console import Console
 
-from cluster.judging.load import DelayedJudge, LoadTrace, follow_load, load_table, plan_load, plot_load
+from cluster.judging.load import DelayedJudge, LoadTrace, follow_load, load_table, plan_load, plot_load, send_groups
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import PoolSize
+from judge.pool import JudgePool
+from judge.verdict import GradeReply
 
 POOL = JudgeConfig(max_replicas=6, target_ongoing_requests=8.0)
 
@@ -78,6 +81,30 @@ async def test_the_delayed_judge_takes_log_normal_time_the_same_wherever_it_is_d
     assert drawn == [DelayedJudge(median_s=0.5, seed=7).delay_s(f"answer {number}") for number in range(4000)]
     assert median(drawn) == pytest.approx(0.5, rel=0.05)
     assert fmean(drawn) == pytest.approx(judge.mean_s, rel=0.05)
+
+
+async def test_groups_go_through_the_limits_on_calls_and_their_wait_there_counts():
+    class Counting:
+        def __init__(self, judge):
+            self.judge, self.under_way, self.most_under_way = judge, 0, 0
+
+        async def grade(self, request):
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            outcomes = tuple(await self.judge.grade(request))
+            self.under_way -= 1
+            return GradeReply(outcomes=outcomes, service_s=0.0)
+
+    waits = []
+    for max_concurrent in (2, 64):
+        judge = JudgeConfig(max_replicas=1, llm=LLMJudgeConfig(max_concurrent=max_concurrent))
+        plan = make_plan(judge, seconds=1.0, rate=15, latency_s=0.05)
+        handle, trace = Counting(plan.delayed), LoadTrace(plan=plan)
+        await send_groups(JudgePool(handle, plan.judge), trace, time.monotonic())
+        assert (len(trace.verdicts_at_s), trace.num_lost) == (4 * len(plan.arrivals()), 0)
+        assert (handle.most_under_way == 2) == (max_concurrent == 2)
+        waits.append(median(trace.waits_s))
+    assert waits[0] > 2 * waits[1]
 
 
 def test_the_figures_say_when_the_size_was_right_and_how_long_groups_waited():

@@ -26,11 +26,12 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Can this judge be trusted? Its verdicts on settled rows against those of people.
+    """Can this judge be trusted? Compares its verdicts with those of people.
 
-    Rows have the columns question, reference, prediction and verdict (1 or 0); a set without a right answer is an
-    attack set. `decided` is the share of gold rows that rules settle with certainty, before any LLM. An LLM is asked
-    as in a run, within the limits of judge.llm. Rows without a verdict are counted and are in no rate.
+    A row has question, reference, prediction and verdict (1 or 0); a set
+    without a right answer is an attack set. An LLM is asked as in a run, within
+    the limits of judge.llm. Rows without a verdict are in no rate. `decided` is
+    the share of gold rows that rules settle with certainty, before any LLM.
     """
     with shown_errors():
         from cluster.judging.check import check_judge, check_summary, check_tables
@@ -45,9 +46,10 @@ def replay(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's recorded episodes again under other settings: which verdicts would have changed?
+    """Judge a run's recorded answers again: which verdicts would have changed?
 
-    Verdicts that this very LLM gave stand; the rest comes from the cache or is asked. --json has all changed answers.
+    Verdicts that the same LLM gave stand; the rest comes from the cache or is
+    asked. --json lists every changed answer.
     """
     with shown_errors():
         from cluster.judging.replay import replay_run, replay_summary, replay_tables
@@ -72,9 +74,10 @@ def load(
     out: Annotated[Path, typer.Option(help="PNG of the replicas over time.")] = Path("judge_load.png"),
     as_json: Json = False,
 ) -> None:
-    """Does the pool of judges follow a load? Drives the configured pool with a delayed judge in place of its LLM.
+    """Does the pool of judges follow a load? A delayed judge stands in for its LLM.
 
-    Groups go the way of a run: its limits (judge.llm.max_concurrent, requests_per_minute), tries, Ray Serve.
+    Answers take the same way as in a run: the limits of judge.llm, tries, and
+    the replicas that Ray Serve adds and removes.
     """
     with shown_errors():
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load

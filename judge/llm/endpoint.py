@@ -34,7 +34,7 @@ from judge.verdict import Failure, NoVerdict, Usage
 
 NO_KEY = "none"
 """Sent where the endpoint wants no key: without any the client would look for one in the environment."""
-CONNECT_S = 5.0
+CONNECT_S = 10.0
 MAX_REASON_CHARS = 200
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _DENIED = frozenset({401, 402, 403, 404, 405, 407, 410})

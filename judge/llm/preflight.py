@@ -14,7 +14,7 @@ from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
 from judge.verdict import Failure, JudgeRequest, NoVerdict
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 15.0
 QUESTION = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
 REMEDIES = {
     Failure.DENIED: "mend the key, the model or the address",

@@ -21,6 +21,7 @@ LLM = Verdict(
     judge="openai",
     reason="equal",
     judge_version="v1",
+    model="gpt-4o-2024-11-20",
     usage=Usage(num_calls=1, prompt_tokens=90, reply_tokens=3),
 )
 
@@ -67,9 +68,12 @@ def test_every_episode_is_on_disk_with_what_it_earned(tmp_path):
 
 def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
     write_steps(tmp_path, 1, 1)
-    columns = ("judge", "judge_version", "num_calls", "prompt_tokens", "reply_tokens")
+    columns = ("judge", "judge_version", "judge_model", "num_calls", "prompt_tokens", "reply_tokens")
     rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet", columns=list(columns)).to_pylist()
-    assert [tuple(row[name] for name in columns) for row in rows] == [("openai", "v1", 1, 90, 3), (None, None, 3, 0, 0)]
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("openai", "v1", "gpt-4o-2024-11-20", 1, 90, 3),
+        (None, None, None, 3, 0, 0),
+    ]
 
 
 def test_a_group_that_got_too_few_verdicts_is_on_disk_for_another_judge(tmp_path):

@@ -176,7 +176,7 @@ class Collector:
         self._play_ahead()
         if isinstance(group, LostGroup):
             return group
-        self._judge_watch.ride_along(step, ref.uid)
+        self._judge_watch.send_canary(step, ref.uid)
         with self._wait.judging():
             return await score_group(self._fleet, self._config, group)
 

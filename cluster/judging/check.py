@@ -1,210 +1,214 @@
-"""`visionthink judge check`: the configured judge against settled rows, as figures and as tables."""
+"""`visionthink judge check`: the configured judge, in this process, against settled rows."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from rich.markup import escape
+import numpy as np
 from rich.table import Table
 
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
+from judge.chain import Closing, llm_judge
 from judge.counts import JudgeCounts
 from judge.llm.apikey import read_key
+from judge.llm.cache import open_cache
+from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from judge.trust.check import CheckedRow, Rate, by_kind, check_rows, measure
-from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
-from judge.verdict import GradeReply, Judge, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
+from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
+from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.verdict import GradeReply, Judge, JudgeRequest, Verdict
 
-MAX_SHOWN_CHARS = 60
-MAX_PAUSE_S = 30.0
-"""Somebody sits before a check: an outage is not waited out as long as in a run."""
-MAX_REASONS = 10
-
-
-class InProcess:
-    """A judge of this process as the handle of a pool. Adds up what its replies take, failed tries included."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self.usage = Usage()
-
-    async def grade(self, request: JudgeRequest) -> GradeReply:
-        started = time.monotonic()
-        outcomes = tuple(await self._judge.grade(request))
-        self.usage = sum((outcome.usage for outcome in outcomes), self.usage)
-        return GradeReply(outcomes=outcomes, service_s=time.monotonic() - started)
+MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` has all of them
+MAX_PAUSE_S = 30.0  # somebody sits before a check: an outage is not waited out as in a run
+MAX_FALSE_NEGATIVE_RATE = 0.2  # of a judge to trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pooled:
-    """A pool as a judge."""
+class InProcess:
+    """A judge of this process as the handle of a pool."""
 
-    pool: JudgePool
+    judge: Judge
 
-    async def grade(self, request: JudgeRequest) -> list[Outcome]:
-        return list(await self.pool.grade(request))
+    async def grade(self, request: JudgeRequest) -> GradeReply:
+        started = time.monotonic()
+        outcomes = tuple(await self.judge.grade(request))
+        return GradeReply(outcomes=outcomes, service_s=time.monotonic() - started)
+
+
+@asynccontextmanager
+async def pool_in_process(
+    config: JudgeConfig,
+    *,
+    make: Callable[[JudgeConfig], Judge] = llm_judge,
+    has_cache: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[JudgePool]:
+    """A pool over the LLM of the chain, which `make` builds; `has_cache`: with `judge.cache`. Ray starts only where
+    `judge.chain` names `cluster`. Raises JudgeError where the key cannot be read or the cluster's LLM does not come up.
+    """
+    async with AsyncExitStack() as cleanup:
+        if "cluster" in config.chain:
+            from cluster.launch import llm_in_cluster  # imports Ray
+
+            config = await cleanup.enter_async_context(llm_in_cluster(config))
+        handle = store = None
+        if config.has_llm:
+            read_key(config.llm)  # a missing key ends the command, not each call
+            handle = InProcess(judge=make(config))
+            if isinstance(handle.judge, Closing):
+                cleanup.push_async_callback(handle.judge.aclose)
+            if has_cache and (store := open_cache(config, warn)):
+                cleanup.callback(store.close)
+        pool = JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
+        cleanup.push_async_callback(pool.aclose)
+        yield pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeReport:
-    """What a judge said about settled rows. Gold holds right and wrong answers, attacks hold wrong ones alone."""
+    """What a judge said about settled rows."""
 
+    config: JudgeConfig
     gold: tuple[CheckedRow, ...]
-    """Rows that this judge is meant to decide."""
-    beyond: tuple[CheckedRow, ...]
-    """Gold rows that need knowledge, where the judge has written rules alone: shown, but in no rate."""
+    """Right and wrong answers."""
     attacks: tuple[CheckedRow, ...]
-    usage: Usage
-    """Of all calls to an LLM, further tries included."""
-    cost_usd: float
-    """At the prices of judge.llm."""
+    """Wrong answers alone."""
+    by_rules: tuple[CheckedRow, ...]
+    """Gold (of none, attacks) as the rules judge in front of an LLM: no verdict where they are not certain."""
+    took: JudgeCounts
+    seconds: float
 
     @property
-    def attack_success(self) -> Rate:
-        return measure(self.attacks).false_positives
+    def all_rows(self) -> tuple[CheckedRow, ...]:
+        return (*self.gold, *self.attacks)
 
     @property
-    def disagreements(self) -> tuple[CheckedRow, ...]:
-        return tuple(row for row in (*self.gold, *self.attacks) if row.agrees is False)
-
-    @property
-    def unjudged(self) -> tuple[CheckedRow, ...]:
-        return tuple(row for row in (*self.gold, *self.beyond, *self.attacks) if row.agrees is None)
-
-    def figures(self) -> dict[str, object]:
-        """For `--json`. A rate without a case is null."""
-        gold, everything = measure(self.gold), measure((*self.gold, *self.beyond, *self.attacks))
-        rates = {
+    def rates(self) -> dict[str, Rate]:
+        """By the name that `--json` gives them."""
+        gold, decided = measure(self.gold), measure(self.by_rules).agreement
+        return {
             "agreement": gold.agreement,
             "false_positive_rate": gold.false_positives,
             "false_negative_rate": gold.false_negatives,
-            "attack_success_rate": self.attack_success,
-            "agreement_beyond_rules": measure(self.beyond).agreement,
+            "attack_success_rate": measure(self.attacks).false_positives,
+            "decided": Rate(num_hits=decided.num_cases, num_cases=len(self.by_rules)),
+            "decided_agreement": decided,
         }
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Whether the judge can be trusted (yes, no, unclear) and why: yes and no are beyond the intervals' doubt."""
+        rates, most = self.rates, self.config.canary_alarm
+        passing = [("wrong answers pass", rates["false_positive_rate"], most)]
+        if self.attacks:
+            passing.append(("attacks pass", rates["attack_success_rate"], most))
+        checks = [
+            *passing,
+            ("right answers fail", rates["false_negative_rate"], MAX_FALSE_NEGATIVE_RATE),
+            ("rows get no verdict", Rate.of(item.agrees is None for item in self.all_rows), most),
+        ]
+        for answer, bound, sign in (("no", 0, "at least"), ("unclear", 1, "up to")):
+            for what, rate, limit in checks:
+                if rate.interval[bound] > limit:
+                    far = f"{sign} {rate.interval[bound]:.1%}, limit {limit:.0%}"
+                    return answer, f"{rate.num_hits} of {rate.num_cases} {what} ({far})"
+        return "yes", ", ".join(f"{rate.num_hits} of {rate.num_cases} {what}" for what, rate, _ in passing)
+
+    def figures(self) -> dict[str, object]:
+        """For `--json`. A rate without a case is null."""
+        seconds = [item.seconds for item in self.all_rows]
+        median_s, p95_s = np.quantile(seconds, (0.5, 0.95)).tolist()
         return {
-            **{name: rate.share for name, rate in rates.items()},
-            **{f"{name}_interval": list(rate.interval) for name, rate in rates.items()},
+            **{name: rate.share for name, rate in self.rates.items()},
+            **{f"{name}_interval": list(rate.interval) for name, rate in self.rates.items()},
+            "trusted": self.verdict[0],
             "num_gold": len(self.gold),
-            "num_beyond_rules": len(self.beyond),
             "num_attacks": len(self.attacks),
-            "num_unjudged": everything.num_unjudged,
-            "median_s": everything.median_s,
-            "p95_s": everything.p95_s,
-            "num_calls": self.usage.num_calls,
-            "prompt_tokens": self.usage.prompt_tokens,
-            "reply_tokens": self.usage.reply_tokens,
-            "cost_usd": self.cost_usd,
-            "disagreements": [_shown(row) for row in self.disagreements],
+            "num_unjudged": measure(self.all_rows).num_unjudged,
+            "median_s": median_s,
+            "p95_s": p95_s,
+            "verdicts_per_s": len(seconds) / self.seconds,
+            "num_calls": self.took.num_llm_calls,
+            "prompt_tokens": self.took.prompt_tokens,
+            "reply_tokens": self.took.reply_tokens,
+            "cost_usd": self.took.cost_usd,
+            "disagreements": [_shown(item) for item in self.all_rows if item.agrees is False],
         }
 
 
-async def check_judge(config: JudgeConfig, files: Sequence[Path], *, judge: Judge | None = None) -> JudgeReport:
-    """Ask about every row of the files, of the shipped sets where there is none.
+async def check_judge(
+    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] = llm_judge
+) -> JudgeReport:
+    """Ask about every row of the files, of the shipped sets where none is given.
 
-    Tries, deadlines and limits are those of a run; verdicts of earlier runs are not taken.
-
-    Args:
-        judge: stands in for the configured one.
+    Tries, deadlines and limits are those of a run; verdicts of earlier runs are not taken. A file without a right
+    answer is an attack set.
 
     Raises:
         DataError: a file that is not a gold or attack set.
-        JudgeError: the key of the endpoint cannot be read.
+        JudgeError: the judge cannot be asked.
     """
     sets = [read_gold(path) for path in files or (GOLD_FILE, ATTACKS_FILE)]
-    gold = [row for rows in sets if not _is_attack_set(rows) for row in rows]
-    attacks = [row for rows in sets if _is_attack_set(rows) for row in rows]
-    stand_in = judge
-    async with AsyncExitStack() as cleanup:
-        if judge is None:
-            if config.has_llm:
-                read_key(config.llm)  # a missing key ends the command, not each call
-            judge = chain = make_judge(config)
-            cleanup.push_async_callback(chain.aclose)
-        handle = InProcess(judge)
-        pool = JudgePool(handle, replace(config, max_pause_s=min(config.max_pause_s, MAX_PAUSE_S)), local=stand_in)
-        # The pool has its own deadline, which does not count waits for a turn; this one is against a hang.
-        longest_s = config.timeout_s * (1 + len(gold) + len(attacks)) + MAX_PAUSE_S
-        checked = await check_rows(Pooled(pool=pool), [*gold, *attacks], timeout_s=longest_s)
-    of_gold, rules_alone = checked[: len(gold)], not config.has_llm
-    return JudgeReport(
-        gold=tuple(row for row in of_gold if row.row.is_decidable_by_rules or not rules_alone),
-        beyond=tuple(row for row in of_gold if rules_alone and not row.row.is_decidable_by_rules),
-        attacks=checked[len(gold) :],
-        usage=handle.usage,
-        cost_usd=JudgeCounts.of_usage(handle.usage, config.llm).cost_usd,
-    )
-
-
-def _is_attack_set(rows: Sequence[GoldRow]) -> bool:
-    return not any(row.is_correct for row in rows)
+    gold = [row for rows in sets if any(row.is_correct for row in rows) for row in rows]
+    attacks = [row for rows in sets if not any(row.is_correct for row in rows) for row in rows]
+    # The pool has its own deadline, which does not count waits for a turn; this one is against a hang.
+    longest_s = config.timeout_s * (1 + len(gold) + len(attacks)) + MAX_PAUSE_S
+    by_rules = await check_rows(certain_rules(config), gold or attacks, timeout_s=longest_s)
+    patient = replace(config, max_pause_s=min(config.max_pause_s, MAX_PAUSE_S))
+    async with pool_in_process(patient, make=make) as pool:
+        started = time.monotonic()
+        checked = await check_rows(pool, [*gold, *attacks], timeout_s=longest_s)
+        return JudgeReport(
+            config=config,
+            gold=checked[: len(gold)],
+            attacks=checked[len(gold) :],
+            by_rules=by_rules,
+            took=pool.counters,
+            seconds=time.monotonic() - started,
+        )
 
 
 def check_tables(report: JudgeReport) -> list[Table]:
-    """By kind, what it took, the disagreements, and why there was no verdict."""
-    gold, attacks = _kinds_table("gold set", report.gold), _kinds_table("attack set", report.attacks)
-    tables = [table for table in (gold, attacks) if table.row_count > 1]
-    if report.beyond:
-        tables.append(_kinds_table("gold rows that rules alone cannot settle (in no rate)", report.beyond))
-    if report.usage.num_calls:
-        tables.append(_usage_table(report))
-    if report.disagreements:
-        table = Table("kind", "reference", "prediction", "people", "judge", "reason", title="disagreements")
-        for row in report.disagreements:
-            table.add_row(*(escape(str(cell)) for cell in _shown(row).values()))
-        tables.append(table)
-    if report.unjudged:
-        tables.append(_unjudged_table(report.unjudged))
-    return tables
+    """Rates; kinds of rows with an error or without a verdict; examples of these rows. Cells are no markup."""
+    rates = Table("rate", "rows", "value", "95 % interval")
+    for name, rate in report.rates.items():
+        if rate.share is not None:
+            interval = "{:.1%} to {:.1%}".format(*rate.interval)
+            rates.add_row(name.replace("_", " "), str(rate.num_cases), f"{rate.share:.1%}", interval)
+    kinds = Table("kind", "rows", "false positives", "false negatives", "no verdict")
+    for kind, rows in groupby(sorted(report.all_rows, key=lambda item: item.row.kind), lambda item: item.row.kind):
+        trust = measure(checked := list(rows))
+        errors = (trust.false_positives.num_hits, trust.false_negatives.num_hits, trust.num_unjudged)
+        if any(errors):
+            kinds.add_row(kind, str(len(checked)), *map(str, errors))
+    examples = Table("reference", "prediction", "people", "judge", "reason", title="disagreements, no verdict")
+    for item in [item for item in report.all_rows if not item.agrees][:MAX_ROWS]:
+        examples.add_row(*(str(cell) for cell in list(_shown(item).values())[1:]))
+    return [table for table in (rates, kinds, examples) if table.row_count]
 
 
-def _usage_table(report: JudgeReport) -> Table:
-    usage, everything = report.usage, measure((*report.gold, *report.beyond, *report.attacks))
-    table = Table("calls", "prompt tokens", "reply tokens", "cost", "median", "95 %", title="LLM")
-    latency = (f"{seconds * 1000:.1f} ms" for seconds in (everything.median_s, everything.p95_s))
-    counts = (str(count) for count in (usage.num_calls, usage.prompt_tokens, usage.reply_tokens))
-    table.add_row(*counts, f"{report.cost_usd:.4f} USD", *latency)
-    return table
-
-
-def _unjudged_table(rows: Sequence[CheckedRow]) -> Table:
-    """Reasons with their number, the most frequent first."""
-    counts = Counter(
-        (row.outcome.failure.value, row.outcome.reason) for row in rows if isinstance(row.outcome, NoVerdict)
+def check_summary(report: JudgeReport) -> str:
+    """What the check took, and on the last line the answer."""
+    took = (
+        "{num_calls} LLM calls, {prompt_tokens} prompt and {reply_tokens} reply tokens, {cost_usd:.4f} USD, "
+        "{verdicts_per_s:.1f} verdicts/s, latency {median_s:.3f} s (median), {p95_s:.3f} s (p95)"
     )
-    table = Table("rows", "failure", "reason", title="no verdict (in no rate)")
-    for (failure, reason), count in counts.most_common(MAX_REASONS):
-        table.add_row(str(count), failure, escape(reason))
-    return table
+    answer, reason = report.verdict
+    return f"{took.format(**report.figures())}\nCan this judge be trusted? {answer.capitalize()}: {reason}"
 
 
-def _kinds_table(title: str, checked: Sequence[CheckedRow]) -> Table:
-    table = Table("kind", "rows", "agreement", "passed wrongly", "failed wrongly", "no verdict", "median", title=title)
-    for kind, trust in {**by_kind(checked), "all": measure(checked)}.items():
-        rates = (trust.agreement, trust.false_positives, trust.false_negatives)
-        latency = f"{trust.median_s * 1000:.1f} ms"
-        num_rows = trust.agreement.num_cases + trust.num_unjudged
-        table.add_row(kind, str(num_rows), *(_percent(rate) for rate in rates), str(trust.num_unjudged), latency)
-    return table
-
-
-def _percent(rate: Rate) -> str:
-    low, high = rate.interval
-    return "-" if rate.share is None else f"{rate.share:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _shown(checked: CheckedRow) -> dict[str, object]:
-    row, outcome = checked.row, checked.outcome
+def _shown(item: CheckedRow) -> dict[str, object]:
+    row, outcome = item.row, item.outcome
     return {
         "kind": row.kind,
-        "reference": row.reference[:MAX_SHOWN_CHARS],
-        "prediction": row.prediction[:MAX_SHOWN_CHARS],
+        "reference": row.reference[:MAX_CHARS],
+        "prediction": row.prediction[:MAX_CHARS],
         "people": int(row.is_correct),
         "judge": int(outcome.is_correct) if isinstance(outcome, Verdict) else None,
-        "reason": outcome.reason[:MAX_SHOWN_CHARS],
+        "reason": outcome.reason[:MAX_CHARS],
     }

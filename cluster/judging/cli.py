@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from cluster.shell import (
-    ConfigName,
-    Json,
-    Overrides,
-    console,
-    print_json,
-    progress_bar,
-    run_async,
-    shown_errors,
-    warn_user,
-)
-from configs.judges import JudgeConfig
+from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, run_async, shown_errors, warn_user
 from configs.load import load_config
-
-if TYPE_CHECKING:
-    from cluster.judging.check import JudgeReport
 
 judge_app = typer.Typer(no_args_is_help=True, help="Measure the judges.")
 
@@ -35,59 +22,44 @@ def check(
     config: ConfigName = "tiny",
     sets: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--set", help="JSON lines to check instead of the shipped ones; give it several times if need be."
-        ),
+        typer.Option("--set", help="JSON lines to check in place of the shipped rows; may be given several times."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the configured judge about the gold set and the attack set, and compare with the verdicts of people.
+    """Can this judge be trusted? Compares its verdicts with those of people.
 
-    A set without a right answer is an attack set. Runs in this process; Ray comes up only to serve the LLM of
-    judge.cluster. An LLM is asked as in a run, within the limits of judge.llm, and what that took is shown; a row
-    without a verdict is counted and in no rate.
+    A row has question, reference, prediction and verdict (1 or 0); a set
+    without a right answer is an attack set. An LLM is asked as in a run, within
+    the limits of judge.llm. Rows without a verdict are in no rate. `decided` is
+    the share of gold rows that rules settle with certainty, before any LLM.
     """
     with shown_errors():
-        from cluster.judging.check import check_tables
+        from cluster.judging.check import check_judge, check_summary, check_tables
 
-        report = run_async(_check(load_config(config, overrides or []).judge, sets or []))
-        for table in check_tables(report):
-            Console(stderr=as_json).print(table)
-        if as_json:
-            print_json(report.figures())
+        report = run_async(check_judge(load_config(config, overrides or []).judge, sets or ()))
+        _show(check_tables(report), check_summary(report), report.figures(), as_json)
 
 
 @judge_app.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/tiny.")],
     overrides: Overrides = None,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", "-c", help="Settings to score with in place of the run's own: a name or a YAML file."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the answers decided differently as JSON lines, for `judge check --set`.")
-    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run's recorded episodes again, under other settings, and show what would have changed.
+    """Judge a run's recorded answers again: which verdicts would have changed?
 
-    Nothing is generated. What the same judge has decided stands; the rest comes from the cache or is asked.
+    Verdicts that the same LLM gave stand; the rest comes from the cache or is
+    asked. --json lists every changed answer.
     """
     with shown_errors():
-        from cluster.judging.replay import find_judge, replay_run
-        from cluster.judging.replay_tables import replay_tables, summary_lines
+        from cluster.judging.replay import replay_run, replay_summary, replay_tables
 
-        judge = find_judge(run, overrides or [], config)
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run} has no config.yaml: name the folder of a run")
+        config = load_config(str(run / "config.yaml"), overrides or [])
         with progress_bar("steps") as advance:
-            report = run_async(replay_run(run, judge, out=out, advance=advance, warn=warn_user))
-        shown = Console(stderr=as_json)
-        for table in replay_tables(report):
-            shown.print(table)
-        for line in summary_lines(report):
-            shown.print(line, highlight=False)
-        if as_json:
-            print_json(report.figures())
+            report = run_async(replay_run(run, config.judge, advance=advance, warn=warn_user))
+        _show(replay_tables(report), replay_summary(report), report.figures(), as_json)
 
 
 @judge_app.command()
@@ -96,55 +68,34 @@ def load(
     config: ConfigName = "tiny",
     seconds: Annotated[float, typer.Option(help="Length of the load: quiet, busy, quiet again.")] = 50.0,
     rate: Annotated[
-        float | None,
-        typer.Option(help="Groups per second while busy. Default: what 2.5 replicas serve, so that 3 are right."),
+        float | None, typer.Option(help="Groups per second while busy. Default: what judge.max_replicas can serve.")
     ] = None,
-    latency: Annotated[float, typer.Option(help="Median seconds in which the delayed judge judges a group.")] = 0.5,
-    sigma: Annotated[float, typer.Option(help="Spread of these seconds: standard deviation of their logarithm.")] = 0.5,
-    burst: Annotated[float, typer.Option(help="Mean number of groups that end at the same moment.")] = 1.5,
-    seed: Annotated[int, typer.Option(help="Of the arrivals and latencies: the same seed is the same load.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG of replicas, queue wait and throughput over time.")] = Path(
-        "judge_load.png"
-    ),
+    latency: Annotated[float, typer.Option(help="Median seconds that a judge takes for an answer.")] = 0.5,
+    out: Annotated[Path, typer.Option(help="PNG of the replicas over time.")] = Path("judge_load.png"),
     as_json: Json = False,
 ) -> None:
-    """Drive a pool of delayed judges with a seeded load, draw what it did, and measure verdicts per second.
+    """Does the pool of judges follow a load? A delayed judge stands in for its LLM.
 
-    The pool is the configured one on a real Ray Serve, but may grow beyond the right size, so that it shows whether it
-    does. Verdicts per second are those of the rules at saturation, by calls of a group and by calls of one answer.
+    Answers take the same way as in a run: the limits of judge.llm, tries, and
+    the replicas that Ray Serve adds and removes.
     """
     with shown_errors():
-        from cluster.judging.arrivals import Latency
-        from cluster.judging.load import plan_load
-        from cluster.judging.load_display import LoadProgress, load_table, measure_load
+        from cluster.judging.load import follow_load, load_table, plan_load, plot_load
+        from cluster.launch import connect
 
         settings = load_config(config, overrides or [])
-        plan = plan_load(
-            settings.judge,
-            group_size=settings.rollout.group_size,
-            seconds=seconds,
-            rate=rate,
-            latency=Latency(median_s=latency, sigma=sigma),
-            burst=burst,
-            seed=seed,
-        )
-        with LoadProgress(console) as progress:
-            trace, saturation = run_async(measure_load(plan, settings.judge, progress))
-        from cluster.judging.load_plot import plot_load
-
+        size, seed = settings.rollout.group_size, settings.run.seed
+        plan = plan_load(settings.judge, group_size=size, seconds=seconds, rate=rate, latency_s=latency, seed=seed)
+        connect()
+        with progress_bar("seconds") as advance:
+            trace = run_async(follow_load(plan, on_progress=advance))
         plot_load(trace, out)
-        Console(stderr=as_json).print(load_table(trace, saturation))
-        console.print(f"picture: {out}", highlight=False)
-        if as_json:
-            print_json({**saturation.figures(), **trace.figures()})
+        _show([load_table(trace)], f"picture: {out}", trace.figures(), as_json)
 
 
-async def _check(config: JudgeConfig, sets: Sequence[Path]) -> JudgeReport:
-    from cluster.judging.check import check_judge
-
-    if "cluster" not in config.chain:
-        return await check_judge(config, sets)
-    from cluster.launch import llm_in_cluster
-
-    async with llm_in_cluster(config) as judge:
-        return await check_judge(judge, sets)
+def _show(tables: Sequence[Table], summary: str, figures: dict[str, object], as_json: bool) -> None:
+    """On stdout, or with --json on stderr and the figures on stdout. Text is no markup."""
+    Console(stderr=as_json, highlight=False).print(*tables, markup=False)
+    typer.echo(summary, err=as_json)
+    if as_json:
+        print_json(figures)

@@ -1,264 +1,232 @@
-"""`visionthink judge load`: does the judges' pool follow a load."""
+"""`visionthink judge load`: does the pool of judges follow a load, within the limits of a run?
+
+By Little's law a rate of calls per second that each take `mean_s` keeps rate * mean_s calls under way; the pool is of
+the right size when these make up its target per replica. What the limits hold back counts as not sent.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
+import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-import ray
+import numpy as np
+from rich.table import Table
 
-from actors.errors import JudgeError
-from cluster.judging.arrivals import (
-    Arrival,
-    CallTrace,
-    Latency,
-    Phase,
-    PoolSample,
-    Tally,
-    overshoot,
-    plan_arrivals,
-    right_size,
-    tally,
-    time_to_release,
-    time_to_size,
-)
-from cluster.judging.delayed_judge import Ledger, delayed_judges
-from cluster.launch import connect
 from configs.judges import JudgeConfig
-from judge.chain import make_judge
-from judge.deployment import ServeJudgeHandle, count_replicas, delete_application, deploy_judges
-from judge.trust.check import percentile
-from judge.verdict import Judge, JudgeRequest, check_reply
-
-StartPool: TypeAlias = Callable[
-    [JudgeConfig, Callable[[JudgeConfig], Judge]], AbstractAsyncContextManager[tuple[ServeJudgeHandle, str]]
-]
-"""Settings and a replica's judge -> a pool that is up, and its name; gone on exit."""
+from judge.deployment import PoolSize, count_replicas, delete_application, deploy_judges
+from judge.pool import JudgePool
+from judge.verdict import JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 SAMPLE_S = 0.2
-BUSY_SHARE = (0.2, 0.4, 0.4)
-"""Parts of the plan's time: quiet, busy, quiet again."""
-QUIET_RATE = 0.1
-"""Of the busy rate."""
-SPARE_REPLICAS = 3
-"""By how many the pool of a load test may grow beyond the right size, so that overshoot would show."""
+SIGMA = 0.5  # standard deviation of the logarithm of a call's seconds, about that of an LLM endpoint
+QUIET_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelayedJudge:
+    """Waits for each prediction as long as an LLM would, log-normally, then calls it right."""
+
+    median_s: float
+    seed: int
+
+    @property
+    def mean_s(self) -> float:
+        return self.median_s * math.exp(SIGMA**2 / 2)
+
+    def delay_s(self, prediction: str) -> float:
+        """The same in every process."""
+        return self.median_s * math.exp(SIGMA * random.Random(f"{self.seed}/{prediction}").gauss(0.0, 1.0))
+
+    async def grade(self, request: JudgeRequest) -> list[Outcome]:
+        await asyncio.sleep(max(self.delay_s(prediction) for prediction in request.predictions))
+        verdict = Verdict(is_correct=True, judge="delayed", reason="", usage=Usage(num_calls=1))
+        return [verdict for _ in request.predictions]
+
+    def make(self, config: JudgeConfig) -> DelayedJudge:
+        """How a replica builds its judge."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What a load test sends, and what a pool of the right size would be."""
+    """Quiet, busy, quiet again: what a load test sends, and what a pool of the right size would be."""
 
     judge: JudgeConfig
     group_size: int
-    latency: Latency
-    phases: tuple[Phase, Phase, Phase]
-    burst: float
-    seed: int
+    delayed: DelayedJudge
+    rate: float
+    """Groups per second while busy."""
+    seconds: float
 
     @property
-    def arrivals(self) -> tuple[Arrival, ...]:
-        return plan_arrivals(self.phases, burst=self.burst, seed=self.seed)
+    def busy(self) -> tuple[float, float]:
+        """Seconds after the start, from and until."""
+        return 0.2 * self.seconds, 0.6 * self.seconds
 
-    @property
-    def seconds(self) -> float:
-        return sum(phase.seconds for phase in self.phases)
+    def share_at(self, at_s: float) -> float:
+        """Of the busy rate."""
+        return 1.0 if self.busy[0] <= at_s < self.busy[1] else QUIET_SHARE
 
-    @property
-    def busy_from_s(self) -> float:
-        return self.phases[0].seconds
+    def size_at(self, at_s: float) -> int:
+        """Replicas that keep `target_ongoing_requests` calls each under way."""
+        calls_per_s = self.share_at(at_s) * self.rate * self.group_size
+        under_way = min(calls_per_s, self.judge.llm.requests_per_minute / 60 or math.inf) * self.delayed.mean_s
+        size = max(1, math.ceil(under_way / self.judge.target_ongoing_requests - 1e-9))
+        return max(self.judge.min_replicas, min(self.judge.max_replicas, size))
 
-    @property
-    def busy_until_s(self) -> float:
-        return self.phases[0].seconds + self.phases[1].seconds
-
-    def size_of(self, phase: Phase) -> int:
-        size = right_size(phase.rate, self.latency.mean_s, self.judge.target_ongoing_requests)
-        return max(self.judge.min_replicas, size)
-
-    def request(self, group: int) -> JudgeRequest:
-        """A group's call; each answer is an id of its own."""
-        answers = tuple(f"{group}.{index}" for index in range(self.group_size))
-        return JudgeRequest(question=str(group), reference="", predictions=answers)
+    def arrivals(self) -> list[float]:
+        """When groups are sent, at random (Poisson): the same for the same seed."""
+        chance, at_s, times = random.Random(self.delayed.seed), 0.0, []
+        while (at_s := at_s + chance.expovariate(self.rate)) < self.seconds:
+            times += [at_s] if chance.random() < self.share_at(at_s) else []
+        return times
 
 
 def plan_load(
-    judge: JudgeConfig,
-    *,
-    group_size: int,
-    seconds: float,
-    rate: float | None,
-    latency: Latency,
-    burst: float,
-    seed: int,
+    judge: JudgeConfig, *, group_size: int, seconds: float, rate: float | None, latency_s: float, seed: int
 ) -> LoadPlan:
-    """Quiet, busy, quiet again. The pool may grow past the right size, so that it can be seen whether it does.
-
-    Args:
-        rate: groups per second while busy; None takes what 2.5 replicas at their target serve, so that 3 are right.
-    """
-    for name, value in (("seconds", seconds), ("latency", latency.median_s), ("rate", 1.0 if rate is None else rate)):
-        if value <= 0:
-            raise ValueError(f"--{name} {value:g} cannot work: give a number above 0")
-    if latency.sigma < 0:
-        raise ValueError(f"--sigma {latency.sigma:g} cannot work: give 0 or more")
+    """A load on the configured pool, its LLM replaced by a delayed judge; `rate` None wants all of its replicas."""
+    for name, value in (("seconds", seconds), ("latency", latency_s), ("rate", 1.0 if rate is None else rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"--{name} {value:g} is invalid: must be above 0")
+    delayed = DelayedJudge(median_s=latency_s, seed=seed)
     if rate is None:
-        rate = 2.5 * judge.target_ongoing_requests / latency.mean_s
-    rates = (QUIET_RATE * rate, rate, QUIET_RATE * rate)
-    before, busy, after = (Phase(seconds=share * seconds, rate=r) for share, r in zip(BUSY_SHARE, rates, strict=True))
-    size = right_size(rate, latency.mean_s, judge.target_ongoing_requests)
-    room = max(judge.max_replicas, size + SPARE_REPLICAS, judge.min_replicas)
-    return LoadPlan(
-        judge=replace(judge, max_replicas=room),
-        group_size=group_size,
-        latency=latency,
-        phases=(before, busy, after),
-        burst=burst,
-        seed=seed,
-    )
+        rate = (judge.max_replicas - 0.5) * judge.target_ongoing_requests / (delayed.mean_s * group_size)
+    alone = replace(judge, chain=("openai",), llm=replace(judge.llm, model="delayed"), cache="")
+    return LoadPlan(judge=alone, group_size=group_size, delayed=delayed, rate=rate, seconds=seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LoadTrace:
-    """What a pool did under a plan."""
+    """What a pool did under a plan. Grows while the load runs."""
 
     plan: LoadPlan
-    calls: tuple[CallTrace, ...]
-    """Those that came back, in the order of their return."""
-    samples: tuple[PoolSample, ...]
-    errors: tuple[str, ...]
-    """One line per call that did not come back with verdicts."""
-    tally: Tally
+    sizes: list[tuple[float, PoolSize]] = field(default_factory=list)
+    """(seconds after the start, replicas) of the whole load."""
+    waits_s: list[float] = field(default_factory=list)
+    """Of each group, beyond the time of its slowest judge."""
+    verdicts_at_s: list[float] = field(default_factory=list)
+    num_lost: int = 0
+    """Answers without a verdict."""
+    num_retries: int = 0
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, Any]:
         """For `--json`. Times that never came are null."""
-        plan, (_, busy, after) = self.plan, self.plan.phases
-        size, waits = plan.size_of(busy), sorted(call.wait_s for call in self.calls)
-        beyond = overshoot(self.samples, size=size, since_s=plan.busy_from_s, until_s=plan.busy_until_s)
+        begin, end = self.plan.busy
+        size, quiet = self.plan.size_at(begin), self.plan.size_at(end)
+        until_right = (at_s - begin for at_s, now in self.sizes if at_s >= begin and now.num_running >= size)
+        until_released = (at_s - end for at_s, now in self.sizes if at_s >= end and now.num_running <= quiet)
+        most = max((now.num_running + now.num_starting for at_s, now in self.sizes if at_s < end), default=0)
+        wait_p50_s, wait_p95_s = np.quantile(self.waits_s or [0.0], (0.5, 0.95)).tolist()
         return {
             "right_size": size,
-            "right_size_s": time_to_size(self.samples, size=size, since_s=plan.busy_from_s),
-            "release_s": time_to_release(self.samples, size=plan.size_of(after), since_s=plan.busy_until_s),
-            "overshoot": beyond,
-            "replicas_max": max((sample.num_running for sample in self.samples), default=0),
-            "queue_wait_p50_s": percentile(waits, 0.5),
-            "queue_wait_p95_s": percentile(waits, 0.95),
-            "num_calls": len(plan.arrivals),
-            "num_verdicts": sum(call.num_verdicts for call in self.calls),
-            "lost": self.tally.lost,
-            "doubled": self.tally.doubled,
+            "right_size_s": next(until_right, None),
+            "release_s": next(until_released, None),
+            "overshoot": max(0, most - size),
+            "replicas_max": max((now.num_running for _, now in self.sizes), default=0),
+            "wait_p50_s": wait_p50_s,
+            "wait_p95_s": wait_p95_s,
+            "num_verdicts": len(self.verdicts_at_s),
+            "verdicts_per_s": sum(begin <= at_s < end for at_s in self.verdicts_at_s) / (end - begin),
+            "num_lost": self.num_lost,
+            "num_retries": self.num_retries,
         }
 
 
-@contextlib.asynccontextmanager
-async def running_pool(
-    judge: JudgeConfig, make: Callable[[JudgeConfig], Judge] = make_judge
-) -> AsyncIterator[tuple[ServeJudgeHandle, str]]:
-    """A pool on the cluster this process is connected to, with its name; gone on exit."""
-    name = f"judge-load-{secrets.token_hex(3)}"
+async def follow_load(
+    plan: LoadPlan, *, on_progress: Callable[[int, int], None] = lambda at_s, seconds: None
+) -> LoadTrace:
+    """Drive a pool of delayed judges on the connected Ray cluster, through the `JudgePool` of a run.
+
+    `on_progress` is told (seconds since the start, seconds in all), many times a second.
+    """
+    name, trace = f"judge-load-{secrets.token_hex(3)}", LoadTrace(plan=plan)
     try:
-        handle = await asyncio.to_thread(deploy_judges, judge, name, make=make)
+        handle = await asyncio.to_thread(deploy_judges, plan.judge, name, make=plan.delayed.make)
         try:
-            yield handle, name
+            pool, started = JudgePool(handle, plan.judge), time.monotonic()
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(_watch(name, trace, started, on_progress))
+                await send_groups(pool, trace, started)
+                watch.cancel()
+            trace.num_retries = pool.counters.num_retries
         finally:
             handle.close()
     finally:
         await asyncio.to_thread(delete_application, name)
+    return trace
 
 
-async def follow_load(
-    plan: LoadPlan,
-    *,
-    on_progress: Callable[[float], None] = lambda at_s: None,
-    start_pool: StartPool = running_pool,
-) -> LoadTrace:
-    """Drive a real pool of delayed judges with the plan.
+async def send_groups(pool: JudgePool, trace: LoadTrace, started: float) -> None:
+    """The plan's groups at their moments; ends with the plan, once all came back."""
+    plan = trace.plan
 
-    Calls go to the pool's handle itself and are tried once: the tries of a `JudgePool` would hide a call that Serve
-    loses.
+    async def judge(group: int) -> None:
+        answers = tuple(f"answer {group}.{index}" for index in range(plan.group_size))
+        sent_at = time.monotonic()
+        outcomes = await pool.grade(JudgeRequest(question=f"load {group}", reference="none", predictions=answers))
+        now = time.monotonic()
+        trace.waits_s.append(max(0.0, now - sent_at - max(plan.delayed.delay_s(answer) for answer in answers)))
+        num_lost = sum(isinstance(outcome, NoVerdict) for outcome in outcomes)
+        trace.num_lost += num_lost
+        trace.verdicts_at_s += [now - started] * (len(outcomes) - num_lost)
 
-    Args:
-        on_progress: told the seconds since the start, many times a second.
-        start_pool: brings the pool up; another one than ours is for comparison.
-    """
-    ledger_name = f"ledger-{secrets.token_hex(3)}"
-    ledger = ray.remote(Ledger).options(name=ledger_name, num_cpus=0).remote()
-    async with start_pool(plan.judge, delayed_judges(plan.latency, plan.seed, ledger_name)) as (handle, name):
-        await ledger.times_judged.remote()
-        driver = _Driver(plan, handle)
-        async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(_watch(name, driver, on_progress))
-            await driver.run()
-            watch.cancel()
-        judged = await ledger.times_judged.remote()
-    ray.kill(ledger)
-    sent = [text for arrival in plan.arrivals for text in plan.request(arrival.group).predictions]
-    return LoadTrace(
-        plan=plan,
-        calls=tuple(driver.calls),
-        samples=tuple(driver.samples),
-        errors=tuple(driver.errors),
-        tally=tally(sent, driver.returned, judged),
-    )
+    async with asyncio.TaskGroup() as groups:
+        for group, at_s in enumerate(plan.arrivals()):
+            await asyncio.sleep(at_s + started - time.monotonic())
+            groups.create_task(judge(group))
+        await asyncio.sleep(plan.seconds + started - time.monotonic())
 
 
-class _Driver:
-    """Sends the plan's calls at their moments and keeps what comes back."""
-
-    def __init__(self, plan: LoadPlan, handle: ServeJudgeHandle) -> None:
-        self._plan = plan
-        self._handle = handle
-        self.started = time.monotonic()
-        self.calls: list[CallTrace] = []
-        self.samples: list[PoolSample] = []
-        self.errors: list[str] = []
-        self.returned: list[str] = []
-
-    def now_s(self) -> float:
-        return time.monotonic() - self.started
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as calls:
-            self.started = time.monotonic()
-            for arrival in self._plan.arrivals:
-                await asyncio.sleep(max(0.0, arrival.at_s - self.now_s()))
-                calls.create_task(self._call(arrival.group))
-            await asyncio.sleep(max(0.0, self._plan.seconds - self.now_s()))
-
-    async def _call(self, group: int) -> None:
-        request, sent_s = self._plan.request(group), self.now_s()
-        try:
-            async with asyncio.timeout(self._plan.judge.timeout_s):
-                reply = check_reply(await self._handle.grade(request), len(request.predictions))
-        except (JudgeError, TimeoutError) as error:
-            self.errors.append(f"group {group}: {type(error).__name__}: {error}")
-            return
-        self.returned += [outcome.reason for outcome in reply.outcomes]
-        self.calls.append(
-            CallTrace(sent_s=sent_s, done_s=self.now_s(), service_s=reply.service_s, num_verdicts=len(reply.outcomes))
-        )
-
-
-async def _watch(name: str, driver: _Driver, on_progress: Callable[[float], None]) -> None:
+async def _watch(name: str, trace: LoadTrace, started: float, on_progress: Callable[[int, int], None]) -> None:
     while True:
-        size = await asyncio.to_thread(count_replicas, name)
-        at_s = driver.now_s()
+        size, at_s = await asyncio.to_thread(count_replicas, name), time.monotonic() - started
         if size is not None:
-            driver.samples.append(PoolSample(at_s=at_s, num_running=size.num_running, num_starting=size.num_starting))
-        on_progress(at_s)
+            trace.sizes.append((at_s, size))
+        on_progress(int(at_s), int(trace.plan.seconds))
         await asyncio.sleep(SAMPLE_S)
 
 
-@contextlib.contextmanager
-def own_cluster() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names or one of this process. Its Serve may have other tenants: it is left up."""
-    connect()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def load_table(trace: LoadTrace) -> Table:
+    plan, figures = trace.plan, trace.figures()
+    times = ("never" if figures[name] is None else f"{figures[name]:.1f} s" for name in ("right_size_s", "release_s"))
+    rows = {
+        "right size": f"{{right_size}} of at most {plan.judge.max_replicas} replicas",
+        "reached after, released after": ", ".join(times),
+        "replicas beyond the right size": "{overshoot}",
+        "wait of a group, p50, p95": "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s",
+        "verdicts, per second": "{num_verdicts}, {verdicts_per_s:.1f}",
+        "answers lost, calls retried": "{num_lost}, {num_retries}",
+    }
+    title = f"{plan.rate:.1f} groups/s of {plan.group_size}, {plan.delayed.mean_s:.2f} s per answer"
+    table = Table("while busy", "seen", title=title)
+    for what, seen in rows.items():
+        table.add_row(what, seen.format(**figures))
+    return table
+
+
+def plot_load(trace: LoadTrace, out: Path) -> None:
+    """Draw replicas over time as a PNG; the folder of `out` is made."""
+    from matplotlib.figure import Figure  # slow to import
+
+    plan, at_s = trace.plan, [at_s for at_s, _ in trace.sizes]
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    running = [now.num_running for _, now in trace.sizes]
+    all_up = [now.num_running + now.num_starting for _, now in trace.sizes]
+    axes.fill_between(at_s, running, all_up, step="post", alpha=0.25, linewidth=0, label="starting")
+    axes.step(at_s, running, where="post", linewidth=2, label="running")
+    edges = (0.0, *plan.busy, plan.seconds)
+    axes.stairs([plan.size_at(edge) for edge in edges[:-1]], edges, baseline=None, linestyle="--", label="right size")
+    axes.axvspan(*plan.busy, alpha=0.09, linewidth=0)
+    axes.set(xlabel="seconds (shaded: busy)", ylabel="replicas", ylim=(0, plan.judge.max_replicas + 0.6))
+    axes.legend(frameon=False, loc="upper right")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, format="png", dpi=110)

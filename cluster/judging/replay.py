@@ -1,158 +1,186 @@
-"""`visionthink judge replay`: the recorded episodes of a run, scored again under another judge. Nothing is generated.
+"""`visionthink judge replay`: the recorded answers of a run, judged again under other settings. Nothing is generated.
 
-A verdict that was recorded under the very same judge stands as it is, so the judge of the run itself changes nothing
-and is not asked, whatever became of the cache. Steps are read, judged and added up one by one.
+An LLM's verdict that was recorded under the same version of the judge stands; rules decide again, and everything else
+comes from the cache or is asked. Of the answers only counts and the changed ones stay in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
 
 from actors.errors import RunError
-from cluster.judging.recorded import RecordedGroup, read_step, step_files
-from cluster.judging.replay_asking import Asking, ReplayJudge, is_same_judge, kept_outcome
-from cluster.judging.replay_report import (
-    ChangedRow,
-    ReplayedGroup,
-    ReplayReport,
-    Tally,
-    add_examples,
-    changed_rows,
-    tally_groups,
-)
-from configs.load import load_config
-from configs.schema import Config
+from cluster.judging.check import pool_in_process
+from cluster.records.episodes import EPISODES
+from configs.judges import JudgeConfig
+from judge.chain import llm_judge
+from judge.counts import JudgeCounts
 from judge.llm.version import judge_version
-from judge.reward import group_rewards
-from judge.verdict import Verdict
+from judge.pool import JudgePool
+from judge.trust.check import Rate
+from judge.verdict import Judge, JudgeRequest, Verdict
 
-REPLAY_KIND = "replay"
-"""Kind of the rows that `--out` writes for `judge check --set`."""
-
-
-def find_judge(run_dir: Path, overrides: Sequence[str], name: str | None) -> ReplayJudge:
-    """The judge that overrides on the run's own settings describe, or on those of the config `name`.
-
-    Raises:
-        RunError: no folder of a run, or, without a name, settings that this version does not read.
-        ValueError: a name or override that cannot work.
-    """
-    saved = run_dir / "config.yaml"
-    if not saved.is_file():
-        raise RunError(f"{run_dir} has no config.yaml: name the folder of a run")
-    of_run: Config | None = None
-    try:
-        of_run = load_config(str(saved))
-    except ValueError as error:
-        if name is None:
-            raise RunError(
-                f"{saved} is of another version ({error}): give other settings with --config NAME"
-            ) from error
-    config = load_config(name or str(saved), overrides)
-    version = judge_version(config.judge)
-    return ReplayJudge(config=config, version=version, is_of_run=_version_of(of_run) == version)
+DECIDED = {True: "right", False: "wrong", None: "no verdict"}
+NO_ANSWER = "no answer"  # wrong under every judge
+GROUP = ("step", "sample", "question", "reference")
+COLUMNS = (*GROUP, "answer", "is_correct", "reason", "judge_version")
+MAX_ROWS, MAX_CHARS = 10, 60  # of a table
 
 
-def _version_of(config: Config | None) -> str | None:
-    """Of the judge of these settings; None where nobody can tell any more, as its wording is gone."""
-    try:
-        return None if config is None else judge_version(config.judge)
-    except ValueError:
-        return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReport:
+    """Before is as recorded, after is under the other settings."""
 
+    counts: Mapping[tuple[int, str, str], int]
+    """(step, decision before, decision after) -> episodes; `NO_ANSWER` is a decision."""
+    changed: Sequence[dict[str, str]]
+    """Answers decided differently, each once: `question, reference, prediction, before, after`."""
+    took: JudgeCounts
 
-def _say_nothing(*_: object) -> None:
-    """Nobody to tell."""
+    def changes(self) -> Counter[str]:
+        """Answers by change, such as `wrong to right`, those that stay as they are too."""
+        counts: Counter[str] = Counter()
+        for (_, before, after), num in self.counts.items():
+            if before != NO_ANSWER:
+                counts[f"{before} to {after}"] += num
+        return counts
+
+    @property
+    def changed_rate(self) -> Rate:
+        """Of the answers; losing or getting a verdict counts."""
+        changes = self.changes()
+        num_same = sum(changes[f"{name} to {name}"] for name in DECIDED.values())
+        return Rate(num_hits=changes.total() - num_same, num_cases=changes.total())
+
+    def accuracy(self, steps: Collection[int]) -> tuple[float | None, float | None]:
+        """Before and after, of the episodes that are scored; None where none is."""
+        rates = []
+        for when in (1, 2):
+            scored = [
+                (key[when], num) for key, num in self.counts.items() if key[0] in steps and key[when] != "no verdict"
+            ]
+            num_right = sum(num for decision, num in scored if decision == "right")
+            rates.append(Rate(num_hits=num_right, num_cases=sum(num for _, num in scored)).share)
+        return rates[0], rates[1]
+
+    def figures(self) -> dict[str, object]:
+        """For `--json`. An accuracy of nothing is null."""
+        rate, names = self.changed_rate, ("accuracy_before", "accuracy_after")
+        steps = sorted({step for step, _, _ in self.counts})
+        return {
+            "num_episodes": sum(self.counts.values()),
+            "num_answers": rate.num_cases,
+            "num_changed": rate.num_hits,
+            "changed_share": rate.share,
+            "changed_share_interval": list(rate.interval),
+            "changes": dict(self.changes()),
+            **dict(zip(names, self.accuracy(steps), strict=True)),
+            "num_llm_calls": self.took.num_llm_calls,
+            "num_cache_hits": self.took.num_cache_hits,
+            "cost_usd": self.took.cost_usd,
+            "changed": self.changed,
+            "steps": [{"step": n, **dict(zip(names, self.accuracy((n,)), strict=True))} for n in steps],
+        }
 
 
 async def replay_run(
     run_dir: Path,
-    judge: ReplayJudge,
+    config: JudgeConfig,
     *,
-    out: Path | None = None,
-    advance: Callable[[int, int], None] = _say_nothing,
-    warn: Callable[[str], None] = _say_nothing,
+    make: Callable[[JudgeConfig], Judge] = llm_judge,
+    advance: Callable[[int, int], None] = lambda num_done, num_all: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> ReplayReport:
-    """Score all recorded steps again.
-
-    Args:
-        out: file for the rows whose verdict changes, in the columns of a gold set; None writes none.
-        advance: told (steps done, steps in all).
-        warn: told why the replay waits for its judge.
+    """Judge all recorded steps again. `advance` is told (steps done, steps in all).
 
     Raises:
         RunError: no run, or a step that cannot be read.
         JudgeError: the judge or the cache cannot be used.
     """
-    files = step_files(run_dir)
-    steps: dict[int, Tally] = {}
-    examples: tuple[ChangedRow, ...] = ()
-    async with Asking(judge, warn) as asking, _changed_rows_file(out) as write:
-        advance(0, len(files))
-        for num_done, file in enumerate(files, 1):
-            groups = await _replay_step(await asyncio.to_thread(read_step, file), judge, asking)
-            for step in sorted({group.recorded.step for group in groups}):
-                of_step = [group for group in groups if group.recorded.step == step]
-                steps[step] = steps.get(step, Tally()) + tally_groups(of_step, judge.config.train.min_scored)
-            rows = list(changed_rows(groups))
-            write(rows)
-            examples = add_examples(examples, rows)
+    files = sorted((run_dir / "episodes").glob("step-*.parquet"))
+    if not files:
+        raise RunError(f"{run_dir} has no episodes/step-*.parquet: name the folder of a run that finished a step")
+    version = judge_version(config) or "rules"
+    counts: Counter[tuple[int, str, str]] = Counter()
+    changed: dict[tuple[str, ...], dict[str, str]] = {}
+    async with pool_in_process(config, make=make, has_cache=True, warn=warn) as pool:
+        for num_done, file in enumerate(files):
             advance(num_done, len(files))
-        return ReplayReport(steps=steps, asked=asking.asked, examples=examples)
+            groups = await asyncio.to_thread(read_step, file)
+            async with asyncio.TaskGroup() as tasks:
+                judged = [tasks.create_task(_judge_again(pool, group, version)) for group in groups]
+            for group, task in zip(groups, judged, strict=True):
+                for row, (is_correct, reason) in zip(group, task.result(), strict=True):
+                    decisions = DECIDED[row["is_correct"]], DECIDED[is_correct]
+                    before, after = decisions if row["answer"] is not None else (NO_ANSWER, NO_ANSWER)
+                    counts[row["step"], before, after] += 1
+                    if before != after:
+                        key = (row["question"], row["reference"], row["answer"])
+                        texts = dict(zip(("question", "reference", "prediction"), key, strict=True))
+                        said = {"before": f"{before}: {row['reason']}", "after": f"{after}: {reason}"}
+                        changed.setdefault(key, {**texts, **said})
+        return ReplayReport(counts=counts, changed=list(changed.values()), took=pool.counters)
 
 
-async def _replay_step(
-    recorded: Sequence[RecordedGroup], judge: ReplayJudge, asking: Asking
-) -> tuple[ReplayedGroup, ...]:
-    is_same = is_same_judge(recorded, version=judge.version, is_of_run=judge.is_of_run)
+def read_step(file: Path) -> list[list[dict[str, Any]]]:
+    """The episodes of a step as they were written, group by group: the columns `COLUMNS`.
 
-    async def replay(group: RecordedGroup) -> ReplayedGroup:
-        kept = [
-            kept_outcome(episode, judge.version, is_same=is_same, has_llm=judge.config.judge.has_llm)
-            for episode in group.episodes
-        ]
-        outcomes = await asking.fill(group, kept)
-        conducts = [episode.conduct for episode in group.episodes]
-        rewards = group_rewards(conducts, outcomes, judge.config.reward)
-        return ReplayedGroup(recorded=group, outcomes=outcomes, rewards=rewards)
-
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(replay(group)) for group in recorded]
-    return tuple(task.result() for task in running)
-
-
-@asynccontextmanager
-async def _changed_rows_file(path: Path | None) -> AsyncIterator[Callable[[Sequence[ChangedRow]], None]]:
-    """Writes changed rows as JSON lines; the file is there once all of them are."""
-    if path is None:
-        yield lambda rows: None
-        return
-    partial = path.with_name(path.name + ".tmp")
+    Raises:
+        RunError: the file is damaged, or was not written by a run of this version; names file and column.
+    """
     try:
-        lines = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--out {path} cannot be written: {error}") from error
-    seen: set[tuple[str, str, str]] = set()
-    try:
-        with lines:
-            yield lambda rows: _write_rows(rows, lines, seen)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            for name in COLUMNS:
+                found = parquet.schema_arrow.field(name).type if name in parquet.schema_arrow.names else "missing"
+                if found != (wanted := EPISODES.field(name).type):
+                    raise RunError(f"{file} was not written by this version: column {name!r} is {found}, not {wanted}")
+            rows = parquet.read(columns=list(COLUMNS)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise RunError(f"{file} cannot be read: {reason}; move it away to leave this step out") from error
+    return [list(members) for _, members in groupby(rows, key=lambda row: [row[name] for name in GROUP])]
 
 
-def _write_rows(rows: Sequence[ChangedRow], lines: IO[str], seen: set[tuple[str, str, str]]) -> None:
-    """Each question, reference and answer once. A row without a verdict has nothing to settle."""
-    for row in rows:
-        texts = (row.question, row.reference, row.prediction)
-        if isinstance(row.after, Verdict) and texts not in seen:
-            seen.add(texts)
-            names = ("question", "reference", "prediction")
-            verdict = {"verdict": int(row.after.is_correct), "kind": REPLAY_KIND}
-            lines.write(json.dumps({**dict(zip(names, texts, strict=True)), **verdict}) + "\n")
+async def _judge_again(pool: JudgePool, group: Sequence[dict[str, Any]], version: str) -> list[tuple[bool | None, str]]:
+    """(is it right, reason) per episode: as recorded where there was no answer, or where this very LLM decided."""
+    is_open = [row["answer"] is not None and row["judge_version"] != version for row in group]
+    answers = tuple(row["answer"] for row, asks in zip(group, is_open, strict=True) if asks)
+    request = JudgeRequest(question=group[0]["question"], reference=group[0]["reference"], predictions=answers)
+    outcomes = await pool.grade(request) if answers else ()
+    judged = iter([(o.is_correct if isinstance(o, Verdict) else None, o.reason) for o in outcomes])
+    return [
+        next(judged) if asks else (row["is_correct"], row["reason"]) for row, asks in zip(group, is_open, strict=True)
+    ]
+
+
+def replay_tables(report: ReplayReport) -> list[Table]:
+    """Verdicts before and after, accuracy over the run, and examples. Cells are no markup."""
+    verdicts, changes = Table("recorded", *(f"now {name}" for name in DECIDED.values())), report.changes()
+    for before in DECIDED.values():
+        verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECIDED.values()))
+    course, steps = Table("steps", "recorded accuracy", "now"), sorted({step for step, _, _ in report.counts})
+    for some in np.array_split(steps, min(len(steps), MAX_ROWS)) if steps else ():
+        cells = ("-" if share is None else f"{share:.1%}" for share in report.accuracy(some.tolist()))
+        course.add_row(f"{min(some)} to {max(some)}", *cells)
+    examples = Table("reference", "answer", "recorded", "now", title="examples of what changes")
+    for row in report.changed[:MAX_ROWS]:
+        examples.add_row(*(text[:MAX_CHARS] for text in list(row.values())[1:]))
+    return [table for table in (verdicts, course, examples) if table.row_count]
+
+
+def replay_summary(report: ReplayReport) -> str:
+    rate, took = report.changed_rate, report.took
+    return (
+        f"{took.num_llm_calls} LLM calls, {took.num_cache_hits} verdicts from the cache, {took.cost_usd:.4f} USD\n"
+        f"{rate.num_hits} of {rate.num_cases} verdicts would have changed"
+    )

@@ -1,77 +1,43 @@
-"""Settled rows that are judged beside the groups of a run, to see whether its judge still tells right from wrong.
+"""Canaries: settled rows that are judged beside the groups of a run, to see whether its LLM still judges well.
 
-A judge that a policy has learned to fool passes what it should not: the share of wrong rows that pass is watched. Only
-evidence counts: the lower end of the 95 % Wilson interval, and never less than a few rows that passed.
+An LLM that a policy has learned to fool passes wrong answers. Only evidence counts: the lower end of the 95 % interval
+of their share. Rules do not drift, so canaries are rows that they leave to the LLM; a chain of rules alone has none.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from actors.errors import RunError
-from configs.judges import JudgeConfig
-from judge.rules.judge import find_by_rules, may_be_math
 from judge.trust.check import Rate
-from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
-from judge.trust.precheck import precheck
-from judge.verdict import JudgeRequest, Outcome, Verdict
+from judge.trust.goldset import GoldRow
+from judge.verdict import Judge, NoVerdict, Outcome, Verdict
 
 NUM_WATCHED = 200
 """Newest canaries that count: a judge that was good for long must not hide that it no longer is."""
-MIN_PASSED = 3
-"""Wrong rows that must have passed before anybody is warned."""
-MIN_PASSED_TO_STOP = 5
-"""And before a run is stopped."""
+MIN_PASSED, MIN_PASSED_TO_STOP = 3, 5
+"""Wrong rows that must have passed before anybody is warned, and before a run is stopped."""
 
 
-def canary_rows(config: JudgeConfig, files: Sequence[Path] = (GOLD_FILE, ATTACKS_FILE)) -> tuple[GoldRow, ...]:
-    """Rows that say something about this chain.
-
-    Rules alone are not asked what needs knowledge. What is settled in front of an LLM, by rules or before any judge,
-    comes out the same every time: what watches the LLM are the rows that reach it.
-    """
-    rows = tuple(row for file in files for row in read_gold(file))
-    if not config.has_llm:
-        return tuple(row for row in rows if row.is_decidable_by_rules)
-    return tuple(row for row in rows if _reaches_llm(row, config))
-
-
-def _reaches_llm(row: GoldRow, config: JudgeConfig) -> bool:
-    settled = precheck(row.reference, row.prediction, max_answer_chars=config.max_answer_chars)
-    if isinstance(settled, Verdict):
-        return False
-    if config.chain[0] != "rules":
-        return True
-    finding = find_by_rules(
-        row.question,
-        row.reference,
-        row.prediction,
-        metric=config.metric,
-    )
-    return not finding.is_certain and not may_be_math(row.question, row.reference, row.prediction)
-
-
-def draw_canary(rows: Sequence[GoldRow], share: float, *, seed: int, step: int, sample: str) -> GoldRow | None:
-    """The row that rides along with this sample's group; none for most. The same arguments, the same row."""
+def draw_canaries(rows: Sequence[GoldRow], share: float, *, seed: int, step: int, sample: str) -> list[GoldRow]:
+    """Rows to try beside this sample's group, in random order; none for most. The same arguments, the same rows."""
     draw = random.Random(f"canary {seed} {step} {sample}")
-    return draw.choice(rows) if rows and draw.random() < share else None
+    return draw.sample(rows, len(rows)) if draw.random() < share else []
 
 
-def canary_request(row: GoldRow) -> JudgeRequest:
-    """The row as a group of its own."""
-    return JudgeRequest(question=row.question, reference=row.reference, predictions=(row.prediction,))
+async def first_undecided(rows: Iterable[GoldRow], judges: Sequence[Judge]) -> GoldRow | None:
+    """The first row that none of these judges decides: it reaches the LLM behind them."""
+    for row in rows:
+        outcomes = [outcome for judge in judges for outcome in await judge.grade(row.request)]
+        if all(isinstance(outcome, NoVerdict) for outcome in outcomes):
+            return row
+    return None
 
 
 class CanaryWatch:
-    """Counts canaries.
-
-    Args:
-        alarm: share of wrong rows that pass at which to warn.
-        stop: share at which the run must not go on.
-    """
+    """Counts canaries. `alarm` and `stop`: shares of wrong rows that pass at which to warn, and to end the run."""
 
     def __init__(self, *, alarm: float, stop: float) -> None:
         self._alarm = alarm
@@ -84,10 +50,10 @@ class CanaryWatch:
     @property
     def false_positives(self) -> Rate:
         """Of the newest wrong rows, those that passed."""
-        return Rate(num_hits=sum(self._passed), num_cases=len(self._passed))
+        return Rate.of(self._passed)
 
     def add(self, row: GoldRow, outcome: Outcome) -> str | None:
-        """Count one. Returns a warning where there is something new to warn of; a row without a verdict is none.
+        """Count one. Returns a warning where there is something new to warn of.
 
         Raises:
             RunError: too many wrong rows pass: what the policy learns now is how to please this judge.
@@ -98,12 +64,10 @@ class CanaryWatch:
         if row.is_correct:
             return None
         self._passed.append(outcome.is_correct)
-        rate = self.false_positives
-        low, high = rate.interval
+        rate, (low, high) = self.false_positives, self.false_positives.interval
         shown = (
-            f"{rate.num_hits} of {rate.num_cases} settled wrong answers passed the judge "
-            f"({rate.share or 0.0:.1%}, 95 % interval {low:.1%} to {high:.1%}), the last one: {row.prediction[:60]!r} "
-            f"where {row.reference[:60]!r} is right"
+            f"the judge passed {rate.num_hits} of {rate.num_cases} wrong canaries ({rate.share or 0.0:.1%}, 95 % "
+            f"interval {low:.1%} to {high:.1%}), the last one {row.prediction[:60]!r} for {row.reference[:60]!r}"
         )
         if rate.num_hits >= MIN_PASSED_TO_STOP and low > self._stop:
             raise RunError(

@@ -1,4 +1,4 @@
-"""Judges as the loop sees them, with canaries riding along."""
+"""Judges as the loop sees them, with canaries beside the groups."""
 
 import asyncio
 from dataclasses import replace
@@ -7,9 +7,12 @@ import pytest
 
 from actors.errors import RunError
 from cluster.judging.watch import JudgeWatch
+from configs.judges import JudgeConfig
 from configs.schema import Config
 from judge.pool import JudgePool
+from judge.trust.check import certain_rules
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
+from judge.verdict import Verdict
 from tests.judge.scripted import Judges, ask, llm_config, said
 from tests.virtual_time import in_virtual_time
 
@@ -32,7 +35,7 @@ def easy(request, prediction):
 
 
 def watch(judge, *, seconds: float = 0.0, count_replicas=None, **settings):
-    config = Config(judge=llm_config(**{"canary_share": 1.0, **settings}))
+    config = Config(judge=llm_config(**{"canary_share": 1.0, "chain": ("openai",), **settings}))
     handle, said_to_a_person = Judges(judge, seconds=seconds), []
     pool = JudgePool(handle, config.judge)
     return (
@@ -48,11 +51,11 @@ async def settle():
 
 
 @in_virtual_time
-async def test_canaries_ride_beside_the_groups_and_are_counted_by_step():
+async def test_canaries_are_judged_beside_the_groups_and_are_counted_by_step():
     it, _, handle, warnings = watch(knowing)
     for step in (1, 2):
         for number in range(50 * step):
-            it.ride_along(step, f"0-{number}")
+            it.send_canary(step, f"0-{number}")
         assert handle.calls == [] or step == 2, "nobody waited"
         await settle()
         it.check()
@@ -67,17 +70,44 @@ async def test_canaries_ride_beside_the_groups_and_are_counted_by_step():
 async def test_no_share_no_canary():
     it, _, handle, _ = watch(knowing, canary_share=0.0)
     for number in range(100):
-        it.ride_along(1, f"0-{number}")
+        it.send_canary(1, f"0-{number}")
     await settle()
     assert handle.calls == []
     assert "judge/canary_false_positive_rate" not in it.figures()
+
+
+async def canaries_of(*chain: str) -> list[bool]:
+    """Of each canary that reaches the LLM beside a hundred groups: whether certain rules would have decided it."""
+    asked = []
+
+    def remember(request, prediction):
+        asked.append(request)
+        return knowing(request, prediction)
+
+    it, *_ = watch(remember, chain=chain)
+    for number in range(100):
+        it.send_canary(1, f"0-{number}")
+    async with asyncio.timeout(60):
+        while "openai" in chain and it.totals()["canaries"] < 100:
+            await asyncio.sleep(0.05)
+    it.check()
+    rules = certain_rules(JudgeConfig())
+    return [isinstance((await rules.grade(request))[0], Verdict) for request in asked]
+
+
+async def test_rules_alone_have_no_canary_and_before_an_llm_only_what_they_leave_open_is_one():
+    assert await canaries_of("rules") == []
+    alone, behind = await canaries_of("openai"), await canaries_of("rules", "openai")
+    assert len(alone) == len(behind) == 100
+    assert any(alone)
+    assert not any(behind)
 
 
 @in_virtual_time
 async def test_a_judge_that_passes_everything_warns_and_then_stops_the_run():
     it, _, _, warnings = watch(easy)
     for number in range(40):
-        it.ride_along(1, f"0-{number}")
+        it.send_canary(1, f"0-{number}")
     await settle()
     with pytest.raises(RunError, match="canary_stop"):
         it.check()
@@ -87,7 +117,7 @@ async def test_a_judge_that_passes_everything_warns_and_then_stops_the_run():
 @in_virtual_time
 async def test_a_bug_met_by_a_canary_comes_out_at_check():
     it, *_ = watch(lambda request, prediction: 1 / 0)
-    it.ride_along(1, "0-0")
+    it.send_canary(1, "0-0")
     await settle()
     with pytest.raises(ZeroDivisionError):
         it.check()
@@ -123,7 +153,7 @@ async def test_replicas_are_counted_beside_the_loop():
 @in_virtual_time
 async def test_closing_gives_up_what_is_under_way():
     it, _, handle, _ = watch(knowing, seconds=100.0)
-    it.ride_along(1, "0-0")
+    it.send_canary(1, "0-0")
     await settle()
     assert handle.under_way == 1
     async with asyncio.timeout(1):

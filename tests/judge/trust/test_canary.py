@@ -5,68 +5,57 @@ import random
 import pytest
 
 from actors.errors import RunError
-from configs.judges import JudgeConfig
-from judge.chain import Chain
-from judge.rules.judge import RulesJudge
-from judge.trust.canary import CanaryWatch, canary_request, canary_rows, draw_canary
-from judge.trust.check import wilson_interval
+from judge.trust.canary import CanaryWatch, draw_canaries, first_undecided
+from judge.trust.check import Rate
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
-from judge.trust.precheck import Precheck
-from judge.verdict import NoVerdict, Verdict
-from tests.judge.scripted import llm_config
+from judge.verdict import Failure, NoVerdict, Verdict
 
 PASSED, FAILED = (Verdict(is_correct=is_correct, judge="llm", reason="") for is_correct in (True, False))
 
 
-def row(*, is_correct: bool = False) -> GoldRow:
-    return GoldRow(
-        question="?", reference="red", prediction="blue", is_correct=is_correct, kind="x", is_decidable_by_rules=True
-    )
+def row(prediction: str = "blue", *, is_correct: bool = False) -> GoldRow:
+    return GoldRow(question="?", reference="red", prediction=prediction, is_correct=is_correct, kind="x")
 
 
 def watch() -> CanaryWatch:
     return CanaryWatch(alarm=0.05, stop=0.2)
 
 
-def test_rules_alone_are_not_asked_what_needs_knowledge_and_an_llm_behind_rules_is_asked_nothing_else():
-    alone = canary_rows(JudgeConfig())
-    assert len(alone) > 300
-    assert all(row.is_decidable_by_rules for row in alone)
-    behind = canary_rows(llm_config())
-    assert sum(not row.is_correct for row in behind) > 100
-    assert sum(row.is_correct for row in behind) > 20
+def rate(num_hits: int) -> float:
+    return Rate(num_hits=num_hits, num_cases=200).interval[0]
 
 
-@pytest.mark.parametrize(("chain", "front"), [(("rules", "openai"), ("rules",)), (("openai",), ())])
-async def test_a_canary_of_an_llm_is_a_row_that_reaches_it(chain, front):
-    config = llm_config(chain=chain)
-    judges = [Precheck(max_answer_chars=config.max_answer_chars)]
-    judges += [RulesJudge.from_config(config)] if front else []
-    before_the_llm = Chain(judges=judges)
-    reaching = []
-    for candidate in (*read_gold(GOLD_FILE), *read_gold(ATTACKS_FILE)):
-        (outcome,) = await before_the_llm.grade(canary_request(candidate))
-        if isinstance(outcome, NoVerdict):
-            reaching.append(candidate)
-    # What math-verify may settle is left out, whether it does or not.
-    rows = canary_rows(config)
-    assert [row for row in reaching if row in rows] == list(rows)
-    assert len(rows) > 0.95 * len(reaching)
+class Decides:
+    """Decides on its own predictions alone."""
+
+    def __init__(self, *predictions):
+        self.predictions = predictions
+
+    async def grade(self, request):
+        undecided = NoVerdict(reason="", failure=Failure.UNDECIDED)
+        return [PASSED if prediction in self.predictions else undecided for prediction in request.predictions]
 
 
-def test_the_share_is_kept_and_the_same_sample_of_the_same_step_draws_the_same_row():
-    rows = canary_rows(JudgeConfig())
+async def test_a_canary_is_the_first_row_that_no_judge_before_the_llm_decides():
+    rows = [row("a"), row("b"), row("c"), row("d")]
+    assert await first_undecided(rows, [Decides("a"), Decides("b")]) == rows[2]
+    assert await first_undecided(rows, []) == rows[0]
+    assert await first_undecided(rows, [Decides("a", "b", "c", "d")]) is None
 
-    def drawn(seed: int) -> list[GoldRow | None]:
-        return [draw_canary(rows, 0.02, seed=seed, step=n // 100, sample=f"0-{n}") for n in range(5000)]
+
+def test_the_share_is_kept_and_the_same_sample_of_the_same_step_draws_the_same_rows():
+    rows = (*read_gold(GOLD_FILE), *read_gold(ATTACKS_FILE))
+
+    def drawn(seed: int) -> list[list[GoldRow]]:
+        return [draw_canaries(rows, 0.02, seed=seed, step=n // 100, sample=f"0-{n}") for n in range(5000)]
 
     assert drawn(0) == drawn(0) != drawn(1)
-    assert 60 <= sum(row is not None for row in drawn(0)) <= 140
-    assert len({row.prediction for row in drawn(0) if row}) > 50
-    assert draw_canary(rows, 0.0, seed=0, step=1, sample="0-0") is None
-    assert draw_canary((), 1.0, seed=0, step=1, sample="0-0") is None
-    assert draw_canary(rows, 1.0, seed=0, step=1, sample="0-0") in rows
-    assert canary_request(row()).predictions == ("blue",)
+    hits = [found for found in drawn(0) if found]
+    assert 60 <= len(hits) <= 140
+    assert all(sorted(map(repr, found)) == sorted(map(repr, rows)) for found in hits[:3]), "every row can follow"
+    assert len({found[0] for found in hits}) > 50
+    assert draw_canaries(rows, 0.0, seed=0, step=1, sample="0-0") == []
+    assert draw_canaries((), 1.0, seed=0, step=1, sample="0-0") == []
 
 
 def test_one_or_two_misses_never_alarm_however_few_were_asked():
@@ -88,7 +77,7 @@ def test_an_alarm_is_raised_once_with_its_evidence_and_again_only_after_it_was_o
         assert it.add(row(), FAILED) is None
     for _ in range(16):
         it.add(row(), PASSED)
-    assert wilson_interval(16, 200)[0] < 0.05 < wilson_interval(17, 200)[0]
+    assert rate(16) < 0.05 < rate(17)
     assert it.add(row(), PASSED) is not None
 
 

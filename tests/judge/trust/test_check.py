@@ -5,23 +5,14 @@ import asyncio
 import pytest
 
 from actors.errors import JudgeError
-from judge.rules.judge import RulesJudge
-from judge.trust.check import Rate, by_kind, check_rows, measure, percentile, wilson_interval
+from configs.judges import JudgeConfig
+from judge.trust.check import Rate, certain_rules, check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
-from judge.verdict import NoVerdict, Verdict
-
-RULES = RulesJudge()
+from judge.verdict import Failure, NoVerdict, Verdict
 
 
-def row(prediction: str, *, is_correct: bool, kind: str = "colour") -> GoldRow:
-    return GoldRow(
-        question="?",
-        reference="red",
-        prediction=prediction,
-        is_correct=is_correct,
-        kind=kind,
-        is_decidable_by_rules=True,
-    )
+def row(prediction: str, *, is_correct: bool) -> GoldRow:
+    return GoldRow(question="?", reference="red", prediction=prediction, is_correct=is_correct, kind="colour")
 
 
 class Scripted:
@@ -50,15 +41,17 @@ class Scripted:
         (1, 1000, 0.00018, 0.0056),
     ],
 )
-def test_wilson_intervals_are_those_of_the_tables(num_hits, num_cases, low, high):
-    assert wilson_interval(num_hits, num_cases) == pytest.approx((low, high), abs=1e-4)
+def test_intervals_are_those_of_the_tables(num_hits, num_cases, low, high):
+    assert Rate(num_hits=num_hits, num_cases=num_cases).interval == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_interval_holds_the_share():
     for num_cases in (1, 7, 389):
         for num_hits in range(num_cases + 1):
-            low, high = wilson_interval(num_hits, num_cases)
+            low, high = Rate(num_hits=num_hits, num_cases=num_cases).interval
             assert 0 <= low <= num_hits / num_cases <= high <= 1
+    assert Rate.of([True, False, True]) == Rate(num_hits=2, num_cases=3)
+    assert Rate.of([]).share is None
 
 
 async def test_rates_count_each_kind_of_error_against_its_own_rows():
@@ -66,8 +59,8 @@ async def test_rates_count_each_kind_of_error_against_its_own_rows():
         row("pass", is_correct=True),
         row("pass", is_correct=False),
         row("no", is_correct=False),
-        row("no", is_correct=True, kind="other"),
-        row("no", is_correct=False, kind="other"),
+        row("no", is_correct=True),
+        row("no", is_correct=False),
     ]
     checked = await check_rows(Scripted(), rows, timeout_s=5)
     assert [item.row for item in checked] == rows
@@ -75,19 +68,15 @@ async def test_rates_count_each_kind_of_error_against_its_own_rows():
     assert trust.agreement == Rate(num_hits=3, num_cases=5)
     assert trust.false_positives == Rate(num_hits=1, num_cases=3)
     assert trust.false_negatives == Rate(num_hits=1, num_cases=2)
-    assert {kind: trust.agreement.share for kind, trust in by_kind(checked).items()} == {
-        "colour": pytest.approx(2 / 3),
-        "other": 0.5,
-    }
 
 
 async def test_a_row_without_a_verdict_is_in_no_rate():
     rows = [row(text, is_correct=True) for text in ("hang", "fail", "prose", "pass")]
     checked = await check_rows(Scripted(), rows, timeout_s=0.05)
     assert [isinstance(item.outcome, NoVerdict) for item in checked] == [True, True, True, False]
+    assert [item.outcome.reason for item in checked[:2]] == ["no verdict within 0.05 s", "endpoint down"]
     trust = measure(checked)
-    assert (trust.num_unjudged, trust.agreement.share) == (3, 1.0)
-    assert Rate(num_hits=0, num_cases=0).share is None
+    assert (trust.num_unjudged, trust.agreement) == (3, Rate(num_hits=1, num_cases=1))
 
 
 async def test_a_bug_in_a_judge_is_no_missing_verdict():
@@ -96,25 +85,14 @@ async def test_a_bug_in_a_judge_is_no_missing_verdict():
     assert caught.group_contains(KeyError)
 
 
-def test_percentiles():
-    assert percentile([1, 2, 3, 4], 0.5) == 2
-    assert percentile([1, 2, 3, 4], 0.95) == 4
-    assert percentile([], 0.5) == 0.0
+async def test_where_the_rules_are_certain_they_agree_with_people_and_leave_the_rest_undecided():
+    checked = await check_rows(certain_rules(JudgeConfig()), read_gold(GOLD_FILE), timeout_s=60)
+    trust = measure(checked)
+    assert trust.agreement.share == 1.0
+    assert 0 < trust.num_unjudged < len(checked), "alone in a chain the same rules decide everything"
+    assert {item.outcome.failure for item in checked if item.agrees is None} == {Failure.UNDECIDED}
 
 
-async def test_the_rules_agree_with_people_where_writing_alone_settles_it():
-    rows = [row for row in read_gold(GOLD_FILE) if row.is_decidable_by_rules]
-    trust = measure(await check_rows(RULES, rows, timeout_s=5))
-    assert len(rows) >= 250
-    assert trust.agreement.share >= 0.99
-    assert trust.num_unjudged == 0
-
-
-async def test_rules_never_pass_a_wrong_answer_that_needs_knowledge():
-    rows = [row for row in read_gold(GOLD_FILE) if not row.is_decidable_by_rules]
-    assert measure(await check_rows(RULES, rows, timeout_s=5)).false_positives.num_hits == 0
-
-
-async def test_no_attack_passes_the_rules():
-    checked = await check_rows(RULES, read_gold(ATTACKS_FILE), timeout_s=5)
-    assert [item.row.prediction for item in checked if item.agrees is not True] == []
+async def test_no_attack_passes_the_certain_rules():
+    checked = await check_rows(certain_rules(JudgeConfig()), read_gold(ATTACKS_FILE), timeout_s=60)
+    assert [item.row.prediction for item in checked if item.agrees is False] == []

@@ -1,4 +1,4 @@
-"""Settled rows: the shipped sets hold what they promise, and a bad file is refused by file, line and field."""
+"""Settled rows: the shipped sets hold what they promise, and a bad file is refused by file, line and column."""
 
 import json
 from collections import Counter
@@ -9,6 +9,10 @@ from actors.errors import DataError
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
 
 ROW = {"question": "?", "reference": "red", "prediction": "blue", "verdict": 0, "kind": "colour"}
+
+
+def without(name):
+    return {key: value for key, value in ROW.items() if key != name}
 
 
 def test_the_shipped_sets_are_large_and_cover_every_kind():
@@ -25,16 +29,17 @@ def test_the_shipped_sets_are_large_and_cover_every_kind():
 
 @pytest.mark.parametrize("file", [GOLD_FILE, ATTACKS_FILE], ids=["gold", "attacks"])
 def test_no_row_is_there_twice(file):
-    counts = Counter((row.question, row.reference, row.prediction) for row in read_gold(file))
+    counts = Counter(row.request for row in read_gold(file))
     assert [row for row, count in counts.items() if count > 1] == []
 
 
-def test_a_file_that_does_not_say_is_decidable(tmp_path):
+def test_a_kind_is_optional_and_other_columns_are_ignored(tmp_path):
     path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps(ROW) + "\n\n" + json.dumps({**ROW, "verdict": 1, "decidable_by_rules": False}) + "\n")
+    path.write_text(json.dumps({**without("kind"), "id": 7}) + "\n\n" + json.dumps({**ROW, "verdict": True}) + "\n")
     first, second = read_gold(path)
-    assert (first.is_correct, first.is_decidable_by_rules) == (False, True)
-    assert (second.is_correct, second.is_decidable_by_rules) == (True, False)
+    assert (first.is_correct, first.kind, first.prediction) == (False, "row", "blue")
+    assert (second.is_correct, second.kind) == (True, "colour")
+    assert second.request.predictions == ("blue",)
 
 
 def test_separators_inside_a_text_do_not_cut_a_row(tmp_path):
@@ -46,19 +51,19 @@ def test_separators_inside_a_text_do_not_cut_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("3", "an object is wanted, not int"),
-        (json.dumps({**ROW, "verdict": 2}), "field 'verdict' is 2"),
-        (json.dumps({**ROW, "verdict": True}), "field 'verdict' is bool"),
-        (json.dumps({**ROW, "verdict": "1"}), "field 'verdict' is str"),
-        (json.dumps({**ROW, "reference": " "}), "field 'reference' is empty"),
-        (json.dumps({**ROW, "score": 1}), "unknown field 'score'"),
-        (json.dumps({k: v for k, v in ROW.items() if k != "kind"}), "field 'kind' is missing"),
-        (json.dumps({**ROW, "decidable_by_rules": 1}), "field 'decidable_by_rules' is int"),
+        ("{", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
+        ("3", "not a JSON object"),
+        (json.dumps({**ROW, "verdict": 2}), "column 'verdict' is 2: must be 1"),
+        (json.dumps({**ROW, "verdict": "1"}), "column 'verdict' is '1'"),
+        (json.dumps(without("verdict")), "column 'verdict' is None"),
+        (json.dumps(without("question")), "column 'question' is None: must be a string"),
+        (json.dumps({**ROW, "prediction": 3.5}), "column 'prediction' is 3.5: must be a string"),
+        (json.dumps({**ROW, "reference": " "}), "column 'reference' is ' '"),
+        (json.dumps({**ROW, "kind": None}), "column 'kind' is None"),
     ],
 )
-def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, line, message):
+def test_a_bad_row_is_named_by_file_line_and_column(tmp_path, line, message):
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(ROW) + "\n" + line + "\n")
     with pytest.raises(DataError, match=message) as caught:
@@ -69,6 +74,6 @@ def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, line, message):
 def test_missing_empty_and_binary_files_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("none", "cannot be read"), ("empty", "holds no row"), ("binary", "cannot be read")):
+    for name, message in (("none", "cannot be read"), ("empty", "has no row"), ("binary", "cannot be read")):
         with pytest.raises(DataError, match=message):
             read_gold(tmp_path / f"{name}.jsonl")

@@ -41,6 +41,7 @@ def check(prediction, reference="red"):
         ("풀이", "phrase"),
         ("समाधान", "phrase"),
         ("x" * 101, "longer than 100 characters"),
+        ("\n" * 100 + "blue", "longer than 100 characters"),
     ],
 )
 def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
@@ -49,6 +50,11 @@ def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
     assert not outcome.is_correct
     assert outcome.judge == "precheck"
     assert reason in outcome.reason
+
+
+@pytest.mark.parametrize("reference", ["question mark", "mark", "sign of the times", "star", "5"])
+def test_a_sign_that_the_reference_does_not_name_is_only_punctuation(reference):
+    assert isinstance(check(":", reference), Verdict)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +77,10 @@ def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
         ("–", "-"),
         ("?", "question mark"),
         ("*", "an asterisk"),
+        ("&", "the ampersand"),
+        ("/", "slash"),
+        ("[]", "brackets"),
+        ("%", "percent sign"),
         ("Solution", "solution"),
         ("Solution:", "The Solution"),
         ("答", "答"),

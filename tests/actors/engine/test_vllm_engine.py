@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from actors.engine.vllm_engine import TurnGate, collapse_placeholders
+from actors.engine.gate import TurnGate
+from actors.engine.vllm_engine import collapse_placeholders
 
 
 @pytest.mark.parametrize(

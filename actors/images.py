@@ -94,8 +94,8 @@ class ViewSpec:
 
 
 BYTES_PER_PIXEL = 16
-"""Memory that decoding takes for a pixel: Pillow keeps 4 bytes each of the picture as stored, as RGB and upright, and its
-resized view comes on top."""
+"""Memory that decoding takes: Pillow keeps 4 bytes a pixel for the picture as stored, as RGB and upright, and the view
+that is resized from it comes on top."""
 
 
 def check_and_decode(encoded: bytes, *, max_pixels: int, max_side_ratio: float) -> Image.Image:

@@ -64,9 +64,9 @@ def is_ray_failure(error: BaseException) -> bool:
     common. What the called code raised is a `RayTaskError`, which can wrap any of them once more.
     """
     if isinstance(error, RayTaskError):
-        # Where a cause cannot be serialised, a bare RayError stands in for it.
-        return type(error.cause) is not RayError and is_ray_failure(error.cause)
-    return isinstance(error, RayError) and not isinstance(error, RAY_BUGS)
+        return is_ray_failure(error.cause)
+    # A bare RayError stands in for a cause that cannot be serialised.
+    return isinstance(error, RayError) and type(error) is not RayError and not isinstance(error, RAY_BUGS)
 
 
 async def crossing(call: Awaitable[T], failure: type[VisionThinkError], what: str) -> T:

@@ -1,7 +1,7 @@
 """How many tokens an engine works on in one step: a pure function of the model, the pictures and the GPU's memory.
 
-vLLM chooses 16,384 tokens for its `LLM` class on a large GPU but 2,048 for the asynchronous engine, whatever the GPU, and
-keeps as many visual tokens in its encoder cache: fewer than one view of 4 megapixels has.
+On a large GPU vLLM chooses 16,384 tokens for its `LLM` class but 2,048 for the asynchronous engine, and as many visual
+tokens for the encoder's cache: fewer than one view of 4 megapixels has.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class WeightReceiver:
         Raises WeightSyncError and turns STALE if anything differs.
         """
         manifest = self._staged
-        if manifest is None and self._committed is not None and self._committed.version == version == self.version:
+        if manifest is None and self._committed is not None and self._committed.version == version:
             return self._committed.digest
         if manifest is None or manifest.version != version:
             held = "none" if manifest is None else manifest.version

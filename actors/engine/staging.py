@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ def write_buckets(buckets: Sequence[np.ndarray], root: Path) -> Path:
     if needed > free:
         raise WeightSyncError(_no_room(root, needed, free, "not enough room"))
     folder = Path(tempfile.mkdtemp(prefix="visionthink-weights-", dir=root))
-    with _removed_on_failure(folder):
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             for number, bucket in enumerate(buckets):
                 with (folder / str(number)).open("wb") as file:  # `tofile` would lose the reason of a failure
@@ -39,6 +40,7 @@ def write_buckets(buckets: Sequence[np.ndarray], root: Path) -> Path:
         except OSError as error:
             free = shutil.disk_usage(root).free
             raise WeightSyncError(_no_room(folder, needed, free, error.strerror or str(error))) from error
+        on_failure.pop_all()
     return folder
 
 
@@ -47,12 +49,3 @@ def _no_room(path: Path, needed: int, free: int, reason: str) -> str:
         f"weights of {needed} bytes cannot be staged in {path}, which has {free} bytes free ({reason}): "
         "free some, or enlarge it (in a container: --shm-size)"
     )
-
-
-@contextlib.contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

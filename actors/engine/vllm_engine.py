@@ -105,7 +105,7 @@ class VllmEngine:
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, policy_version=version)
 
     async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
-        from vllm.exceptions import VLLMValidationError  # a ValueError in older releases
+        from vllm import exceptions
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         last = None
@@ -117,7 +117,7 @@ class VllmEngine:
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
-        except (VLLMValidationError, ValueError) as error:
+        except (ValueError, getattr(exceptions, "VLLMClientError", ValueError)) as error:  # the first before 0.32
             raise SampleError(f"vLLM refused a request: {error}") from error
         if last is None:
             raise SampleError("vLLM ended a request without an output")

@@ -1,22 +1,28 @@
 """A real vLLM engine in a real Ray actor, beside the same model in PyTorch."""
 
 import asyncio
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
-from actors.errors import WeightSyncError
-from actors.play import PlayRequest
+from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.fleet.worker import RolloutWorker
+from actors.play import PlayRequest, Sampling
 from actors.prompts import load_tokenizer, vision_token_ids
-from cluster import launch
+from cluster import launch, ray_actors
 from cluster.placement import place
-from configs.schema import Config, DataConfig
+from cluster.ray_actors import crossing
+from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup, plan_mini_batches
 from learner.collate import collate, read_vision_spec
@@ -30,10 +36,29 @@ pytestmark = [
 ]
 
 
+class OpenWorker(RolloutWorker):
+    """The worker, with a way to its engine and its processes for tests."""
+
+    async def generate(self, num_prompt_tokens: int) -> int:
+        sampling = Sampling(temperature=0.0, max_tokens=1)
+        completion = await self._engine((5,) * num_prompt_tokens, (), sampling)
+        return len(completion.token_ids)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def limits(self) -> tuple[int, int, int]:
+        scheduler = self._engine._engine.vllm_config.scheduler_config
+        return scheduler.max_num_batched_tokens, scheduler.encoder_cache_size, scheduler.max_num_seqs
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     paths = make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=32, heldout_rows=8, seed=5)
-    return Config(data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"])))
+    # A seed that looks like a date: every process has to start with one that it takes.
+    return Config(
+        run=RunConfig(seed=20261129), data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +75,9 @@ def loop():
 @pytest.fixture(scope="module")
 def worker(config, loop):
     launch.connect()
-    (worker,) = launch.start_workers(config, place(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_actors, "RolloutWorker", OpenWorker)
+        (worker,) = launch.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()
@@ -167,3 +194,49 @@ def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, config, loop, p
     said = {token for episode in played.episodes for turn in episode.turns for token in turn.completion_ids}
     assert said
     assert said.isdisjoint(forbidden_ids)
+
+
+def test_the_engine_keeps_the_limits_that_were_chosen_for_it(worker, config, loop):
+    assert loop.run(worker._actor.limits.remote()) == (2048, 2048, 16 * 8 + 1)
+
+
+def test_a_request_that_the_engine_refuses_fails_alone(worker, config, loop, synced):
+    too_long = config.rollout.max_model_len + 100
+    call = crossing(worker._actor.generate.remote(too_long), RolloutError, "worker")
+    with pytest.raises(SampleError, match=r"vLLM refused a request: .*\b\d+"):
+        loop.run(call)
+    loop.run(worker.check_health())
+    assert loop.run(worker._actor.generate.remote(10)) == 1
+
+
+def engine_processes(worker, loop) -> list[psutil.Process]:
+    return psutil.Process(loop.run(worker._actor.pid.remote())).children(recursive=True)
+
+
+def test_an_engine_that_hangs_is_not_healthy(worker, loop, synced):
+    """vLLM's own check finds nothing wrong with it."""
+    processes = engine_processes(worker, loop)
+    assert processes
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            loop.run(asyncio.wait_for(worker.check_health(), 3))
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+    loop.run(asyncio.wait_for(worker.check_health(), 30))
+
+
+def test_a_worker_that_is_killed_leaves_no_process_and_no_reserved_share(worker, loop, synced):
+    """The last test: nothing can be played afterwards."""
+    processes = engine_processes(worker, loop)
+    worker.kill()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+    deadline = time.monotonic() + 30
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pytest.raises(RolloutError, match="ActorDiedError"):
+        loop.run(worker.check_health())

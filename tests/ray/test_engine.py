@@ -16,6 +16,7 @@ import torch
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
 from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.fleet.pool import RolloutPool
 from actors.fleet.worker import RolloutWorker
 from actors.play import PlayRequest, Sampling
 from actors.prompts import load_tokenizer, vision_token_ids
@@ -46,6 +47,9 @@ class OpenWorker(RolloutWorker):
 
     async def pid(self) -> int:
         return os.getpid()
+
+    async def num_turns(self) -> int:
+        return self._engine._engine.output_processor.get_num_unfinished_requests()
 
     async def limits(self) -> tuple[int, int, int]:
         scheduler = self._engine._engine.vllm_config.scheduler_config
@@ -207,6 +211,19 @@ def test_a_request_that_the_engine_refuses_fails_alone(worker, config, loop, syn
         loop.run(call)
     loop.run(worker.check_health())
     assert loop.run(worker._actor.generate.remote(10)) == 1
+
+
+def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):
+    pool = RolloutPool([worker], max_groups_in_flight=4, group_timeout_s=0.1, sync_timeout_s=30)
+    (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=3).take(1)
+    request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=64, run="t", step=4, attempt=0)
+    with pytest.raises(SampleError, match=r"no reply within rollout\.group_timeout_s=0\.1"):
+        loop.run(pool.play(request))
+    assert pool.num_workers == 1
+    deadline = time.monotonic() + 10
+    while loop.run(worker._actor.num_turns.remote()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def engine_processes(worker, loop) -> list[psutil.Process]:

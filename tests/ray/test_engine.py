@@ -56,6 +56,10 @@ class OpenWorker(RolloutWorker):
         return scheduler.max_num_batched_tokens, scheduler.encoder_cache_size, scheduler.max_num_seqs
 
 
+async def answer(reference):
+    return await reference
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     paths = make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=32, heldout_rows=8, seed=5)
@@ -201,7 +205,7 @@ def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, config, loop, p
 
 
 def test_the_engine_keeps_the_limits_that_were_chosen_for_it(worker, config, loop):
-    assert loop.run(worker._actor.limits.remote()) == (2048, 2048, 16 * 8 + 1)
+    assert loop.run(answer(worker._actor.limits.remote())) == (2048, 2048, 16 * 8 + 1)
 
 
 def test_a_request_that_the_engine_refuses_fails_alone(worker, config, loop, synced):
@@ -210,7 +214,7 @@ def test_a_request_that_the_engine_refuses_fails_alone(worker, config, loop, syn
     with pytest.raises(SampleError, match=r"vLLM refused a request: .*\b\d+"):
         loop.run(call)
     loop.run(worker.check_health())
-    assert loop.run(worker._actor.generate.remote(10)) == 1
+    assert loop.run(answer(worker._actor.generate.remote(10))) == 1
 
 
 def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):
@@ -221,13 +225,13 @@ def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engi
         loop.run(pool.play(request))
     assert pool.num_workers == 1
     deadline = time.monotonic() + 10
-    while loop.run(worker._actor.num_turns.remote()):
+    while loop.run(answer(worker._actor.num_turns.remote())):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def engine_processes(worker, loop) -> list[psutil.Process]:
-    return psutil.Process(loop.run(worker._actor.pid.remote())).children(recursive=True)
+    return psutil.Process(loop.run(answer(worker._actor.pid.remote()))).children(recursive=True)
 
 
 def test_an_engine_that_hangs_is_not_healthy(worker, loop, synced):

@@ -125,5 +125,5 @@ def check_max_prefill_tokens(rollout: RolloutConfig, spec: ViewSpec) -> None:
 
 
 def most_turns(rollout: RolloutConfig) -> int:
-    """Sequences that an engine runs at once: those of all its groups, and one more that asks whether it is alive."""
+    """Sequences that an engine runs at once: those of all its groups, and one for the health check."""
     return rollout.max_groups_in_flight * rollout.group_size + 1

@@ -116,7 +116,7 @@ class RolloutPool:
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
 
     async def _attempt(self, member: _Member, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """One attempt within its deadline. Who is to blame for a missed one, the worker's health decides."""
+        """One attempt within its deadline. A missed deadline is the sample's fault if the worker is healthy."""
         try:
             async with asyncio.timeout(self._group_timeout_s):
                 return await member.worker.play(request)

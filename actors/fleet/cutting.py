@@ -1,7 +1,7 @@
 """Decodes pictures and cuts their views in threads, with a bound on the memory this takes.
 
-The event loop of a rollout worker feeds the engine. Decoding a JPEG of 6.6 megapixels takes 94 ms: on the loop, 32 groups
-that start together would stall every turn for 3 s. Pillow and hashlib release the interpreter's lock.
+The event loop of a rollout worker feeds the engine. Decoding a JPEG of 6.6 megapixels takes 94 ms: on the loop, 32
+groups that start together would stall every turn for 3 s. Pillow and hashlib release the interpreter's lock.
 """
 
 from __future__ import annotations

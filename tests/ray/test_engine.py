@@ -19,7 +19,7 @@ from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.fleet.pool import RolloutPool
 from actors.fleet.worker import RolloutWorker
 from actors.play import PlayRequest, Sampling
-from actors.prompts import load_tokenizer, vision_token_ids
+from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
 from cluster import launch, ray_actors
 from cluster.placement import place
 from cluster.ray_actors import crossing
@@ -40,9 +40,9 @@ pytestmark = [
 class OpenWorker(RolloutWorker):
     """The worker, with a way to its engine and its processes for tests."""
 
-    async def generate(self, num_prompt_tokens: int) -> int:
+    async def generate(self, prompt_ids: tuple[int, ...]) -> int:
         sampling = Sampling(temperature=0.0, max_tokens=1)
-        completion = await self._engine((5,) * num_prompt_tokens, (), sampling)
+        completion = await self._engine(prompt_ids, (), sampling)
         return len(completion.token_ids)
 
     async def pid(self) -> int:
@@ -208,13 +208,18 @@ def test_the_engine_keeps_the_limits_that_were_chosen_for_it(worker, config, loo
     assert loop.run(answer(worker._actor.limits.remote())) == (2048, 2048, 16 * 8 + 1)
 
 
-def test_a_request_that_the_engine_refuses_fails_alone(worker, config, loop, synced):
-    too_long = config.rollout.max_model_len + 100
-    call = crossing(worker._actor.generate.remote(too_long), RolloutError, "worker")
-    with pytest.raises(SampleError, match=r"vLLM refused a request: .*\b\d+"):
-        loop.run(call)
+def test_a_request_that_the_engine_refuses_or_reads_otherwise_fails_alone(worker, config, loop, synced):
+    tokenizer = load_tokenizer(config.model.path)
+    (word,), pad = tokenizer.encode("a", add_special_tokens=False), tokenizer.get_vocab()[IMAGE_PAD]
+    for prompt_ids, reason in (
+        ((word,) * (config.rollout.max_model_len + 100), "vLLM refused a request: "),
+        ((word, pad, pad, word), "the engine read a prompt of 3 tokens, 4 were rendered"),
+    ):
+        call = crossing(worker._actor.generate.remote(prompt_ids), RolloutError, "worker")
+        with pytest.raises(SampleError, match=reason):
+            loop.run(call)
     loop.run(worker.check_health())
-    assert loop.run(answer(worker._actor.generate.remote(10))) == 1
+    assert loop.run(answer(worker._actor.generate.remote((word,) * 10))) == 1
 
 
 def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):

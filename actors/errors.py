@@ -3,7 +3,8 @@
     VisionThinkError
     ├── DataError          a dataset that cannot be read, or too many unusable rows
     │   └── ImageError     one picture that must not or cannot be decoded: the row is skipped
-    ├── RolloutError       an engine or a worker that failed to play a group
+    ├── RolloutError       an engine or a worker that failed, and every group on it
+    │   └── SampleError    one group that failed while its engine goes on: it is lost, the worker stays
     ├── JudgeError         verdicts that could not be had
     ├── WeightSyncError    a version that did not arrive whole
     ├── LearnerError       a rank that failed, or too many non-finite updates
@@ -47,7 +48,11 @@ class ImageError(DataError):
 
 
 class RolloutError(VisionThinkError):
-    """An engine or worker failed to play a group in time."""
+    """An engine or a worker failed; no group can be played there any more."""
+
+
+class SampleError(RolloutError):
+    """One group could not be played, and that alone says nothing against the worker."""
 
 
 class JudgeError(VisionThinkError):

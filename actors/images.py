@@ -93,11 +93,18 @@ class ViewSpec:
         return cls(patch_size=patch_size, merge_size=merge_size, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
-def check_and_decode(encoded: bytes, *, max_pixels: int, max_side_ratio: float) -> Image.Image:
-    """The picture, upright, RGB, its first frame; ImageError with the reason when it must not or cannot be decoded.
+BYTES_PER_PIXEL = 16
+"""Memory that decoding takes: Pillow keeps 4 bytes a pixel for the picture as stored, as RGB and upright, and the view
+that is resized from it comes on top."""
 
-    Format, pixel count and side ratio are read from the header, before anything is decompressed.
-    """
+
+def check_and_decode(encoded: bytes, *, max_pixels: int, max_side_ratio: float) -> Image.Image:
+    """The picture, upright, RGB, its first frame; ImageError with the reason when it must not or cannot be decoded."""
+    return decode(open_picture(encoded, max_pixels=max_pixels, max_side_ratio=max_side_ratio))
+
+
+def open_picture(encoded: bytes, *, max_pixels: int, max_side_ratio: float) -> Image.Image:
+    """The picture with nothing but its header read; ImageError with the reason when it must not be decoded."""
     if not encoded:
         raise ImageError("the picture has no bytes")
     try:
@@ -111,6 +118,11 @@ def check_and_decode(encoded: bytes, *, max_pixels: int, max_side_ratio: float) 
         raise ImageError(f"the picture is {width} x {height} pixels: more than data.max_source_pixels={max_pixels}")
     if max(width, height) > max_side_ratio * min(width, height):
         raise ImageError(f"the picture is {width} x {height} pixels: sides beyond data.max_side_ratio={max_side_ratio}")
+    return image
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """What `open_picture` opened, decompressed, upright, RGB, its first frame; ImageError where it is damaged."""
     try:
         image.load()
         upright = _UPRIGHT.get(_orientation(image))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import socket
+from dataclasses import replace
 
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
-from learner.group import images_of
 from learner.worker import LearnerRank
+from tests.learner.builders import images_of, without_pictures
 
 DEADLINE_S = 120
 
@@ -34,16 +35,35 @@ def report_script(folder, script, rank, world_size, port, results):
     leave_process_group()
 
 
+def update(learner, config, rank, groups, edit=None):
+    """One rank's share of an update; `edit` changes each of its rows first."""
+    plan = plan_mini_batches(
+        groups,
+        prompts_per_mini_batch=config.prompts_per_mini_batch,
+        num_ranks=config.num_ranks,
+        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+    )[rank]
+    if edit is not None:
+        plan = replace(
+            plan,
+            mini_batches=tuple(
+                tuple(tuple(edit(row) for row in rows) for rows in micro_batches) for micro_batches in plan.mini_batches
+            ),
+        )
+    return learner.update(plan, images_of(plan, groups))
+
+
 def perform(learner, config, rank, method, argument):
     match method:
         case "update":
-            plan = plan_mini_batches(
-                argument,
-                prompts_per_mini_batch=config.prompts_per_mini_batch,
-                num_ranks=config.num_ranks,
-                max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
-            )[rank]
-            return learner.update(plan, *images_of(plan, argument))
+            return update(learner, config, rank, argument)
+        case "update_with_pictures_on_the_first_rank_only":
+            return update(learner, config, rank, argument, edit=without_pictures if rank else None)
+        case "shards":
+            return {
+                name: (p.ds_tensor.numel(), p.ds_numel, p.numel())
+                for name, p in learner._engine.module.named_parameters()
+            }
         case "weights":
             return {name: tensor.numpy().copy() for name, tensor in learner._engine.parameters()}
         case _:

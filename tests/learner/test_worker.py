@@ -9,10 +9,9 @@ from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
-from learner.group import images_of
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
-from tests.learner.builders import make_group, save_model, small_model
+from tests.learner.builders import images_of, make_group, save_model, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 GROUPS = [make_group(seed) for seed in range(4)]
@@ -43,7 +42,7 @@ def started(folder, **settings):
 
 def update(rank, groups=GROUPS, *, prompts=4):
     (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=prompts, num_ranks=1, max_tokens_per_micro_batch=400)
-    return rank.update(plan, *images_of(plan, groups))
+    return rank.update(plan, images_of(plan, groups))
 
 
 def exported(rank):

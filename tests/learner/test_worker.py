@@ -1,5 +1,6 @@
 import json
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,15 @@ import torch
 
 from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
+from actors.prompts import load_tokenizer, vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
+from learner.collate import collate
+from learner.loss import LossInputs, grpo_loss
+from learner.model import load_policy, token_logprobs
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
-from tests.learner.builders import images_of, make_group, save_model, small_model
+from tests.learner.builders import collated, images_of, make_group, save_model, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 GROUPS = [make_group(seed) for seed in range(4)]
@@ -71,6 +76,76 @@ def test_an_update_learns_and_reports(folder):
     assert report.metrics["learner/num_steps"] == 1.0
     assert exported(rank) != before
     assert update(rank).metrics["learner/reference_kl"] > 0
+
+
+@pytest.mark.parametrize("num_copies", [1, 4])
+def test_micro_batches_in_memory_do_not_grow_with_the_update(folder, monkeypatch, num_copies):
+    alive, most, made = weakref.WeakSet(), 0, 0
+
+    def watched(*given, **named):
+        nonlocal most, made
+        batch = collate(*given, **named)
+        alive.add(batch.token_ids_BT)
+        made, most = made + 1, max(most, len(alive))
+        return batch
+
+    monkeypatch.setattr("learner.worker.collate", watched)
+    rank = started(folder)
+    (plan,) = plan_mini_batches(
+        GROUPS * num_copies, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=150
+    )
+    rank.update(plan, images_of(plan, GROUPS * num_copies))
+    assert made == sum(map(len, plan.mini_batches)) >= 8 * num_copies
+    assert most <= 3
+
+
+def test_pictures_are_shipped_as_bytes_and_not_as_patches(folder):
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
+    assert {pixels.dtype for pixels in batch.pixels} == {torch.uint8}
+    # Two frames of four bytes for each byte.
+    assert batch.patches_PD.nbytes == 8 * sum(pixels.nbytes for pixels in batch.pixels)
+
+
+def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_out(folder):
+    """Whatever order micro-batches, references and pictures are prepared in."""
+    report = update(started(folder, kl_coefficient=0.05))
+    policy, reference = (load_policy(folder) for _ in range(2))
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
+    forbidden_ids = vision_token_ids(load_tokenizer(str(folder)))
+    logprobs, entropy = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+    with torch.no_grad():
+        frozen, _ = token_logprobs(reference, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+    output = grpo_loss(
+        LossInputs(
+            logprobs_N=logprobs,
+            entropy_N=entropy,
+            sampler_logprobs_N=batch.sampler_logprobs_N,
+            reference_logprobs_N=frozen,
+            advantages_N=batch.advantages_N,
+            weights_N=batch.weights_N,
+        ),
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coefficient=0.05,
+        entropy_coefficient=0.001,
+    )
+    output.loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters()])
+    assert report.metrics["learner/loss"] == pytest.approx(output.loss.item(), abs=1e-6)
+    assert report.metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_a_picture_that_cannot_be_had_ends_the_update_with_its_reason(folder):
+    class Gone:
+        def __getitem__(self, number):
+            raise LearnerError(f"picture {number} is gone")
+
+    rank = started(folder)
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=400)
+    with pytest.raises(LearnerError, match="picture 0 is gone"):
+        rank.update(plan, Gone())
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):

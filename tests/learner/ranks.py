@@ -1,10 +1,17 @@
-"""Ranks of a learner in processes of their own, for tests: each runs the same script of calls, in step."""
+"""Ranks of a learner in processes of their own, for tests: each runs the same script of calls, in step.
+
+A script is a list of ({"learner": fields of LearnerConfig, "model": fields of ModelConfig}, [(method, argument)]), one
+learner after the other.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import queue
 import socket
+import time
 from dataclasses import replace
 from unittest import mock
 
@@ -15,30 +22,25 @@ from learner.engine import leave_process_group
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, without_pictures
 
-DEADLINE_S = 240
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
 
 
-def run_script(folder, script, *, rank=0, world_size=1, port=0):
-    """Play one rank: `script` is a list of (settings, [(method, argument)]), one learner after the other."""
-    with mock.patch.object(scoring, "MAX_LOGITS", CHUNK_LOGITS):
-        return list(_outcomes(folder, script, rank, world_size, port))
+def run_script(script, *, rank=0, world_size=1, port=0, chunk_logits=CHUNK_LOGITS):
+    """Play one rank; the outcome of every call."""
+    outcomes = []
+    with mock.patch.object(scoring, "MAX_LOGITS", chunk_logits or scoring.MAX_LOGITS):
+        for settings, calls in script:
+            config = LearnerConfig(**{"num_ranks": world_size, "update_timeout_s": 60.0, **settings["learner"]})
+            model = ModelConfig(**settings["model"])
+            learner = LearnerRank(config, model, rank=rank, world_size=world_size, seed=0, temperature=1.0)
+            learner.start("127.0.0.1", port or learner.rendezvous()[1])
+            outcomes += [perform(learner, config, rank, method, argument) for method, argument in calls]
+    return outcomes
 
 
-def _outcomes(folder, script, rank, world_size, port):
-    for settings, calls in script:
-        config = LearnerConfig(num_ranks=world_size, num_threads=1, update_timeout_s=60.0, **settings)
-        learner = LearnerRank(
-            config, ModelConfig(path=str(folder)), rank=rank, world_size=world_size, seed=0, temperature=1.0
-        )
-        learner.start("127.0.0.1", port or learner.rendezvous()[1])
-        for method, argument in calls:
-            yield perform(learner, config, rank, method, argument)
-
-
-def report_script(folder, script, rank, world_size, port, results):
-    results.put((rank, run_script(folder, script, rank=rank, world_size=world_size, port=port)))
+def report_script(script, rank, world_size, port, chunk_logits, results):
+    results.put((rank, run_script(script, rank=rank, world_size=world_size, port=port, chunk_logits=chunk_logits)))
     leave_process_group()
 
 
@@ -78,27 +80,35 @@ def perform(learner, config, rank, method, argument):
             return getattr(learner, method)(argument)
 
 
-def play(world_size, folder, script):
-    """Outcomes of every call, per rank, of ranks that are processes of their own."""
+def play(world_size, script, *, chunk_logits=CHUNK_LOGITS, on_gpus=False, deadline_s=240):
+    """Outcomes of every call, per rank, of ranks that are processes of their own, each with its own GPU if it has one.
+
+    Raises:
+        AssertionError: a rank died, or the deadline passed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=report_script, args=(folder, script, rank, world_size, port, results))
+        context.Process(target=report_script, args=(script, rank, world_size, port, chunk_logits, results))
         for rank in range(world_size)
     ]
-    for process in processes:
-        process.start()
+    for rank, process in enumerate(processes):
+        with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": str(rank)} if on_gpus else {}):
+            process.start()
+    found = {}
+    give_up_at = time.monotonic() + deadline_s
     try:
-        try:
-            found = dict(results.get(timeout=DEADLINE_S) for _ in processes)
-        except queue.Empty:
-            raise AssertionError(f"no answer; exit codes {[process.exitcode for process in processes]}") from None
-        for process in processes:
-            process.join(timeout=DEADLINE_S)
+        while len(found) < world_size:
+            with contextlib.suppress(queue.Empty):
+                found.update([results.get(timeout=1)])
+            codes = [process.exitcode for process in processes]
+            assert not any(codes), f"a rank died: exit codes {codes}"
+            assert time.monotonic() < give_up_at, f"no answer from {sorted(set(range(world_size)) - set(found))}"
         return [found[rank] for rank in range(world_size)]
     finally:
         for process in processes:
+            process.join(timeout=10 if len(found) == world_size else 0)
             process.kill()

@@ -19,6 +19,7 @@ SETTINGS = {
     "max_tokens_per_micro_batch": 300,
     "kl_coefficient": 0.05,
     "gradient_checkpointing": True,
+    "num_threads": 1,
     "zero3_whole_below": 0,
 }
 
@@ -70,14 +71,16 @@ def outcomes(tmp_path_factory):
                 ("update_with_pictures_on_the_first_rank_only", first),
                 ("state", None),
             ]
-            yield {**SETTINGS, "zero_stage": stage}, calls
+            yield settings(stage), calls
 
-    single, pair = run_script(folder, list(script("one"))), play(2, folder, list(script("two")))
+    def settings(stage):
+        return {"learner": {**SETTINGS, "zero_stage": stage}, "model": {"path": str(folder)}}
+
+    single, pair = run_script(list(script("one"))), play(2, list(script("two")))
     resumed = run_script(
-        folder,
         [
-            ({**SETTINGS, "zero_stage": 0}, [("load", saved / "two3"), ("state", None), ("update", first)]),
-            ({**SETTINGS, "zero_stage": 1}, [("load", saved / "one1"), ("state", None), ("update", first)]),
+            (settings(0), [("load", saved / "two3"), ("state", None), ("update", first)]),
+            (settings(1), [("load", saved / "one1"), ("state", None), ("update", first)]),
         ],
     )
     return single, pair, resumed
@@ -97,7 +100,7 @@ def test_two_ranks_learn_in_three_updates_what_one_does(outcomes, stage):
         for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped", "reference_kl"):
             assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
     for key, value in both.state.items():
-        print(stage, key, np.abs(value-alone.state[key]).max(), np.abs(value).max())
+        print(stage, key, np.abs(value - alone.state[key]).max(), np.abs(value).max())
 
 
 def test_under_zero_3_every_parameter_is_sharded(outcomes):

@@ -97,7 +97,7 @@ def test_a_row_that_changed_meanwhile_is_refused(loop, learner, config, owner):
     group = played(owner, config, 0)
     kill(owner, group.image)
     other = replace(group, played=replace(group.played, ref=replace(group.played.ref, row=1)))
-    with pytest.raises(LearnerError, match="row 1 of .* has changed since it was played"):
+    with pytest.raises(LearnerError, match=r"row 1 of .* has changed since it was played"):
         loop.run(learner.update([other]))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.episode import View
 from actors.errors import LearnerError
-from actors.images import View_HW3, ViewSpec, num_visual_tokens, quarter_view
+from actors.images import View_HW3, ViewSpec, quarter_view
 from learner.batch import MicroBatchPlan, PlannedEpisode
 from learner.vision import Grid, grid_of, patchify
 
@@ -79,7 +79,7 @@ def collate(rows: MicroBatchPlan, full_views: FullViews, spec: ViewSpec, *, imag
     grids = {key: grid_of(view, spec) for key, view in shown.items()}
     # Pictures of one size side by side: the tower then attends to them without gathering.
     order = sorted(shown, key=lambda key: grids[key])
-    sizes = [num_visual_tokens(*shown[key].shape[:2], spec) for key in order]
+    sizes = [rows * columns // spec.merge_size**2 for _, rows, columns in (grids[key] for key in order)]
     first_feature = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
 
     width = max(row.num_tokens for row in rows)

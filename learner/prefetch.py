@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def one_ahead(items: Iterable[T], *, timeout_s: float) -> Iterator[T]:
+def one_ahead(items: Iterable[T], *, timeout_s: float) -> Generator[T, None, None]:
     """The items in their order, each made by a thread while the caller works with the one before it.
 
     Two items exist at a time, the caller's and the next. What making an item raises is raised here in its place, and

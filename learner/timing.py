@@ -22,7 +22,7 @@ class StageClock:
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done, or queued on the device, inside."""
         if self._on_gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             yield
             end.record()

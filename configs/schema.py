@@ -188,7 +188,7 @@ class LearnerConfig:
     """PyTorch threads of a CPU rank."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
-    zero3_whole_below: int = 100_000
+    param_persistence_threshold: int = 100_000
     """Under ZeRO-3, parameters of up to this many elements are kept whole on every rank; 0 shards all of them."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1-3 on GPUs)."""
@@ -232,8 +232,14 @@ class LearnerConfig:
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
-        require(self.zero3_whole_below >= 0, "learner.zero3_whole_below", self.zero3_whole_below, "0 or more")
-        for name in ("kl_coefficient", "entropy_coefficient", "warmup_steps", "weight_decay", "num_gpus"):
+        for name in (
+            "kl_coefficient",
+            "entropy_coefficient",
+            "warmup_steps",
+            "weight_decay",
+            "num_gpus",
+            "param_persistence_threshold",
+        ):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")

@@ -247,7 +247,7 @@ def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, A
     zero: dict[str, Any] = {
         "stage": deepspeed_stage(config, dtype),
         "overlap_comm": False,
-        "stage3_param_persistence_threshold": config.zero3_whole_below,
+        "stage3_param_persistence_threshold": config.param_persistence_threshold,
     }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}

@@ -28,7 +28,7 @@ SIZES = ((224, 224), (448, 448), (336, 560))
 LEARNER = {
     "num_gpus": 1,
     "zero_stage": 3,
-    "zero3_whole_below": 0,
+    "param_persistence_threshold": 0,
     "gradient_checkpointing": True,
     "kl_coefficient": 0.01,
     "learning_rate": 1e-6,

@@ -21,7 +21,7 @@ SETTINGS = {
     "learning_rate": 2e-5,
     "gradient_checkpointing": True,
     "num_threads": 1,
-    "zero3_whole_below": 0,
+    "param_persistence_threshold": 0,
 }
 
 

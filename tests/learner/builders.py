@@ -23,7 +23,9 @@ FORBIDDEN_IDS = (START_ID, END_ID, IMAGE_ID, VIDEO_ID)
 SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=448 * 448)
 
 
-def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -> Qwen2_5_VLForConditionalGeneration:
+def small_model(
+    *, width=32, vision_width=32, layers=2, vocab_size=96, seed=0, tied=True
+) -> Qwen2_5_VLForConditionalGeneration:
     text = {
         "vocab_size": vocab_size,
         "hidden_size": width,
@@ -33,7 +35,7 @@ def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -
         "num_key_value_heads": 1,
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "initializer_range": 0.08,
         "bos_token_id": None,
         "eos_token_id": 2,
@@ -55,7 +57,7 @@ def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -
         Qwen2_5_VLConfig(
             text_config=text,
             vision_config=vision,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             image_token_id=IMAGE_ID,
             video_token_id=VIDEO_ID,
             vision_start_token_id=START_ID,

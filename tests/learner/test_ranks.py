@@ -55,6 +55,8 @@ def outcomes(tmp_path_factory):
     """Per stage: three updates, one with a NaN on the first rank among them; then one with pictures on one rank."""
     folder, saved = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("saved")
     save_model(folder, small_model())
+    untied = tmp_path_factory.mktemp("untied")
+    save_model(untied, small_model(tied=False))
     first, second, third = BATCHES
     broken = [poisoned(first[0]), *first[1:]]
 
@@ -73,9 +75,10 @@ def outcomes(tmp_path_factory):
                 ("state", None),
             ]
             yield settings(stage), calls
+        yield settings(3, untied), [*(("update", groups) for groups in BATCHES), ("state", None), ("shards", None)]
 
-    def settings(stage):
-        return {"learner": {**SETTINGS, "zero_stage": stage}, "model": {"path": str(folder)}}
+    def settings(stage, model=folder):
+        return {"learner": {**SETTINGS, "zero_stage": stage}, "model": {"path": str(model)}}
 
     single, pair = run_script(list(script("one"))), play(2, list(script("two")))
     resumed = run_script(
@@ -100,9 +103,24 @@ def test_two_ranks_learn_in_three_updates_what_one_does(outcomes, stage):
     for ours, theirs in ((both.first, alone.first), (both.second, alone.second), (both.third, alone.third)):
         for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped", "reference_kl"):
             assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
-    for key, value in both.state.items():
+    check_alike(both.state, alone.state)
+
+
+def test_two_ranks_learn_what_one_does_where_the_output_layer_has_weights_of_its_own(outcomes):
+    single, pair, _ = outcomes
+    *reports, state, shards = pair[0][-5:]
+    assert [report.optimizer_step for report in reports] == [1, 2, 3]
+    assert "weight/model.lm_head.weight" in state
+    assert shards["model.lm_head.weight"] == (96 * 32 / 2, 96 * 32, 0)
+    check_alike(state, single[-2])
+
+
+def check_alike(state, expected):
+    """Weights within 1e-6, and Adam's moments, which are sums of gradients, within 1e-7."""
+    assert state.keys() == expected.keys()
+    for key, value in state.items():
         limit = 1e-6 if key.startswith("weight/") else 1e-7
-        np.testing.assert_allclose(value, alone.state[key], atol=limit, rtol=0, err_msg=key)
+        np.testing.assert_allclose(value, expected[key], atol=limit, rtol=0, err_msg=key)
 
 
 def test_under_zero_3_every_parameter_is_sharded(outcomes):

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import weakref
@@ -191,6 +192,30 @@ def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path, stage):
 def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
     started(folder).save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize(("method", "writer"), [("save", "write_state"), ("export_hf", "save_hf")])
+def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
+    folder, tmp_path, monkeypatch, method, writer
+):
+    rank = started(folder)
+    gathered = []
+
+    def items(of):
+        for item in of():
+            gathered.append(item[0])
+            yield item
+
+    def refuse(*_, **__):
+        raise CheckpointError("no space left")
+
+    source = "state" if method == "save" else "parameters"
+    everything = [name for name, _ in getattr(rank._engine, source)()]
+    monkeypatch.setattr(rank._engine, source, functools.partial(items, getattr(rank._engine, source)))
+    monkeypatch.setattr(f"learner.worker.{writer}", refuse)
+    with pytest.raises(CheckpointError, match="no space left"):
+        getattr(rank, method)(tmp_path)
+    assert gathered == everything
 
 
 def test_another_models_state_is_refused_by_name_and_shape(folder, tmp_path):

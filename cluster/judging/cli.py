@@ -81,7 +81,7 @@ def load(
     """
     with shown_errors():
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load
-        from cluster.launch import connect
+        from cluster.connect import connect
 
         settings = load_config(config, overrides or [])
         size, seed = settings.rollout.group_size, settings.run.seed

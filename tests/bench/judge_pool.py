@@ -20,7 +20,7 @@ from statistics import median
 import ray
 
 from cluster.judging.load import DelayedJudge
-from cluster.launch import connect
+from cluster.connect import connect
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import JudgeReplica, delete_application, deploy_judges
 from judge.pool import JudgePool

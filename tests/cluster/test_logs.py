@@ -1,5 +1,7 @@
 """Ray's logs under names for people, and the cause of a failure out of them."""
 
+from pathlib import Path
+
 import pytest
 
 from actors.errors import CheckpointError, LearnerError, RolloutError
@@ -94,3 +96,22 @@ def test_what_no_part_failed_with_passes_as_it_is(error, session, tmp_path):
     with pytest.raises(type(error)) as passed, RunLogs(None, session=session, job="01000000").explained():
         raise error
     assert passed.value is error
+
+
+def test_the_folder_of_a_resumed_run_shows_the_logs_of_now(session, tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    write(folder, "RolloutWorker-4711.out", "of an earlier run, whose process had the same id")
+    (folder / "RolloutWorker-4711.err").symlink_to(tmp_path / "gone")
+    RunLogs(folder, session=session, job="01000000").link()
+    assert "Seed must be" in (folder / "RolloutWorker-4711.out").read_text()
+    assert "Engine core initialization failed" in (folder / "RolloutWorker-4711.err").read_text()
+
+
+def test_where_there_are_no_links_the_log_of_ray_is_named(session, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    logs = RunLogs(tmp_path / "logs", session=session, job="01000000")
+    assert str(session) in logs.explain(failure(f"rollout worker 3: {POINTER}", pid=4711))

@@ -90,11 +90,14 @@ def test_all_problems_are_told_at_once(config):
         assert any(name in line for line in lines), name
 
 
-def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch):
+def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch, tmp_path):
     monkeypatch.setattr(SharedMemory, "look_up", lambda: SharedMemory(size=64 << 20, free=64 << 20))
     assert "--shm-size=1g" in refusal(config())
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    check_run(config())  # the memory of this machine says nothing about that cluster's
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:6379")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    check_run(config())  # the memory of this machine says nothing about the others of that cluster
 
 
 def test_a_machine_on_which_ray_cannot_start_is_told_unless_a_cluster_is_up(config, monkeypatch):
@@ -130,6 +133,13 @@ def test_further_checks_join_in_but_not_over_what_is_broken(config):
         assert "'KEY' is not set" in refusal(config(), **settings)
     assert "'KEY' is not set" in refusal(config("model.path=/nowhere"), more=[refuse])
     assert "KEY" not in refusal(config("model.path=/nowhere"), then=[refuse])
+
+
+def test_what_cannot_be_read_is_one_line_too(config):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/secret/key")
+
+    assert refusal(config(), more=[refuse]) == "/secret/key cannot be read: Permission denied"
 
 
 def test_without_a_learner_neither_training_data_nor_a_run_folder_is_wanted(config):

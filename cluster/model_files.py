@@ -21,6 +21,8 @@ LENGTH_KEYS = (
 """Names under which a model's config.json keeps its longest sequence; vLLM takes the smallest that is there."""
 UNSCALED_ROPE = ("default", "mrope", "su", "longrope", "llama3", "deepseek_llama_scaling")
 """Kinds of position embeddings whose length is given in full, so that vLLM does not multiply it by their factor."""
+FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights")
+"""Names of folders that owners on a hub do not have."""
 HEADER_BYTES = 8
 """Length of a safetensors header, as its first bytes tell."""
 
@@ -39,8 +41,9 @@ def find_lfs_pointers(path: Path) -> list[Path]:
 
 
 def looks_like_hub_id(path: str) -> bool:
-    """Whether a path may be meant as `owner/name` on a model hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
+    """Whether a path may be meant as `owner/name` on a model hub: not one into a folder of a project."""
+    is_pair = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
+    return is_pair and path.partition("/")[0] not in FOLDERS
 
 
 def model_folder_problems(key: str, path: str, *, needs_weights: bool = True) -> Iterator[str]:
@@ -72,7 +75,10 @@ def _why_no_model(folder: Path, path: str) -> str:
             f"is no folder here, and nothing is fetched during a run: `hf download {path} --local-dir {target}`, "
             f"then give {target}"
         )
-    return "does not exist: give a Hugging Face model folder"
+    return (
+        f"does not exist: give a Hugging Face model folder; `hf download OWNER/{folder.name} --local-dir {path}` "
+        f"fetches one"
+    )
 
 
 def _weight_flaws(folder: Path) -> Iterator[str]:

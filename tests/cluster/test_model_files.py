@@ -86,9 +86,11 @@ def test_an_id_of_a_hub_gives_the_way_to_a_folder(name):
     assert f"hf download {name} --local-dir models/{name.split('/')[1]}" in problem
 
 
-@pytest.mark.parametrize("name", ["/a/b", "./a", "a", "a/b/c", "~/a", "../a"])
+@pytest.mark.parametrize("name", ["/a/b", "./a", "a", "a/b/c", "~/a", "../a", "models/Qwen2.5-VL-7B-Instruct"])
 def test_a_path_is_no_id(name, tmp_path):
     assert not looks_like_hub_id(name)
+    (problem,) = problems(tmp_path / "models" / "Qwen2.5-VL")
+    assert "`hf download OWNER/Qwen2.5-VL --local-dir" in problem
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from cluster.identity import check_identity, identify
 from cluster.judging.watch import JudgeWatch
 from cluster.logs import RunLogs
 from cluster.placement import check_capacity, place
-from cluster.preflight import check_judge, check_run
+from cluster.preflight import Check, check_judge, check_run
 from cluster.ray_actors import RayWorker, start_learner, start_workers
 from cluster.records.files import lock_run_folder, write_whole
 from cluster.records.journal import Journal
@@ -37,6 +37,7 @@ from configs.paths import resolve_judge_paths
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
+from judge.llm.preflight import preflight_judge
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -106,7 +107,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         RolloutError, LearnerError: a part did not come up in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    check_run(config, more=[check_address], then=[lambda: _check_resumption(config, folder)] if resume else [])
+    then = [lambda: _check_resumption(config, folder)] if resume else []
+    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
@@ -162,7 +164,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
 @contextlib.asynccontextmanager
 async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fleet]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
-    check_run(config, learns=False, more=[check_address])
+    more = [check_address, *_judge_checks(config.judge, display)]
+    await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
         connect()
@@ -214,6 +217,12 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
     except RayError as error:
         raise RunError(logs.explain(error)) from error
     logs.link()
+
+
+def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
+    """That of the endpoint, which is asked one question; `check_run` looks at wording and model folder itself."""
+    is_asked = config.has_llm and "cluster" not in config.chain
+    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))] if is_asked else []
 
 
 def _check_resumption(config: Config, folder: Path) -> None:

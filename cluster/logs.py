@@ -33,6 +33,8 @@ MAX_COPIED_BYTES = 16 << 20
 """Of a longer log the end is kept."""
 READ_BYTES = 1 << 20
 """Of a log in which a cause is looked for, and of logs of other nodes."""
+HEAD_CHARS = 400
+"""Of a log, in which Ray writes whose it is."""
 FETCH_S = 10.0
 """Deadline for logs of other nodes: a node that is gone takes its logs along."""
 PART_FAILURES = (RolloutError, LearnerError, JudgeError, WeightSyncError)
@@ -148,9 +150,13 @@ def session_logs() -> Path:
 def named_logs(session: Path, job: str) -> dict[str, Path]:
     """Logs of a job's processes on this node under names for people: ACTOR-PID.out and ACTOR-PID.err."""
     found = {}
-    for source in sorted(session.glob(f"worker-*-{job}-*.*")):
+    for source in sorted(session.glob("worker-*-*-*.*")):
         with contextlib.suppress(OSError), source.open(encoding="utf-8", errors="replace") as file:
-            actor = _ACTOR.search(file.read(400))
+            head = file.read(HEAD_CHARS)
+            # A process that Ray started ahead of any job has no job in its log's name, but writes it when it gets one.
+            if f"-{job}-" not in source.name and f":job_id:{job}\n" not in head:
+                continue
+            actor = _ACTOR.search(head)
             pid = source.stem.rpartition("-")[2]
             found[f"{actor[1] if actor else 'worker'}-{pid}{source.suffix}"] = source
     return found

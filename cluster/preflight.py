@@ -69,11 +69,17 @@ def check_judge(config: JudgeConfig, *, more: Sequence[Check] = ()) -> None:
 
 
 def raise_all(problems: Sequence[Exception]) -> None:
-    """Raise the only problem as it is, or one error with a line for each; nothing where there is none."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise RunError("\n".join(str(problem) for problem in problems))
+    """Raise the only problem as it is, or one error with a line for each; nothing where there is none.
+
+    A problem that two checks found is told once.
+    """
+    distinct: dict[str, Exception] = {}
+    for problem in problems:
+        distinct.setdefault(str(problem), problem)
+    if len(distinct) == 1:
+        raise next(iter(distinct.values()))
+    if distinct:
+        raise RunError("\n".join(distinct))
 
 
 def _problems(lines: Iterator[str]) -> Iterator[Exception]:

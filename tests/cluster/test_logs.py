@@ -23,9 +23,12 @@ def test_logs_of_a_job_are_named_for_actor_and_process(tmp_path):
     write(tmp_path, "worker-aa-01000000-4711.err", ":job_id:01000000\n:actor_name:RolloutWorker\n")
     write(tmp_path, "worker-bb-01000000-4712.err", ":job_id:01000000\n")
     write(tmp_path, "worker-cc-02000000-4713.err", ":job_id:02000000\n:actor_name:RankHost\n")
+    write(tmp_path, "worker-dd-ffffffff-4714.out", ":job_id:01000000\n:actor_name:ServeReplica\n")
+    write(tmp_path, "worker-ee-ffffffff-4715.out", "")
     write(tmp_path, "raylet.err", "")
     found = named_logs(tmp_path, "01000000")
-    assert sorted(found) == ["RolloutWorker-4711.err", "RolloutWorker-4711.out", "worker-4712.err"]
+    names = ["RolloutWorker-4711.err", "RolloutWorker-4711.out", "ServeReplica-4714.out", "worker-4712.err"]
+    assert sorted(found) == names
     assert found["RolloutWorker-4711.out"].read_text().endswith("hello\n")
 
 

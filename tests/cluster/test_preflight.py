@@ -158,4 +158,6 @@ def test_one_problem_keeps_its_type_several_become_one_error():
     with pytest.raises(JudgeError, match="one"):
         raise_all([JudgeError("one")])
     with pytest.raises(RunError, match="one\ntwo"):
-        raise_all([JudgeError("one"), ValueError("two")])
+        raise_all([JudgeError("one"), ValueError("two"), ValueError("one")])
+    with pytest.raises(JudgeError, match=r"^one$"):
+        raise_all([JudgeError("one"), ValueError("one")])

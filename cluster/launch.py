@@ -113,11 +113,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
         cleanup.enter_context(display)
-        connect()
-        cleanup.callback(ray.shutdown)
-        logs = RunLogs.of_this_job(folder / "logs")
-        cleanup.callback(logs.close)
-        cleanup.enter_context(logs.explained())
+        logs = _connect(cleanup, folder / "logs")
         check_capacity(config, ray.cluster_resources())
         placement = place(config)
         workers = start_workers(config, placement)
@@ -168,16 +164,23 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
     await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
-        connect()
-        cleanup.callback(ray.shutdown)
-        logs = RunLogs.of_this_job(None)
-        cleanup.enter_context(logs.explained())
+        logs = _connect(cleanup, None)
         check_capacity(config, ray.cluster_resources())
         workers = start_workers(config, place(config))
         judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
+
+
+def _connect(cleanup: contextlib.AsyncExitStack, folder: Path | None) -> RunLogs:
+    """Ray, and the logs of what will run on it: kept in the folder, and read where a part fails."""
+    connect()
+    cleanup.callback(ray.shutdown)
+    logs = RunLogs.of_this_job(folder)
+    cleanup.callback(logs.close)
+    cleanup.enter_context(logs.explained())
+    return logs
 
 
 def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:

@@ -79,10 +79,12 @@ def stays_here(path: str) -> bool:
 def absolute_settings(config: Config, folder: Path) -> list[str]:
     """Overrides that name by absolute paths what is not uploaded: a job works in a folder of its own, soon removed.
 
-    The run's folder and the judge's cache are results, so they always get one.
+    The run's folder and the judge's cache are results, so they always get one; a cache under `~` is the job's own.
     """
     keys = (*PATH_SETTINGS, "judge.llm.model") if "cluster" in config.judge.chain else PATH_SETTINGS
     values = {key: str(attrgetter(key)(config)) for key in keys}
+    if values.get("judge.cache", "").startswith("~"):
+        del values["judge.cache"]
     named = {
         key: value for key, value in values.items() if stays_here(value) or (key in RESULTS and _is_relative(value))
     }

@@ -184,8 +184,6 @@ class JudgeConfig:
     """Who decides, in order: what one cannot decide with certainty goes to the next, e.g. [rules, openai]."""
     metric: Literal["strict", "relaxed", "anls"] = "strict"
     """What rules and LLM call right. `relaxed`: numbers within 5 % (ChartQA). `anls`: similar text (DocVQA)."""
-    relative_tolerance: float = 1e-3
-    """Two numbers count as equal within this share of the reference."""
     max_answer_chars: int = 2000
     """A longer answer is wrong unread."""
     min_replicas: int = 1
@@ -230,7 +228,7 @@ class JudgeConfig:
         )
         for name in ("timeout_s", "max_pause_s", "start_timeout_s"):
             _require_seconds(f"judge.{name}", getattr(self, name))
-        for name in ("upscale_delay_s", "downscale_delay_s", "relative_tolerance"):
+        for name in ("upscale_delay_s", "downscale_delay_s"):
             is_amount = 0 <= getattr(self, name) < math.inf
             require(is_amount, f"judge.{name}", getattr(self, name), "0 or more, and finite")
         for name in ("max_tries", "max_answer_chars"):

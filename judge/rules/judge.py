@@ -1,222 +1,173 @@
-"""Judging by written rules: no model, no network, the same verdict every time.
+"""Judging by rules: no model, no network, the same verdict every time.
 
-The whole answer must say what the reference says. An answer that merely holds the reference somewhere, such as a list
-of all the candidates, is wrong: a policy under training finds every such gap.
+A rule decides only where writing alone settles it. All else goes on to the next judge, or gets a best guess where rules
+stand last. A policy under training finds every rule that is certain and wrong.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
+from rapidfuzz.distance import Levenshtein
+
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.rules.asked import Asked, Order, is_restated, read_question
-from judge.rules.closeness import Closeness
-from judge.rules.dates import compare_dates
-from judge.rules.findings import Finding, Rule, right, wrong
-from judge.rules.lists import compare_lists, is_list, is_pair, split_items
-from judge.rules.metrics import RELAXED_TOLERANCE, anls
-from judge.rules.normalise import boxed_answer, boxed_answers, digits_of, normalise
-from judge.rules.numbers import compare_quantities
-from judge.rules.options import Options, names_by_number, parse_options
-from judge.rules.polarity import compare_polarity
-from judge.rules.quantity import Quantity, parse_quantity, words_of
-from judge.rules.ranges import compare_several
-from judge.rules.ranks import compare_ranks
-from judge.rules.signs import compare_signs
-from judge.rules.units import has_other_case
+from judge.rules.amounts import is_within_5_percent, is_year_like, one_number
+from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, counts, says
+from judge.rules.dates import definite_date
+from judge.rules.guess import is_likely_right
+from judge.rules.math_worker import WORKER, looks_like_math
+from judge.rules.options import certain_option, read_options
+from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
+from judge.rules.units import same_quantity
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
 JUDGE_NAME = "rules"
 Metric: TypeAlias = Literal["strict", "relaxed", "anls"]
+MAX_CHARS = 400
+"""Longer answers are compared as text alone, so that no answer keeps the rules busy."""
+MAX_QUESTION_CHARS = 8000
+ANLS_THRESHOLD = 0.5
+"""ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
+_TEMPERATURE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
+_SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
 
-_LEAD_IN = re.compile(
-    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?(?:(?:final|correct|right|best)\s+)?"
-    r"(?:answer|option|choice)\s*(?:is\s*:?|:)\s*",
-    re.IGNORECASE,
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the rules make of a prediction."""
+
+    is_correct: bool
+    is_certain: bool
+    """Writing alone settles it. Otherwise `is_correct` is a guess, final only where nobody else is asked."""
+    reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RulesJudge:
     """The rules as a backend of the judge pool."""
 
-    relative_tolerance: float
-    """Share of the reference within which two numbers are equal; `relaxed` has its own."""
     metric: Metric = "strict"
     is_last: bool = True
-    """Nobody decides after this judge: it gives its best verdict on everything. Otherwise it keeps to what is certain
-    and leaves the rest undecided."""
+    """Nobody decides after this judge: it guesses where it is not certain, and says so."""
 
     @classmethod
     def from_config(cls, config: JudgeConfig) -> RulesJudge:
-        is_last = config.chain[-1] == "rules"
-        return cls(config.relative_tolerance, config.metric, is_last)
+        return cls(metric=config.metric, is_last=config.chain[-1] == "rules")
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
         """One outcome per prediction; none for any of them when the reference itself is unusable."""
         try:
-            return [self._outcome(request, prediction) for prediction in request.predictions]
+            return [await self._outcome(request, prediction) for prediction in request.predictions]
         except JudgeError as error:
             return [NoVerdict(reason=str(error), failure=Failure.REJECTED) for _ in request.predictions]
 
-    def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
-        finding = find_by_rules(
-            request.question,
-            request.reference,
-            prediction,
-            relative_tolerance=self.relative_tolerance,
-            metric=self.metric,
-        )
+    async def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
+        finding = find_by_rules(request.question, request.reference, prediction, metric=self.metric)
+        is_math = self.metric != "anls" and may_be_math(request.question, request.reference, prediction)
+        if is_math and not finding.is_certain and await WORKER.is_equal(bare(request.reference), bare(prediction)):
+            finding = _certainly(True, "math-verify: equal")
         if finding.is_certain or self.is_last:
             return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
-        return NoVerdict(reason=finding.reason, failure=Failure.UNDECIDED)
+        return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
 
 
-def find_by_rules(
-    question: str,
-    reference: str,
-    prediction: str,
-    *,
-    relative_tolerance: float,
-    metric: Metric = "strict",
-) -> Finding:
-    """Whether a prediction says what the reference says, and by which rule.
+def find_by_rules(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding:
+    """Whether a prediction says what the reference says. Mathematics is left to `RulesJudge`, which may wait for it.
 
-    What needs no reading (empty, over-long, an announced answer) was settled by `judge/trust/precheck.py`.
-    Here, in this order: signs without a letter are compared as such; `\\boxed{}` and `the answer is` are taken off;
-    where the question lists options or the reference is a letter, both sides are resolved to a letter; then text,
-    numbers, dates, ranks, yes or no, and lists are compared.
-
-    Args:
-        question: as asked; read for its options and for what it says of units, shares and order.
-        reference: the right answer; with `anls` also a JSON array of right answers.
-        prediction: what stood between the answer tags.
-        relative_tolerance: share of the reference within which two numbers are equal.
-        metric: see `judge/rules/metrics.py`.
-
-    Raises:
-        JudgeError: the reference is empty, so nothing can be decided.
+    With `anls` the reference may be a JSON array of right answers. Raises JudgeError where it is empty.
     """
     if not reference.strip():
         raise JudgeError("the reference answer is empty")
-    if settled := compare_signs(reference, prediction):
-        return settled
-    if _LEAD_IN.match(reference) and normalise(reference) == normalise(prediction):
-        return right(Rule.TEXT)
-    expected, given = boxed_answer(reference), boxed_answer(_LEAD_IN.sub("", prediction.strip()))
-    if given is None and len(split_items(expected or reference)) > 1:
-        given = ", ".join(boxed_answers(prediction))
-    if given is None or not given.strip():
-        return wrong(Rule.BOXES)
-    expected, given = expected or reference, _LEAD_IN.sub("", given.strip())
+    if fold_unicode(reference) == fold_unicode(prediction):
+        return _certainly(True, "same text")
     if metric == "anls":
-        return _by_similarity(expected, given)
-    return _Rules.of(question, relative_tolerance, metric).compare(expected, given)
+        return _by_similarity(reference, prediction)
+    if max(len(reference), len(prediction)) > MAX_CHARS:
+        return _guess(False, "a long text, and another one")
+    question, is_relaxed = question[:MAX_QUESTION_CHARS], metric == "relaxed"
+    if settled := _certain(question, bare(reference), bare(prediction), is_relaxed):
+        return settled
+    is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
+    return _guess(is_right, "the same" if is_right else "something else")
+
+
+def _certain(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
+    if same_text(question, reference, prediction):
+        return _certainly(True, "same text")
+    if options := read_options(question):
+        chosen = [certain_option(options, text) for text in (reference, prediction)]
+        return None if None in chosen else _certainly(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
+    words = reference.casefold(), prediction.casefold()
+    # `NO` and `No` may be chemistry.
+    if {*words} <= {"yes", "no"} and not {reference, prediction} >= {"NO", "No"}:
+        return _certainly(words[0] == words[1], f"{words[1]} for {words[0]}")
+    dates = definite_date(reference), definite_date(prediction)
+    if dates[0] and dates[1]:
+        return _certainly(dates[0] == dates[1], f"date {dates[1]} for {dates[0]}")
+    return _number(question, reference, prediction, is_relaxed) or _quantity(question, reference, prediction)
+
+
+def _number(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
+    sides = one_number(reference), one_number(prediction)
+    if sides[0] is None or sides[1] is None or sides[0][1] != sides[1][1]:
+        return None
+    (expected, around), (given, _) = sides[0], sides[1]
+    is_count = around == "#" and counts(question)
+    if not is_count and (says(question, LABEL) or says(question, READING)):
+        return None
+    if expected == given:
+        return _certainly(True, "same number")
+    values = Fraction(expected), Fraction(given)
+    is_year = says(question, YEAR) or (is_year_like(reference) and not is_count)
+    # `20 March` and `20 Downing Street` are no amounts.
+    is_amount = re.fullmatch(r"-?#%?|[$€£¥₹]-?#", around) and (around.strip("-") != "#" or says(question, AMOUNT))
+    if is_relaxed and (is_count or (is_amount and not is_year)) and is_within_5_percent(*values):
+        return _certainly(True, "within 5 %")
+    # Thousands or millions may stand on the axis.
+    is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
+    if is_count and expected.isdigit() and given.isdigit() and not is_scaled:
+        return _certainly(False, f"a count of {given} for {expected}")
+    return None
+
+
+def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
+    """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
+    may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(f"{reference} {prediction}")
+    numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
+    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, READING):
+        return None
+    return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
+
+
+def may_be_math(question: str, reference: str, prediction: str) -> bool:
+    """math-verify is asked: these are expressions, no form is wanted, and no options are listed."""
+    is_open = says(question, FORM) or says(question, LABEL) or read_options(question)
+    is_new = bare(prediction).replace(" ", "") not in question.replace(" ", "")
+    return is_new and not is_open and looks_like_math(bare(reference), bare(prediction))
 
 
 def _by_similarity(reference: str, prediction: str) -> Finding:
-    score = anls(reference, prediction)
-    if score == 1:
-        return right(Rule.TEXT, "ANLS 1")
-    return right(Rule.SIMILAR, f"ANLS {score:.2f}") if score > 0 else wrong(Rule.DISSIMILAR, "ANLS 0")
+    try:
+        texts = json.loads(reference) if reference.lstrip().startswith("[") else None
+    except (json.JSONDecodeError, RecursionError):
+        texts = None
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        texts = [reference]
+    *expected, given = (fold_unicode(text).casefold() for text in (*texts, prediction))
+    if given in expected:
+        return _certainly(True, "same text")
+    score = max(Levenshtein.normalized_similarity(text, bare(boxed_answer(given) or given)) for text in expected)
+    return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
-    question: str
-    asked: Asked
-    strict: Closeness
-    closeness: Closeness
-
-    @classmethod
-    def of(cls, question: str, relative_tolerance: float, metric: Metric) -> _Rules:
-        asked = read_question(question)
-        strict = Closeness(tolerance=Fraction(str(relative_tolerance)), is_exact_for_integers=True)
-        relaxed = Closeness(tolerance=RELAXED_TOLERANCE, is_exact_for_integers=asked.is_year or asked.is_label)
-        return cls(question=question, asked=asked, strict=strict, closeness=relaxed if metric == "relaxed" else strict)
-
-    def compare(self, reference: str, prediction: str) -> Finding:
-        # One option may lie within 5 % of the next: among them numbers are compared strictly.
-        same = replace(self, closeness=self.strict)._same
-        options = Options(texts=parse_options(self.question), same=same)
-        if chosen := options.compare(reference, prediction):
-            return chosen
-        finding = self._same(reference, prediction)
-        if finding.is_correct or not finding.is_certain:
-            return finding
-        sides = reference, prediction
-        is_number = any(names_by_number(self.question, *pair, same) for pair in (sides, sides[::-1]))
-        return right(Rule.LIKELY_OPTION, "by its number") if is_number else finding
-
-    def _same(self, reference: str, prediction: str) -> Finding:
-        finding = self._same_content(reference, prediction)
-        one, other = (_bracket(text) for text in (reference, prediction))
-        if one == other or not finding.is_correct or not finding.is_certain:
-            return finding
-        if one and other and is_list(reference):
-            return right(Rule.ITEMS_UNCLEAR, "open or closed interval")
-        quantity = parse_quantity(reference)
-        return right(Rule.SIGN) if quantity is not None and quantity.is_bracketed else finding
-
-    def _same_content(self, reference: str, prediction: str) -> Finding:
-        if item := self._same_item(reference, prediction):
-            return item
-        if several := compare_several(reference, prediction, self.asked, self.closeness):
-            return several
-        if is_list(reference) or is_pair(reference):
-            finding = compare_lists(
-                reference,
-                prediction,
-                self._same_item,
-                order=self.asked.order if is_list(reference) else Order.FREE,
-            )
-            if is_list(reference):
-                return finding
-            if finding.is_correct:
-                # `War and Peace` is a title, and cannot be turned round.
-                return right(Rule.ITEMS_UNCLEAR, "same")
-        return wrong(Rule.OTHER_TEXT)
-
-    def _same_item(self, reference: str, prediction: str) -> Finding | None:
-        """Compare as text, number, date, rank, yes or no; None when none of these applies."""
-        finding = self._same_in_any_case(reference, prediction)
-        is_settled = finding is not None and finding.is_correct and finding.is_certain
-        return right(Rule.UNCLEAR_UNIT) if is_settled and has_other_case(reference, prediction) else finding
-
-    def _same_in_any_case(self, reference: str, prediction: str) -> Finding | None:
-        if normalise(reference) == normalise(prediction):
-            return right(Rule.TEXT)
-        expected, given = self._quantity(reference, reference), self._quantity(prediction, reference)
-        if expected is not None and given is not None:
-            finding = compare_quantities(expected, given, self.asked, self.closeness)
-            if finding.is_correct and is_restated(self.question, expected, given):
-                return wrong(Rule.RESTATED)
-            if finding == wrong(Rule.NUMBER, "different") and _has_same_slashed_digits(reference, prediction):
-                return wrong(Rule.FRACTION)
-            is_bare = expected.unit is None and given.unit is None
-            is_label = self.asked.is_label and is_bare and finding.is_correct and finding.is_certain
-            return right(Rule.LABEL) if is_label else finding
-        return (
-            compare_dates(reference, prediction)
-            or compare_ranks(reference, prediction, self.asked)
-            or compare_polarity(reference, prediction, self.question)
-        )
-
-    def _quantity(self, text: str, reference: str) -> Quantity | None:
-        return parse_quantity(text, words_of(self.question, reference))
+def _certainly(is_correct: bool, reason: str) -> Finding:
+    return Finding(is_correct=is_correct, is_certain=True, reason=reason)
 
 
-def _has_same_slashed_digits(reference: str, prediction: str) -> bool:
-    """`1 1/2` may have been written as `11/2` where the space was lost."""
-    has_slashes = all(re.search(r"[0-9]/[0-9]", text) for text in (reference, prediction))
-    return has_slashes and digits_of(reference) == digits_of(prediction)
-
-
-def _bracket(text: str) -> str:
-    """The bracket that opens a text: an interval `[1, 5]` is no `(1, 5)`."""
-    opening = text.strip()[:1]
-    return opening if opening in ("(", "[") else ""
+def _guess(is_correct: bool, reason: str) -> Finding:
+    return Finding(is_correct=is_correct, is_certain=False, reason=f"best guess: {reason}")

@@ -45,8 +45,8 @@ async def test_a_failure_is_not_handed_on():
 
 
 async def test_the_config_names_the_judges():
-    verdicts = await make_judge(JudgeConfig(relative_tolerance=0.5)).grade(
-        JudgeRequest(question="?", reference="10.0", predictions=("14", "16"))
+    verdicts = await make_judge(JudgeConfig(metric="relaxed")).grade(
+        JudgeRequest(question="What is the value?", reference="10.0", predictions=("10.4", "16"))
     )
     assert [verdict.is_correct for verdict in verdicts] == [True, False]
 

@@ -3,11 +3,8 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from ray import serve
@@ -25,9 +22,6 @@ from judge.deployment import (
 )
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Usage, Verdict
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 LLM = LLMJudgeConfig(model="none", max_concurrent=64)
 OPENAI = JudgeConfig(chain=("openai",), llm=LLM)
@@ -167,42 +161,3 @@ async def test_an_outage_is_no_verdict_and_a_bug_stops_the_caller(local_ray):
         assert outcome.reason == "no verdict within 1.1 s"
     assert late.counters.num_lost_calls == 4, "two rounds of both"
     delete_application("broken")
-
-
-RUN = """
-import asyncio, sys, time
-import ray
-from cluster.launch import connect
-from judge.deployment import delete_application, deploy_judges
-from judge.pool import JudgePool
-from judge.verdict import Verdict
-from tests.judge.test_deployment import OPENAI, Slow, request
-
-async def main(name, num_groups):
-    pool = JudgePool(deploy_judges(OPENAI, name, make=Slow), OPENAI)
-    for number in range(num_groups):
-        for outcome in await pool.grade(request(f"{name} {number}", "red")):
-            assert isinstance(outcome, Verdict), outcome
-    assert pool.counters.num_retries == 0, pool.counters
-
-connect()
-asyncio.run(main(sys.argv[1], int(sys.argv[2])))
-delete_application(sys.argv[1])
-ray.shutdown()
-"""
-
-
-@pytest.mark.ray
-def test_runs_that_share_a_cluster_start_at_the_same_moment_and_end_without_each_other(local_ray, monkeypatch):
-    serve.shutdown()  # the first of them starts it
-    monkeypatch.setenv("RAY_ADDRESS", local_ray.address_info["address"])
-    command = [sys.executable, "-c", RUN]
-    runs = [
-        subprocess.Popen([*command, name, num_groups], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for name, num_groups in (("long", "40"), ("short", "2"), ("other", "2"))
-    ]
-    for run in runs:
-        _, err = run.communicate(timeout=120)
-        assert run.returncode == 0, err[-3000:]
-    assert serve.status().applications == {}
-    assert serve.status().proxies, "an LLM judge of a later run needs them"

@@ -9,7 +9,7 @@ import pytest
 from ray import serve
 
 from actors.data.shapes import make_shapes
-from judge.deployment import count_judges
+from judge.deployment import accept_metrics_interval, count_judges
 from tests.judge.openai_server import OpenAIServer, delayed, honest
 from tests.local_ray import ray_on_this_machine
 
@@ -21,6 +21,7 @@ MOST = 3
 
 def num_judges() -> int | None:
     """Of the one run on this cluster; None before its pool is up and after its end."""
+    accept_metrics_interval()
     names = [name for name in serve.status().applications if name.startswith("judges-")]
     return count_judges(names[0]) if names else None
 
@@ -32,6 +33,7 @@ def watch(run: subprocess.Popen, until, *, within_s: float) -> list[int]:
         size = num_judges()
         if size is not None and sizes[-1:] != [size]:
             sizes.append(size)
+            print(f"{size} judges", flush=True)
         if size is not None and until(size):
             break
         time.sleep(0.2)
@@ -61,7 +63,6 @@ def test_a_run_with_a_slow_llm_grows_its_pool_and_gives_it_back_when_the_llm_is_
             grown = watch(run, lambda size: size == MOST, within_s=240)
             server.plan = honest
             shrunk = watch(run, lambda size: size == 1, within_s=60)
-            print(grown, shrunk)
             assert grown[-1] == MOST, run.communicate(timeout=60)[1][-3000:] if run.poll() else grown
             assert 1 in grown[:-1], "it began with one"
             assert shrunk[-1] == 1

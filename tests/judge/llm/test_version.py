@@ -53,7 +53,6 @@ def test_who_answers_and_what_it_sees_changes_the_version(settings):
     "settings",
     [
         {"chain": ("openai",)},
-        {"relative_tolerance": 0.5},
         {"max_answer_chars": 3},
         {"base_url": "http://h/v1/"},
         {"api_key_env": "OTHER"},

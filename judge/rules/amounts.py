@@ -1,0 +1,94 @@
+"""Numbers: the same as written (certain), and amounts in the ways people write them (for guesses)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
+_ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
+_ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "sixth": "6th"}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
+CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "dollar": "$", "dollars": "$", "€": "€", "eur": "€", "euro": "€"} | {
+    **{"euros": "€", "£": "£", "gbp": "£", "¥": "¥", "jpy": "¥", "yen": "¥"}
+}
+_AMOUNT = re.compile(
+    r"(?:(?:about|approximately|around|roughly|exactly|only|just) |[~≈] ?)?"
+    r"(?P<minus>-|minus |negative )?\+?(?P<sign>US\$|[$€£¥])? ?(?P<minus2>-)?"
+    rf"(?:(?:(?P<whole>\d+) )?(?P<over>\d+) ?/ ?(?P<under>[1-9]\d*)|(?P<plain>{PLAIN}|\.\d+)"
+    r"(?: ?[×x*] ?10\^?\{?(?P<power>-?\d\d?)\}?|e(?P<e>[-+]?\d\d?))?)(?!\d)"
+    r"(?P<rest>(?!s\b) ?(?![π√])[^\W\d_][^\d,;:!?π√=()+]{0,40}(?:\^?[23])?| ?[%°'\"][^\d,;:!?]{0,20}|)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    value: Fraction
+    places: int | None
+    """Digits behind the point as written; None where the value is written otherwise."""
+    currency: str
+    unit: str
+    """What else is said behind the number, `%` included."""
+
+
+def one_number(text: str) -> tuple[str, str] | None:
+    """(digits, what stands around them) of a text with one plain number, such as `$1,200.00` or `5 km`.
+
+    Without grouping marks and a trailing .0; None of `007`, `2E3`, `3/4`, `v2`.
+    """
+    found = _ONE_NUMBER.fullmatch(text)
+    digits = re.sub(r"\.0{1,2}$", "", re.sub(r"[, ]", "", found[2])) if found else ""
+    return (digits, f"{found[1]}#{found[3].strip()}") if found else None
+
+
+def is_year_like(digits: str) -> bool:
+    return re.fullmatch(r"(?:1\d{3}|20\d\d|2100)(?:\.0)?", digits) is not None
+
+
+def is_within_5_percent(reference: Fraction, prediction: Fraction) -> bool:
+    """Relaxed accuracy (PlotQA, WACV 2020; ChartQA, ACL 2022), of the reference, without rounding."""
+    return abs(prediction - reference) * 20 <= abs(reference)
+
+
+def with_digits(text: str) -> str:
+    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays. Up to fifty."""
+    return re.sub(
+        r"(?<!\d )\b[A-Za-z]{3,9}(?:-(?:one|two|three|four|five|six|seven|eight|nine))?\b(?<!\w one)", _digits, text
+    )
+
+
+def _digits(word: re.Match[str]) -> str:
+    for kind in ("DIGIT", "NUMBER"):
+        try:
+            return str(int(unicodedata.numeric(unicodedata.lookup(f"CIRCLED {kind} {word[0].replace('-', ' ')}"))))
+        except KeyError:
+            continue
+    return _ORDINALS.get(word[0].lower(), word[0])
+
+
+def read_amount(text: str) -> Amount | None:
+    """An amount with its currency or unit; None where the text says more, or something else."""
+    found = _AMOUNT.fullmatch(text) if len(text) <= 80 else None
+    if found is None:
+        return None
+    if found["over"]:
+        value, places = Fraction(int(found["over"]), int(found["under"])) + int(found["whole"] or 0), None
+    else:
+        plain = re.sub(r"[, ]", "", found["plain"])
+        places = len(plain.partition(".")[2])
+        value = Fraction(plain) * Fraction(10) ** int(found["power"] or found["e"] or 0)
+    sign, words = (found["sign"] or "").lower(), found["rest"].split()
+    may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
+    while words and (scale := _SCALES.get(words[0].lower()) or (may_be_sign and _SCALE_SIGNS.get(words[0]))):
+        value, places, words = value * scale, None, words[1:]
+    if words == ["cents"]:
+        value, sign, words = value / 100, "$", []
+    elif (named := " ".join(words).lower()) in CURRENCIES:
+        sign, words = named, []
+    value = -value if found["minus"] or found["minus2"] else value
+    unit = re.sub(r"^per ?cent$", "%", " ".join(words))
+    return Amount(value=value, places=places, currency=CURRENCIES.get(sign, ""), unit=unit) if len(words) <= 3 else None

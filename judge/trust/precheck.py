@@ -19,9 +19,8 @@ _BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 _LATEX_SHELL = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\s*\{|\\[()\[\],;! ]")
 _MARKUP_SIGNS = frozenset("|~^`´¨")
 """Signs of markup that Unicode does not count as punctuation. `+`, `=`, `<`, `$`, `°` may be answers."""
-_OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"} | (
-    dict.fromkeys("([{", "bracket brackets parentheses")
-)
+_OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}
+_OTHER_NAMES |= dict.fromkeys("([{", "bracket brackets parentheses")
 """What people call signs besides their Unicode names."""
 _NO_NAMES = frozenset(("a", "an", "the", "mark", "marks", "sign", "symbol", "left", "right"))
 PASS_PHRASES = frozenset((FOLDER / "pass_phrases.txt").read_text(encoding="utf-8").split("\n")) - {""}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from PIL import Image
 
 from actors.episode import Episode, EpisodeId, Finish, FinishReason, SampleRef, Status, Turn, View, next_move
 from actors.errors import DataError
@@ -23,8 +24,8 @@ from configs.schema import RolloutConfig
 class ShownImage:
     """One picture as the engine gets it."""
 
-    pixels: np.ndarray
-    """uint8 [H, W, 3]."""
+    picture: Image.Image
+    """RGB. Made once per view and shared by every turn that shows it: read it only."""
     key: str
     """Names the content: equal keys, equal pixels. Engines cache by it."""
     num_visual_tokens: int
@@ -70,7 +71,8 @@ def make_views(full: np.ndarray, spec: ViewSpec, image_sha256: str) -> Views:
     def shown(pixels: np.ndarray, view: View) -> ShownImage:
         height, width = pixels.shape[:2]
         count = num_visual_tokens(height, width, spec)
-        return ShownImage(pixels=pixels, key=f"{image_sha256}:{view}:{height}x{width}", num_visual_tokens=count)
+        key = f"{image_sha256}:{view}:{height}x{width}"
+        return ShownImage(picture=Image.fromarray(pixels), key=key, num_visual_tokens=count)
 
     height, width = full.shape[:2]
     quarter = shown(quarter_view(full), "quarter") if can_quarter(height, width, spec) else None

@@ -20,12 +20,11 @@ class RunConfig:
     dir: str = "runs"
     """Where runs are kept."""
     seed: int = 0
-    """Seeds the data order, the sampler and the learner."""
+    """Seeds the data order, the sampler and the learner. Any integer."""
 
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
         require(legal, "run.name", self.name, "use letters, digits, '.', '_' and '-' only")
-        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +108,8 @@ class RolloutConfig:
     """Memory for the CPU engine's KV cache."""
     num_threads: int = 1
     """OpenMP threads of a CPU engine. A small model is fastest with one: more wait on each other."""
+    max_prefill_tokens: int = 0
+    """Prompt tokens that the engine reads in one step; 0 chooses by the model and the GPU's memory."""
     enforce_eager: bool = True
     """Skip graph capture and compilation: slower steps, a much faster start."""
 
@@ -137,6 +138,8 @@ class RolloutConfig:
             require(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "at least 1")
         for name in ("group_timeout_s", "start_timeout_s"):
             require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "a positive number of seconds")
+        most = self.max_prefill_tokens
+        require(most >= 0, "rollout.max_prefill_tokens", most, "0 to have it chosen, or a number of tokens")
         require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "0 for CPU, or GPUs per worker")
         parallel = self.tensor_parallel_size
         require(
@@ -188,6 +191,8 @@ class LearnerConfig:
     """PyTorch threads of a CPU rank."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
+    param_persistence_threshold: int = 100_000
+    """Under ZeRO-3, parameters of up to this many elements are kept whole on every rank; 0 shards all of them."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1-3 on GPUs)."""
     learning_rate: float = 2e-4
@@ -230,7 +235,14 @@ class LearnerConfig:
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
-        for name in ("kl_coefficient", "entropy_coefficient", "warmup_steps", "weight_decay", "num_gpus"):
+        for name in (
+            "kl_coefficient",
+            "entropy_coefficient",
+            "warmup_steps",
+            "weight_decay",
+            "num_gpus",
+            "param_persistence_threshold",
+        ):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.engine.weight_receiver import WeightManifest
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn
+from actors.errors import RolloutError
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
 from actors.prompts import TOOL_CALL
 from judge.verdict import JudgeRequest, Outcome, Verdict
@@ -93,6 +94,8 @@ class FakeWorker:
         self.num_played = 0
         self.most_in_flight = 0
         self.commit_digest: str | None = None
+        self.is_healthy = True
+        self.is_killed = False
         self._script = list(script)
         self._in_flight = 0
         self._staged: WeightManifest | None = None
@@ -120,6 +123,13 @@ class FakeWorker:
             for index in range(request.num_episodes)
         ]
         return make_group(episodes, ref=request.ref), f"image of {request.ref.uid}"
+
+    async def check_health(self) -> None:
+        if not self.is_healthy:
+            raise RolloutError("the engine generates nothing")
+
+    def kill(self) -> None:
+        self.is_killed = True
 
     async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
         self._staged = manifest

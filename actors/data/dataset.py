@@ -119,8 +119,6 @@ class PromptCursor:
     def __init__(self, *, dataset: str, num_rows: int, seed: int) -> None:
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows} cannot work: there is nothing to draw from")
-        if seed < 0:
-            raise ValueError(f"run.seed={seed} cannot work: give 0 or more")
         self._dataset = dataset
         self._num_rows = num_rows
         self._seed = seed
@@ -156,7 +154,9 @@ class PromptCursor:
         return SampleRef(dataset=self._dataset, row=row, uid=f"{self._epoch}-{row}")
 
     def _shuffled(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.random.default_rng([self._seed, self._epoch]).permutation(self._num_rows)
+        # NumPy takes no negative number: the sign is a word of its own, which leaves the others' order as it was.
+        words = [abs(self._seed), self._epoch, int(self._seed < 0)]
+        return np.random.default_rng(words).permutation(self._num_rows)
 
 
 @dataclass(kw_only=True)

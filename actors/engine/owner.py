@@ -1,4 +1,4 @@
-"""An engine's process ends with the process that owns it: after a kill -9 of the owner nobody else tells it to."""
+"""An engine's processes end with the process that owns them, even one that was killed and could not tell them to."""
 
 from __future__ import annotations
 

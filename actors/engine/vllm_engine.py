@@ -8,23 +8,24 @@ the turns in flight have ended, and holds new ones back meanwhile.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from PIL import Image
 
+from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
+from actors.engine.gate import TurnGate
 from actors.engine.owner import own_engines
+from actors.engine.staging import staging_root, write_buckets
 from actors.engine.weight_receiver import WeightManifest, check_engine_digests, manifest_to_json
 from actors.episode import FinishReason
-from actors.errors import RolloutError
+from actors.errors import RolloutError, SampleError
+from actors.images import ViewSpec
 from actors.play import Completion, Sampling, ShownImage
 from configs.schema import ModelConfig, RolloutConfig
 
@@ -43,41 +44,6 @@ def set_engine_environment(config: RolloutConfig) -> None:
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
 
 
-class TurnGate:
-    """Lets turns through, or holds them back while the weights change. Pure asyncio."""
-
-    def __init__(self) -> None:
-        self._num_inside = 0
-        self._changed = asyncio.Condition()
-        self._closed = False
-
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._closed)
-            self._num_inside += 1
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._num_inside -= 1
-                self._changed.notify_all()
-
-    @contextlib.asynccontextmanager
-    async def closed(self) -> AsyncIterator[None]:
-        """Entered once no turn is in flight; no turn starts before it is left."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._closed)
-            self._closed = True
-            await self._changed.wait_for(lambda: self._num_inside == 0)
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._closed = False
-                self._changed.notify_all()
-
-
 class VllmEngine:
     """One asynchronous vLLM engine. Implements `play.Generate` and `weight_receiver.WeightTarget`."""
 
@@ -85,6 +51,7 @@ class VllmEngine:
         self,
         model: ModelConfig,
         rollout: RolloutConfig,
+        spec: ViewSpec,
         *,
         end_id: int,
         image_pad_id: int,
@@ -92,33 +59,16 @@ class VllmEngine:
         seed: int,
     ) -> None:
         set_engine_environment(rollout)
-        from vllm import AsyncEngineArgs  # reads the environment set above
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.async_llm import AsyncLLM  # reads the environment set above
 
-        on_gpu: dict[str, Any] = {}
-        if rollout.num_gpus > 0:
-            on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model.path,
-                tokenizer=model.path,
-                dtype=model.dtype,
-                load_format="dummy" if model.load == "random" else "auto",
-                max_model_len=rollout.max_model_len,
-                max_num_seqs=rollout.max_groups_in_flight * rollout.group_size,
-                limit_mm_per_prompt={"image": 2, "video": 0},
-                # Views are cut before they get here: bounds so wide that the processor never resizes one.
-                mm_processor_kwargs={"min_pixels": 1, "max_pixels": model.max_pixels},
-                enforce_eager=rollout.enforce_eager,
-                tensor_parallel_size=rollout.tensor_parallel_size,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                worker_extension_cls=EXTENSION,
-                seed=seed,
-                disable_log_stats=True,
-                **on_gpu,
-            )
+        budget = token_budget(
+            rollout,
+            ModelWidths.from_model(model.path),
+            spec,
+            bytes_per_value=2 if model.dtype == "bfloat16" else 4,
+            gpu_memory=_gpu_memory() if rollout.num_gpus > 0 else None,
         )
+        self._engine = AsyncLLM.from_vllm_config(_engine_config(model, rollout, budget, seed), disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)
@@ -130,14 +80,19 @@ class VllmEngine:
     async def __call__(
         self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
     ) -> Completion:
-        """Sample one completion. Raises RolloutError when the engine is dead or saw other tokens than we sent."""
+        """Sample one completion.
+
+        Raises:
+            SampleError: the engine refused the request, failed at it alone, or saw other tokens than we sent.
+            RolloutError: the engine is dead, or holds no verified weights.
+        """
         async with self._gate.turn():
             version = self.version
             if version < 0:
                 raise RolloutError("the engine holds no verified weights")
             output = await self._generate(self._prompt(prompt_ids, images, version), self._params(sampling))
         if tuple(output.prompt_token_ids) != prompt_ids:
-            raise RolloutError(
+            raise SampleError(
                 f"the engine read a prompt of {len(output.prompt_token_ids)} tokens, {len(prompt_ids)} were rendered: "
                 "its image processor counts visual tokens differently"
             )
@@ -145,26 +100,33 @@ class VllmEngine:
         token_ids = tuple(choice.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
         if choice.finish_reason not in get_args(FinishReason):
-            raise RolloutError(f"the engine ended a turn with {choice.finish_reason!r}")
+            raise SampleError(f"the engine ended a turn with {choice.finish_reason!r}")
         reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, policy_version=version)
 
     async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
+        from vllm import exceptions
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         last = None
         try:
             async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
                 last = output
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise RolloutError(f"vLLM's engine failed: {error}") from error
-        assert last is not None
+        except EngineDeadError as error:
+            raise RolloutError(f"vLLM's engine died: {error}") from error
+        except EngineGenerateError as error:  # carries no message of its own
+            cause = error.__cause__ or error
+            raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
+        except (ValueError, getattr(exceptions, "VLLMClientError", ValueError)) as error:  # the first before 0.32
+            raise SampleError(f"vLLM refused a request: {error}") from error
+        if last is None:
+            raise SampleError("vLLM ended a request without an output")
         return last
 
     def _prompt(self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], version: int) -> dict[str, Any]:
         return {
             "prompt_token_ids": collapse_placeholders(prompt_ids, self._image_pad_id),
-            "multi_modal_data": {"image": [Image.fromarray(image.pixels) for image in images]},
+            "multi_modal_data": {"image": [image.picture for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
             # Keys and values computed under other weights are never reused.
             "cache_salt": f"version {version}",
@@ -185,12 +147,13 @@ class VllmEngine:
         )
 
     async def stage_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
-        """Hand the buckets to the engine's process through shared memory."""
+        """Hand the buckets to the engine's process through shared memory. They are written by a thread.
+
+        Raises:
+            WeightSyncError: they do not fit there.
+        """
         self._drop_staging()
-        shared = Path("/dev/shm")
-        self._staging = Path(tempfile.mkdtemp(prefix="visionthink-weights-", dir=shared if shared.is_dir() else None))
-        for number, bucket in enumerate(buckets):
-            bucket.tofile(self._staging / str(number))
+        self._staging = await asyncio.to_thread(write_buckets, buckets, staging_root())
         await self._engine.collective_rpc("stage_weights", args=(str(self._staging), manifest_to_json(manifest)))
 
     async def commit_weights(self, manifest: WeightManifest) -> None:
@@ -219,17 +182,54 @@ class VllmEngine:
             self._staging = None
 
     async def check_health(self) -> None:
-        """Raise RolloutError if the engine's process is gone."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+        """Have one token generated, past the gate and under whatever weights; RolloutError if that fails.
 
-        try:
-            await self._engine.check_health()
-        except EngineDeadError as error:
-            raise RolloutError(f"vLLM's engine died: {error}") from error
+        vLLM's own check looks at whether the engine's process reported a failure. One that hangs reports none.
+        """
+        from vllm import SamplingParams
+
+        await self._generate({"prompt_token_ids": [self._end_id]}, SamplingParams(max_tokens=1, detokenize=False))
 
     def shutdown(self) -> None:
         self._drop_staging()
         self._engine.shutdown()
+
+
+def _engine_config(model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, seed: int) -> Any:
+    from vllm import AsyncEngineArgs
+
+    on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction} if rollout.num_gpus > 0 else {}
+    config = AsyncEngineArgs(
+        model=model.path,
+        tokenizer=model.path,
+        dtype=model.dtype,
+        load_format="dummy" if model.load == "random" else "auto",
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=most_turns(rollout),
+        max_num_batched_tokens=budget.per_step,
+        limit_mm_per_prompt={"image": 2, "video": 0},
+        # Views are cut before they get here: bounds so wide that the processor never resizes one.
+        mm_processor_kwargs={"min_pixels": 1, "max_pixels": model.max_pixels},
+        enforce_eager=rollout.enforce_eager,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        worker_extension_cls=EXTENSION,
+        seed=seed,
+        disable_log_stats=True,
+        **on_gpu,
+    ).create_engine_config()
+    # No argument of vLLM's sets these two: it derives them from max_num_batched_tokens and keeps what is set here.
+    config.scheduler_config.max_num_encoder_input_tokens = budget.encoder_per_step
+    config.scheduler_config.encoder_cache_size = budget.encoder_cache
+    return config
+
+
+def _gpu_memory() -> int:
+    """Bytes of the GPU that this process was given."""
+    from vllm.platforms import current_platform
+
+    return int(current_platform.get_device_total_memory())
 
 
 def collapse_placeholders(prompt_ids: Sequence[int], image_pad_id: int) -> list[int]:

@@ -1,11 +1,12 @@
 """Weights as they travel: a manifest with a checksum per tensor, and buckets of raw bytes.
 
 A sync is prepare, transfer under a deadline, verify, commit (rule E of the reliability rules): whoever receives is
-wholly on the old version or wholly on the new one, and one that is neither says STALE and serves nobody.
+wholly on the old version or wholly on the new one, and one that is neither says STALE and plays no group.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -85,9 +86,15 @@ def verified_tensors(
         yield tensor, content
 
 
+def verify(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
+    """Raise WeightSyncError unless the buckets hold the manifest's bytes."""
+    for _ in verified_tensors(manifest, buckets):
+        pass
+
+
 class SyncState(StrEnum):
     STALE = "stale"
-    """Holds no version it could vouch for: serves nobody until a sync succeeds."""
+    """Holds no verified version: plays no group until a sync succeeds."""
     CURRENT = "current"
     """Holds `version`, whole."""
 
@@ -111,6 +118,7 @@ class WeightReceiver:
     def __init__(self, target: WeightTarget) -> None:
         self._target = target
         self._staged: WeightManifest | None = None
+        self._committed: WeightManifest | None = None
         self.state = SyncState.STALE
         self.version = -1
 
@@ -119,28 +127,33 @@ class WeightReceiver:
         self.state, self.version = SyncState.CURRENT, 0
 
     async def prepare(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
-        """Verify and stage a version. On failure the version in use stays in use."""
+        """Verify and stage a version. On failure the version in use stays in use.
+
+        Checksums are computed in a thread: gigabytes of them would hold up every turn of the engine.
+        """
         self._staged = None
-        for _ in verified_tensors(manifest, buckets):
-            pass
+        await asyncio.to_thread(verify, manifest, buckets)
         await self._target.stage_weights(manifest, buckets)
         self._staged = manifest
 
     async def commit(self, version: int) -> str:
         """Switch to the staged version and compare what the engine holds with what was sent.
 
-        Returns the version's digest. Raises WeightSyncError and turns STALE if anything differs.
+        Returns the version's digest, also where it was committed before: a caller that missed the answer asks again.
+        Raises WeightSyncError and turns STALE if anything differs.
         """
         manifest = self._staged
+        if manifest is None and self._committed is not None and self._committed.version == version:
+            return self._committed.digest
         if manifest is None or manifest.version != version:
             held = "none" if manifest is None else manifest.version
             raise WeightSyncError(f"commit of version {version}, but the staged version is {held}")
-        self._staged = None
+        self._staged = self._committed = None
         state = SyncState.STALE
         try:
             # Groups keep coming while turns in flight end: the engine holds their turns back, so nothing is refused.
             await self._target.commit_weights(manifest)
-            state, self.version = SyncState.CURRENT, version
+            state, self.version, self._committed = SyncState.CURRENT, version, manifest
         finally:
             self.state = state
         return manifest.digest

@@ -1,7 +1,9 @@
 """All rollout workers as one: groups go to the least loaded, weights to every one.
 
-Knows its workers by a Protocol alone. A group whose worker fails is played once more elsewhere, under the next attempt
-number; a worker that fails or misses a sync is dropped, and the run goes on while one is left.
+Knows its workers by a Protocol alone. A group that failed while its worker goes on is lost, and the worker stays
+(`suspicion.py` says when not). A group whose worker failed is played once more elsewhere, under the next attempt
+number; a worker that fails, or misses a weight sync, is dropped and killed, so that its process and GPU are free again.
+The run goes on while one worker is left.
 """
 
 from __future__ import annotations
@@ -10,144 +12,217 @@ import asyncio
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import RolloutError, WeightSyncError
+from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.fleet.suspicion import Standing, is_unfit
 from actors.play import PlayRequest
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
+HEALTH_TIMEOUT_S = 60.0
+"""Within this time a worker has to show that its engine still generates."""
 
 
 class Worker(Protocol):
-    """A rollout worker, wherever it runs. All failures of worker or engine are RolloutError."""
+    """A rollout worker, wherever it runs. A failure of the worker or its engine is a RolloutError."""
 
     @property
     def name(self) -> str: ...
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """The group, and a handle of its full view."""
+        """The group, and a handle of its full view; SampleError where this group alone failed."""
+
+    async def check_health(self) -> None:
+        """Return once the engine has generated something; RolloutError if it cannot."""
 
     async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None: ...
 
     async def commit_weights(self, version: int) -> str: ...
 
+    def kill(self) -> None:
+        """End its process at once and release what it holds. Returns without waiting, and never fails."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class _Member:
+    """A worker of the pool and what the pool knows about it."""
+
+    worker: Worker
+    num_in_flight: int = 0
+    standing: Standing = dataclasses.field(default_factory=Standing)
+    health_check: asyncio.Task[bool] | None = None
+    """Under way, shared by all groups that ran into their deadline."""
+
 
 class RolloutPool:
-    """Routes groups and weights. `group_timeout_s` bounds one attempt, `sync_timeout_s` one version's way to all."""
+    """Routes groups and weights.
+
+    `group_timeout_s` bounds one attempt, `sync_timeout_s` each half of a version's way to all workers,
+    `health_timeout_s` a worker's answer to the question whether its engine still generates.
+    """
 
     def __init__(
-        self, workers: Sequence[Worker], *, max_groups_in_flight: int, group_timeout_s: float, sync_timeout_s: float
+        self,
+        workers: Sequence[Worker],
+        *,
+        max_groups_in_flight: int,
+        group_timeout_s: float,
+        sync_timeout_s: float,
+        health_timeout_s: float = HEALTH_TIMEOUT_S,
     ) -> None:
-        self._num_in_flight: dict[Worker, int] = dict.fromkeys(workers, 0)
+        self._members = [_Member(worker=worker) for worker in workers]
         self._max_groups_in_flight = max_groups_in_flight
         self._group_timeout_s = group_timeout_s
         self._sync_timeout_s = sync_timeout_s
-        self._waiting: deque[asyncio.Future[Worker | None]] = deque()
+        self._health_timeout_s = health_timeout_s
+        self._waiting: deque[asyncio.Future[_Member | None]] = deque()
         self.version = -1
 
     @property
     def num_workers(self) -> int:
-        return len(self._num_in_flight)
+        return len(self._members)
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """Play one group on the least loaded worker, and once more on another should that one fail.
+        """Play one group on the least loaded worker, and once more on another should that worker fail.
 
         Raises:
-            RolloutError: both attempts failed, or no worker is left.
+            SampleError: the group failed, its worker did not.
+            RolloutError: the workers of both attempts failed, or no worker is left.
         """
         failures: list[str] = []
         while len(failures) < MAX_ATTEMPTS:
-            worker = await self._acquire(is_first=not failures)
+            member = await self._acquire(is_first=not failures)
             try:
-                async with asyncio.timeout(self._group_timeout_s):
-                    return await worker.play(dataclasses.replace(request, attempt=request.attempt + len(failures)))
-            except (RolloutError, TimeoutError) as error:
-                cause = str(error) or f"no reply within rollout.group_timeout_s={self._group_timeout_s:g}"
-                failures.append(f"{worker.name}: {cause}")
-                self._drop(worker, cause)
+                played = await self._attempt(
+                    member, dataclasses.replace(request, attempt=request.attempt + len(failures))
+                )
+            except SampleError as error:
+                self._suspect(member, request.ref.uid, str(error))
+                raise SampleError(f"sample {request.ref.uid} failed on {member.worker.name}: {error}") from error
+            except RolloutError as error:
+                failures.append(f"{member.worker.name}: {error}")
+                self._drop(member, str(error))
+            else:
+                if isinstance(played[0], PlayedGroup):
+                    member.standing = member.standing.after_success()
+                return played
             finally:
-                self._release(worker)
+                self._release(member)
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
 
+    async def _attempt(self, member: _Member, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        """One attempt within its deadline. A missed deadline is the sample's fault if the worker is healthy."""
+        try:
+            async with asyncio.timeout(self._group_timeout_s):
+                return await member.worker.play(request)
+        except TimeoutError as error:
+            cause = f"no reply within rollout.group_timeout_s={self._group_timeout_s:g}"
+            if await self._is_healthy(member):
+                raise SampleError(cause) from error
+            raise RolloutError(f"{cause}, and its engine generates nothing") from error
+
+    async def _is_healthy(self, member: _Member) -> bool:
+        """Whether the worker's engine still generates. All groups that ask at the same time share one answer."""
+        if member.health_check is None or member.health_check.done():
+            member.health_check = asyncio.create_task(self._check_health(member.worker))
+        return await asyncio.shield(member.health_check)
+
+    async def _check_health(self, worker: Worker) -> bool:
+        try:
+            async with asyncio.timeout(self._health_timeout_s):
+                await worker.check_health()
+        except (RolloutError, TimeoutError):
+            return False
+        return True
+
     async def publish(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
-        """Bring every worker to this version: prepare all, then commit all. Who fails or is late is dropped.
+        """Bring every worker to this version: prepare all, then commit all. A worker that fails or is late is dropped.
 
         Raises:
             WeightSyncError: no worker holds the version.
         """
-        ready = await self._sync(list(self._num_in_flight), "prepare", manifest, buckets)
-        current = await self._sync(ready, "commit", manifest, buckets)
-        if not current or not self._num_in_flight:
+
+        async def prepare(worker: Worker) -> None:
+            await worker.prepare_weights(manifest, buckets)
+
+        async def commit(worker: Worker) -> None:
+            digest = await worker.commit_weights(manifest.version)
+            if digest != manifest.digest:
+                raise WeightSyncError(f"digest {digest[:12]}, expected {manifest.digest[:12]}")
+
+        await self._sync(prepare, f"preparing version {manifest.version}")
+        await self._sync(commit, f"committing version {manifest.version}")
+        if not self._members:
             raise WeightSyncError(f"version {manifest.version} reached no rollout worker")
         self.version = manifest.version
 
-    async def _sync(
-        self, workers: list[Worker], phase: str, manifest: WeightManifest, buckets: Sequence[Any]
-    ) -> list[Worker]:
-        async def one(worker: Worker) -> bool:
+    async def _sync(self, half: Callable[[Worker], Awaitable[None]], what: str) -> None:
+        async def one(member: _Member) -> None:
             try:
                 async with asyncio.timeout(self._sync_timeout_s):
-                    if phase == "prepare":
-                        await worker.prepare_weights(manifest, buckets)
-                    else:
-                        digest = await worker.commit_weights(manifest.version)
-                        if digest != manifest.digest:
-                            raise WeightSyncError(f"digest {digest[:12]}, expected {manifest.digest[:12]}")
-            except (RolloutError, WeightSyncError, TimeoutError) as error:
-                self._drop(worker, f"{phase} of version {manifest.version}: {error or 'deadline passed'}")
-                return False
-            return True
+                    await half(member.worker)
+            except (RolloutError, WeightSyncError) as error:
+                self._drop(member, f"{what}: {error}")
+            except TimeoutError:
+                self._drop(member, f"{what}: no reply within weights.timeout_s={self._sync_timeout_s:g}")
 
-        kept = await asyncio.gather(*(one(worker) for worker in workers))
-        return [worker for worker, is_kept in zip(workers, kept, strict=True) if is_kept]
+        await asyncio.gather(*(one(member) for member in self._members))
 
-    async def _acquire(self, *, is_first: bool) -> Worker:
-        """A worker with room. Who asked first gets it first, and who lost one before all others: a batch never waits
-        for groups of the next."""
-        turn: asyncio.Future[Worker | None] = asyncio.get_running_loop().create_future()
+    async def _acquire(self, *, is_first: bool) -> _Member:
+        """A worker with room. First come, first served, except that a group whose worker failed goes to the front: a
+        step never waits for groups of the next one."""
+        turn: asyncio.Future[_Member | None] = asyncio.get_running_loop().create_future()
         if is_first:
             self._waiting.append(turn)
         else:
             self._waiting.appendleft(turn)
         self._hand_out()
         try:
-            worker = await turn
+            member = await turn
         except asyncio.CancelledError:
             if not turn.cancelled() and (unused := turn.result()) is not None:
                 self._release(unused)
             raise
-        if worker is None:
+        if member is None:
             raise RolloutError("no rollout worker is left")
-        return worker
+        return member
 
     def _hand_out(self) -> None:
-        """Give what is free to those who wait, oldest first; None to all of them when no worker is left."""
+        """Give free places to the waiting groups, oldest first; None to all of them when no worker is left."""
         while self._waiting:
-            worker = self._least_loaded()
-            if worker is None and self._num_in_flight:
+            member = self._least_loaded()
+            if member is None and self._members:
                 return
             turn = self._waiting.popleft()
             if turn.done():  # cancelled
                 continue
-            if worker is not None:
-                self._num_in_flight[worker] += 1
-            turn.set_result(worker)
+            if member is not None:
+                member.num_in_flight += 1
+            turn.set_result(member)
 
-    def _least_loaded(self) -> Worker | None:
-        free = [worker for worker, num in self._num_in_flight.items() if num < self._max_groups_in_flight]
-        return min(free, key=self._num_in_flight.__getitem__, default=None)
+    def _least_loaded(self) -> _Member | None:
+        free = [member for member in self._members if member.num_in_flight < self._max_groups_in_flight]
+        return min(free, key=lambda member: member.num_in_flight, default=None)
 
-    def _release(self, worker: Worker) -> None:
-        if worker in self._num_in_flight:
-            self._num_in_flight[worker] -= 1
+    def _release(self, member: _Member) -> None:
+        member.num_in_flight -= 1
         self._hand_out()
 
-    def _drop(self, worker: Worker, cause: str) -> None:
-        if self._num_in_flight.pop(worker, None) is not None:
-            logger.warning("rollout worker %s dropped: %s", worker.name, cause)
+    def _suspect(self, member: _Member, sample: str, cause: str) -> None:
+        """Note a failed sample, and drop the worker if it stands out by now."""
+        member.standing = member.standing.after_failure(sample)
+        if is_unfit(member.standing, [other.standing for other in self._members if other is not member]):
+            num_failed = len(member.standing.failed_samples)
+            self._drop(member, f"{num_failed} samples in a row failed on it alone, the last one: {cause}")
+
+    def _drop(self, member: _Member, cause: str) -> None:
+        if member in self._members:
+            self._members.remove(member)
+            logger.warning("rollout worker %s dropped: %s", member.worker.name, cause)
+            member.worker.kill()
         self._hand_out()

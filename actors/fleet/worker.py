@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from actors.data.dataset import Dataset
 from actors.engine.vllm_engine import VllmEngine
 from actors.engine.weight_receiver import SyncState, WeightManifest, WeightReceiver
-from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import DataError, RolloutError
-from actors.images import ViewSpec, check_and_decode, full_view
-from actors.play import PlayRequest, make_views, play_group, rules_for
+from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
+from actors.errors import DataError, RolloutError, SampleError
+from actors.fleet.cutting import CutPicture, PictureCutter
+from actors.images import ViewSpec
+from actors.play import PlayRequest, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from configs.schema import DataConfig, ModelConfig, RolloutConfig
 
@@ -22,14 +24,16 @@ class RolloutWorker:
 
     def __init__(self, *, model: ModelConfig, rollout: RolloutConfig, data: DataConfig, seed: int) -> None:
         self._rollout = rollout
-        self._limits = data
         self._datasets: dict[str, Dataset] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
         tokenizer = load_tokenizer(model.path)
         self._renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
-        self._spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        self._cutter = PictureCutter(spec, data)
         self._engine = VllmEngine(
             model,
             rollout,
+            spec,
             end_id=self._renderer.end_id,
             image_pad_id=self._renderer.image_pad_id,
             forbidden_ids=vision_token_ids(tokenizer),
@@ -41,44 +45,42 @@ class RolloutWorker:
         """Play one group; returns it and its full view, uint8 [H, W, 3] (empty where the sample was skipped).
 
         Raises:
+            SampleError: the group failed, the engine goes on.
             RolloutError: the engine failed, or holds no verified weights.
             DataError: the data set as a whole cannot be read here.
         """
         if self._receiver.state is not SyncState.CURRENT:
             raise RolloutError("this worker holds no verified weights")
-        dataset = self._dataset(request.ref.dataset)
+        dataset = await self._dataset(request.ref.dataset)
         try:
             return await self._play(request, dataset)
         except DataError as error:
             return SkippedSample(ref=request.ref, reason=str(error)), np.empty((0, 0, 3), np.uint8)
+        except MemoryError as error:
+            raise SampleError("its picture needs more memory than there is") from error
 
     async def _play(self, request: PlayRequest, dataset: Dataset) -> tuple[PlayedGroup, np.ndarray]:
-        sample = dataset.read(request.ref)
-        image = check_and_decode(
-            sample.image, max_pixels=self._limits.max_source_pixels, max_side_ratio=self._limits.max_side_ratio
-        )
-        full = full_view(image, self._spec)
-        sha256 = hashlib.sha256(sample.image).hexdigest()
-        views = make_views(full, self._spec, sha256)
-        rules = rules_for(request.kind, self._rollout, greedy=request.greedy)
+        sample = await self._read(dataset, request.ref)
+        cut = await self._cutter.cut(sample.image)
         try:
-            episodes = await play_group(
-                self._engine, self._renderer, views, sample.question, rules, request.episode_ids
-            )
-        except* RolloutError as failures:
-            first = failures.exceptions[0]
-            raise RolloutError(str(first)) from first
+            episodes = await self._play_episodes(request, sample, cut)
+        except ExceptionGroup as failures:
+            raise blamed(failures) from failures
         group = PlayedGroup(
             ref=request.ref,
             question=sample.question,
             answer=sample.answer,
             needs_full=sample.needs_full,
             episodes=episodes,
-            full_size=(full.shape[0], full.shape[1]),
-            num_full_tokens=views.full.num_visual_tokens,
-            image_sha256=sha256,
+            full_size=(cut.full.shape[0], cut.full.shape[1]),
+            num_full_tokens=cut.views.full.num_visual_tokens,
+            image_sha256=cut.sha256,
         )
-        return group, full
+        return group, cut.full
+
+    async def _play_episodes(self, request: PlayRequest, sample: Sample, cut: CutPicture) -> tuple[Episode, ...]:
+        rules = rules_for(request.kind, self._rollout, greedy=request.greedy)
+        return await play_group(self._engine, self._renderer, cut.views, sample.question, rules, request.episode_ids)
 
     async def prepare_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> None:
         """Verify and stage a version beside the one in use."""
@@ -94,14 +96,31 @@ class RolloutWorker:
         self._receiver.trust_loaded()
 
     async def check_health(self) -> int:
-        """The version in use; raises RolloutError if the engine is gone."""
+        """The version in use, once the engine has generated a token; RolloutError if it is gone."""
         await self._engine.check_health()
         return self._receiver.version
 
     def shutdown(self) -> None:
+        self._cutter.shutdown()
+        self._reader.shutdown(wait=False, cancel_futures=True)
         self._engine.shutdown()
 
-    def _dataset(self, path: str) -> Dataset:
-        if path not in self._datasets:
-            self._datasets[path] = Dataset.open(path)
-        return self._datasets[path]
+    async def _dataset(self, path: str) -> Dataset:
+        def opened() -> Dataset:
+            if path not in self._datasets:
+                self._datasets[path] = Dataset.open(path)
+            return self._datasets[path]
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, opened)
+
+    async def _read(self, dataset: Dataset, ref: SampleRef) -> Sample:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, dataset.read, ref)
+
+
+def blamed(failures: ExceptionGroup[Exception]) -> Exception:
+    """The one error that a group of episodes failed with. A bug comes before a dead engine, that before a sample's."""
+
+    def rank(error: Exception) -> int:
+        return 2 if isinstance(error, SampleError) else 1 if isinstance(error, RolloutError) else 0
+
+    return min(failures.exceptions, key=rank)

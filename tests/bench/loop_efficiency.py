@@ -36,7 +36,6 @@ from configs.schema import Config
 def bare_rounds(config: Config) -> None:
     """The peer, in a process of its own: one round per line of stdin; prints episodes and seconds as JSON."""
     set_engine_environment(config.rollout)
-    from PIL import Image
     from vllm import LLM, SamplingParams
 
     tokenizer = load_tokenizer(config.model.path)
@@ -65,7 +64,7 @@ def bare_rounds(config: Config) -> None:
     cursor = PromptCursor(dataset=config.data.train, num_rows=len(dataset), seed=config.run.seed)
 
     def prompt(ids: tuple[int, ...], views: list) -> dict:
-        images = [Image.fromarray(view.pixels) for view in views]
+        images = [view.picture for view in views]
         collapsed = collapse_placeholders(ids, renderer.image_pad_id)
         return {"prompt_token_ids": collapsed, "multi_modal_data": {"image": images}}
 

@@ -1,25 +1,32 @@
 """A real vLLM engine in a real Ray actor, beside the same model in PyTorch."""
 
 import asyncio
+import os
+import signal
+import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
-from actors.errors import WeightSyncError
-from actors.play import PlayRequest
-from actors.prompts import load_tokenizer, vision_token_ids
-from cluster import launch
+from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.fleet.pool import RolloutPool
+from actors.fleet.worker import RolloutWorker
+from actors.images import ViewSpec
+from actors.play import PlayRequest, Sampling
+from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
+from cluster import launch, ray_actors
 from cluster.placement import place
-from configs.schema import Config, DataConfig
+from cluster.ray_actors import crossing
+from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup, plan_mini_batches
-from learner.collate import collate, read_vision_spec
+from learner.collate import collate
 from learner.model import load_policy, token_logprobs
 from learner.weight_sender import pack_weights
 
@@ -30,10 +37,36 @@ pytestmark = [
 ]
 
 
+class OpenWorker(RolloutWorker):
+    """The worker, with a way to its engine and its processes for tests."""
+
+    async def generate(self, prompt_ids: tuple[int, ...]) -> int:
+        sampling = Sampling(temperature=0.0, max_tokens=1)
+        completion = await self._engine(prompt_ids, (), sampling)
+        return len(completion.token_ids)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def num_turns(self) -> int:
+        return self._engine._engine.output_processor.get_num_unfinished_requests()
+
+    async def limits(self) -> tuple[int, int, int]:
+        scheduler = self._engine._engine.vllm_config.scheduler_config
+        return scheduler.max_num_batched_tokens, scheduler.encoder_cache_size, scheduler.max_num_seqs
+
+
+async def answer(reference):
+    return await reference
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     paths = make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=32, heldout_rows=8, seed=5)
-    return Config(data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"])))
+    # A seed that looks like a date: every process has to start with one that it takes.
+    return Config(
+        run=RunConfig(seed=20261129), data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +83,9 @@ def loop():
 @pytest.fixture(scope="module")
 def worker(config, loop):
     launch.connect()
-    (worker,) = launch.start_workers(config, place(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_actors, "RolloutWorker", OpenWorker)
+        (worker,) = launch.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()
@@ -107,11 +142,12 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
         for played, image in groups
     ]
     (plan,) = plan_mini_batches(training, prompts_per_mini_batch=6, num_ranks=1, max_tokens_per_micro_batch=4096)
-    spec = read_vision_spec(Path(config.model.path))
+    model = config.model
+    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     images = [training[index].image for index in plan.image_groups]
     worst, total, num_tokens = 0.0, 0.0, 0
     for rows in plan.mini_batches[0]:
-        batch = collate(rows, images, spec)
+        batch = collate(rows, images, spec, image_token_id=policy.config.image_token_id)
         with torch.no_grad():
             logprobs_N, _ = token_logprobs(
                 policy, batch, temperature=config.rollout.temperature, forbidden_ids=forbidden_ids
@@ -167,3 +203,67 @@ def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, config, loop, p
     said = {token for episode in played.episodes for turn in episode.turns for token in turn.completion_ids}
     assert said
     assert said.isdisjoint(forbidden_ids)
+
+
+def test_the_engine_keeps_the_limits_that_were_chosen_for_it(worker, config, loop):
+    assert loop.run(answer(worker._actor.limits.remote())) == (2048, 2048, 16 * 8 + 1)
+
+
+def test_a_request_that_the_engine_refuses_or_reads_otherwise_fails_alone(worker, config, loop, synced):
+    tokenizer = load_tokenizer(config.model.path)
+    (word,), pad = tokenizer.encode("a", add_special_tokens=False), tokenizer.get_vocab()[IMAGE_PAD]
+    for prompt_ids, reason in (
+        ((word,) * (config.rollout.max_model_len + 100), "vLLM refused a request: "),
+        ((word, pad, pad, word), "the engine read a prompt of 3 tokens, 4 were rendered"),
+    ):
+        call = crossing(worker._actor.generate.remote(prompt_ids), RolloutError, "worker")
+        with pytest.raises(SampleError, match=reason):
+            loop.run(call)
+    loop.run(worker.check_health())
+    assert loop.run(answer(worker._actor.generate.remote((word,) * 10))) == 1
+
+
+def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):
+    pool = RolloutPool([worker], max_groups_in_flight=4, group_timeout_s=0.1, sync_timeout_s=30)
+    (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=3).take(1)
+    request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=64, run="t", step=4, attempt=0)
+    with pytest.raises(SampleError, match=r"no reply within rollout\.group_timeout_s=0\.1"):
+        loop.run(pool.play(request))
+    assert pool.num_workers == 1
+    deadline = time.monotonic() + 10
+    while loop.run(answer(worker._actor.num_turns.remote())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def engine_processes(worker, loop) -> list[psutil.Process]:
+    return psutil.Process(loop.run(answer(worker._actor.pid.remote()))).children(recursive=True)
+
+
+def test_an_engine_that_hangs_is_not_healthy(worker, loop, synced):
+    """vLLM's own check finds nothing wrong with it."""
+    processes = engine_processes(worker, loop)
+    assert processes
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            loop.run(asyncio.wait_for(worker.check_health(), 3))
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+    loop.run(asyncio.wait_for(worker.check_health(), 30))
+
+
+def test_a_worker_that_is_killed_leaves_no_process_and_no_reserved_share(worker, loop, synced):
+    """The last test: nothing can be played afterwards."""
+    processes = engine_processes(worker, loop)
+    worker.kill()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+    deadline = time.monotonic() + 30
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pytest.raises(RolloutError, match="ActorDiedError"):
+        loop.run(worker.check_health())

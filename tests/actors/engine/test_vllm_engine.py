@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from actors.engine.vllm_engine import TurnGate, collapse_placeholders
+from actors.engine.gate import TurnGate
+from actors.engine.vllm_engine import collapse_placeholders
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,20 @@ async def test_a_commit_waits_for_turns_in_flight_and_holds_new_ones_back():
     finish.set()
     await asyncio.gather(first, committing, second)
     assert log == ["first starts", "first ends", "commit", "second starts", "second ends"]
+
+
+async def test_a_commit_that_is_given_up_lets_turns_through_again():
+    gate, finish = TurnGate(), asyncio.Event()
+
+    async def turn():
+        async with gate.turn():
+            await finish.wait()
+
+    first = asyncio.create_task(turn())
+    await asyncio.sleep(0.01)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), gate.closed():
+            pass
+    finish.set()
+    async with asyncio.timeout(1):
+        await asyncio.gather(first, turn())

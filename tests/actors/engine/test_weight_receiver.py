@@ -1,9 +1,11 @@
 import asyncio
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
+from actors.engine import weight_receiver
 from actors.engine.weight_receiver import (
     SyncState,
     TensorSpec,
@@ -124,3 +126,33 @@ async def test_a_worker_goes_on_taking_groups_while_a_commit_waits_for_turns_in_
     turns_ended.set()
     await commit
     assert (receiver.state, receiver.version) == (SyncState.CURRENT, 1)
+
+
+async def test_the_event_loop_goes_on_while_checksums_are_computed(monkeypatch):
+    """On the loop itself this would wait for ticks that never come."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def stuck(manifest, buckets):
+        started.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(weight_receiver, "verify", stuck)
+    preparing = asyncio.create_task(WeightReceiver(FakeTarget()).prepare(*make_version(1)))
+    async with asyncio.timeout(30):
+        while not started.is_set():
+            await asyncio.sleep(0.001)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not preparing.done()
+    go_on.set()
+    await preparing
+
+
+async def test_a_commit_whose_answer_was_missed_can_be_asked_for_again():
+    receiver = WeightReceiver(FakeTarget())
+    manifest, buckets = make_version(3)
+    await receiver.prepare(manifest, buckets)
+    assert [await receiver.commit(3) for _ in range(3)] == [manifest.digest] * 3
+    await receiver.prepare(*make_version(4))
+    with pytest.raises(WeightSyncError, match="the staged version is 4"):
+        await receiver.commit(3)

@@ -1,9 +1,10 @@
 import asyncio
+import logging
 
 import pytest
 
-from actors.episode import SampleRef
-from actors.errors import RolloutError, WeightSyncError
+from actors.episode import SampleRef, SkippedSample
+from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.fleet.pool import RolloutPool
 from actors.play import PlayRequest
 from tests.actors.engine.test_weight_receiver import make_version
@@ -11,7 +12,25 @@ from tests.fakes import FakeWorker
 
 
 def make_pool(*workers, most=4, timeout_s=5.0):
-    return RolloutPool(workers, max_groups_in_flight=most, group_timeout_s=timeout_s, sync_timeout_s=1.0)
+    return RolloutPool(
+        workers,
+        max_groups_in_flight=most,
+        group_timeout_s=timeout_s,
+        sync_timeout_s=0.05,
+        health_timeout_s=0.05,
+    )
+
+
+async def outcomes_of(pool, rows):
+    """One after the other: `played`, or the kind of error that the group ended with."""
+    outcomes = []
+    for row in rows:
+        try:
+            await pool.play(request(row))
+            outcomes.append("played")
+        except RolloutError as error:
+            outcomes.append(type(error).__name__)
+    return outcomes
 
 
 def request(row=0):
@@ -86,11 +105,88 @@ async def test_a_group_whose_worker_fails_is_played_elsewhere_under_the_next_att
     assert played.ref.uid == "0-0"
 
 
-async def test_a_wedged_worker_is_dropped_at_the_deadline():
-    wedged, sound = FakeWorker("wedged", seconds=60), FakeWorker("sound")
+class Frozen(FakeWorker):
+    """Alive, and answers nothing."""
+
+    async def check_health(self):
+        await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("kind", ["its engine is gone", "it answers nothing"])
+async def test_a_worker_that_is_not_well_at_the_deadline_is_killed_and_its_group_played_elsewhere(kind):
+    wedged = FakeWorker("wedged", seconds=60) if kind == "its engine is gone" else Frozen("wedged", seconds=60)
+    wedged.is_healthy = False
+    sound = FakeWorker("sound")
     pool = make_pool(wedged, sound, timeout_s=0.05)
     await pool.play(request())
-    assert pool.num_workers == 1
+    assert (sound.num_played, pool.num_workers, wedged.is_killed, sound.is_killed) == (1, 1, True, False)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+async def test_a_bad_sample_is_lost_and_costs_no_worker(num_workers):
+    """It used to cost two: the one that it failed on, and the one that it was played on once more."""
+    workers = [FakeWorker(f"w{index}", [SampleError("placeholders differ")] * 2) for index in range(num_workers)]
+    pool = make_pool(*workers)
+    with pytest.raises(SampleError, match="sample 0-0 failed on w0: placeholders differ"):
+        await pool.play(request())
+    assert pool.num_workers == num_workers
+    assert not any(worker.is_killed for worker in workers)
+    assert await outcomes_of(pool, [0, 1]) == ["SampleError", "played"]
+
+
+async def test_a_sample_that_misses_its_deadline_while_the_engine_answers_is_lost_and_its_worker_stays():
+    worker = FakeWorker("a", seconds=60)
+    pool = make_pool(worker, timeout_s=0.05)
+    with pytest.raises(SampleError, match=r"no reply within rollout\.group_timeout_s=0\.05"):
+        await pool.play(request())
+    worker.seconds = 0
+    assert await outcomes_of(pool, [1]) == ["played"]
+    assert not worker.is_killed
+
+
+async def test_groups_that_miss_their_deadline_together_ask_for_the_workers_health_once():
+    num_checks = 0
+
+    class Counting(FakeWorker):
+        async def check_health(self):
+            nonlocal num_checks
+            num_checks += 1
+            await asyncio.sleep(0.01)
+
+    pool = make_pool(Counting("a", seconds=60), most=8, timeout_s=0.05)
+    ended = await asyncio.gather(*(pool.play(request(row)) for row in range(8)), return_exceptions=True)
+    assert [type(error) for error in ended] == [SampleError] * 8
+    assert num_checks == 1
+
+
+async def test_a_worker_on_which_alone_samples_fail_is_killed_after_three_in_a_row():
+    faulty, sound = FakeWorker("faulty", [SampleError("garbled")] * 9), FakeWorker("sound", seconds=0.02)
+    pool = make_pool(faulty, sound, most=1)
+    ended = await asyncio.gather(*(pool.play(request(row)) for row in range(6)), return_exceptions=True)
+    assert [isinstance(error, SampleError) for error in ended] == [True, False, True, True, False, False]
+    assert (faulty.is_killed, sound.is_killed, pool.num_workers) == (True, False, 1)
+
+
+async def test_samples_that_fail_everywhere_cost_no_worker():
+    workers = [FakeWorker(name, [SampleError("placeholders differ")] * 20) for name in "ab"]
+    pool = make_pool(*workers, most=1)
+    ended = await asyncio.gather(*(pool.play(request(row)) for row in range(20)), return_exceptions=True)
+    assert all(isinstance(error, SampleError) for error in ended)
+    assert pool.num_workers == 2
+
+
+async def test_unusable_rows_do_not_clear_a_worker():
+    class Skipping(FakeWorker):
+        async def play(self, request):
+            if request.ref.row % 2:
+                return SkippedSample(ref=request.ref, reason="truncated"), None
+            raise SampleError("garbled")
+
+    faulty = Skipping("faulty")
+    pool = make_pool(faulty, FakeWorker("sound"))
+    ended = await outcomes_of(pool, range(5))
+    assert ended == ["SampleError", "played", "SampleError", "played", "SampleError"]
+    assert faulty.is_killed
 
 
 async def test_when_every_attempt_fails_the_error_names_the_causes():
@@ -115,6 +211,30 @@ async def test_a_version_reaches_every_worker():
     await pool.publish(manifest, buckets)
     assert [worker.version for worker in workers] == [7, 7]
     assert pool.version == 7
+
+
+@pytest.mark.parametrize(
+    ("half", "failure", "reason"),
+    [
+        ("prepare_weights", None, "preparing version 1: no reply within weights.timeout_s=0.05"),
+        ("commit_weights", None, "committing version 1: no reply within weights.timeout_s=0.05"),
+        ("prepare_weights", WeightSyncError("no room"), "preparing version 1: no room"),
+        ("commit_weights", RolloutError("the engine died"), "committing version 1: the engine died"),
+    ],
+)
+async def test_a_worker_that_misses_a_sync_is_killed_and_the_reason_is_said(caplog, half, failure, reason):
+    async def fail(*_):
+        if failure is None:
+            await asyncio.sleep(60)
+        raise failure
+
+    late, sound = FakeWorker("late"), FakeWorker("sound")
+    setattr(late, half, fail)
+    pool = make_pool(late, sound)
+    with caplog.at_level(logging.WARNING):
+        await pool.publish(*make_version(1))
+    assert (late.is_killed, sound.is_killed, sound.version, pool.num_workers) == (True, False, 1, 1)
+    assert caplog.messages == [f"rollout worker late dropped: {reason}"]
 
 
 async def test_a_worker_that_reports_another_digest_is_dropped_and_the_rest_go_on():

@@ -1,0 +1,129 @@
+"""How many tokens an engine works on in one step: a pure function of the model, the pictures and the GPU's memory.
+
+On a large GPU vLLM chooses 16,384 tokens for its `LLM` class but 2,048 for the asynchronous engine, and as many visual
+tokens for the encoder's cache: fewer than one view of 4 megapixels has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from actors.images import ViewSpec
+from configs.schema import RolloutConfig
+
+MOST_TOKENS = 16_384
+"""A GPU is busy with as many; more delays the turns that decode beside them."""
+FEWEST_TOKENS = 2_048
+"""Chosen on a CPU, and on a GPU of little memory."""
+ACTIVATION_SHARE = 1 / 20
+"""Of the GPU's memory, for the activations of one step."""
+CACHE_SHARE = 1 / 50
+"""Of the GPU's memory, for encoded pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWidths:
+    """What the memory of a token depends on, in numbers of values."""
+
+    hidden: int
+    intermediate: int
+    vision_hidden: int
+    vision_intermediate: int
+    merge_size: int
+    """Patches of a visual token's side."""
+
+    @classmethod
+    def from_model(cls, path: str) -> Self:
+        """From a model folder's `config.json`; ValueError when a width is missing."""
+        config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text())
+        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        try:
+            return cls(
+                hidden=int(text.get("hidden_size") or config["hidden_size"]),
+                intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
+                vision_hidden=int(vision["hidden_size"]),
+                vision_intermediate=int(vision["intermediate_size"]),
+                merge_size=int(vision["spatial_merge_size"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"model.path={path!r} is invalid: its config.json has no {error}; "
+                "name a folder of the Qwen2.5-VL family"
+            ) from error
+
+    @property
+    def values_per_token(self) -> int:
+        """Activations that live at the same time for one token, in the language model or, if more, in the tower."""
+        patches = self.merge_size**2
+        return max(
+            4 * self.hidden + 2 * self.intermediate,
+            patches * (4 * self.vision_hidden + 2 * self.vision_intermediate),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBudget:
+    """Limits of one engine, in tokens."""
+
+    per_step: int
+    """Prompt and generated tokens that one step works on."""
+    encoder_per_step: int
+    """Visual tokens that one step encodes."""
+    encoder_cache: int
+    """Visual tokens that stay encoded for turns to come."""
+
+
+def token_budget(
+    rollout: RolloutConfig,
+    widths: ModelWidths,
+    spec: ViewSpec,
+    *,
+    bytes_per_value: int,
+    gpu_memory: int | None,
+) -> TokenBudget:
+    """The limits for an engine; `gpu_memory` is the memory in bytes of each of its GPUs, None on a CPU.
+
+    Raises:
+        ValueError: `rollout.max_prefill_tokens` is set and too small.
+    """
+    check_max_prefill_tokens(rollout, spec)
+    view, turns = most_view_tokens(spec), most_turns(rollout)
+    per_step = rollout.max_prefill_tokens
+    if not per_step:
+        per_step = FEWEST_TOKENS
+        if gpu_memory is not None:
+            room = int(ACTIVATION_SHARE * gpu_memory / (widths.values_per_token * bytes_per_value))
+            per_step = min(max(room // 1024 * 1024, FEWEST_TOKENS), MOST_TOKENS)
+        per_step = max(min(per_step, turns * rollout.max_model_len), view, turns)
+    cache = per_step
+    if gpu_memory is not None:
+        # The full view and the quarter of every group in flight: each is shown again in every turn of the group.
+        wanted = rollout.max_groups_in_flight * (view + view // 4)
+        cache = max(per_step, min(wanted, int(CACHE_SHARE * gpu_memory / (widths.hidden * bytes_per_value))))
+    return TokenBudget(per_step=per_step, encoder_per_step=per_step, encoder_cache=cache)
+
+
+def most_view_tokens(spec: ViewSpec) -> int:
+    """Visual tokens of the largest full view."""
+    return spec.max_pixels // spec.token_side**2
+
+
+def check_max_prefill_tokens(rollout: RolloutConfig, spec: ViewSpec) -> None:
+    """Raise ValueError where `rollout.max_prefill_tokens` is set and holds no full view, or not a token per turn."""
+    most, view, turns = rollout.max_prefill_tokens, most_view_tokens(spec), most_turns(rollout)
+    if 0 < most < max(view, turns):
+        reason = f"a full view has up to {view} visual tokens (model.max_pixels={spec.max_pixels})"
+        if turns > view:
+            reason = f"{turns} turns may run at once (rollout.max_groups_in_flight x rollout.group_size + 1)"
+        raise ValueError(
+            f"rollout.max_prefill_tokens={most} is invalid: must be at least {max(view, turns)}, as {reason}; "
+            "or 0 to have it chosen"
+        )
+
+
+def most_turns(rollout: RolloutConfig) -> int:
+    """Sequences that an engine runs at once: those of all its groups, and one for the health check."""
+    return rollout.max_groups_in_flight * rollout.group_size + 1

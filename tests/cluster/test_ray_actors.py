@@ -1,0 +1,188 @@
+"""What Ray's failures become on their way to the pools."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray import exceptions
+from ray.exceptions import RayError, RayTaskError
+
+from actors.episode import SampleRef
+from actors.errors import LearnerError, RolloutError, SampleError, WeightSyncError
+from actors.play import PlayRequest
+from cluster import ray_actors
+from cluster.ray_actors import RAY_BUGS, RayWorker, crossing, is_ray_failure
+from configs.schema import Config, ModelConfig, RolloutConfig
+from tests.virtual_time import in_virtual_time, now
+
+REQUEST = PlayRequest(
+    ref=SampleRef(dataset="d", row=0, uid="0-0"),
+    kind="policy",
+    greedy=False,
+    num_episodes=2,
+    run="r",
+    step=1,
+    attempt=0,
+)
+UNAVAILABLE = exceptions.ActorUnavailableError("connection reset", None)
+DEAD = exceptions.ActorDiedError()
+LOST = exceptions.ObjectLostError("00", None, "")
+FULL = exceptions.ObjectStoreFullError("60 MB")
+FAILURES = [
+    DEAD,
+    UNAVAILABLE,
+    exceptions.NodeDiedError("node 7 is gone"),
+    exceptions.OutOfMemoryError("memory on the node was low"),
+    exceptions.WorkerCrashedError(),
+    exceptions.LocalRayletDiedError(),
+    exceptions.ActorUnschedulableError("no such node"),
+    exceptions.ActorPlacementGroupRemoved(),
+    exceptions.RuntimeEnvSetupError("no space"),
+    exceptions.GetTimeoutError("late"),
+    exceptions.OwnerDiedError("00", None, ""),
+    LOST,
+    FULL,
+    exceptions.OutOfDiskError("95 %"),
+]
+
+
+def raised_by_task(cause: Exception) -> Exception:
+    """As Ray raises it where it is awaited."""
+    return RayTaskError(
+        "play", "Traceback (most recent call last):\n  x", cause, "p", 1, "127.0.0.1"
+    ).as_instanceof_cause()
+
+
+async def fail(error):
+    raise error
+
+
+def name_of(error):
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("failure", [RolloutError, LearnerError])
+@pytest.mark.parametrize("error", FAILURES, ids=name_of)
+async def test_a_machine_or_process_that_failed_is_the_failure_of_the_boundary(error, failure):
+    with pytest.raises(failure, match=f"worker 3: {name_of(error)}: "):
+        await crossing(fail(error), failure, "worker 3")
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=name_of)
+async def test_the_same_where_it_happened_inside_the_call(error):
+    with pytest.raises(RolloutError, match=f"worker 3: {name_of(error)}: "):
+        await crossing(fail(raised_by_task(error)), RolloutError, "worker 3")
+
+
+@pytest.mark.parametrize("error", [SampleError("one"), RolloutError("two"), WeightSyncError("three"), ValueError("4")])
+async def test_what_the_call_raised_itself_passes_with_its_kind(error):
+    with pytest.raises(type(error), match=str(error)) as caught:
+        await crossing(fail(raised_by_task(error)), LearnerError, "rank 0")
+    assert type(caught.value) is type(error)
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), ZeroDivisionError(), TypeError("bug")], ids=name_of)
+async def test_a_bug_in_the_call_stays_a_bug(error):
+    with pytest.raises(type(error)) as caught:
+        await crossing(fail(raised_by_task(error)), RolloutError, "worker 3")
+    assert not isinstance(caught.value, RolloutError)
+
+
+def test_every_error_of_ray_is_a_failure_but_for_bugs_and_what_a_call_raised():
+    kinds = {kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, RayError)}
+    assert len(kinds) > 30
+    no_failures = {kind for kind in kinds - {RayTaskError} if not is_ray_failure(kind.__new__(kind))}
+    assert no_failures == {*RAY_BUGS, RayError}
+
+
+def test_an_error_that_could_not_be_sent_is_not_a_failure_of_a_machine():
+    """Ray puts a bare RayError in its place."""
+    assert not is_ray_failure(RayTaskError("f", "traceback", RayError("isn't serializable"), "p", 1, "127.0.0.1"))
+
+
+class FakeActor:
+    """Answers each method with what its script says, in order: an exception is raised, anything else returned."""
+
+    def __init__(self, *script):
+        self._script = list(script)
+        self.num_calls = 0
+
+    def __getattr__(self, name):
+        async def answer():
+            step = self._script.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return step
+
+        def remote(*_):
+            self.num_calls += 1
+            return answer()
+
+        return SimpleNamespace(
+            remote=remote, options=lambda **_: SimpleNamespace(remote=lambda *_: (remote(), "image"))
+        )
+
+
+CALLS = {
+    "play": lambda worker: worker.play(REQUEST),
+    "commit_weights": lambda worker: worker.commit_weights(1),
+    "check_health": lambda worker: worker.check_health(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_actor_that_cannot_be_reached_for_a_moment_is_asked_again(call):
+    actor = FakeActor(UNAVAILABLE, UNAVAILABLE, "answer")
+    in_virtual_time(lambda: CALLS[call](RayWorker("worker", actor)))()
+    assert actor.num_calls == 3
+
+
+@in_virtual_time
+async def test_an_actor_that_stays_out_of_reach_has_failed_after_a_while():
+    actor = FakeActor(*[UNAVAILABLE] * 1000)
+    started = now()
+    with pytest.raises(RolloutError, match=r"worker: ActorUnavailableError: .*connection reset"):
+        await RayWorker("worker", actor).play(REQUEST)
+    assert ray_actors.UNAVAILABLE_S <= now() - started < ray_actors.UNAVAILABLE_S + 1
+
+
+async def test_a_dead_actor_is_not_asked_again():
+    actor = FakeActor(DEAD, "never")
+    with pytest.raises(RolloutError) as caught:
+        await RayWorker("worker", actor).play(REQUEST)
+    assert not isinstance(caught.value, SampleError)
+    assert actor.num_calls == 1
+
+
+@pytest.mark.parametrize("error", [LOST, FULL, exceptions.OutOfDiskError("95 %"), raised_by_task(FULL)], ids=name_of)
+async def test_a_group_that_cannot_be_stored_is_lost_and_its_worker_is_not(error):
+    with pytest.raises(SampleError):
+        await RayWorker("worker", FakeActor(error)).play(REQUEST)
+
+
+async def test_a_group_that_is_given_up_is_cancelled_on_its_worker(monkeypatch):
+    cancelled = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    forever = asyncio.get_running_loop().create_future()
+    actor = SimpleNamespace(play=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: (forever, "i"))))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await RayWorker("worker", actor).play(REQUEST)
+    assert cancelled == [forever]
+
+
+async def test_a_killed_worker_is_not_asked_to_shut_down(monkeypatch):
+    killed, actor = [], FakeActor()
+    monkeypatch.setattr(ray, "kill", killed.append)
+    worker = RayWorker("worker", actor)
+    worker.kill()
+    await worker.shutdown()
+    assert killed == [actor]
+    assert actor.num_calls == 0
+
+
+def test_a_prefill_that_holds_no_full_view_is_refused_before_any_actor_starts():
+    config = Config(model=ModelConfig(max_pixels=1024**2), rollout=RolloutConfig(max_prefill_tokens=512))
+    with pytest.raises(ValueError, match=r"rollout\.max_prefill_tokens=512 is invalid: must be at least 1337"):
+        ray_actors.start_workers(config, None)

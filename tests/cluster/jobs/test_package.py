@@ -53,7 +53,9 @@ def test_whatever_a_shipped_config_names_is_uploaded_or_named_by_an_absolute_pat
         if key in named:
             assert named[key] == f"/home/me/project/{value}"
         else:
-            assert value.startswith(("configs/", "~/.cache/")), f"{key}={value} would be missing, or go with the job's folder"
+            assert value.startswith(("configs/", "~/.cache/")), (
+                f"{key}={value} would be missing, or go with the job's folder"
+            )
 
 
 def test_a_result_never_lies_in_the_folder_of_the_job(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -74,9 +75,20 @@ def played(owner, config, row):
 
 
 def kill(actor, handle):
+    """Kill the owner, and wait until its node has dropped the copy that it held for it."""
     ray.kill(actor)
-    with pytest.raises(ray.exceptions.OwnerDiedError):
-        ray.get(handle, timeout=30)
+    give_up_at = time.monotonic() + 60
+    while is_there(handle):
+        assert time.monotonic() < give_up_at, "the picture outlived its owner"
+        time.sleep(0.2)
+
+
+def is_there(handle):
+    try:
+        ray.get(handle, timeout=10)
+    except ray.exceptions.ObjectLostError:
+        return False
+    return True
 
 
 def grad_norm(loop, learner, groups):

@@ -71,9 +71,8 @@ def entrypoint(arguments: Sequence[str]) -> str:
 
 
 def stays_here(path: str) -> bool:
-    """Whether a relative path lies in what is not uploaded, or outside of the folder."""
-    parts = Path(path).parts
-    return (_is_relative(path) and parts[0] in (*STAYS_HERE, "..")) or path.startswith("~")
+    """Whether a relative path lies in what is not uploaded, or outside of the folder. The job itself expands `~`."""
+    return _is_relative(path) and Path(path).parts[0:1] in [(name,) for name in (*STAYS_HERE, "..")]
 
 
 def absolute_settings(config: Config, folder: Path) -> list[str]:
@@ -83,12 +82,10 @@ def absolute_settings(config: Config, folder: Path) -> list[str]:
     """
     keys = (*PATH_SETTINGS, "judge.llm.model") if "cluster" in config.judge.chain else PATH_SETTINGS
     values = {key: str(attrgetter(key)(config)) for key in keys}
-    if values.get("judge.cache", "").startswith("~"):
-        del values["judge.cache"]
     named = {
         key: value for key, value in values.items() if stays_here(value) or (key in RESULTS and _is_relative(value))
     }
-    return [f"{key}={folder / Path(value).expanduser()}" for key, value in named.items()]
+    return [f"{key}={folder / value}" for key, value in named.items()]
 
 
 def absolute_arguments(arguments: Sequence[str], folder: Path) -> list[str]:
@@ -100,8 +97,8 @@ def _absolute_argument(argument: str, folder: Path) -> str:
     name, separator, value = argument.rpartition("=")
     is_key = name == KEY_FILE and _is_relative(value)
     is_path = not separator or name.startswith("--")
-    if is_key or (is_path and stays_here(value) and (folder / Path(value).expanduser()).exists()):
-        return f"{name}{separator}{folder / Path(value).expanduser()}"
+    if is_key or (is_path and stays_here(value) and (folder / value).exists()):
+        return f"{name}{separator}{folder / value}"
     return argument
 
 
@@ -112,4 +109,4 @@ def key_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_relative(path: str) -> bool:
-    return bool(path) and not Path(path).expanduser().is_absolute()
+    return bool(path) and not path.startswith(("/", "~"))

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from cluster.addresses import LOOPBACK, bypass_proxies
+from cluster.runtime.addresses import LOOPBACK, bypass_proxies
 
 # All nodes have this process's environment: without the first, a driver under `uv run` would ship a copy of this folder
 # to its own workers, without the data and runs that git ignores, and build an environment for each of them.

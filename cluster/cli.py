@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from actors.errors import DataError
-from cluster.environment import settle_environment
 from cluster.judging.cli import judge_app
+from cluster.preflight.environment import settle_environment
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, run_async, shown_errors
 from configs.load import describe_fields, load_config, to_yaml
 from configs.paths import resolve_paths

@@ -18,18 +18,19 @@ from actors.errors import CheckpointError, RolloutError, RunError, VisionThinkEr
 from actors.fleet.pool import RolloutPool
 from cluster.checkpoints import Checkpoints, read_state
 from cluster.collect import Collector
-from cluster.connect import check_address, connect
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.folders import CONFIG
 from cluster.identity import check_identity, identify
 from cluster.judging.watch import JudgeWatch
-from cluster.logs import RunLogs
-from cluster.placement import check_capacity, place
-from cluster.preflight import Check, check_judge, check_run
-from cluster.ray_actors import RayWorker, start_learner, start_workers
+from cluster.preflight.checks import Check, check_judge, check_run
 from cluster.records.files import lock_run_folder, write_whole
 from cluster.records.journal import Journal
+from cluster.runtime.connect import check_address, connect
+from cluster.runtime.logs import RunLogs
+from cluster.runtime.placement import check_capacity, place
+from cluster.runtime.ranks import start_learner
+from cluster.runtime.workers import RayWorker, start_workers
 from cluster.timekeeping import RunClock
 from configs.judges import JudgeConfig
 from configs.load import to_yaml

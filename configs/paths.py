@@ -17,7 +17,7 @@ def resolve_paths(config: Config, *, base: Path | None = None) -> Config:
     """The config with absolute paths, `~` expanded.
 
     What is shipped is found from any working directory. A model or wording that is nowhere stays as it was written, so
-    that an error can name it: `cluster.preflight` refuses it.
+    that an error can name it: `cluster.preflight.checks` refuses it.
 
     Args:
         base: what relative paths start from; the working directory by default.

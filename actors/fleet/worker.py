@@ -1,4 +1,4 @@
-"""One engine: references to samples in, played groups out. A plain class; `cluster/ray_actors.py` makes it an actor."""
+"""One engine: references to samples in, played groups out. `cluster/runtime/workers.py` makes it a Ray actor."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from actors.causes import gist
 from actors.errors import RunError
-from cluster.addresses import bypass_proxies, own_hosts
 from cluster.jobs.package import (
     EXCLUDES,
     START,
@@ -32,6 +31,7 @@ from cluster.jobs.package import (
     key_files,
     size_problem,
 )
+from cluster.runtime.addresses import bypass_proxies, own_hosts
 from configs.load import load_config
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.addresses import ClusterAddress, find_cluster
+from cluster.runtime.addresses import ClusterAddress, find_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOIN = """
 import os, time
 started = time.monotonic()
-from cluster.connect import connect
+from cluster.runtime.connect import connect
 import ray
 try:
     connect()

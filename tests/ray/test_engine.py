@@ -20,9 +20,10 @@ from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest, Sampling
 from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
-from cluster import launch, ray_actors
-from cluster.placement import place
-from cluster.ray_actors import crossing
+from cluster import launch
+from cluster.runtime import workers as ray_workers
+from cluster.runtime.failures import crossing
+from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup, plan_mini_batches
@@ -84,7 +85,7 @@ def loop():
 def worker(config, loop):
     launch.connect()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_actors, "RolloutWorker", OpenWorker)
+        patch.setattr(ray_workers, "RolloutWorker", OpenWorker)
         (worker,) = launch.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())

@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from actors.errors import RolloutError
-from cluster.logs import RunLogs
-from cluster.ray_actors import crossing
+from cluster.runtime.failures import crossing
+from cluster.runtime.logs import RunLogs
 from tests.actors.test_causes import captured
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]

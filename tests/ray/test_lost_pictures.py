@@ -14,8 +14,8 @@ from actors.data.shapes import make_shapes
 from actors.episode import SampleRef
 from actors.errors import LearnerError
 from actors.images import ViewSpec, check_and_decode, full_view
-from cluster.placement import place
-from cluster.ray_actors import start_learner
+from cluster.runtime.placement import place
+from cluster.runtime.ranks import start_learner
 from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
 from tests.learner.builders import make_group, save_model, small_model
 from tests.local_ray import ray_on_this_machine

@@ -16,7 +16,7 @@ import ray
 
 from actors.causes import gist
 from actors.errors import RunError
-from cluster.addresses import (
+from cluster.runtime.addresses import (
     LOOPBACK,
     ClusterAddress,
     Versions,
@@ -26,7 +26,7 @@ from cluster.addresses import (
     find_cluster,
     version_problem,
 )
-from cluster.probe import ANSWER_S
+from cluster.runtime.probe import ANSWER_S
 from configs.paths import ROOT
 
 DIAL_S = 2.0
@@ -107,7 +107,7 @@ def check_cluster(address: ClusterAddress) -> None:
 
 def _probe(address: ClusterAddress) -> dict[str, str]:
     is_own = os.environ.get("RAY_ADDRESS", "").strip() in ("", "auto")
-    command = [sys.executable, "-m", "cluster.probe", str(address), *(["--own"] if is_own else [])]
+    command = [sys.executable, "-m", "cluster.runtime.probe", str(address), *(["--own"] if is_own else [])]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROBE_S, check=False)
     except subprocess.TimeoutExpired:

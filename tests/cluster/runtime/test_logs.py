@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import CheckpointError, LearnerError, RolloutError
-from cluster.logs import RunLogs, named_logs, read_end
+from cluster.runtime.logs import RunLogs, named_logs, read_end
 from tests.actors.test_causes import captured
 
 POINTER = (

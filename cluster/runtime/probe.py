@@ -1,6 +1,6 @@
 """Asks a Ray cluster who it is, in a process of its own: Ray's client waits for minutes and may end its process.
 
-    python -m cluster.probe HOST:PORT
+    python -m cluster.runtime.probe HOST:PORT
 
 Prints one JSON object: `ray` and `python` (the cluster's versions), or `refused` or `failed` with the reason.
 """

@@ -8,9 +8,9 @@ import pytest
 
 from actors.data.shapes import make_shapes
 from actors.errors import DataError, JudgeError, RunError
-from cluster import preflight
-from cluster.machine import SharedMemory
-from cluster.preflight import check_judge, check_run, raise_all
+from cluster.preflight import checks as preflight
+from cluster.preflight.checks import check_judge, check_run, raise_all
+from cluster.preflight.machine import SharedMemory
 from configs.load import load_config
 from configs.paths import ROOT, resolve_paths
 

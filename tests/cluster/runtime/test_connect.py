@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from actors.errors import RunError
-from cluster.connect import check_address, own_addresses
+from cluster.runtime.connect import check_address, own_addresses
 
 PATIENCE_S = 20.0
 """Ten seconds, and what it takes to import Ray on a busy machine."""

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.placement import check_capacity, place
+from cluster.runtime.placement import check_capacity, place
 from configs.load import load_config
 from configs.schema import Config
 

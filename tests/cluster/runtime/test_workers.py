@@ -11,8 +11,8 @@ from ray.exceptions import RayError, RayTaskError
 from actors.episode import SampleRef
 from actors.errors import LearnerError, RolloutError, SampleError, WeightSyncError
 from actors.play import PlayRequest
-from cluster import ray_actors
-from cluster.ray_actors import RAY_BUGS, RayWorker, crossing, is_ray_failure
+from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, crossing, is_ray_failure
+from cluster.runtime.workers import RayWorker, start_workers
 from configs.schema import Config, ModelConfig, RolloutConfig
 from tests.virtual_time import in_virtual_time, now
 
@@ -144,7 +144,7 @@ async def test_an_actor_that_stays_out_of_reach_has_failed_after_a_while():
     started = now()
     with pytest.raises(RolloutError, match=r"worker: ActorUnavailableError: .*connection reset"):
         await RayWorker("worker", actor).play(REQUEST)
-    assert ray_actors.UNAVAILABLE_S <= now() - started < ray_actors.UNAVAILABLE_S + 1
+    assert UNAVAILABLE_S <= now() - started < UNAVAILABLE_S + 1
 
 
 async def test_a_dead_actor_is_not_asked_again():
@@ -185,4 +185,4 @@ async def test_a_killed_worker_is_not_asked_to_shut_down(monkeypatch):
 def test_a_prefill_that_holds_no_full_view_is_refused_before_any_actor_starts():
     config = Config(model=ModelConfig(max_pixels=1024**2), rollout=RolloutConfig(max_prefill_tokens=512))
     with pytest.raises(ValueError, match=r"rollout\.max_prefill_tokens=512 is invalid: must be at least 1337"):
-        ray_actors.start_workers(config, None)
+        start_workers(config, None)

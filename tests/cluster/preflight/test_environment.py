@@ -10,8 +10,8 @@ from importlib.metadata import PathDistribution, distributions
 
 import pytest
 
-from cluster import environment
-from cluster.environment import corrected_record, corrected_wheel
+from cluster.preflight import environment
+from cluster.preflight.environment import corrected_record, corrected_wheel
 from configs.paths import ROOT
 
 WHEEL = """Wheel-Version: 1.0

@@ -15,8 +15,7 @@ from pathlib import Path
 from actors.data.dataset import Dataset
 from actors.errors import DataError, RunError, VisionThinkError
 from actors.prompts import load_prompt_style
-from cluster.addresses import find_cluster, ray_folder
-from cluster.machine import (
+from cluster.preflight.machine import (
     SharedMemory,
     folder_problem,
     launch_path_problem,
@@ -24,13 +23,14 @@ from cluster.machine import (
     shared_memory_problem,
     socket_problem,
 )
-from cluster.model_files import (
+from cluster.preflight.model_files import (
     find_lfs_pointers,
     length_problem,
     looks_like_hub_id,
     model_folder_problems,
     weight_bytes,
 )
+from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
 from configs.schema import Config
 from judge.llm.prompt import load_wording

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.addresses import (
+from cluster.runtime.addresses import (
     LOOPBACK,
     ClusterAddress,
     Versions,

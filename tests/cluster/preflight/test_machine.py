@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.machine import (
+from cluster.preflight.machine import (
     MAX_SOCKET_BYTES,
     RAY_SOCKET,
     SharedMemory,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.model_files import (
+from cluster.preflight.model_files import (
     find_lfs_pointers,
     length_problem,
     longest_sequence,
@@ -14,7 +14,7 @@ from cluster.model_files import (
     model_folder_problems,
 )
 
-TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
+TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from configs.schema import Config
 from judge.llm.served_model import num_gpus_wanted
@@ -57,3 +58,12 @@ def check_capacity(config: Config, available: dict[str, float]) -> None:
                 f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks}"
                 f"{beside} need {num:g} {kind}s, the cluster has {held:g}: start fewer of them, or add nodes"
             )
+
+
+def actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
+    """Options of a Ray actor that gets these resources and this environment besides the driver's."""
+    return {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **environment}},
+    }

@@ -1,0 +1,97 @@
+"""Rollout workers as Ray actors: plain classes elsewhere, here with an adapter that speaks the pool's Protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+
+from actors.engine.budget import check_max_prefill_tokens
+from actors.engine.weight_receiver import WeightManifest
+from actors.episode import PlayedGroup, SkippedSample
+from actors.errors import RolloutError, SampleError, gist
+from actors.fleet.worker import RolloutWorker
+from actors.images import ViewSpec
+from actors.play import PlayRequest
+from cluster.runtime.failures import STORE_FAILURES, crossing, kind_of, when_reachable
+from cluster.runtime.placement import Placement, actor_options
+from configs.schema import Config
+from configs.seeds import derive_seed
+
+T = TypeVar("T")
+
+
+class RayWorker:
+    """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only their references pass here."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+        self._is_killed = False
+
+    async def ready(self) -> None:
+        await self.check_health()
+
+    async def check_health(self) -> None:
+        await self._ask(lambda: self._actor.check_health.remote())
+
+    async def serve_loaded_weights(self) -> None:
+        await self._ask(lambda: self._actor.serve_loaded_weights.remote())
+
+    async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
+        async def start() -> tuple[PlayedGroup | SkippedSample, Any]:
+            played, image = self._actor.play.options(num_returns=2).remote(request)
+            try:
+                return await played, image
+            except asyncio.CancelledError:
+                ray.cancel(played)  # the worker stays: its engine must not go on with a group that was given up
+                raise
+            except STORE_FAILURES as error:
+                raise SampleError(f"{kind_of(error)}: {gist(error)}") from error
+
+        return await self._ask(start)
+
+    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
+        await self._ask(lambda: self._actor.prepare_weights.remote(manifest, *buckets))
+
+    async def commit_weights(self, version: int) -> str:
+        return await self._ask(lambda: self._actor.commit_weights.remote(version))
+
+    async def shutdown(self) -> None:
+        if not self._is_killed:
+            await crossing(self._actor.shutdown.remote(), RolloutError, self.name)
+
+    def kill(self) -> None:
+        """End the actor's process, with it the engine's (`actors/engine/owner.py`), and free its CPUs and GPUs."""
+        self._is_killed = True
+        ray.kill(self._actor)
+
+    async def _ask(self, start: Callable[[], Awaitable[T]]) -> T:
+        return await crossing(when_reachable(start), RolloutError, self.name)
+
+
+def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+    """Start the config's rollout workers on the cluster this process is connected to; they come up on their own.
+
+    Raises:
+        ValueError: `rollout.max_prefill_tokens` does not fit the model.
+    """
+    model = config.model
+    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    check_max_prefill_tokens(config.rollout, spec)
+    threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+    actor_class = ray.remote(RolloutWorker).options(**actor_options(placement.worker, threads))
+    return [
+        RayWorker(
+            f"rollout worker {i}",
+            actor_class.remote(
+                model=config.model,
+                rollout=config.rollout,
+                data=config.data,
+                seed=derive_seed(config.run.seed, "rollout worker", i),
+            ),
+        )
+        for i in range(config.rollout.num_workers)
+    ]

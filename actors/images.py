@@ -74,12 +74,12 @@ class ViewSpec:
     def __post_init__(self) -> None:
         for name in ("patch_size", "merge_size", "min_pixels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} cannot work: give at least 1")
+                raise ValueError(f"{name}={getattr(self, name)} is invalid: must be at least 1")
         block = (2 * self.token_side) ** 2
         if self.max_pixels // block < -(-self.min_pixels // block):
             raise ValueError(
-                f"max_pixels={self.max_pixels} cannot work: a view that can be quartered is a multiple of {block} "
-                f"pixels, and none lies between min_pixels={self.min_pixels} and it; raise max_pixels"
+                f"max_pixels={self.max_pixels} is invalid: there must be a multiple of {block} pixels between "
+                f"min_pixels={self.min_pixels} and max_pixels, so that the view can be quartered; raise max_pixels"
             )
 
     @property
@@ -99,8 +99,8 @@ class ViewSpec:
             patch_size, merge_size = int(vision["patch_size"]), int(vision["spatial_merge_size"])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"model.path={path!r} cannot work: its config.json has no vision_config with patch_size and "
-                "spatial_merge_size; name a folder of the Qwen2.5-VL family"
+                f"model.path={path!r} is invalid: its config.json has no vision_config with patch_size and "
+                "spatial_merge_size; give a folder of the Qwen2.5-VL family"
             ) from error
         preprocessor = Path(path) / "preprocessor_config.json"
         processor = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}

@@ -1,6 +1,6 @@
 """From YAML and `section.key=value` overrides to a checked `Config`. The only file that knows OmegaConf.
 
-After `load_config` nobody sees anything but frozen dataclasses.
+Everything after `load_config` sees frozen dataclasses only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.schema import Config
 
 FOLDER = Path(__file__).resolve().parent
-"""Where the shipped configs lie."""
+"""Folder of the shipped configs."""
 DEFAULT = "tiny"
 LLM_SECTION = "judge.llm"
 HELP = "`visionthink config --fields` lists every setting"
@@ -29,10 +29,10 @@ HELP = "`visionthink config --fields` lists every setting"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldDescription:
-    """One setting, for people."""
+    """Description of one setting for `visionthink config --fields`."""
 
     key: str
-    """section.name, as an override takes it."""
+    """section.name, as in an override."""
     type: str
     default: str
     doc: str
@@ -44,11 +44,11 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the name of a file in `configs/` without its ending (`tiny`), or the path of a YAML file; None is `tiny`.
-        overrides: `section.key=value`, the value in YAML; for a text setting it is taken as it stands.
+        overrides: `section.key=value`, the value in YAML; for a text setting it is used verbatim.
 
     Raises:
-        ValueError: no such file, not YAML, an unknown key, a value of the wrong type, or a combination that cannot
-            work. The message names the key, the value and the remedy.
+        ValueError: no such file, not YAML, an unknown key, a value of the wrong type, or an invalid combination.
+            The message names the key, the value and the remedy.
     """
     file = find_config(path or DEFAULT)
     merged = _merge(OmegaConf.structured(Config), _read(file), str(file))
@@ -63,18 +63,18 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """All settings as YAML, defaults included: what `load_config` reads back as the same config."""
+    """All settings as YAML, defaults included: `load_config` reads it back as the same config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def find_config(name: str) -> Path:
-    """The file that a name or path means; ValueError with the shipped names when there is none."""
+    """The file for a name or path; ValueError with the shipped names when there is none."""
     candidates = (Path(name), FOLDER / f"{name}.yaml")
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-    raise ValueError(f"config={name!r} cannot work: no such file; give a path, or one of {shipped}")
+    raise ValueError(f"config={name!r} is invalid: no such file; give a path, or one of {shipped}")
 
 
 def describe_fields() -> list[FieldDescription]:
@@ -114,7 +114,7 @@ def _read(file: Path) -> DictConfig:
 def _parse_override(override: str) -> DictConfig:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ValueError(f"override {_shown(override)!r} cannot work: write section.key=value; {HELP}")
+        raise ValueError(f"override {_shown(override)!r} is invalid: must be section.key=value; {HELP}")
     if _is_text(key.strip()):
         # YAML would read run.name=007 as a number and lose its zeros.
         value: object = text.strip().strip("'\"")
@@ -123,15 +123,15 @@ def _parse_override(override: str) -> DictConfig:
             value = yaml.safe_load(text) if text.strip() else None
         except yaml.YAMLError as error:
             why = _one_line(error) if _shown(override) == override else "its value is not YAML"
-            raise ValueError(f"override {_shown(override)!r} cannot work: {why}") from error
-        # YAML 1.1 takes 1e-4 for a text; the schema's type turns it into a number.
+            raise ValueError(f"override {_shown(override)!r} is invalid: {why}") from error
+        # YAML 1.1 reads 1e-4 as a string; the schema's type converts it to a number.
     parsed = OmegaConf.create({})
     OmegaConf.update(parsed, key.strip(), value)
     return parsed
 
 
 def _shown(override: str) -> str:
-    """An override for an error; of settings around which a key may have been written by mistake the name alone."""
+    """An override as shown in an error. Near settings where a key may have been pasted, the value is hidden."""
     key, separator, _ = override.partition("=")
     is_about_llm = key.strip().startswith(LLM_SECTION) or re.match(r"\s*judge\s*[=:{]", override) is not None
     is_open = not is_about_llm and "key" not in override.lower()
@@ -139,7 +139,7 @@ def _shown(override: str) -> str:
 
 
 def _is_text(key: str) -> bool:
-    """Whether the schema says that this key holds a text."""
+    """Whether the schema types this key as str."""
     path, _, name = key.rpartition(".")
     return any(path == at and get_type_hints(section).get(name) is str for section, at in _sections())
 
@@ -150,7 +150,7 @@ def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
     plain = {str(key): value for key, value in container.items()}
     for section, settings in plain.items():
         if section in base and not isinstance(settings, dict):
-            raise ValueError(f"{source}: {section} is a section: give settings of it, {section}.NAME; {HELP}")
+            raise ValueError(f"{source}: {section} is a section: set a field of it, as in {section}.NAME=VALUE; {HELP}")
     try:
         merged = OmegaConf.merge(base, added)
     except OmegaConfBaseException as error:
@@ -162,7 +162,7 @@ def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
 def _explain(error: OmegaConfBaseException, added: Mapping[str, Any]) -> str:
     """OmegaConf's first line says what is wrong (and suggests a key); the full key says where.
 
-    It leaves open which entry of a list it means, and repeats sections that were given in a value's place.
+    For list entries it does not say which one is meant, and it repeats a section that was given in place of a value.
     """
     where = f"{error.full_key}: " if error.full_key else ""
     message = next(iter(str(error).splitlines()), "")
@@ -185,7 +185,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _field_docs(source: str) -> dict[tuple[str, str], str]:
-    """(class, field) -> the string that stands under the field."""
+    """(class, field) -> the docstring under the field."""
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     return {(owner.name, name): doc for owner in classes for name, doc in _docs_of(owner)}
 

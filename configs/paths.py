@@ -1,4 +1,4 @@
-"""Every path of a config made absolute, once, by the driver: other processes work in folders of their own."""
+"""Makes every path of a config absolute, once, in the driver: other processes have other working directories."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from configs.judges import JudgeConfig
 from configs.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The project's folder, where the shipped model and configs lie."""
+"""The project's folder, with the shipped model and configs."""
 PROMPTS = ROOT / "configs" / "prompts"
 
 
 def resolve_paths(config: Config, *, base: Path | None = None) -> Config:
     """The config with absolute paths, `~` expanded.
 
-    What is shipped is found from any working directory. A model or wording that is nowhere stays as it was written, so
-    that an error can name it: `cluster.preflight.checks` refuses it.
+    Shipped files are found from any working directory. A model or prompt that does not exist stays as written, so that
+    `cluster.preflight.checks` can name it in its error.
 
     Args:
-        base: what relative paths start from; the working directory by default.
+        base: folder of relative paths; the working directory by default.
     """
     base = base or Path.cwd()
     return replace(
@@ -35,7 +35,7 @@ def resolve_paths(config: Config, *, base: Path | None = None) -> Config:
 
 
 def resolve_judge_paths(config: JudgeConfig, *, base: Path | None = None) -> JudgeConfig:
-    """As `resolve_paths`, of the judge's section alone."""
+    """As `resolve_paths`, for the judge section only."""
     base = base or Path.cwd()
     llm = config.llm
     model = find_folder(llm.model, base) if "cluster" in config.chain else llm.model
@@ -46,10 +46,10 @@ def resolve_judge_paths(config: JudgeConfig, *, base: Path | None = None) -> Jud
 
 
 def absolute(path: str, base: Path) -> str:
-    """The path from the root of the file system, `~` expanded; links in it stay.
+    """The absolute path, `~` expanded; symbolic links are kept.
 
     Raises:
-        ValueError: `~NAME` of a user that is not known here.
+        ValueError: `~NAME` of an unknown user.
     """
     try:
         return str(base / Path(path).expanduser())
@@ -58,7 +58,7 @@ def absolute(path: str, base: Path) -> str:
 
 
 def find_folder(path: str, base: Path) -> str:
-    """The absolute path of what is there, or else in the project; as it was written where it is nowhere."""
+    """The absolute path where it exists, there or inside the project; unchanged where it does not."""
     if not path:
         return path
     candidates = (absolute(path, base), str(ROOT / path))
@@ -66,6 +66,6 @@ def find_folder(path: str, base: Path) -> str:
 
 
 def find_wording(name: str, base: Path) -> str:
-    """The name of a shipped wording as it is, or the absolute path of a file."""
+    """The name of a shipped prompt unchanged, or the absolute path of a file."""
     is_shipped = "/" not in name and (PROMPTS / f"{name}.yaml").is_file()
     return name if is_shipped else find_folder(name, base)

@@ -1,7 +1,7 @@
-"""Every knob of a run, as frozen dataclasses: the only list of settings there is.
+"""All settings of a run, as frozen dataclasses. The docstrings are the reference: `visionthink config --fields`.
 
-Each section checks itself, `Config` checks what holds between sections, and a worker is handed its own section
-only. A value that cannot work is refused here, before any process starts, with the field, the value and the remedy.
+Each section validates itself, `Config` validates across sections, and a worker receives its own section only. An
+invalid value is rejected here, before any process starts, with the field, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -16,115 +16,113 @@ from configs.require import require
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     name: str = "tiny"
-    """Folder of the run under `dir`; letters, digits, dot, dash and underscore."""
+    """Name of the run's folder inside `dir`: letters, digits, dots, dashes and underscores."""
     dir: str = "runs"
-    """Where runs are kept."""
+    """Folder that holds the runs."""
     seed: int = 0
-    """Seeds the data order, the sampler and the learner. Any integer."""
+    """Random seed of data order, sampling and learner. Any integer."""
 
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
-        require(legal, "run.name", self.name, "use letters, digits, '.', '_' and '-' only")
+        require(legal, "run.name", self.name, "must consist of letters, digits, '.', '_' and '-'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     path: str = "configs/tiny"
-    """Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family)."""
+    """Local Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family)."""
     load: Literal["weights", "random"] = "weights"
-    """`random` draws weights from config.json alone: real shapes for speed and memory figures."""
+    """`weights` loads the checkpoint. `random` initializes from config.json alone, to measure speed and memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights in the engine and the learner's forward pass. The CPU engines need float32."""
+    """Precision of the engine's weights and of the learner's forward pass. CPU runs need float32."""
     prompt: str = "tiny"
-    """Wording of the instructions: `tiny`, `qwen`, or the path of a YAML file with the same keys."""
+    """Prompt template: `tiny`, `qwen`, or the path of a YAML file with the same keys."""
     min_pixels: int = 56 * 56
-    """Fewest pixels of the full view."""
+    """Minimum pixels of the full view."""
     max_pixels: int = 224 * 224
-    """Most pixels of the full view; a larger image is scaled down to it."""
+    """Maximum pixels of the full view; a larger image is scaled down."""
 
     def __post_init__(self) -> None:
-        require(self.min_pixels > 0, "model.min_pixels", self.min_pixels, "give a positive number of pixels")
+        require(self.min_pixels > 0, "model.min_pixels", self.min_pixels, "must be above 0")
         require(
             self.max_pixels >= self.min_pixels,
             "model.max_pixels",
             self.max_pixels,
-            f"at least model.min_pixels={self.min_pixels}",
+            f"must be at least model.min_pixels={self.min_pixels}",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     train: str = "data/shapes/train.parquet"
-    """Parquet file, folder or pattern (`folder/train-*`) of Parquet files, or Hugging Face `save_to_disk` folder."""
+    """Training set: a Parquet file, a folder or glob (`folder/train-*`) of them, or a `save_to_disk` folder."""
     heldout: str = "data/shapes/heldout.parquet"
-    """The same, for evaluation."""
+    """Held-out set for evaluation, in the same formats."""
     max_skipped_fraction: float = 0.01
-    """Stop when more than this share of the rows read so far was unusable (and at least 10 were)."""
+    """Stop when more than this fraction of the rows read so far (and at least 10 rows) was unusable."""
     max_source_pixels: int = 64_000_000
-    """Refuse a picture whose header announces more pixels than this."""
+    """Skip images whose header declares more pixels than this."""
     max_side_ratio: float = 100.0
-    """Refuse a picture whose longer side is more than this many times the shorter."""
+    """Skip images whose longer side is more than this many times the shorter side."""
 
     def __post_init__(self) -> None:
         require(
             0 <= self.max_skipped_fraction <= 1,
             "data.max_skipped_fraction",
             self.max_skipped_fraction,
-            "a share from 0 to 1",
+            "must be from 0 to 1",
         )
-        require(
-            self.max_source_pixels > 0, "data.max_source_pixels", self.max_source_pixels, "a positive number of pixels"
-        )
-        require(self.max_side_ratio >= 1, "data.max_side_ratio", self.max_side_ratio, "a ratio of at least 1")
+        require(self.max_source_pixels > 0, "data.max_source_pixels", self.max_source_pixels, "must be above 0")
+        require(self.max_side_ratio >= 1, "data.max_side_ratio", self.max_side_ratio, "must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
     mode: Literal["efficient", "general"] = "efficient"
-    """`efficient`: quarter view first, the tool on offer. `general`: full view, one turn, no tool."""
+    """`efficient`: quarter view first, with the tool. `general`: full view, one turn, no tool."""
     group_size: int = 8
-    """G, episodes per prompt."""
+    """Episodes per prompt (G in GRPO)."""
     temperature: float = 1.0
-    """Of sampling in training. Evaluation is greedy."""
+    """Sampling temperature in training. Evaluation is greedy."""
     max_turn_tokens: int = 48
-    """Most tokens the policy may generate in one turn."""
+    """Maximum tokens generated per turn."""
     max_prompt_tokens: int = 512
-    """Longest prompt of a turn, visual tokens included; a longer one ends the episode as truncated."""
+    """Maximum prompt tokens of a turn, visual tokens included; an episode that would exceed it ends as truncated."""
     num_workers: int = 1
-    """Rollout workers, one vLLM engine each."""
+    """Number of rollout workers, one vLLM engine each."""
     max_groups_in_flight: int = 16
-    """Groups that one worker plays at a time."""
+    """Maximum groups that one worker generates concurrently."""
     group_timeout_s: float = 600.0
-    """Deadline for one group of episodes."""
+    """Timeout for the rollout of one group."""
     start_timeout_s: float = 900.0
-    """Deadline for an engine to come up."""
+    """Timeout for an engine to start."""
     num_gpus: float = 0.0
-    """GPUs (or a share of one) per engine process; 0 runs vLLM's CPU build."""
+    """GPUs (may be fractional) per engine process; 0 uses vLLM's CPU build."""
     gpu_memory_fraction: float = 0.85
-    """Share of the GPU's memory that vLLM may take."""
+    """Fraction of GPU memory that vLLM may use (gpu_memory_utilization)."""
     tensor_parallel_size: int = 1
-    """Processes, with a GPU each, that one engine spreads over."""
+    """Tensor-parallel size of one engine; each process has one GPU."""
     kv_cache_gib: int = 1
-    """Memory for the CPU engine's KV cache."""
+    """KV cache of a CPU engine, in GiB."""
     num_threads: int = 1
-    """OpenMP threads of a CPU engine. A small model is fastest with one: more wait on each other."""
+    """OpenMP threads of a CPU engine. One is fastest for small models, as more contend with each other."""
     max_prefill_tokens: int = 0
-    """Prompt tokens that the engine reads in one step; 0 chooses by the model and the GPU's memory."""
+    """Prompt tokens per engine step (max_num_batched_tokens); 0 derives it from the model and the GPU memory."""
     enforce_eager: bool = True
-    """Skip graph capture and compilation: slower steps, a much faster start."""
+    """Skip CUDA graphs and compilation: slower generation, much faster start."""
 
     def __post_init__(self) -> None:
         require(
             self.group_size >= 2,
             "rollout.group_size",
             self.group_size,
-            "a group needs 2 episodes or more to have an advantage",
+            "must be at least 2: advantages are relative to the group",
         )
         require(
             self.temperature > 0,
             "rollout.temperature",
             self.temperature,
-            "training samples; use `visionthink eval` for greedy play",
+            "must be above 0 in training; `visionthink eval` is greedy",
         )
         for name in (
             "max_turn_tokens",
@@ -135,26 +133,29 @@ class RolloutConfig:
             "kv_cache_gib",
             "num_threads",
         ):
-            require(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "must be at least 1")
         for name in ("group_timeout_s", "start_timeout_s"):
-            require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "a positive number of seconds")
+            require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "must be above 0")
         most = self.max_prefill_tokens
-        require(most >= 0, "rollout.max_prefill_tokens", most, "0 to have it chosen, or a number of tokens")
-        require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "0 for CPU, or GPUs per worker")
+        require(most >= 0, "rollout.max_prefill_tokens", most, "must be at least 0; 0 chooses automatically")
+        require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "must be at least 0; 0 means CPU")
         parallel = self.tensor_parallel_size
         require(
-            parallel == 1 or self.num_gpus == 1, "rollout.tensor_parallel_size", parallel, "needs rollout.num_gpus=1"
+            parallel == 1 or self.num_gpus == 1,
+            "rollout.tensor_parallel_size",
+            parallel,
+            "must be 1 unless rollout.num_gpus=1",
         )
         require(
             0 < self.gpu_memory_fraction <= 1,
             "rollout.gpu_memory_fraction",
             self.gpu_memory_fraction,
-            "a share above 0, at most 1",
+            "must be above 0 and at most 1",
         )
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest episode an engine must hold: prompt and completion of the last turn."""
+        """Tokens of the longest episode: prompt and completion of the last turn."""
         return self.max_prompt_tokens + self.max_turn_tokens
 
 
@@ -163,66 +164,66 @@ class RewardConfig:
     """R = R_accuracy + R_format - P_control (VisionThink, Eq. 4 and 5)."""
 
     accuracy_weight: float = 1.0
-    """Reward of a right answer."""
+    """R_accuracy of a correct answer."""
     format_weight: float = 0.5
-    """Reward when every turn is well formed."""
+    """R_format when every turn is well formed."""
     penalty: Literal["threshold", "always", "never"] = "threshold"
-    """`threshold`: Eq. 5. `always`: asking always costs. `never`: nothing does (Fig. 3a)."""
+    """`threshold`: Eq. 5. `always`: every tool call is penalized. `never`: no penalty (ablations of Fig. 3a)."""
     penalty_weight: float = 0.1
-    """P_control when it applies."""
+    """Size of P_control where it applies."""
     theta: float = 0.2
-    """Share of right answers given directly below which direct answers are penalised."""
+    """Direct answers are penalized where their share of the group's correct answers is below theta."""
     applies_to: Literal["correct", "all"] = "correct"
-    """`correct`: right answers alone pay the penalty (published code). `all`: Eq. 5 read literally."""
+    """`correct`: only correct answers are penalized (published code). `all`: Eq. 5 taken literally."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy_weight", "format_weight", "penalty_weight"):
-            require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "0 or more")
-        require(0 <= self.theta <= 1, "reward.theta", self.theta, "a share from 0 to 1")
+            require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "must be at least 0")
+        require(0 <= self.theta <= 1, "reward.theta", self.theta, "must be from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerConfig:
     num_ranks: int = 1
-    """Data-parallel ranks of the learner."""
+    """Number of data-parallel learner ranks."""
     num_gpus: float = 0.0
-    """GPUs (or a share of one) per rank; 0 trains on the CPU over gloo."""
+    """GPUs (may be fractional) per rank; 0 trains on CPU over gloo."""
     num_threads: int = 2
     """PyTorch threads of a CPU rank."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     param_persistence_threshold: int = 100_000
-    """Under ZeRO-3, parameters of up to this many elements are kept whole on every rank; 0 shards all of them."""
+    """Under ZeRO-3, parameters with at most this many elements are not partitioned; 0 partitions all of them."""
     offload_optimizer: bool = False
-    """Keep the optimizer's state in host memory (ZeRO 1-3 on GPUs)."""
+    """Offload the optimizer state to host memory (ZeRO 1-3 on GPUs)."""
     learning_rate: float = 2e-4
-    """Constant after the warm-up."""
+    """Learning rate, constant after warm-up."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """Optimizer steps of linear learning-rate warm-up from 0."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of Adam's running means of the gradient and of its square."""
+    """Beta1 and beta2 of Adam."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradient-norm clipping threshold."""
     prompts_per_mini_batch: int = 32
     """Prompts (groups) per optimizer step."""
     max_tokens_per_micro_batch: int = 8192
-    """Token budget, padding included, of one forward and backward pass on a rank."""
+    """Token budget of a micro-batch (one forward and backward pass on a rank), padding included."""
     clip_low: float = 0.2
-    """Probability ratios are clipped below at 1 - clip_low."""
+    """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
     clip_high: float = 0.2
-    """And above at 1 + clip_high."""
+    """Upper clip range: the probability ratio is clipped at 1 + clip_high."""
     kl_coefficient: float = 0.001
-    """Weight of the k3 KL estimate to the frozen reference policy; 0 keeps no reference in memory."""
+    """Coefficient of the KL to the frozen reference policy (k3 estimator); 0 loads no reference model."""
     entropy_coefficient: float = 0.001
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass, which saves memory."""
     max_skipped_updates: int = 3
-    """Stop after this many optimizer steps in a row with a non-finite loss or gradient."""
+    """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0
-    """Deadline for one update on all ranks."""
+    """Timeout for one update on all ranks."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -232,9 +233,9 @@ class LearnerConfig:
             "max_tokens_per_micro_batch",
             "max_skipped_updates",
         ):
-            require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
-            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
         for name in (
             "kl_coefficient",
             "entropy_coefficient",
@@ -243,75 +244,82 @@ class LearnerConfig:
             "num_gpus",
             "param_persistence_threshold",
         ):
-            require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
         for name in ("clip_low", "clip_high"):
-            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
         betas = self.adam_betas
-        require(all(0 <= beta < 1 for beta in betas), "learner.adam_betas", betas, "two numbers from 0 to below 1")
+        require(
+            all(0 <= beta < 1 for beta in betas),
+            "learner.adam_betas",
+            betas,
+            "must be two numbers, at least 0 and below 1",
+        )
         require(
             not (self.offload_optimizer and self.zero_stage == 0),
             "learner.offload_optimizer",
             True,
-            "needs learner.zero_stage 1, 2 or 3",
+            "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
     timeout_s: float = 120.0
-    """Deadline for one version to reach every rollout worker."""
+    """Timeout for one weight sync to all rollout workers."""
     bucket_mib: int = 512
-    """Weights travel in buckets of about this size."""
+    """Approximate size of the buckets in which weights are sent."""
 
     def __post_init__(self) -> None:
-        require(self.timeout_s > 0, "weights.timeout_s", self.timeout_s, "a positive number of seconds")
-        require(self.bucket_mib >= 1, "weights.bucket_mib", self.bucket_mib, "at least 1")
+        require(self.timeout_s > 0, "weights.timeout_s", self.timeout_s, "must be above 0")
+        require(self.bucket_mib >= 1, "weights.bucket_mib", self.bucket_mib, "must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     num_steps: int = 20
-    """Trips of the main loop: collect, update, publish."""
+    """Training steps: rollouts and judging, update, weight sync."""
     prompts_per_step: int = 32
-    """Groups trained on per trip."""
+    """Groups to train on per step."""
     max_staleness: int = 0
-    """Trips of the loop that generation may run ahead of learning; 0 is strictly on-policy."""
+    """Steps that rollouts may run ahead of the learner; 0 is strictly on-policy."""
     min_scored: int = 4
-    """A group trains while at least this many of its G episodes have a verdict."""
+    """Minimum episodes with a verdict in a group; a group with fewer is lost."""
     max_draws: float = 2.0
-    """Prompts drawn per step, as a multiple of `prompts_per_step`, before a step goes on with fewer groups."""
+    """Maximum prompts drawn per step, as a multiple of `prompts_per_step`; then the step uses the groups it has."""
     max_lost_fraction: float = 0.25
-    """Stop when more than this share of a step's groups was lost to failures."""
+    """Stop when more than this fraction of a step's groups was lost to failures."""
     checkpoint_every: int = 5
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept."""
+    """Number of most recent checkpoints to keep."""
     eval_every: int = 0
-    """Steps between evaluations of the held-out split; 0 evaluates at the end alone."""
+    """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
     stop_without_signal: int = 0
-    """End the run after this many steps in a row in which fewer than a quarter of the wanted groups had a signal; 0
-    goes on to `num_steps`."""
+    """End the run after this many consecutive steps with fewer than a quarter of `prompts_per_step` trained groups (all
+    others had zero variance); 0 always runs to `num_steps`."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "prompts_per_step", "min_scored", "checkpoint_every", "keep_checkpoints"):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        require(self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "0 (on-policy) or more")
-        for name in ("eval_every", "stop_without_signal"):
-            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        require(1 <= self.max_draws <= 100, "train.max_draws", self.max_draws, "from 1 to 100 times prompts_per_step")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(
-            0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "a share from 0 to 1"
+            self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "must be at least 0; 0 is on-policy"
+        )
+        for name in ("eval_every", "stop_without_signal"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
+        require(1 <= self.max_draws <= 100, "train.max_draws", self.max_draws, "must be from 1 to 100")
+        require(
+            0 <= self.max_lost_fraction <= 1, "train.max_lost_fraction", self.max_lost_fraction, "must be from 0 to 1"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     num_samples: int = 200
-    """Rows of the split that an evaluation plays; 0 plays all."""
+    """Number of held-out rows to evaluate on; 0 uses all."""
 
     def __post_init__(self) -> None:
         require(
-            self.num_samples >= 0, "eval.num_samples", self.num_samples, "0 for the whole split, or a number of rows"
+            self.num_samples >= 0, "eval.num_samples", self.num_samples, "must be at least 0; 0 uses the whole split"
         )
 
 
@@ -340,22 +348,24 @@ class Config:
             self.train.min_scored <= self.rollout.group_size,
             "train.min_scored",
             self.train.min_scored,
-            f"at most rollout.group_size={self.rollout.group_size}",
+            f"must be at most rollout.group_size={self.rollout.group_size}",
         )
         on_cpu = self.rollout.num_gpus == 0 or self.learner.num_gpus == 0
         require(
             not (on_cpu and self.model.dtype != "float32"),
             "model.dtype",
             self.model.dtype,
-            "the CPU engines need float32; give rollout.num_gpus and learner.num_gpus",
+            "must be float32 on CPU; for bfloat16 set rollout.num_gpus and learner.num_gpus",
         )
         full_precision = self.model.dtype == "float32"
-        require(full_precision or self.learner.zero_stage > 0, "learner.zero_stage", 0, "bfloat16 needs 1, 2 or 3")
+        require(
+            full_precision or self.learner.zero_stage > 0, "learner.zero_stage", 0, "must be 1, 2 or 3 with bfloat16"
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
             budget >= longest,
             "learner.max_tokens_per_micro_batch",
             budget,
-            f"one episode may be {longest} tokens long (rollout.max_prompt_tokens + rollout.max_turn_tokens)",
+            f"must be at least rollout.max_prompt_tokens + rollout.max_turn_tokens = {longest}, the longest episode",
         )

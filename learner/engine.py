@@ -93,7 +93,7 @@ class LearnerEngine:
 
         if config.zero_stage == 0 and dtype != torch.float32:
             raise ValueError(
-                f"learner.zero_stage=0 cannot work: {dtype} needs the float32 master weights of stages 1 to 3"
+                f"learner.zero_stage=0 is invalid: {dtype} needs the float32 master weights of stages 1 to 3"
             )
         self._config = config
         self._stage = deepspeed_stage(config, dtype)

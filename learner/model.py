@@ -36,12 +36,13 @@ def load_policy(
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path={str(path)!r} cannot work: no config.json there; give a local model folder")
+        raise ValueError(f"model.path={str(path)!r} is invalid: no config.json there; give a local model folder")
     settings = json.loads((folder / "config.json").read_text())
     if "auto_map" in settings:
-        raise ValueError(f"model.path={str(path)!r} cannot work: its config.json has auto_map, which runs foreign code")
+        raise ValueError(f"model.path={str(path)!r} is invalid: its config.json has auto_map, which runs foreign code")
     if settings.get("model_type") != "qwen2_5_vl":
-        raise ValueError(f"model.path={str(path)!r} cannot work: a {settings.get('model_type')!r} is not a qwen2_5_vl")
+        found = settings.get("model_type")
+        raise ValueError(f"model.path={str(path)!r} is invalid: model_type must be qwen2_5_vl, not {found!r}")
     if load == "random":
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device(device):

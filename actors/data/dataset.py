@@ -118,7 +118,7 @@ class PromptCursor:
 
     def __init__(self, *, dataset: str, num_rows: int, seed: int) -> None:
         if num_rows < 1:
-            raise ValueError(f"num_rows={num_rows} cannot work: there is nothing to draw from")
+            raise ValueError(f"num_rows={num_rows} is invalid: must be at least 1")
         self._dataset = dataset
         self._num_rows = num_rows
         self._seed = seed

@@ -208,9 +208,9 @@ def write_split(
     `progress` is called with the number of rows just written.
     """
     if num_rows < 1:
-        raise ValueError(f"num_rows={num_rows} cannot work: ask for at least 1 row")
+        raise ValueError(f"num_rows={num_rows} is invalid: must be at least 1")
     if not 0 <= needs_full_share <= 1:
-        raise ValueError(f"needs_full_share={needs_full_share} cannot work: give a share from 0 to 1")
+        raise ValueError(f"needs_full_share={needs_full_share} is invalid: must be from 0 to 1")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     rng = np.random.default_rng([seed, ("train", "heldout").index(split)])

@@ -41,7 +41,7 @@ Check = Callable[[], object]
 
 
 def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = (), then: Sequence[Check] = ()) -> None:
-    """Refuse a run that cannot work on this machine.
+    """Refuse a run that would fail on this machine.
 
     Args:
         config: its paths resolved.

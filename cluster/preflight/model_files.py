@@ -146,7 +146,9 @@ def length_problem(wanted: int, settings: str, folder: Path, key: str) -> str | 
     longest = longest_sequence(model) if isinstance(model, dict) else None
     if longest is None or wanted <= longest:
         return None
-    return f"{settings} is invalid: at most {longest}, the longest sequence of the model in {key}={str(folder)!r}"
+    return (
+        f"{settings} is invalid: must be at most {longest}, the longest sequence of the model in {key}={str(folder)!r}"
+    )
 
 
 def read_json(file: Path) -> Any:

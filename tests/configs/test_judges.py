@@ -19,7 +19,7 @@ def test_a_pool_that_calls_can_never_fill_is_refused_with_the_size_that_they_fil
     max_concurrent, target, max_replicas, wanted
 ):
     sizes = {"target_ongoing_requests": target, "max_replicas": max_replicas}
-    with pytest.raises(ValueError, match=rf"^judge\.max_replicas={max_replicas} .* than {wanted};") as refused:
+    with pytest.raises(ValueError, match=rf"^judge\.max_replicas={max_replicas} .* at most {wanted},") as refused:
         config(("rules", "openai"), max_concurrent, **sizes)
     assert f"judge.llm.max_concurrent={max_concurrent}" in str(refused.value)
     assert f"judge.target_ongoing_requests={target:g}" in str(refused.value)

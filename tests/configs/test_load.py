@@ -93,11 +93,11 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["rollout.group_size=1"], ["rollout.group_size=1", "2 episodes"]),
+        (["rollout.group_size=1"], ["rollout.group_size=1", "at least 2"]),
         (["train.prompts_per_step=33"], ["learner.prompts_per_mini_batch=32", "33"]),
         (["train.min_scored=9"], ["train.min_scored=9", "rollout.group_size=8"]),
         (["model.dtype=bfloat16"], ["model.dtype='bfloat16'", "rollout.num_gpus"]),
-        (["learner.max_tokens_per_micro_batch=100"], ["learner.max_tokens_per_micro_batch=100", "tokens long"]),
+        (["learner.max_tokens_per_micro_batch=100"], ["learner.max_tokens_per_micro_batch=100", "at least"]),
         (["model.max_pixels=10"], ["model.max_pixels=10", "model.min_pixels=3136"]),
         (["judge.max_replicas=1", "judge.min_replicas=2"], ["judge.max_replicas=1", "judge.min_replicas=2"]),
         (["run.name=../x"], ["run.name='../x'", "letters"]),
@@ -107,11 +107,7 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
             ["judge.chain=[rules,openai]", "judge.llm.model=x", "judge.timeout_s=20"],
             ["judge.timeout_s=20.0", "judge.llm.try_timeout_s=20"],
         ),
-        *(
-            ([f"judge.{name}={value}"], [f"judge.{name}", "finite" if "delay" in name or "gpus" in name else "end"])
-            for name in SECONDS
-            for value in (".inf", ".nan")
-        ),
+        *(([f"judge.{name}={value}"], [f"judge.{name}", "finite"]) for name in SECONDS for value in (".inf", ".nan")),
         (["judge.llm.base_url=http://host:port/v1"], ["judge.llm.base_url='http://host:port/v1'", "http://HOST"]),
         (["judge.llm.base_url=http://host:99999/v1"], ["judge.llm.base_url", "http://HOST"]),
         (["judge.llm.base_url=http://[host/v1"], ["judge.llm.base_url='http://[host/v1'", "http://HOST"]),
@@ -121,7 +117,7 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
     ],
 )
 def test_an_impossible_combination_is_refused_with_field_value_and_remedy(overrides, words):
-    with pytest.raises(ValueError, match="cannot work") as refused:
+    with pytest.raises(ValueError, match="is invalid") as refused:
         load_config("tiny", overrides)
     for word in words:
         assert word in str(refused.value)
@@ -131,7 +127,7 @@ def test_an_impossible_combination_is_refused_with_field_value_and_remedy(overri
 @pytest.mark.parametrize("query", ["", "?api-key=s3cret", "#s3cret"])
 def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(where, query):
     for url in (where + query, f"https://host/v1{query or '?key=s3cret'}"):
-        with pytest.raises(ValueError, match="without user, password or query") as refused:
+        with pytest.raises(ValueError, match="no user, password or query") as refused:
             load_config("tiny", [f"judge.llm.base_url={url}"])
         assert "s3cret" not in str(refused.value)
 
@@ -212,6 +208,6 @@ def test_every_setting_is_described():
     described = {field.key: field for field in describe_fields()}
     assert described["rollout.group_size"].type == "int"
     assert described["rollout.group_size"].default == "8"
-    assert described["rollout.group_size"].doc == "G, episodes per prompt."
+    assert described["rollout.group_size"].doc == "Episodes per prompt (G in GRPO)."
     assert len(described) > 60
     assert [key for key, field in described.items() if not field.doc] == []

@@ -106,7 +106,7 @@ def test_the_command_starts_with_the_interpreter_of_its_parent_whatever_the_path
         entrypoint(["config", "run.name=a b"]),
         shell=True, cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert "run.name='a b' cannot work" in started.stderr or "run.name='a b' is invalid" in started.stderr
+    assert "run.name='a b' is invalid" in started.stderr
     started = subprocess.run(
         entrypoint(["config", "run.name=ab"]),
         shell=True, cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=True,

@@ -60,14 +60,14 @@ def test_a_run_that_can_work_is_let_through_and_nothing_is_made(config, tmp_path
         (["data.train=owner/set"], "hf download --repo-type dataset owner/set"),
         (
             ["rollout.max_prompt_tokens=40000", "learner.max_tokens_per_micro_batch=50000"],
-            "rollout.max_prompt_tokens=40000 + rollout.max_turn_tokens=48 is invalid: at most 2048",
+            "rollout.max_prompt_tokens=40000 + rollout.max_turn_tokens=48 is invalid: must be at most 2048",
         ),
         (["judge.chain=[rules,openai]", "judge.llm.model=m", "judge.llm.prompt=nope"], "judge.llm.prompt='nope'"),
         (["judge.chain=[rules,cluster]", "judge.llm.model=/nowhere"], "judge.llm.model='/nowhere'"),
         (["judge.chain=[rules,cluster]", "judge.llm.model=org/judge"], "hf download org/judge"),
         (
             ["judge.chain=[rules,cluster]", "judge.llm.model=configs/tiny", "judge.cluster.max_model_len=4096"],
-            "judge.cluster.max_model_len=4096 is invalid: at most 2048",
+            "judge.cluster.max_model_len=4096 is invalid: must be at most 2048",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The `visionthink` command. Heavy imports wait until a command needs them, so that --help answers at once."""
+"""The `visionthink` command. Heavy imports are deferred to the commands that need them, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ app = typer.Typer(
     name="visionthink",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Teach a vision-language model to look at a quarter of the visual tokens first and to ask for the full image "
+    help="Train a vision-language model to answer from a quarter of the visual tokens and to request the full image "
     "only when the question needs it.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 
 DEFAULT_SHAPES = Path("data/shapes")
-"""The data set that `train` makes by itself when it is missing."""
+"""The default data set, which `train` generates when it is missing."""
 
 
 @app.command()
@@ -36,13 +36,13 @@ def train(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
     resume: Annotated[
-        bool, typer.Option(help="Go on from the newest checkpoint of the newest run of this name.")
+        bool, typer.Option(help="Resume the newest run of this name from its latest checkpoint.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a policy: rollouts, judges, learner, weights back; then play the held-out split.
+    """Train a policy with multi-turn GRPO, then evaluate it on the held-out split.
 
-    Leaves runs/NAME/ with config.yaml, metrics.jsonl, TensorBoard events, every episode, checkpoints, the exported
+    Writes runs/NAME/ with config.yaml, metrics.jsonl, TensorBoard events, all episodes, checkpoints, the exported
     policy and report.html.
     """
     started_at = process_started_at()
@@ -76,17 +76,19 @@ def evaluate(
     config: ConfigName = "tiny",
     policy: Annotated[
         Path | None,
-        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder; model.path of the config otherwise."),
+        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder. Default: model.path of the config."),
     ] = None,
     episodes: Annotated[
         Path | None,
-        typer.Option(help="Parquet file for every episode; RUN/heldout/eval-STEP.parquet where the policy is a run's."),
+        typer.Option(
+            help="Parquet file for the episodes. Default for the policy of a run: RUN/heldout/eval-STEP.parquet."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Play a split greedily: the policy, always-quarter and always-full side by side.
+    """Evaluate on the held-out split with greedy decoding: the policy, always-quarter and always-full.
 
-    The policy of a run is played with that run's settings, unless --config says otherwise.
+    The policy of a run is evaluated with the settings of that run, unless --config is given.
     """
     with shown_errors():
         from actors.data.dataset import Dataset
@@ -124,11 +126,11 @@ def evaluate(
 
 @app.command()
 def export(
-    policy: Annotated[Path, typer.Argument(help="A run (its newest checkpoint) or RUN/checkpoints/step-N.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/exports/step-N otherwise.")] = None,
+    policy: Annotated[Path, typer.Argument(help="A run (its latest checkpoint) or RUN/checkpoints/step-N.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/exports/step-N.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the policy of a checkpoint as a Hugging Face folder that vLLM and transformers load."""
+    """Export a checkpoint as a Hugging Face model folder for vLLM and transformers."""
     with shown_errors():
         from cluster.policies import find_policy, materialize
 
@@ -142,13 +144,13 @@ def export(
 
 @data_app.command(name="make")
 def data_make(
-    out: Annotated[Path, typer.Option(help="Folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
-    train_rows: Annotated[int, typer.Option(help="Rows of the training split.")] = 8000,
-    heldout_rows: Annotated[int, typer.Option(help="Rows of the held-out split.")] = 500,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
+    train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
+    heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw the task family whose need for resolution is known: shapes, colours, coarse and fine stripes."""
+    """Generate the shapes task, in which it is known which questions need the full resolution."""
     with shown_errors():
         make_data(out, train_rows, heldout_rows, seed)
         if as_json:
@@ -157,14 +159,14 @@ def data_make(
 
 @app.command()
 def warmstart(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/warmstart"),
+    out: Annotated[Path, typer.Option(help="Output folder for the model.")] = Path("runs/warmstart"),
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
-    seed: Annotated[int, typer.Option(help="Seeds weights and data.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    num_workers: Annotated[int, typer.Option(help="Processes that draw pictures; 0 draws them in this one.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
+    num_workers: Annotated[int, typer.Option(help="Data-loading processes; 0 loads in the main process.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train the tiny model from scratch on supervised episodes, as the shipped configs/tiny was made, and probe it."""
+    """Train the tiny model (configs/tiny) from scratch on supervised episodes, and evaluate it."""
     with shown_errors():
         from rich.progress import Progress
 
@@ -189,10 +191,10 @@ def warmstart(
 def show_config(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
-    fields: Annotated[bool, typer.Option(help="Explain every setting instead.")] = False,
+    fields: Annotated[bool, typer.Option(help="List all settings with type, default and meaning instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print what a run would use, defaults and overrides merged; or, with --fields, what each setting means."""
+    """Print the merged config of a run, or with --fields the reference of all settings."""
     with shown_errors():
         if fields:
             from rich.table import Table
@@ -212,8 +214,8 @@ def show_config(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: Json = False) -> None:
-    """Write a run's report.html again: curves, and episodes with their pictures."""
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
+    """Regenerate report.html of a run: curves, and episodes with their images."""
     with shown_errors():
         from cluster.records.report import write_report
 
@@ -226,11 +228,11 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_jso
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, e.g. one per penalty.")],
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("compare.png"),
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. one per penalty.")],
+    out: Annotated[Path, typer.Option(help="Output PNG.")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
-    """Draw several runs into one figure: share that asks and accuracy over steps (Fig. 3a of the paper)."""
+    """Plot tool-call rate and accuracy of several runs over steps (Fig. 3a of the paper)."""
     with shown_errors():
         from cluster.records.plots import plot_penalties
 
@@ -243,10 +245,12 @@ def compare(
 
 @app.command()
 def submit(
-    arguments: Annotated[list[str], typer.Argument(help="The command to run there, e.g. train train.num_steps=40.")],
-    address: Annotated[str, typer.Option(help="Dashboard of the cluster.")] = "http://127.0.0.1:8265",
+    arguments: Annotated[
+        list[str], typer.Argument(help="The visionthink command to run, e.g. train train.num_steps=40.")
+    ],
+    address: Annotated[str, typer.Option(help="URL of the Ray dashboard.")] = "http://127.0.0.1:8265",
 ) -> None:
-    """Run a visionthink command as a Ray job from this folder; follows its log and ends with its exit code."""
+    """Run a visionthink command as a Ray job from this folder, stream its log and exit with its exit code."""
     with shown_errors():
         from cluster.jobs.submit import submit_job
 
@@ -254,7 +258,7 @@ def submit(
 
 
 def make_missing_data(settings: Config) -> None:
-    """Draw the default data set if it is wanted and not there, in whichever folder. Any other path has to exist."""
+    """Generate the default data set if it is configured and missing, in any folder. Any other path must exist."""
     folder = missing_shapes(settings.data)
     if folder is None:
         return
@@ -262,13 +266,13 @@ def make_missing_data(settings: Config) -> None:
         make_data(folder, 8000, 500, 0)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written to ({error.strerror}): give data.train and data.heldout, or draw the set "
+            f"{folder} cannot be written to ({error.strerror}): set data.train and data.heldout, or generate the data "
             f"elsewhere with `visionthink data make --out FOLDER`"
         ) from error
 
 
 def missing_shapes(data: DataConfig) -> Path | None:
-    """Where the default data set has to be drawn; None where other data is wanted, or it is there."""
+    """Folder of the default data set if it has to be generated; None if it exists or other data is configured."""
     paths = (Path(data.train), Path(data.heldout))
     folder = paths[0].parent
     is_default = paths == (folder / "train.parquet", folder / "heldout.parquet")
@@ -282,7 +286,7 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
     from actors.data.shapes import make_shapes
 
     with Progress(console=console) as progress:
-        bar = progress.add_task(f"drawing {out}", total=train_rows + heldout_rows)
+        bar = progress.add_task(f"generating {out}", total=train_rows + heldout_rows)
         make_shapes(
             out,
             train_rows=train_rows,

@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: a table and two lines on a terminal, lines with the time of day in a log.
+"""Progress of a run: a live table and two progress bars on a terminal, time-stamped lines elsewhere.
 
-Everything goes to stderr, so that stdout holds results alone.
+Everything goes to stderr; stdout is reserved for results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from configs.schema import Config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A figure in the table of steps."""
+    """A column of the step table."""
 
     head: str
     key: str
@@ -34,7 +34,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Characters that the column takes, the gap after it included."""
+        """Width in characters, including the gap after it."""
         return max(len(self.head), 7) + GAP
 
 
@@ -50,24 +50,25 @@ COLUMNS = (
     Column(head="rollout", key="time/collect_s", form="{:.1f} s"),
     Column(head="update", key="time/update_s", form="{:.1f} s"),
     Column(head="sync", key="time/publish_s", form="{:.2f} s"),
-    Column(head="needed", key="policy/ask_share_needed", form="{:.1%}"),
-    Column(head="unneeded", key="policy/ask_share_unneeded", form="{:.1%}"),
+    Column(head="tool calls if needed", key="policy/ask_share_needed", form="{:.1%}"),
+    Column(head="if not needed", key="policy/ask_share_unneeded", form="{:.1%}"),
 )
-"""By need: the last ones go first where the terminal is narrow. `needed`: tool-call rate where the full view is."""
+"""In order of importance: a narrow terminal drops the last ones. `needed`: tool-call rate on samples that need the
+full view."""
 LLM_COLUMNS = (
     Column(head="judge wait", key="time/judge_wait_s", form="{:.1f} s"),
     Column(head="LLM calls", key="judge/llm_calls", form="{:.0f}"),
     Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
-"""And what an LLM judge takes."""
+"""Added when an LLM judges."""
 MAX_ROWS = 30
 NUM_OTHER_LINES = 6
-"""Title, heads, progress and a line to spare."""
+"""Title, headings, progress bars and one spare line."""
 NUM_STEPS_FOR_ETA = 5
 
 
-def fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """The first columns that fit into so many characters beside the number of the step; at least one."""
+def fitting_columns(columns: Sequence[Column], width: int) -> list[Column]:
+    """The first columns that fit into `width` characters beside the step number; at least one."""
     left = width - STEP_WIDTH
     chosen: list[Column] = []
     for column in columns:
@@ -78,8 +79,8 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     return chosen
 
 
-def remaining(step_seconds: Sequence[float], num_left: int) -> timedelta | None:
-    """Time until the last step ends, by the median of the latest steps; None before the first."""
+def time_left(step_seconds: Sequence[float], num_left: int) -> timedelta | None:
+    """Estimated time to the end of the run, from the median of the latest steps; None before the first."""
     if not step_seconds:
         return None
     return timedelta(seconds=round(num_left * median(step_seconds[-NUM_STEPS_FOR_ETA:])))
@@ -131,7 +132,7 @@ class Display:
         self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def warn_once(self, text: str) -> None:
-        """Warn, unless the same was said before."""
+        """Warn, unless the same warning was given before."""
         if text not in self._said:
             self._said.add(text)
             self.warn(text)
@@ -141,17 +142,17 @@ class Display:
         self._await_groups(step + 1)
 
     def group_done(self) -> None:
-        """One more group is judged, or lost."""
+        """One more group was judged or lost."""
         self._progress.advance(self._current)
 
     def batch_done(self) -> None:
-        """All groups of a step are there."""
+        """All groups of a step are finished."""
         self._progress.reset(self._current, total=None, description="update and weight sync")
 
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
         self._step_seconds.append(figures.get("time/step_s", 0.0))
-        eta = remaining(self._step_seconds, self._config.train.num_steps - step)
+        eta = time_left(self._step_seconds, self._config.train.num_steps - step)
         self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
         self._await_groups(step + 1)
         if not self.console.is_terminal:
@@ -175,7 +176,7 @@ class Display:
         return "" if self.console.is_terminal else f"{datetime.now():%H:%M:%S} "
 
     def _screen(self, width: int, height: int) -> Group:
-        columns = fitting(self._columns, width)
+        columns = fitting_columns(self._columns, width)
         table = Table(title=f"run {self._config.run.name}", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
         for head in ("step", *(column.head for column in columns)):
             table.add_column(head, justify="right", no_wrap=True)
@@ -186,7 +187,7 @@ class Display:
 
 
 def evaluation_table(figures: Mapping[str, object]) -> Table:
-    """The policy beside always-quarter and always-full."""
+    """The policy compared with always-quarter and always-full."""
 
     def share(key: str) -> str:
         figure = figures.get(key)
@@ -194,7 +195,7 @@ def evaluation_table(figures: Mapping[str, object]) -> Table:
 
     table = Table(title="held-out split, greedy", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in ("accuracy", "tool calls", "needed", "unneeded", "visual tokens"):
+    for head in ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens"):
         table.add_column(head, justify="right", no_wrap=True)
     asked = (share("ask_share"), share("ask_share_needed"), share("ask_share_unneeded"))
     table.add_row("policy", share("accuracy"), *asked, share("visual_token_share"))
@@ -204,7 +205,7 @@ def evaluation_table(figures: Mapping[str, object]) -> Table:
 
 
 def judge_line(totals: Mapping[str, float]) -> str:
-    """What an LLM judge took in a run."""
+    """Calls, tokens and cost of the LLM judge in a run."""
     tokens = totals["prompt_tokens"] + totals["reply_tokens"]
     return (
         f"judge: {totals['llm_calls']:,.0f} LLM calls, {totals['cache_hits']:,.0f} cached verdicts, "

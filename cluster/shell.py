@@ -1,4 +1,4 @@
-"""What all commands share: options, one way to show errors, one way to print figures."""
+"""Shared by all commands: options, error reporting, printing of results."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ console = Console(stderr=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
+    typer.Argument(help="Overrides as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
 ]
-ConfigName = Annotated[str, typer.Option("--config", "-c", help="A name in configs/ or the path of a YAML file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+ConfigName = Annotated[str, typer.Option("--config", "-c", help="Config name in configs/, or path of a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object on the last line of stdout.")]
 
 
 def process_started_at() -> float:
-    """When this process began, on the monotonic clock: what `first_step_s` and `wall_s` count from."""
+    """Start of this process on the monotonic clock: `first_step_s` and `wall_s` are measured from here."""
     return time.monotonic() - max(0.0, time.time() - float(psutil.Process().create_time()))
 
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Known failures end in one clear line and exit code 1; a bug keeps its traceback."""
+    """Known errors are printed as one line and exit with code 1; a bug keeps its traceback."""
     try:
         yield
     except (VisionThinkError, ValueError) as error:
@@ -41,13 +41,13 @@ def shown_errors() -> Iterator[None]:
             console.print(f"error: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("stopped; go on with --resume", style="yellow")
+        console.print("stopped; continue with --resume", style="yellow")
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the body runs, moved by calls with (done, of all); gone afterwards."""
+    """A transient progress bar on stderr; the body advances it with calls of (done, total)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
@@ -55,7 +55,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def warn_user(text: str) -> None:
-    """A line on stderr; brackets in it are no markup."""
+    """A line on stderr; brackets in it are not parsed as markup."""
     console.print(text, style="yellow", highlight=False, markup=False)
 
 
@@ -64,7 +64,7 @@ def print_json(figures: dict[str, Any]) -> None:
 
 
 def run_async(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end; of several failures at once the first known one is shown."""
+    """Run to completion; of several simultaneous failures, raise the first known one."""
     try:
         return asyncio.run(main)
     except BaseExceptionGroup as group:

@@ -175,7 +175,7 @@ async def check_judge(
 
 def check_tables(report: JudgeReport) -> list[Table]:
     """Rates; kinds of rows with an error or without a verdict; examples of these rows. Cells are no markup."""
-    rates = Table("rate", "rows", "value", "95 % interval")
+    rates = Table("metric", "rows", "value", "95 % interval")
     for name, rate in report.rates.items():
         if rate.share is not None:
             interval = "{:.1%} to {:.1%}".format(*rate.interval)
@@ -186,7 +186,9 @@ def check_tables(report: JudgeReport) -> list[Table]:
         errors = (trust.false_positives.num_hits, trust.false_negatives.num_hits, trust.num_unjudged)
         if any(errors):
             kinds.add_row(kind, str(len(checked)), *map(str, errors))
-    examples = Table("reference", "prediction", "people", "judge", "reason", title="disagreements, no verdict")
+    examples = Table(
+        "reference", "prediction", "human", "judge", "reason", title="disagreements and rows without a verdict"
+    )
     for item in [item for item in report.all_rows if not item.agrees][:MAX_ROWS]:
         examples.add_row(*(str(cell) for cell in list(_shown(item).values())[1:]))
     return [table for table in (rates, kinds, examples) if table.row_count]

@@ -1,4 +1,4 @@
-"""The `visionthink judge` commands: can the judges be trusted, and does their pool follow the load."""
+"""The `visionthink judge` commands: can a judge be trusted, and does the judge pool scale with the load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, run_async, shown_errors, warn_user
 from configs.load import load_config
 
-judge_app = typer.Typer(no_args_is_help=True, help="Measure the judges.")
+judge_app = typer.Typer(no_args_is_help=True, help="Evaluate and benchmark the judges.")
 
 
 @judge_app.command()
@@ -22,16 +22,16 @@ def check(
     config: ConfigName = "tiny",
     sets: Annotated[
         list[Path] | None,
-        typer.Option("--set", help="JSON lines to check in place of the shipped rows; may be given several times."),
+        typer.Option("--set", help="JSONL file to check instead of the shipped sets; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Can this judge be trusted? Compares its verdicts with those of people.
+    """Measure a judge against human verdicts: agreement, error rates, attack success.
 
-    A row has question, reference, prediction and verdict (1 or 0); a set
-    without a right answer is an attack set. An LLM is asked as in a run, within
-    the limits of judge.llm. Rows without a verdict are in no rate. `decided` is
-    the share of gold rows that rules settle with certainty, before any LLM.
+    Each row has question, reference, prediction and verdict (1 or 0). A set
+    without correct answers is an attack set. An LLM is called as in a run, within
+    the limits of judge.llm. Rows without a verdict are excluded from the rates.
+    `decided` is the fraction of gold rows that the rules decide with certainty.
     """
     with shown_errors():
         from cluster.judging.check import check_judge, check_summary, check_tables
@@ -42,20 +42,20 @@ def check(
 
 @judge_app.command()
 def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/tiny.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, e.g. runs/tiny.")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's recorded answers again: which verdicts would have changed?
+    """Judge the recorded answers of a run again and report which verdicts change.
 
-    Verdicts that the same LLM gave stand; the rest comes from the cache or is
-    asked. --json lists every changed answer.
+    Verdicts of the same LLM judge are reused; all others come from the cache or
+    from a new call. --json lists every changed answer.
     """
     with shown_errors():
         from cluster.judging.replay import replay_run, replay_summary, replay_tables
 
         if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run} has no config.yaml: name the folder of a run")
+            raise ValueError(f"{run} has no config.yaml: give a run folder")
         config = load_config(str(run / "config.yaml"), overrides or [])
         with progress_bar("steps") as advance:
             report = run_async(replay_run(run, config.judge, advance=advance, warn=warn_user))
@@ -66,17 +66,17 @@ def replay(
 def load(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
-    seconds: Annotated[float, typer.Option(help="Length of the load: quiet, busy, quiet again.")] = 50.0,
+    seconds: Annotated[float, typer.Option(help="Duration: idle, busy, idle again.")] = 50.0,
     rate: Annotated[
-        float | None, typer.Option(help="Groups per second while busy. Default: what judge.max_replicas can serve.")
+        float | None, typer.Option(help="Groups per second while busy. Default: what judge.max_replicas can handle.")
     ] = None,
-    latency: Annotated[float, typer.Option(help="Median seconds that a judge takes for an answer.")] = 0.5,
-    out: Annotated[Path, typer.Option(help="PNG of the replicas over time.")] = Path("judge_load.png"),
+    latency: Annotated[float, typer.Option(help="Median latency of one call, in seconds.")] = 0.5,
+    out: Annotated[Path, typer.Option(help="Output PNG with replicas over time.")] = Path("judge_load.png"),
     as_json: Json = False,
 ) -> None:
-    """Does the pool of judges follow a load? A delayed judge stands in for its LLM.
+    """Load-test the autoscaling judge pool, with a simulated latency in place of the LLM.
 
-    Answers take the same way as in a run: the limits of judge.llm, tries, and
+    Answers are judged as in a run: with the limits of judge.llm, retries, and
     the replicas that Ray Serve adds and removes.
     """
     with shown_errors():
@@ -90,11 +90,11 @@ def load(
         with progress_bar("seconds") as advance:
             trace = run_async(follow_load(plan, on_progress=advance))
         plot_load(trace, out)
-        _show([load_table(trace)], f"picture: {out}", trace.figures(), as_json)
+        _show([load_table(trace)], f"plot: {out}", trace.figures(), as_json)
 
 
 def _show(tables: Sequence[Table], summary: str, figures: dict[str, object], as_json: bool) -> None:
-    """On stdout, or with --json on stderr and the figures on stdout. Text is no markup."""
+    """Print to stdout, or with --json to stderr and the figures to stdout. Text is not parsed as markup."""
     Console(stderr=as_json, highlight=False).print(*tables, markup=False)
     typer.echo(summary, err=as_json)
     if as_json:

@@ -1,4 +1,4 @@
-"""`visionthink judge load`: does the pool of judges follow a load, within the limits of a run?
+"""`visionthink judge load`: does the judge pool scale with the load, within the limits of a run?
 
 By Little's law a rate of calls per second that each take `mean_s` keeps rate * mean_s calls under way; the pool is of
 the right size when these make up its target per replica. What the limits hold back counts as not sent.
@@ -198,15 +198,15 @@ def load_table(trace: LoadTrace) -> Table:
     plan, figures = trace.plan, trace.figures()
     times = ("never" if figures[name] is None else f"{figures[name]:.1f} s" for name in ("right_size_s", "release_s"))
     rows = {
-        "right size": f"{{right_size}} of at most {plan.judge.max_replicas} replicas",
-        "reached after, released after": ", ".join(times),
-        "replicas beyond the right size": "{overshoot}",
-        "wait of a group, p50, p95": "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s",
+        "replicas needed": f"{{right_size}} of at most {plan.judge.max_replicas} replicas",
+        "time to scale up, to scale down": ", ".join(times),
+        "replicas above that": "{overshoot}",
+        "queueing time of a group, p50, p95": "{wait_p50_s:.2f} s, {wait_p95_s:.2f} s",
         "verdicts, per second": "{num_verdicts}, {verdicts_per_s:.1f}",
-        "answers lost, calls retried": "{num_lost}, {num_retries}",
+        "answers without a verdict, retries": "{num_lost}, {num_retries}",
     }
-    title = f"{plan.rate:.1f} groups/s of {plan.group_size}, {plan.delayed.mean_s:.2f} s per answer"
-    table = Table("while busy", "seen", title=title)
+    title = f"{plan.rate:.1f} groups/s of {plan.group_size}, {plan.delayed.mean_s:.2f} s per call"
+    table = Table("while busy", "measured", title=title)
     for what, seen in rows.items():
         table.add_row(what, seen.format(**figures))
     return table
@@ -224,7 +224,9 @@ def plot_load(trace: LoadTrace, out: Path) -> None:
     axes.fill_between(at_s, running, all_up, step="post", alpha=0.25, linewidth=0, label="starting")
     axes.step(at_s, running, where="post", linewidth=2, label="running")
     edges = (0.0, *plan.busy, plan.seconds)
-    axes.stairs([plan.size_at(edge) for edge in edges[:-1]], edges, baseline=None, linestyle="--", label="right size")
+    axes.stairs(
+        [plan.size_at(edge) for edge in edges[:-1]], edges, baseline=None, linestyle="--", label="replicas needed"
+    )
     axes.axvspan(*plan.busy, alpha=0.09, linewidth=0)
     axes.set(xlabel="seconds (shaded: busy)", ylabel="replicas", ylim=(0, plan.judge.max_replicas + 0.6))
     axes.legend(frameon=False, loc="upper right")

@@ -109,7 +109,7 @@ async def replay_run(
     """
     files = sorted((run_dir / "episodes").glob("step-*.parquet"))
     if not files:
-        raise RunError(f"{run_dir} has no episodes/step-*.parquet: name the folder of a run that finished a step")
+        raise RunError(f"{run_dir} has no episodes/step-*.parquet: give a run folder with at least one finished step")
     version = judge_version(config) or "rules"
     counts: Counter[tuple[int, str, str]] = Counter()
     changed: dict[tuple[str, ...], dict[str, str]] = {}
@@ -165,14 +165,14 @@ async def _judge_again(pool: JudgePool, group: Sequence[dict[str, Any]], version
 
 def replay_tables(report: ReplayReport) -> list[Table]:
     """Verdicts before and after, accuracy over the run, and examples. Cells are no markup."""
-    verdicts, changes = Table("recorded", *(f"now {name}" for name in DECIDED.values())), report.changes()
+    verdicts, changes = Table("recorded verdict", *(f"now {name}" for name in DECIDED.values())), report.changes()
     for before in DECIDED.values():
         verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECIDED.values()))
-    course, steps = Table("steps", "recorded accuracy", "now"), sorted({step for step, _, _ in report.counts})
+    course, steps = Table("steps", "recorded accuracy", "accuracy now"), sorted({step for step, _, _ in report.counts})
     for some in np.array_split(steps, min(len(steps), MAX_ROWS)) if steps else ():
         cells = ("-" if share is None else f"{share:.1%}" for share in report.accuracy(some.tolist()))
         course.add_row(f"{min(some)} to {max(some)}", *cells)
-    examples = Table("reference", "answer", "recorded", "now", title="examples of what changes")
+    examples = Table("reference", "answer", "recorded", "now", title="examples of changed verdicts")
     for row in report.changed[:MAX_ROWS]:
         examples.add_row(*(text[:MAX_CHARS] for text in list(row.values())[1:]))
     return [table for table in (verdicts, course, examples) if table.row_count]
@@ -181,6 +181,6 @@ def replay_tables(report: ReplayReport) -> list[Table]:
 def replay_summary(report: ReplayReport) -> str:
     rate, took = report.changed_rate, report.took
     return (
-        f"{took.num_llm_calls} LLM calls, {took.num_cache_hits} verdicts from the cache, {took.cost_usd:.4f} USD\n"
+        f"{took.num_llm_calls} LLM calls, {took.num_cache_hits} cached verdicts, {took.cost_usd:.4f} USD\n"
         f"{rate.num_hits} of {rate.num_cases} verdicts would have changed"
     )

@@ -1,6 +1,6 @@
-"""A run's report: one HTML file that needs nothing else, with curves, settings and episodes with their pictures.
+"""The report of a run: one self-contained HTML file with curves, settings and episodes with their images.
 
-All text of the run is escaped: what a policy writes must not become markup in its report.
+All text is escaped: what a policy writes must not become markup.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from configs.schema import Config
 
 EPISODES_PER_STEP = 8
 MAX_SHOWN_SIDE = 640
-"""Pixels of the longer side of a picture in the report; larger views are shown reduced, both by the same factor."""
+"""Pixels of the longer side of an image in the report; larger views are downscaled, both by the same factor."""
 HELDOUT_ROWS = (
-    ("heldout/accuracy", "right answers, the policy"),
-    ("heldout/accuracy_quarter", "right answers, always quarter"),
-    ("heldout/accuracy_full", "right answers, always full"),
-    ("heldout/ask_share", "asks for the full image"),
-    ("heldout/ask_share_needed", "asks where it needs it"),
-    ("heldout/ask_share_unneeded", "asks where it does not"),
-    ("heldout/visual_token_share", "visual tokens against always-full"),
+    ("heldout/accuracy", "accuracy, policy"),
+    ("heldout/accuracy_quarter", "accuracy, always quarter"),
+    ("heldout/accuracy_full", "accuracy, always full"),
+    ("heldout/ask_share", "tool-call rate"),
+    ("heldout/ask_share_needed", "tool-call rate, full view needed"),
+    ("heldout/ask_share_unneeded", "tool-call rate, full view not needed"),
+    ("heldout/visual_token_share", "visual-token ratio"),
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 1150px; margin: 2rem auto;
@@ -63,15 +63,15 @@ Views = tuple[View_HW3 | None, View_HW3]
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run's folder and return its path; an older one is replaced whole.
+    """Write `report.html` into a run's folder and return its path; an older one is replaced atomically.
 
     Raises:
-        ValueError: the folder is not a run's, or its config is not one that this version reads.
+        ValueError: not a run folder, or its config cannot be read by this version.
     """
     run_dir = Path(run_dir)
     saved = run_dir / "config.yaml"
     if not saved.is_file():
-        raise ValueError(f"{run_dir} has no config.yaml: name the folder of a run")
+        raise ValueError(f"{run_dir} has no config.yaml: give a run folder")
     config = resolve_paths(load_config(str(saved)))
     metrics = read_metrics(run_dir)
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
@@ -95,7 +95,7 @@ def render_page(
             f"<p>{len(metrics)} steps recorded; penalty {escape(config.reward.penalty)}, "
             f"G = {config.rollout.group_size}, {config.train.prompts_per_step} prompts per step.</p>",
             *_heldout(metrics),
-            "<h2>Curves</h2>" if charts else "<p>No step is finished yet.</p>",
+            "<h2>Curves</h2>" if charts else "<p>No step has finished yet.</p>",
             '<div class="charts">',
             *(f'<img alt="{escape(name)} over steps" src="{picture}">' for name, picture in charts),
             "</div>",
@@ -112,10 +112,10 @@ def render_page(
 
 
 def render_episode(row: Row, views: Views | str) -> str:
-    """One episode: question, pictures, turns, verdict, reward, advantage, weight versions."""
+    """One episode: question, images, turns, verdict, reward, advantage, policy versions."""
     is_correct = row.get("is_correct")
     verdict = "no verdict" if is_correct is None else "right" if is_correct else "wrong"
-    need = {None: "need not recorded", True: "needs the full image", False: "the quarter is enough"}
+    need = {None: "need not recorded", True: "full view needed", False: "full view not needed"}
     facts = (
         ("reference", row.get("reference")),
         ("answer", row.get("answer")),
@@ -123,9 +123,9 @@ def render_episode(row: Row, views: Views | str) -> str:
         ("status", f"{row.get('status')}, {'well formed' if row.get('is_well_formed') else 'malformed'}"),
         ("reward", _number(row.get("reward"))),
         ("advantage", _number(row.get("advantage"))),
-        ("weight versions", ", ".join(str(version) for version in row.get("policy_versions") or ())),
+        ("policy versions", ", ".join(str(version) for version in row.get("policy_versions") or ())),
     )
-    asked = "asked" if row.get("asked") else "answered directly"
+    asked = "tool call" if row.get("asked") else "direct answer"
     return "\n".join(
         [
             '<div class="episode">',
@@ -162,7 +162,7 @@ def load_views(config: Config, opened: dict[str, Dataset], row: Row) -> Views | 
             spec,
         )
     except (DataError, OSError, ValueError) as error:
-        return f"picture not available: {error}"
+        return f"image not available: {error}"
     return (quarter_view(full) if can_quarter(full.shape[0], full.shape[1], spec) else None), full
 
 
@@ -199,8 +199,8 @@ def _pictures(views: Views | str) -> str:
 def _turn(number: int, turn: dict[str, Any]) -> str:
     caption = (
         f"turn {number}: {turn.get('view')} view, {turn.get('num_visual_tokens')} visual tokens, "
-        f"{len(turn.get('completion_ids') or ())} tokens sampled under version {turn.get('policy_version')}, "
-        f"ended by {turn.get('finish_reason')}"
+        f"{len(turn.get('completion_ids') or ())} tokens sampled with policy version {turn.get('policy_version')}, "
+        f"finish reason {turn.get('finish_reason')}"
     )
     return f'<div class="small">{escape(caption)}</div><pre>{escape(str(turn.get("text")))}</pre>'
 

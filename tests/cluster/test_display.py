@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from cluster.display import COLUMNS, Display, fitting, judge_line, remaining
+from cluster.display import COLUMNS, Display, fitting_columns, judge_line, time_left
 from configs.judges import JudgeConfig
 from configs.schema import Config
 from tests.judge.scripted import llm_config
@@ -52,14 +52,19 @@ def test_the_live_screen_fits_the_terminal_one_line_a_row(judge, width, height):
 
 
 def test_columns_go_by_need():
-    assert fitting(COLUMNS, 300) == list(COLUMNS)
-    assert fitting(COLUMNS, 1) == [COLUMNS[0]]
-    assert [column.head for column in fitting(COLUMNS, 80)][:4] == ["reward", "accuracy", "tool calls", "visual tokens"]
+    assert fitting_columns(COLUMNS, 300) == list(COLUMNS)
+    assert fitting_columns(COLUMNS, 1) == [COLUMNS[0]]
+    assert [column.head for column in fitting_columns(COLUMNS, 80)][:4] == [
+        "reward",
+        "accuracy",
+        "tool calls",
+        "visual tokens",
+    ]
 
 
 def test_the_eta_is_the_median_of_the_latest_steps():
-    assert remaining([], 3) is None
-    assert remaining([100.0, 2.0, 2.0, 2.0, 2.0, 9.0], 10) == timedelta(seconds=20)
+    assert time_left([], 3) is None
+    assert time_left([100.0, 2.0, 2.0, 2.0, 2.0, 9.0], 10) == timedelta(seconds=20)
 
 
 def test_the_last_line_tells_calls_and_money():

@@ -257,7 +257,7 @@ def test_what_cannot_be_asked_ends_the_command_at_once(tmp_path, overrides):
 async def test_what_is_no_run_is_named(tmp_path):
     done = CliRunner().invoke(judge_app, ["replay", str(tmp_path / "nowhere")])
     assert done.exit_code == 1
-    assert "no config.yaml: name the folder of a run" in " ".join(done.stderr.split())
+    assert "no config.yaml: give a run folder" in " ".join(done.stderr.split())
     run = record(tmp_path / "run", Config())
     with pytest.raises(RunError, match=r"no episodes/step-\*\.parquet"):
         await replay_run(run, settings(run).judge)

@@ -149,7 +149,7 @@ def test_a_report_is_written_even_where_the_data_set_is_gone(run_dir, monkeypatc
     report = write_report(run_dir)
     assert report == run_dir / "report.html"
     page = report.read_text()
-    assert page.count("picture not available") == 4
+    assert page.count("image not available") == 4
     assert "Curves" in page
     assert not report.with_suffix(".tmp").exists()
 

@@ -59,7 +59,7 @@ def cause_in_log(text: str) -> str | None:
     return fatal[-1][:MAX_CAUSE_CHARS] if fatal else None
 
 
-def gist(error: BaseException | str) -> str:
+def root_cause(error: BaseException | str) -> str:
     """The line of an error of Ray, Serve, vLLM or pydantic, or of its message, that says why.
 
     That is the first one, or the last that tells a cause where the traceback of another process comes before it.

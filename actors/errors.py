@@ -15,7 +15,7 @@ All take one message: an exception with other required arguments does not surviv
 A bad setting is a plain ValueError from `configs`; a broken invariant is an AssertionError.
 """
 
-from actors.causes import gist as gist
+from actors.causes import root_cause as root_cause
 
 
 class VisionThinkError(Exception):

@@ -116,7 +116,7 @@ class ChatRenderer:
         """Prompt ids up to and including the assistant's header."""
         style = self._style
         system = (style.system if offers_tool else style.system_without_tool).format()
-        user = (style.user if offers_tool else style.user_without_tool).format(question=without_marks(question))
+        user = (style.user if offers_tool else style.user_without_tool).format(question=strip_special_tokens(question))
         head = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
         return tuple(self._encode(head)) + self._user_turn(num_visual_tokens, user)
 
@@ -153,7 +153,7 @@ _MARK_AT_END = re.compile(rf"(?:{_SPECIAL.pattern}|{IMAGE_MARK})\Z")
 _LONGEST_MARK = 44
 
 
-def without_marks(text: str) -> str:
+def strip_special_tokens(text: str) -> str:
     """The text without marks of pictures and special tokens, those included that only taking others out would leave.
 
     A question is material: it must not open turns or stand for pictures. Time is linear in the text.

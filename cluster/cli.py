@@ -10,8 +10,8 @@ from rich.console import Console
 
 from actors.errors import DataError
 from cluster.judging.cli import judge_app
-from cluster.preflight.environment import settle_environment
-from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, run_async, shown_errors
+from cluster.preflight.environment import fix_wheel_tags
+from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, report_errors, run_async
 from configs.load import describe_fields, load_config, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -46,7 +46,7 @@ def train(
     policy and report.html.
     """
     started_at = process_started_at()
-    with shown_errors():
+    with report_errors():
         from cluster.display import Display, evaluation_table, judge_line
         from cluster.folders import resolve_run
         from cluster.launch import launch
@@ -90,7 +90,7 @@ def evaluate(
 
     The policy of a run is evaluated with the settings of that run, unless --config is given.
     """
-    with shown_errors():
+    with report_errors():
         from actors.data.dataset import Dataset
         from cluster.display import Display, evaluation_table
         from cluster.evaluate import Evaluation
@@ -131,7 +131,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint as a Hugging Face model folder for vLLM and transformers."""
-    with shown_errors():
+    with report_errors():
         from cluster.policies import find_policy, materialize
 
         source = find_policy(policy)
@@ -151,7 +151,7 @@ def data_make(
     as_json: Json = False,
 ) -> None:
     """Generate the shapes task, in which it is known which questions need the full resolution."""
-    with shown_errors():
+    with report_errors():
         make_data(out, train_rows, heldout_rows, seed)
         if as_json:
             print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
@@ -167,7 +167,7 @@ def warmstart(
     as_json: Json = False,
 ) -> None:
     """Train the tiny model (configs/tiny) from scratch on supervised episodes, and evaluate it."""
-    with shown_errors():
+    with report_errors():
         from rich.progress import Progress
 
         from learner.tiny.probe import probe, probe_rows
@@ -195,7 +195,7 @@ def show_config(
     as_json: Json = False,
 ) -> None:
     """Print the merged config of a run, or with --fields the reference of all settings."""
-    with shown_errors():
+    with report_errors():
         if fields:
             from rich.table import Table
 
@@ -216,7 +216,7 @@ def show_config(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
     """Regenerate report.html of a run: curves, and episodes with their images."""
-    with shown_errors():
+    with report_errors():
         from cluster.records.report import write_report
 
         path = str(write_report(run))
@@ -233,7 +233,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Plot tool-call rate and accuracy of several runs over steps (Fig. 3a of the paper)."""
-    with shown_errors():
+    with report_errors():
         from cluster.records.plots import plot_penalties
 
         plot_penalties(runs, [run.name for run in runs], out)
@@ -251,7 +251,7 @@ def submit(
     address: Annotated[str, typer.Option(help="URL of the Ray dashboard.")] = "http://127.0.0.1:8265",
 ) -> None:
     """Run a visionthink command as a Ray job from this folder, stream its log and exit with its exit code."""
-    with shown_errors():
+    with report_errors():
         from cluster.jobs.submit import submit_job
 
         raise typer.Exit(submit_job(arguments, address))
@@ -297,7 +297,7 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
 
 
 def main() -> None:
-    settle_environment()
+    fix_wheel_tags()
     app()
 
 

@@ -83,7 +83,7 @@ class Collector:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _give_up([draw.group for draw in self._ahead])
+        await _cancel_all([draw.group for draw in self._ahead])
         self._ahead.clear()
 
     def allow(self, num_batches: int) -> None:
@@ -130,7 +130,7 @@ class Collector:
                             without_signal.append(group)
         finally:
             # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
-            await _give_up([*done, *pending])
+            await _cancel_all([*done, *pending])
         self._judge_watch.ask_replicas()
         self._on_batch()
         return StepBatch(
@@ -181,7 +181,7 @@ class Collector:
             return await score_group(self._fleet, self._config, group)
 
 
-async def _give_up(groups: Sequence[asyncio.Task[ScoredGroup | LostGroup]]) -> None:
+async def _cancel_all(groups: Sequence[asyncio.Task[ScoredGroup | LostGroup]]) -> None:
     for group in groups:
         group.cancel()
     await asyncio.gather(*groups, return_exceptions=True)

@@ -24,7 +24,7 @@ from cluster.folders import CONFIG
 from cluster.identity import check_identity, identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
-from cluster.records.files import lock_run_folder, write_whole
+from cluster.records.files import lock_run_folder, write_atomically
 from cluster.records.journal import Journal
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
@@ -73,7 +73,7 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     check_judge(config, more=[check_address])
     connect()
     try:
-        with RunLogs.of_this_job(None).explained():
+        with RunLogs.of_this_job(None).explain_failures():
             async with served_llm(config, _app_name("llm")) as judge:
                 yield judge
     finally:
@@ -136,7 +136,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         )
         checkpoint = _checkpoint(folder, display) if resume else None
         step = await checkpoints.restore(checkpoint) if checkpoint else 0
-        write_whole(folder / CONFIG, to_yaml(config))
+        write_atomically(folder / CONFIG, to_yaml(config))
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         yield Parts(
             fleet=fleet,
@@ -180,7 +180,7 @@ def _connect(cleanup: contextlib.AsyncExitStack, folder: Path | None) -> RunLogs
     cleanup.callback(ray.shutdown)
     logs = RunLogs.of_this_job(folder)
     cleanup.callback(logs.close)
-    cleanup.enter_context(logs.explained())
+    cleanup.enter_context(logs.explain_failures())
     return logs
 
 

@@ -32,7 +32,7 @@ def process_started_at() -> float:
 
 
 @contextmanager
-def shown_errors() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Known errors are printed as one line and exit with code 1; a bug keeps its traceback."""
     try:
         yield

@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from actors.errors import JudgeError, gist
+from actors.errors import JudgeError, root_cause
 from configs.judges import JudgeConfig
 from judge.chain import llm_judge
 from judge.verdict import GradeReply, Judge, JudgeRequest
@@ -90,7 +90,7 @@ class ServeJudgeHandle:
             raise JudgeError("Serve cancelled the call") from error
         except (RayError, RayServeException) as error:
             if is_retryable(error):
-                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {gist(error)}") from error
+                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {root_cause(error)}") from error
             raise
 
 
@@ -187,7 +187,7 @@ def deploy_judges(
                 )
             time.sleep(POLL_S)
     except (RayServeException, RayError, RuntimeError, TimeoutError, ValueError) as error:
-        raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist(error)}") from error
+        raise JudgeError(f"the judge pool {app_name!r} did not come up: {root_cause(error)}") from error
     return ServeJudgeHandle(handle)
 
 
@@ -199,7 +199,9 @@ def _is_running(app_name: str) -> bool:
     application = serve.status().applications.get(app_name)
     if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
         messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
-        raise JudgeError(f"the judge pool {app_name!r} did not come up: {gist((messages or [application.message])[0])}")
+        raise JudgeError(
+            f"the judge pool {app_name!r} did not come up: {root_cause((messages or [application.message])[0])}"
+        )
     return application is not None and application.status is ApplicationStatus.RUNNING
 
 
@@ -233,4 +235,4 @@ def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
             if time.monotonic() >= deadline_at:
                 return logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
         except (RayServeException, RayError) as error:
-            return logger.info("%r is not served any more: %s", app_name, gist(error))
+            return logger.info("%r is not served any more: %s", app_name, root_cause(error))

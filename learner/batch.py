@@ -98,14 +98,14 @@ def plan_mini_batches(
     num_mini_batches = math.ceil(len(groups) / prompts_per_mini_batch)
     shares: list[list[tuple[MicroBatchPlan, ...]]] = [[] for _ in range(num_ranks)]
     for chosen in np.array_split(np.arange(len(groups)), num_mini_batches):
-        rows = weigh_episodes([(int(index), groups[index]) for index in chosen], prompts_per_mini_batch)
-        packed = [pack(piece, max_tokens_per_micro_batch) for piece in cut_evenly(rows, num_ranks)]
-        for share, micro_batches in zip(shares, even_out(packed, rows), strict=True):
+        rows = weight_episodes([(int(index), groups[index]) for index in chosen], prompts_per_mini_batch)
+        packed = [pack(piece, max_tokens_per_micro_batch) for piece in split_by_tokens(rows, num_ranks)]
+        for share, micro_batches in zip(shares, add_dummy_micro_batches(packed, rows), strict=True):
             share.append(micro_batches)
     return tuple(_with_local_images(share) for share in shares)
 
 
-def weigh_episodes(groups: Sequence[tuple[int, TrainingGroup]], prompts_per_mini_batch: int) -> list[PlannedEpisode]:
+def weight_episodes(groups: Sequence[tuple[int, TrainingGroup]], prompts_per_mini_batch: int) -> list[PlannedEpisode]:
     """Rows of one mini-batch: the scored episodes with their token weights.
 
     Eq. 3 takes the mean over an episode's generated tokens, then over the group's scored episodes, then over groups:
@@ -137,7 +137,7 @@ def _row(episode: Episode, *, image: int, advantage: float, token_weight: float)
     )
 
 
-def cut_evenly(rows: Sequence[PlannedEpisode], num_pieces: int) -> list[list[PlannedEpisode]]:
+def split_by_tokens(rows: Sequence[PlannedEpisode], num_pieces: int) -> list[list[PlannedEpisode]]:
     """Cut the line of rows into pieces whose token counts differ by less than the longest row."""
     total = sum(row.num_tokens for row in rows)
     pieces: list[list[PlannedEpisode]] = [[] for _ in range(num_pieces)]
@@ -192,7 +192,7 @@ def computed_tokens(micro_batch: MicroBatchPlan) -> int:
     return padded_tokens(micro_batch) + sum(most_views.values())
 
 
-def even_out(
+def add_dummy_micro_batches(
     packed: Sequence[Sequence[MicroBatchPlan]], rows: Sequence[PlannedEpisode]
 ) -> list[tuple[MicroBatchPlan, ...]]:
     """Give every rank as many micro-batches as the one with most: the cheapest row, at weight 0, fills up the rest."""

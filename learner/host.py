@@ -9,7 +9,7 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
 
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Have the C library keep freed blocks of up to 32 MiB for the next tensor.
 
     By default each goes back to the kernel, and the next one is filled with zeroed pages again: on a CPU that was more

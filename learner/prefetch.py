@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def one_ahead(items: Iterable[T], *, timeout_s: float) -> Generator[T, None, None]:
+def prefetch_one(items: Iterable[T], *, timeout_s: float) -> Generator[T, None, None]:
     """The items in their order, each made by a thread while the caller works with the one before it.
 
     Two items exist at a time, the caller's and the next. What making an item raises is raised here in its place, and

@@ -32,10 +32,10 @@ from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import RankPlan
 from learner.collate import FullViews, MicroBatch, collate
 from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
-from learner.host import keep_freed_memory, own_address
+from learner.host import disable_malloc_trim, own_address
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
-from learner.prefetch import one_ahead
+from learner.prefetch import prefetch_one
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.timing import StageClock
 from learner.update import UpdateReport, summarize_steps
@@ -82,7 +82,7 @@ class LearnerRank:
         """Join the other ranks and load the policy. A collective."""
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.num_threads)
-            keep_freed_memory()
+            disable_malloc_trim()
         join_process_group(
             rank=self._rank,
             world_size=self._world_size,
@@ -118,7 +118,7 @@ class LearnerRank:
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
         clock = StageClock(self._device)
-        collated = one_ahead(
+        collated = prefetch_one(
             (
                 collate(rows, full_views, self._spec, image_token_id=self._image_token_id)
                 for micro_batches in plan.mini_batches
@@ -206,7 +206,7 @@ class LearnerRank:
         """Copy the weights into buckets, under version = optimizer step. A collective; rank 0 gives the manifest."""
         parameters = self._parameters()
         if self._rank:
-            exhaust(parameters)
+            join_collective(parameters)
             return None
         manifest, self._buckets = pack_weights(
             parameters, version=self._engine.optimizer_step, bucket_bytes=self._bucket_bytes
@@ -224,12 +224,12 @@ class LearnerRank:
         """Write a folder that vLLM and transformers load. A collective; rank 0 writes."""
         parameters = self._parameters()
         if self._rank:
-            exhaust(parameters)
+            join_collective(parameters)
             return
         try:
             save_hf(parameters, Path(folder), source=Path(self._model.path))
         finally:
-            exhaust(parameters)  # where a disk refused, the other ranks still gather
+            join_collective(parameters)  # where a disk refused, the other ranks still gather
 
     def save(self, folder: str | Path) -> None:
         """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
@@ -239,7 +239,7 @@ class LearnerRank:
         """
         state = self._engine.state()
         if self._rank:
-            exhaust(state)
+            join_collective(state)
             return
         counters = Counters(
             optimizer_step=self._engine.optimizer_step,
@@ -249,7 +249,7 @@ class LearnerRank:
         try:
             write_state(Path(folder), counters, itertools.chain(state, rng_states()))
         finally:
-            exhaust(state)  # where a disk refused, the other ranks still gather
+            join_collective(state)  # where a disk refused, the other ranks still gather
 
     def load(self, folder: str | Path) -> int:
         """Take over a saved state, whatever number of ranks or ZeRO stage wrote it. A collective.
@@ -287,6 +287,6 @@ class LearnerRank:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())
 
 
-def exhaust(items: Iterable[object]) -> None:
+def join_collective(items: Iterable[object]) -> None:
     """Take part in a collective whose results another rank keeps."""
     deque(items, maxlen=0)

@@ -37,6 +37,6 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def doubled(names: Iterable[str]) -> list[str]:
+def duplicates(names: Iterable[str]) -> list[str]:
     """Names that stand more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

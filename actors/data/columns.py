@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from actors.data.arrow_types import doubled
+from actors.data.arrow_types import duplicates
 from actors.data.pictures import PictureColumn
 from actors.data.texts import TextColumn
 from actors.errors import DataError
@@ -50,10 +50,10 @@ def columns_of_files(path: str, schemas: Schemas, folder: Path) -> dict[int, Col
     """The columns of each file of the data set at `path`, whose pictures may lie in `folder`.
 
     Raises:
-        DataError: a column is missing, doubled, of a type that cannot be read, or of different kinds in two files.
+        DataError: a column is missing, duplicated, of a type that cannot be read, or of different kinds in two files.
     """
     for file, schema in schemas.values():
-        _refuse_doubled(file if len(schemas) > 1 else path, schema)
+        _reject_duplicates(file if len(schemas) > 1 else path, schema)
     question, image, answer = (_column(path, schemas, names) for names in (QUESTION, IMAGE, ANSWER))
     has_notes = all(NOTES in schema.names for _, schema in schemas.values())
     columns = {}
@@ -91,12 +91,12 @@ def _two_unlike(schemas: Schemas, names: Sequence[str]) -> list[tuple[str, pa.Sc
     return list(by_columns.values())[:2]
 
 
-def _refuse_doubled(where: str, schema: pa.Schema) -> None:
-    if twice := doubled(schema.names):
+def _reject_duplicates(where: str, schema: pa.Schema) -> None:
+    if twice := duplicates(schema.names):
         raise DataError(f"{where} has the column {twice[0]} twice: rename or drop one of them")
     notes = schema.field(NOTES).type if NOTES in schema.names else pa.null()
     fields = [notes.field(index).name for index in range(notes.num_fields)] if pa.types.is_struct(notes) else []
-    if twice := doubled(fields):
+    if twice := duplicates(fields):
         raise DataError(f"{where}: {NOTES} has the field {twice[0]} twice: rename or drop one of them")
 
 

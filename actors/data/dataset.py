@@ -15,7 +15,7 @@ from actors.data.tables import Rows, open_rows
 from actors.data.texts import is_blank
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
-from actors.prompts import IMAGE_MARK, without_marks
+from actors.prompts import IMAGE_MARK, strip_special_tokens
 from configs.schema import DataConfig
 
 NUM_ROWS_TRIED = 8
@@ -67,7 +67,7 @@ class Dataset:
         number, values = self._rows.read(ref.row, self._names)
         columns = self._columns[number]
         try:
-            question = without_marks(columns.question.read(values[columns.question.name])).strip()
+            question = strip_special_tokens(columns.question.read(values[columns.question.name])).strip()
             if is_blank(question):
                 raise DataError(f"{columns.question.name} holds nothing but marks such as {IMAGE_MARK}")
             answer = columns.answer.read(values[columns.answer.name])

@@ -69,7 +69,7 @@ def _in_folder(root: Path) -> tuple[Path, ...]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(_group_of(file), []).append(file)
-    _refuse_several(root.as_posix(), root, groups)
+    _reject_several(root.as_posix(), root, groups)
     return tuple(files)
 
 
@@ -83,7 +83,7 @@ def _matching(path: str) -> DataFiles:
     for file in files:
         groups.setdefault(_split_of(file.relative_to(fixed)) or "", []).append(file)
     # Files without a split's word may stand beside one split: the pattern has named them all.
-    _refuse_several(path, fixed, {split: found for split, found in groups.items() if split})
+    _reject_several(path, fixed, {split: found for split, found in groups.items() if split})
     return DataFiles(folder=fixed, files=tuple(files))
 
 
@@ -110,7 +110,7 @@ def _split_of(file: Path) -> str | None:
     return None
 
 
-def _refuse_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> None:
+def _reject_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> None:
     if len(groups) < 2:
         return
     names = sorted(

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from actors.data.arrow_types import doubled, is_bytes, is_text, plain_type, without_list
+from actors.data.arrow_types import duplicates, is_bytes, is_text, plain_type, without_list
 from actors.data.files import LFS_POINTER
 from actors.errors import DataError
 
@@ -151,7 +151,7 @@ def _short(text: str) -> str:
 
 def _check_struct(name: str, kind: pa.DataType) -> None:
     names = [kind.field(index).name for index in range(kind.num_fields)]
-    if twice := doubled(names):
+    if twice := duplicates(names):
         raise DataError(f"{name} has the field {twice[0]} twice: rename or drop one of them")
     types = {part: plain_type(kind.field(part).type) for part in ("bytes", "path") if part in names}
     if not types or all(map(pa.types.is_null, types.values())):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.data.files import find_files, is_lfs_pointer
-from actors.errors import DataError, gist
+from actors.errors import DataError, root_cause
 
 MAX_CACHED_BYTES = 256 * 2**20
 """Decoded row groups kept in memory by all files of a data set together, beside the one in use. Prompts come shuffled,
@@ -221,7 +221,7 @@ class Rows:
             with self._lock:
                 return index, self._sources[index].read(row - self._firsts[index], columns)
         except _READ_ERRORS as error:
-            raise DataError(f"row {row} of {self._path} cannot be read: {gist(error)}") from error
+            raise DataError(f"row {row} of {self._path} cannot be read: {root_cause(error)}") from error
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The first rows of the first file that has any, or none where they cannot be read: reading them will say."""
@@ -252,5 +252,5 @@ def _open(file: Path, cache: TableCache) -> Source:
             raise DataError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` where it lies")
         return ArrowSource(file) if file.suffix == ".arrow" else ParquetSource(file, cache)
     except _READ_ERRORS as error:
-        reason = gist(error).rstrip(".")
+        reason = root_cause(error).rstrip(".")
         raise DataError(f"{file} cannot be opened: {reason}: write it as Parquet, or download it again") from error

@@ -172,7 +172,7 @@ class VllmEngine:
             self.version = manifest.version
         self._drop_staging()
 
-    def trust_loaded(self) -> None:
+    def accept_loaded_weights(self) -> None:
         """Serve the weights that the engine read from disk, as version 0."""
         self.version = 0
 

@@ -122,7 +122,7 @@ class WeightReceiver:
         self.state = SyncState.STALE
         self.version = -1
 
-    def trust_loaded(self) -> None:
+    def accept_loaded_weights(self) -> None:
         """Vouch for the weights that the engine loaded from disk itself, as version 0."""
         self.state, self.version = SyncState.CURRENT, 0
 

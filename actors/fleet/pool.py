@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import RolloutError, SampleError, WeightSyncError
-from actors.fleet.suspicion import Standing, is_unfit
+from actors.fleet.suspicion import FailureHistory, is_faulty
 from actors.play import PlayRequest
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class _Member:
 
     worker: Worker
     num_in_flight: int = 0
-    standing: Standing = dataclasses.field(default_factory=Standing)
+    standing: FailureHistory = dataclasses.field(default_factory=FailureHistory)
     health_check: asyncio.Task[bool] | None = None
     """Under way, shared by all groups that ran into their deadline."""
 
@@ -102,7 +102,7 @@ class RolloutPool:
                     member, dataclasses.replace(request, attempt=request.attempt + len(failures))
                 )
             except SampleError as error:
-                self._suspect(member, request.ref.uid, str(error))
+                self._record_failure(member, request.ref.uid, str(error))
                 raise SampleError(f"sample {request.ref.uid} failed on {member.worker.name}: {error}") from error
             except RolloutError as error:
                 failures.append(f"{member.worker.name}: {error}")
@@ -181,7 +181,7 @@ class RolloutPool:
             self._waiting.append(turn)
         else:
             self._waiting.appendleft(turn)
-        self._hand_out()
+        self._assign_workers()
         try:
             member = await turn
         except asyncio.CancelledError:
@@ -192,7 +192,7 @@ class RolloutPool:
             raise RolloutError("no rollout worker is left")
         return member
 
-    def _hand_out(self) -> None:
+    def _assign_workers(self) -> None:
         """Give free places to the waiting groups, oldest first; None to all of them when no worker is left."""
         while self._waiting:
             member = self._least_loaded()
@@ -211,12 +211,12 @@ class RolloutPool:
 
     def _release(self, member: _Member) -> None:
         member.num_in_flight -= 1
-        self._hand_out()
+        self._assign_workers()
 
-    def _suspect(self, member: _Member, sample: str, cause: str) -> None:
+    def _record_failure(self, member: _Member, sample: str, cause: str) -> None:
         """Note a failed sample, and drop the worker if it stands out by now."""
         member.standing = member.standing.after_failure(sample)
-        if is_unfit(member.standing, [other.standing for other in self._members if other is not member]):
+        if is_faulty(member.standing, [other.standing for other in self._members if other is not member]):
             num_failed = len(member.standing.failed_samples)
             self._drop(member, f"{num_failed} samples in a row failed on it alone, the last one: {cause}")
 
@@ -225,4 +225,4 @@ class RolloutPool:
             self._members.remove(member)
             logger.warning("rollout worker %s dropped: %s", member.worker.name, cause)
             member.worker.kill()
-        self._hand_out()
+        self._assign_workers()

@@ -15,24 +15,24 @@ MAX_FAILED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class FailureHistory:
     """What is held against a worker that answers."""
 
     failed_samples: tuple[str, ...] = ()
     """Uids of the different samples that failed since it last played one."""
 
-    def after_failure(self, sample: str) -> Standing:
+    def after_failure(self, sample: str) -> FailureHistory:
         """A sample failed on it. The same sample counts once, however often it is tried."""
         if sample in self.failed_samples:
             return self
         return dataclasses.replace(self, failed_samples=(*self.failed_samples, sample))
 
-    def after_success(self) -> Standing:
+    def after_success(self) -> FailureHistory:
         """It played a group: whatever failed before was not its fault."""
-        return Standing()
+        return FailureHistory()
 
 
-def is_unfit(standing: Standing, others: Iterable[Standing]) -> bool:
+def is_faulty(standing: FailureHistory, others: Iterable[FailureHistory]) -> bool:
     """Whether a worker stands out as faulty: samples fail on it in a row, on some other worker they do not.
 
     The last worker is never unfit, as there is none to compare it with.

@@ -65,7 +65,7 @@ class RolloutWorker:
         try:
             episodes = await self._play_episodes(request, sample, cut)
         except ExceptionGroup as failures:
-            raise blamed(failures) from failures
+            raise most_severe(failures) from failures
         group = PlayedGroup(
             ref=request.ref,
             question=sample.question,
@@ -92,8 +92,8 @@ class RolloutWorker:
 
     async def serve_loaded_weights(self) -> None:
         """Serve what the engine read from `model.path`, where no learner sends any."""
-        self._engine.trust_loaded()
-        self._receiver.trust_loaded()
+        self._engine.accept_loaded_weights()
+        self._receiver.accept_loaded_weights()
 
     async def check_health(self) -> int:
         """The version in use, once the engine has generated a token; RolloutError if it is gone."""
@@ -117,7 +117,7 @@ class RolloutWorker:
         return await asyncio.get_running_loop().run_in_executor(self._reader, dataset.read, ref)
 
 
-def blamed(failures: ExceptionGroup[Exception]) -> Exception:
+def most_severe(failures: ExceptionGroup[Exception]) -> Exception:
     """The one error that a group of episodes failed with. A bug comes before a dead engine, that before a sample's."""
 
     def rank(error: Exception) -> int:

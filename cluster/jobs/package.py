@@ -11,10 +11,10 @@ from pathlib import Path
 from configs.schema import Config
 
 MIB = 1 << 20
-STAYS_HERE = (".git", ".venv", "venv", "runs", "data", "models")
+NOT_UPLOADED = (".git", ".venv", "venv", "runs", "data", "models")
 """Environments, and folders that the configs name: read where the config says, never uploaded."""
 EXCLUDES = (
-    *(f"/{name}" for name in STAYS_HERE),
+    *(f"/{name}" for name in NOT_UPLOADED),
     "__pycache__",
     "*.pyc",
     ".mypy_cache",
@@ -70,9 +70,9 @@ def entrypoint(arguments: Sequence[str]) -> str:
     return f"exec sh {START} {shlex.join(arguments)}"
 
 
-def stays_here(path: str) -> bool:
+def is_not_uploaded(path: str) -> bool:
     """Whether a relative path lies in what is not uploaded, or outside of the folder. The job itself expands `~`."""
-    return _is_relative(path) and Path(path).parts[0:1] in [(name,) for name in (*STAYS_HERE, "..")]
+    return _is_relative(path) and Path(path).parts[0:1] in [(name,) for name in (*NOT_UPLOADED, "..")]
 
 
 def absolute_settings(config: Config, folder: Path) -> list[str]:
@@ -83,7 +83,9 @@ def absolute_settings(config: Config, folder: Path) -> list[str]:
     keys = (*PATH_SETTINGS, "judge.llm.model") if "cluster" in config.judge.chain else PATH_SETTINGS
     values = {key: str(attrgetter(key)(config)) for key in keys}
     named = {
-        key: value for key, value in values.items() if stays_here(value) or (key in RESULTS and _is_relative(value))
+        key: value
+        for key, value in values.items()
+        if is_not_uploaded(value) or (key in RESULTS and _is_relative(value))
     }
     return [f"{key}={folder / value}" for key, value in named.items()]
 
@@ -97,7 +99,7 @@ def _absolute_argument(argument: str, folder: Path) -> str:
     name, separator, value = argument.rpartition("=")
     is_key = name == KEY_FILE and _is_relative(value)
     is_path = not separator or name.startswith("--")
-    if is_key or (is_path and stays_here(value) and (folder / value).exists()):
+    if is_key or (is_path and is_not_uploaded(value) and (folder / value).exists()):
         return f"{name}{separator}{folder / value}"
     return argument
 

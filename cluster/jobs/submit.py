@@ -19,7 +19,7 @@ from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, _dir_travel
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from actors.causes import gist
+from actors.causes import root_cause
 from actors.errors import RunError
 from cluster.jobs.package import (
     EXCLUDES,
@@ -82,11 +82,11 @@ def submit_job(arguments: Sequence[str], address: str) -> int:
             runtime_env={"working_dir": str(folder), "excludes": excludes},
         )
     except requests.exceptions.ConnectionError as error:
-        raise RunError(f"no Ray dashboard answers at {address}: {gist(error)}") from error
+        raise RunError(f"no Ray dashboard answers at {address}: {root_cause(error)}") from error
     except ConnectionError as error:
         raise RunError(f"no Ray dashboard answers at {address}: start a head with `ray start --head`") from error
     except UNREACHABLE as error:
-        raise RunError(f"the Ray dashboard at {address} did not take the job: {gist(error)}") from error
+        raise RunError(f"the Ray dashboard at {address} did not take the job: {root_cause(error)}") from error
     typer.echo(f"job {job}", err=True)
     where = f"{job} --address {address}"
     how_to_stop = f"`ray job stop {where}` stops it, `ray job logs --follow {where}` shows its log"
@@ -97,7 +97,7 @@ def submit_job(arguments: Sequence[str], address: str) -> int:
         return 130
     except UNREACHABLE as error:
         raise RunError(
-            f"the dashboard at {address} is lost: {gist(error)}; job {job} goes on: {how_to_stop}"
+            f"the dashboard at {address} is lost: {root_cause(error)}; job {job} goes on: {how_to_stop}"
         ) from error
     if status is not JobStatus.SUCCEEDED:
         typer.echo(f"job {job} ended as {status.value}", err=True)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, run_async, shown_errors, warn_user
+from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, report_errors, run_async, warn_user
 from configs.load import load_config
 
 judge_app = typer.Typer(no_args_is_help=True, help="Evaluate and benchmark the judges.")
@@ -33,7 +33,7 @@ def check(
     the limits of judge.llm. Rows without a verdict are excluded from the rates.
     `decided` is the fraction of gold rows that the rules decide with certainty.
     """
-    with shown_errors():
+    with report_errors():
         from cluster.judging.check import check_judge, check_summary, check_tables
 
         report = run_async(check_judge(load_config(config, overrides or []).judge, sets or ()))
@@ -51,7 +51,7 @@ def replay(
     Verdicts of the same LLM judge are reused; all others come from the cache or
     from a new call. --json lists every changed answer.
     """
-    with shown_errors():
+    with report_errors():
         from cluster.judging.replay import replay_run, replay_summary, replay_tables
 
         if not (run / "config.yaml").is_file():
@@ -79,7 +79,7 @@ def load(
     Answers are judged as in a run: with the limits of judge.llm, retries, and
     the replicas that Ray Serve adds and removes.
     """
-    with shown_errors():
+    with report_errors():
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load
         from cluster.runtime.connect import connect
 

@@ -49,14 +49,14 @@ def corrected_record(text: str, wheel_name: str, wheel: str) -> str:
     return out.getvalue()
 
 
-def settle_environment() -> None:
+def fix_wheel_tags() -> None:
     """Correct the tag in this environment if it has to be; an environment that cannot be written to stays as it is."""
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError, OSError):
-            _settle(distribution(name))
+            _fix_wheel_tag(distribution(name))
 
 
-def _settle(package: Distribution) -> None:
+def _fix_wheel_tag(package: Distribution) -> None:
     corrected = corrected_wheel(
         package.read_text("WHEEL") or "", _modules(package), f"cp{sys.version_info.major}{sys.version_info.minor}"
     )

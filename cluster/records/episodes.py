@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from actors.episode import Episode, PlayedGroup
 from actors.play import Kind
 from cluster.evaluate import HeldoutPlay
-from cluster.records.files import replacing
+from cluster.records.files import replace_atomically
 from cluster.step import ScoredGroup, StepBatch
 from judge.verdict import Outcome, Verdict
 
@@ -65,7 +65,7 @@ EPISODES = pa.schema(
 def write_episodes(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write episodes as one Parquet file, whole or not at all."""
     table = pa.Table.from_pylist(list(rows), schema=EPISODES)
-    with replacing(path) as partial:
+    with replace_atomically(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 

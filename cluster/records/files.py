@@ -13,7 +13,7 @@ from actors.errors import RunError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to in the body; afterwards it is forced to disk and takes the place of `path`."""
     partial = path.with_name(f"{path.name}.tmp")
     yield partial
@@ -22,9 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old one or the new one."""
-    with replacing(path) as partial:
+    with replace_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

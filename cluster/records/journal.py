@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.display import Display
 from cluster.evaluate import Evaluation
 from cluster.judging.watch import JudgeWatch
-from cluster.records.files import write_whole
+from cluster.records.files import write_atomically
 from cluster.records.metrics import summarize
 from cluster.records.recorder import Recorder
 from cluster.signal import NO_SIGNAL_CAUSES, SignalWatch, StepSignal
@@ -97,6 +97,6 @@ class Journal:
             "judge": self._judge_watch.totals(),
             "heldout": evaluation.figures(),
         }
-        write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))
         await asyncio.to_thread(write_report, self.folder)
         return summary

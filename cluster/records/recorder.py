@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.evaluate import HeldoutPlay
 from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_episodes
-from cluster.records.files import write_whole
+from cluster.records.files import write_atomically
 from cluster.records.reading import read_metrics
 from cluster.step import StepBatch
 
@@ -72,7 +72,7 @@ def cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    write_whole(path, "".join(f"{line}\n" for line in kept))
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -20,7 +20,7 @@ from actors.data.dataset import Dataset
 from actors.episode import SampleRef
 from actors.errors import DataError
 from actors.images import View_HW3, ViewSpec, can_quarter, check_and_decode, full_view, quarter_view
-from cluster.records.files import write_whole
+from cluster.records.files import write_atomically
 from cluster.records.plots import CHARTS, chart_svg
 from cluster.records.reading import Row, choose_episodes, read_episodes, read_metrics
 from configs.load import load_config
@@ -77,7 +77,7 @@ def write_report(run_dir: Path) -> Path:
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
     page = render_page(config, metrics, episodes, partial(load_views, config, {}))
     report = run_dir / "report.html"
-    write_whole(report, page)
+    write_atomically(report, page)
     return report
 
 

@@ -14,7 +14,7 @@ import sys
 
 import ray
 
-from actors.causes import gist
+from actors.causes import root_cause
 from actors.errors import RunError
 from cluster.runtime.addresses import (
     LOOPBACK,
@@ -65,7 +65,7 @@ class _RayStart:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         is_rays = isinstance(error, ray.exceptions.RayError | ConnectionError | RuntimeError | ValueError | OSError)
         if error is not None and (is_rays or kind is Exception):
-            raise RunError(f"{self._what}: {gist(error)}") from error
+            raise RunError(f"{self._what}: {root_cause(error)}") from error
 
 
 def check_address() -> None:

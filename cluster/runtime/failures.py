@@ -22,7 +22,7 @@ from ray.exceptions import (
     UserCodeException,
 )
 
-from actors.causes import gist
+from actors.causes import root_cause
 from actors.errors import VisionThinkError
 
 T = TypeVar("T")
@@ -56,13 +56,13 @@ def is_ray_failure(error: BaseException) -> bool:
     return isinstance(error, RayError) and type(error) is not RayError and not isinstance(error, RAY_BUGS)
 
 
-async def crossing(call: Awaitable[T], failure: type[VisionThinkError], what: str) -> T:
+async def await_remote(call: Awaitable[T], failure: type[VisionThinkError], what: str) -> T:
     """Await a remote call; a failure of Ray becomes `failure`, what the call itself raised passes."""
     try:
         return await call
     except RayError as error:
         if is_ray_failure(error):
-            raise failure(f"{what}: {kind_of(error)}: {gist(error)}") from error
+            raise failure(f"{what}: {kind_of(error)}: {root_cause(error)}") from error
         if isinstance(error, RayTaskError) and isinstance(error.cause, VisionThinkError | ValueError):
             raise error.cause from error
         raise
@@ -73,7 +73,7 @@ def kind_of(error: RayError) -> str:
     return type(cause if isinstance(cause, RayError) else error).__name__
 
 
-async def when_reachable(start: Callable[[], Awaitable[T]]) -> T:
+async def retry_while_unavailable(start: Callable[[], Awaitable[T]]) -> T:
     """Start a call that may run twice, and again while its actor cannot be reached, for at most UNAVAILABLE_S."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + UNAVAILABLE_S

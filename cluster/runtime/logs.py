@@ -26,7 +26,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.causes import cause_in_log, gist, is_vague
+from actors.causes import cause_in_log, is_vague, root_cause
 from actors.errors import JudgeError, LearnerError, RolloutError, WeightSyncError
 
 MAX_COPIED_BYTES = 16 << 20
@@ -78,7 +78,7 @@ class RunLogs:
         return sorted(found.values(), key=_modified_at, reverse=True)
 
     @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
+    def explain_failures(self) -> Iterator[None]:
         """The failure of a part in the body leaves it with its root cause and the place of its log."""
         try:
             yield
@@ -99,7 +99,7 @@ class RunLogs:
         logs = self.link()
         if self._folder is not None:
             (self._folder / DRIVER_LOG).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        told, pids = gist(error), _PID.findall("".join(_messages(error)))
+        told, pids = root_cause(error), _PID.findall("".join(_messages(error)))
         of_process = [log for log in logs if log.stem.rpartition("-")[2] in pids]
         if not is_vague(told):
             return f"{told}; log: {of_process[0] if of_process else self.folder}"

@@ -15,9 +15,9 @@ from ray.exceptions import (
 )
 
 from actors.engine.weight_receiver import WeightManifest
-from actors.errors import LearnerError, gist
+from actors.errors import LearnerError, root_cause
 from actors.images import View_HW3, ViewSpec
-from cluster.runtime.failures import crossing
+from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
 from configs.seeds import derive_seed
@@ -49,7 +49,7 @@ class FetchedViews:
             except RayError as error:
                 # A store that has hung once is waited for less and less.
                 self._patience_s = max(1.0, self._patience_s - (time.monotonic() - started))
-                logger.warning("picture %d is cut from the data set again: %s", number, gist(error))
+                logger.warning("picture %d is cut from the data set again: %s", number, root_cause(error))
             else:
                 return view
             self._read_again[number] = self._reader.read(self._pictures[number])
@@ -103,34 +103,34 @@ class RayRank:
         self._name = f"learner rank {rank}"
 
     async def rendezvous(self) -> tuple[str, int]:
-        return await self._crossing(self._actor.rendezvous.remote())
+        return await self._await_remote(self._actor.rendezvous.remote())
 
     async def start(self, address: str, port: int) -> None:
-        await self._crossing(self._actor.start.remote(address, port))
+        await self._await_remote(self._actor.start.remote(address, port))
 
     async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
-        return await self._crossing(self._actor.update.remote(plan, pictures))
+        return await self._await_remote(self._actor.update.remote(plan, pictures))
 
     async def pack_weights(self) -> WeightManifest | None:
-        return await self._crossing(self._actor.pack_weights.remote())
+        return await self._await_remote(self._actor.pack_weights.remote())
 
     def take_bucket(self, index: int) -> object:
         return self._actor.take_bucket.remote(index)
 
     async def export_hf(self, folder: str) -> None:
-        await self._crossing(self._actor.export_hf.remote(folder))
+        await self._await_remote(self._actor.export_hf.remote(folder))
 
     async def save(self, folder: str) -> None:
-        await self._crossing(self._actor.save.remote(folder))
+        await self._await_remote(self._actor.save.remote(folder))
 
     async def load(self, folder: str) -> int:
-        return await self._crossing(self._actor.load.remote(folder))
+        return await self._await_remote(self._actor.load.remote(folder))
 
     async def shutdown(self) -> None:
-        await self._crossing(self._actor.shutdown.remote())
+        await self._await_remote(self._actor.shutdown.remote())
 
-    async def _crossing(self, call: Awaitable[T]) -> T:
-        return await crossing(call, LearnerError, self._name)
+    async def _await_remote(self, call: Awaitable[T]) -> T:
+        return await await_remote(call, LearnerError, self._name)
 
 
 def start_learner(config: Config, placement: Placement) -> LearnerGroup:

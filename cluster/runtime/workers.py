@@ -11,11 +11,11 @@ import ray
 from actors.engine.budget import check_max_prefill_tokens
 from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import RolloutError, SampleError, gist
+from actors.errors import RolloutError, SampleError, root_cause
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest
-from cluster.runtime.failures import STORE_FAILURES, crossing, kind_of, when_reachable
+from cluster.runtime.failures import STORE_FAILURES, await_remote, kind_of, retry_while_unavailable
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config
 from configs.seeds import derive_seed
@@ -49,7 +49,7 @@ class RayWorker:
                 ray.cancel(played)  # the worker stays: its engine must not go on with a group that was given up
                 raise
             except STORE_FAILURES as error:
-                raise SampleError(f"{kind_of(error)}: {gist(error)}") from error
+                raise SampleError(f"{kind_of(error)}: {root_cause(error)}") from error
 
         return await self._ask(start)
 
@@ -61,7 +61,7 @@ class RayWorker:
 
     async def shutdown(self) -> None:
         if not self._is_killed:
-            await crossing(self._actor.shutdown.remote(), RolloutError, self.name)
+            await await_remote(self._actor.shutdown.remote(), RolloutError, self.name)
 
     def kill(self) -> None:
         """End the actor's process, with it the engine's (`actors/engine/owner.py`), and free its CPUs and GPUs."""
@@ -69,7 +69,7 @@ class RayWorker:
         ray.kill(self._actor)
 
     async def _ask(self, start: Callable[[], Awaitable[T]]) -> T:
-        return await crossing(when_reachable(start), RolloutError, self.name)
+        return await await_remote(retry_while_unavailable(start), RolloutError, self.name)
 
 
 def start_workers(config: Config, placement: Placement) -> list[RayWorker]:

@@ -25,7 +25,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeStatus
 
-from actors.errors import JudgeError, gist
+from actors.errors import JudgeError, root_cause
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
 from judge.llm.endpoint import connect
@@ -96,7 +96,7 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
         ray.cancel(built, force=True)
         raise JudgeError(f"{_late(app_name)}: it was still being deployed") from error
     except (RayServeException, RayError) as error:
-        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {gist(error)}") from error
+        raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {root_cause(error)}") from error
     while not _is_ingress_up(app_name):
         if time.monotonic() > deadline_at:
             raise JudgeError(f"{_late(app_name)}: nothing answers HTTP for it")
@@ -164,7 +164,7 @@ def _start_proxies(port: int) -> str:
     try:
         start_serve(port)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
-        raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
+        raise JudgeError(f"Serve's HTTP proxy did not come up: {root_cause(error)}") from error
     if not _serve_status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
@@ -187,9 +187,9 @@ def _failure(app_name: str) -> str | None:
         return "its application is gone"
     for deployment in application.deployments.values():
         if deployment.status in (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY):
-            return gist(deployment.message)
+            return root_cause(deployment.message)
     failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-    return gist(application.message) if application.status in failed else None
+    return root_cause(application.message) if application.status in failed else None
 
 
 def _is_ingress_up(app_name: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
-from actors.causes import MAX_CAUSE_CHARS, cause_in_log, gist, is_vague, last_cause
+from actors.causes import MAX_CAUSE_CHARS, cause_in_log, is_vague, last_cause, root_cause
 from actors.errors import JudgeError
 
 FAILURES = Path(__file__).parent / "failures"
@@ -47,7 +47,7 @@ RuntimeError: Worker failed, please see the stack trace above for the root cause
     ],
 )
 def test_the_gist_of_a_failure_is_the_line_that_says_why(error, line):
-    assert gist(error) == line
+    assert root_cause(error) == line
 
 
 def captured(name: str) -> str:
@@ -81,7 +81,7 @@ def test_a_log_that_only_points_elsewhere_tells_no_cause():
     text = captured("vllm_seed.err.txt")
     assert "Engine core initialization failed. See root cause above" in text
     assert cause_in_log(text) is None
-    assert is_vague(gist(f"ray::RolloutWorker.__init__()\n{text}"))
+    assert is_vague(root_cause(f"ray::RolloutWorker.__init__()\n{text}"))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from actors.prompts import (
     load_prompt_style,
     load_tokenizer,
     parse_reply,
+    strip_special_tokens,
     vision_token_ids,
-    without_marks,
 )
 
 PRETTY = json.dumps(json.loads(TOOL_CALL), indent=4)
@@ -46,7 +46,7 @@ def tokenizer():
     ],
 )
 def test_marks_are_taken_out_of_a_question_however_nested(text, left):
-    assert without_marks(text) == left
+    assert strip_special_tokens(text) == left
 
 
 @given(st.lists(st.sampled_from(["<image>", "<im", "age>", "<|a", "|>", "<", ">", "|", "a"])))
@@ -58,8 +58,8 @@ def test_no_mark_is_left_and_nothing_else_is_taken(pieces):
             text = shorter
         return text
 
-    assert without_marks(text) == one_at_a_time(text)
-    assert without_marks(without_marks(text)) == without_marks(text)
+    assert strip_special_tokens(text) == one_at_a_time(text)
+    assert strip_special_tokens(strip_special_tokens(text)) == strip_special_tokens(text)
 
 
 @pytest.mark.parametrize("depth", [100_000])
@@ -67,7 +67,7 @@ def test_no_mark_is_left_and_nothing_else_is_taken(pieces):
 def test_marks_are_taken_out_in_linear_time(opened, closed, depth):
     """Taking one layer out at a time needs minutes for what is done here in a second."""
     started = time.process_time()
-    without_marks(opened * depth + closed * depth)
+    strip_special_tokens(opened * depth + closed * depth)
     assert time.process_time() - started < 5
 
 

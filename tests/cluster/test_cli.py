@@ -5,7 +5,7 @@ import typer
 
 from actors.errors import DataError, RunError
 from cluster import cli
-from cluster.shell import shown_errors
+from cluster.shell import report_errors
 from configs.load import load_config
 from configs.paths import resolve_paths
 
@@ -50,6 +50,6 @@ def test_a_folder_that_takes_no_data_is_told_with_the_remedy():
 
 
 def test_each_of_several_problems_is_shown_as_an_error(capsys):
-    with pytest.raises(typer.Exit), shown_errors():
+    with pytest.raises(typer.Exit), report_errors():
         raise RunError("run.dir=1\nmodel.path=[2]")
     assert capsys.readouterr().err.splitlines() == ["error: run.dir=1", "error: model.path=[2]"]

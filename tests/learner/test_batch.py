@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch import computed_tokens, cut_evenly, padded_tokens, plan_mini_batches, weigh_episodes
+from learner.batch import computed_tokens, padded_tokens, plan_mini_batches, split_by_tokens, weight_episodes
 from tests.learner.builders import make_group
 
 GROUPS = [make_group(seed, group_size=4, size=(112, 112)) for seed in range(9)]
@@ -38,7 +38,7 @@ def test_every_scored_episode_is_learned_from_once():
 
 def test_weights_are_means_over_tokens_then_scored_episodes_then_groups():
     groups = [make_group(1, lost=(0, 2)), make_group(2)]
-    rows = weigh_episodes(list(enumerate(groups)), 2)
+    rows = weight_episodes(list(enumerate(groups)), 2)
     for row in rows:
         scored = 2 if row.image == 0 else 4
         assert row.token_weight == pytest.approx(1 / (2 * scored * len(row.generated_at)))
@@ -54,7 +54,7 @@ def test_a_mini_batch_weighs_as_much_as_the_share_of_its_groups(num_groups, rank
 
 def test_generated_positions_hold_the_completions_of_the_turns():
     group = make_group(3, ask_share=1.0)
-    for row, episode in zip(weigh_episodes([(0, group)], 1), group.played.episodes, strict=True):
+    for row, episode in zip(weight_episodes([(0, group)], 1), group.played.episodes, strict=True):
         said = tuple(token for turn in episode.turns for token in turn.completion_ids)
         assert tuple(row.token_ids[row.generated_at].tolist()) == said
         assert len(row.sampler_logprobs) == len(said)
@@ -93,8 +93,8 @@ def test_a_dummy_weighs_nothing_and_brings_its_image():
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_get_nearly_the_same_number_of_tokens(ranks):
     groups = [make_group(seed, group_size=8) for seed in range(16)]
-    rows = weigh_episodes(list(enumerate(groups)), 16)
-    pieces = cut_evenly(rows, ranks)
+    rows = weight_episodes(list(enumerate(groups)), 16)
+    pieces = split_by_tokens(rows, ranks)
     loads = [sum(row.num_tokens for row in piece) for piece in pieces]
     assert [row for piece in pieces for row in piece] == rows
     assert max(loads) / (sum(loads) / ranks) <= 1.05

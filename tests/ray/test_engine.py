@@ -22,7 +22,7 @@ from actors.play import PlayRequest, Sampling
 from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
 from cluster import launch
 from cluster.runtime import workers as ray_workers
-from cluster.runtime.failures import crossing
+from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
@@ -217,7 +217,7 @@ def test_a_request_that_the_engine_refuses_or_reads_otherwise_fails_alone(worker
         ((word,) * (config.rollout.max_model_len + 100), "vLLM refused a request: "),
         ((word, pad, pad, word), "the engine read a prompt of 3 tokens, 4 were rendered"),
     ):
-        call = crossing(worker._actor.generate.remote(prompt_ids), RolloutError, "worker")
+        call = await_remote(worker._actor.generate.remote(prompt_ids), RolloutError, "worker")
         with pytest.raises(SampleError, match=reason):
             loop.run(call)
     loop.run(worker.check_health())

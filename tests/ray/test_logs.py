@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from actors.errors import RolloutError
-from cluster.runtime.failures import crossing
+from cluster.runtime.failures import await_remote
 from cluster.runtime.logs import RunLogs
 from tests.actors.test_causes import captured
 
@@ -35,7 +35,7 @@ class Part:
 async def failure_of(output: str, message: str) -> Exception:
     actor = ray.remote(Part).options(num_cpus=0).remote(output, message)
     with pytest.raises(RolloutError) as failure:
-        await crossing(actor.ready.remote(), RolloutError, "rollout worker 3")
+        await await_remote(actor.ready.remote(), RolloutError, "rollout worker 3")
     return failure.value
 
 

@@ -118,7 +118,7 @@ async def test_a_worker_goes_on_taking_groups_while_a_commit_waits_for_turns_in_
             await turns_ended.wait()
 
     receiver = WeightReceiver(Busy())
-    receiver.trust_loaded()
+    receiver.accept_loaded_weights()
     await receiver.prepare(*make_version(1))
     commit = asyncio.create_task(receiver.commit(1))
     await asyncio.sleep(0.01)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from actors.fleet.suspicion import Standing, is_unfit
+from actors.fleet.suspicion import FailureHistory, is_faulty
 
-CLEAN = Standing()
-FAILED = Standing(failed_samples=("x",))
+CLEAN = FailureHistory()
+FAILED = FailureHistory(failed_samples=("x",))
 
 
-def after(events: str) -> Standing:
+def after(events: str) -> FailureHistory:
     """`.` is a group that was played, any letter the sample of that name that failed."""
     standing = CLEAN
     for event in events:
@@ -39,4 +39,4 @@ def after(events: str) -> Standing:
     ],
 )
 def test_a_worker_is_unfit_once_different_samples_in_a_row_fail_on_it_and_not_elsewhere(events, others, expected):
-    assert is_unfit(after(events), others) is expected
+    assert is_faulty(after(events), others) is expected

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.errors import RolloutError, SampleError
-from actors.fleet.worker import blamed
+from actors.fleet.worker import most_severe
 
 SAMPLE, WORKER, BUG = SampleError("placeholders differ"), RolloutError("engine died"), KeyError("bug")
 
@@ -19,4 +19,4 @@ SAMPLE, WORKER, BUG = SampleError("placeholders differ"), RolloutError("engine d
     ],
 )
 def test_a_group_fails_with_the_gravest_error_of_its_episodes(errors, expected):
-    assert blamed(ExceptionGroup("episodes", errors)) is expected
+    assert most_severe(ExceptionGroup("episodes", errors)) is expected

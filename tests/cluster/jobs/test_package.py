@@ -11,9 +11,9 @@ from cluster.jobs.package import (
     absolute_arguments,
     absolute_settings,
     entrypoint,
+    is_not_uploaded,
     key_files,
     size_problem,
-    stays_here,
 )
 from cluster.jobs.submit import job_settings, measure_package
 from configs.load import FOLDER, load_config
@@ -85,7 +85,7 @@ def test_settings_come_from_the_config_that_the_command_names(tmp_path):
     ],
 )
 def test_what_is_not_uploaded_is_known_by_its_path(path, stays):
-    assert stays_here(path) == stays
+    assert is_not_uploaded(path) == stays
 
 
 def test_a_folder_that_ray_would_not_take_names_the_largest_of_its_entries(tmp_path):

@@ -64,19 +64,19 @@ def package(tmp_path, monkeypatch):
 
 def test_the_tag_is_corrected_in_the_environment_and_never_in_uvs_cache(package):
     cache, info = package
-    environment.settle_environment()
+    environment.fix_wheel_tags()
     assert "Tag: cp38-abi3-linux_x86_64" in (info / "WHEEL").read_text()
     assert "Tag: cp399-cp399" in (cache / "WHEEL").read_text()
     assert sorted(file.name for file in info.iterdir()) == ["METADATA", "RECORD", "WHEEL"]
     before = (info / "RECORD").stat().st_mtime_ns
-    environment.settle_environment()
+    environment.fix_wheel_tags()
     assert (info / "RECORD").stat().st_mtime_ns == before
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
 def test_uv_finds_nothing_to_replace_in_this_environment():
     """As `uv run` would look at it, at each call of the README: what it replaces, a running job loses."""
-    environment.settle_environment()
+    environment.fix_wheel_tags()
     look = ["uv", "sync", "--locked", "--inexact", "--dry-run"]
     variables = os.environ | {"UV_PROJECT_ENVIRONMENT": sys.prefix, "VIRTUAL_ENV": sys.prefix}
     done = subprocess.run(look, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120, check=False)
@@ -87,7 +87,7 @@ def test_uv_finds_nothing_to_replace_in_this_environment():
 
 def test_the_installed_vllm_has_a_tag_that_uv_takes_for_this_python():
     """What keeps `uv run` from replacing it, and so a second terminal from ending the first one's run."""
-    environment.settle_environment()
+    environment.fix_wheel_tags()
     here = f"cp{sys.version_info.major}{sys.version_info.minor}"
     tags = [
         (package.read_text("WHEEL") or "").partition("Tag: ")[2]

@@ -50,7 +50,7 @@ def session(tmp_path):
 
 
 def failure(message, *, pid=None, kind=RolloutError):
-    """As `crossing` raises it: the process is named by what it came from."""
+    """As `await_remote` raises it: the process is named by what it came from."""
     error = kind(message)
     error.__cause__ = RuntimeError(f"ray::RolloutWorker.__init__() (pid={pid}, ip=10.0.0.1)") if pid else None
     return error
@@ -89,14 +89,14 @@ def test_where_no_log_knows_the_cause_the_error_and_the_folder_are_told(tmp_path
 def test_a_failed_part_leaves_a_run_with_its_cause_and_the_traceback_is_kept(kind, is_grouped, session, tmp_path):
     logs = RunLogs(tmp_path / "logs", session=session, job="01000000")
     error = failure(f"rollout worker 3: {POINTER}", pid=4711, kind=kind)
-    with pytest.raises(kind, match=r"Seed must be between 0 and 2\*\*32 - 1; log: "), logs.explained():
+    with pytest.raises(kind, match=r"Seed must be between 0 and 2\*\*32 - 1; log: "), logs.explain_failures():
         raise ExceptionGroup("tasks", [ExceptionGroup("inner", [error])]) if is_grouped else error
     assert POINTER in (tmp_path / "logs" / "driver.log").read_text()
 
 
 @pytest.mark.parametrize("error", [CheckpointError("it does not verify"), KeyError("a bug")])
 def test_what_no_part_failed_with_passes_as_it_is(error, session, tmp_path):
-    with pytest.raises(type(error)) as passed, RunLogs(None, session=session, job="01000000").explained():
+    with pytest.raises(type(error)) as passed, RunLogs(None, session=session, job="01000000").explain_failures():
         raise error
     assert passed.value is error
 

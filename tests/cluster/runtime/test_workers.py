@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.episode import SampleRef
 from actors.errors import LearnerError, RolloutError, SampleError, WeightSyncError
 from actors.play import PlayRequest
-from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, crossing, is_ray_failure
+from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
 from cluster.runtime.workers import RayWorker, start_workers
 from configs.schema import Config, ModelConfig, RolloutConfig
 from tests.virtual_time import in_virtual_time, now
@@ -66,26 +66,26 @@ def name_of(error):
 @pytest.mark.parametrize("error", FAILURES, ids=name_of)
 async def test_a_machine_or_process_that_failed_is_the_failure_of_the_boundary(error, failure):
     with pytest.raises(failure, match=f"worker 3: {name_of(error)}: "):
-        await crossing(fail(error), failure, "worker 3")
+        await await_remote(fail(error), failure, "worker 3")
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=name_of)
 async def test_the_same_where_it_happened_inside_the_call(error):
     with pytest.raises(RolloutError, match=f"worker 3: {name_of(error)}: "):
-        await crossing(fail(raised_by_task(error)), RolloutError, "worker 3")
+        await await_remote(fail(raised_by_task(error)), RolloutError, "worker 3")
 
 
 @pytest.mark.parametrize("error", [SampleError("one"), RolloutError("two"), WeightSyncError("three"), ValueError("4")])
 async def test_what_the_call_raised_itself_passes_with_its_kind(error):
     with pytest.raises(type(error), match=str(error)) as caught:
-        await crossing(fail(raised_by_task(error)), LearnerError, "rank 0")
+        await await_remote(fail(raised_by_task(error)), LearnerError, "rank 0")
     assert type(caught.value) is type(error)
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), ZeroDivisionError(), TypeError("bug")], ids=name_of)
 async def test_a_bug_in_the_call_stays_a_bug(error):
     with pytest.raises(type(error)) as caught:
-        await crossing(fail(raised_by_task(error)), RolloutError, "worker 3")
+        await await_remote(fail(raised_by_task(error)), RolloutError, "worker 3")
     assert not isinstance(caught.value, RolloutError)
 
 

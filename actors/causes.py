@@ -1,7 +1,7 @@
-"""From what failing processes wrote to the one line that says why. Pure: texts in, a line out.
+"""Extracts the root cause of a failure from errors and logs, as one line. Pure functions of text.
 
-Frameworks wrap the error that matters: vLLM's engine ends with "See root cause above", pydantic with the address of its
-manual, Ray with the traceback of another process. The cause is the last exception that says more than where to look.
+Frameworks wrap the error that matters: vLLM's engine ends with "See root cause above", pydantic with a link to its
+manual, Ray with the traceback of another process. The cause is the last exception that does not merely point elsewhere.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ MAX_CAUSE_CHARS = 600
 NEXT_TRACEBACK = ("Traceback (most", "ray::", "During handling", "The above exception")
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Ray paints the start of a traceback."""
+"""Ray colours the first line of a traceback."""
 _LOG_PREFIX = re.compile(r"^\s?(?:\([^()]*pid=\d+[^()]*\)\s?)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?")
-"""Which process wrote a line, and what vLLM's logging puts before each line of a traceback."""
+"""Ray's process prefix, and the prefix of vLLM's logger on each line of a traceback."""
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Exit|Interrupt|Expired))(?:: ?(.*))?$")
 _VALIDATION = re.compile(r"^\d+ validation errors? for (.+)$")
 _VALIDATION_TAIL = re.compile(r"\s*\[type=\w+, input_value=.*$")
@@ -28,21 +28,21 @@ _VAGUE = re.compile(
     r"|broken pipe|connection reset by peer|cancelled|^no message$|^$",
     re.IGNORECASE,
 )
-"""Messages that point elsewhere, or that a process in its end adds to its cause."""
+"""Messages that point elsewhere, or that a dying process emits after its cause."""
 
 
 def plain_lines(text: str) -> list[str]:
-    """Lines of a text without colours and logging prefixes, indentation kept."""
+    """Lines of a text without colour codes and logging prefixes; indentation is kept."""
     return [_LOG_PREFIX.sub("", line).rstrip() for line in _COLOURS.sub("", text).splitlines()]
 
 
 def is_vague(message: str) -> bool:
-    """Whether a message says where to look, or that something died, but not why."""
+    """Whether a message only says where to look or that something died, not why."""
     return _VAGUE.search(message.strip()) is not None
 
 
 def last_cause(text: str) -> str | None:
-    """`Name: message` of the last exception in a traceback or log that says why; None where there is none."""
+    """`Name: message` of the last informative exception in a traceback or log; None where there is none."""
     lines = plain_lines(text)
     found = None
     for name, message in _exceptions(lines):
@@ -52,7 +52,7 @@ def last_cause(text: str) -> str | None:
 
 
 def cause_in_log(text: str) -> str | None:
-    """Why a process failed, from its log: an exception, or the last words of one that did not live to raise any."""
+    """Why a process failed, from its log: the last informative exception, or else the last fatal message."""
     if (cause := last_cause(text)) is not None:
         return cause
     fatal = [line.strip() for line in plain_lines(text) if _FATAL.search(line)]
@@ -60,9 +60,9 @@ def cause_in_log(text: str) -> str | None:
 
 
 def root_cause(error: BaseException | str) -> str:
-    """The line of an error of Ray, Serve, vLLM or pydantic, or of its message, that says why.
+    """The line that says why, of an error of Ray, Serve, vLLM or pydantic, or of its message.
 
-    That is the first one, or the last that tells a cause where the traceback of another process comes before it.
+    It is the first line, or the last informative exception where the message contains another process's traceback.
     """
     if isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
@@ -77,7 +77,7 @@ def root_cause(error: BaseException | str) -> str:
 
 
 def _exceptions(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and message of each exception whose last line of a traceback stands in the text, in its order."""
+    """Name and message of each exception in the text, in order."""
     for number, line in enumerate(lines):
         if (match := _EXCEPTION.match(line)) is None:
             continue
@@ -92,7 +92,7 @@ def _exceptions(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _message_lines(lines: Sequence[str]) -> list[str]:
-    """The rest of a message of several lines: up to an empty line, another exception or traceback."""
+    """The continuation lines of a message, up to an empty line, another exception or traceback."""
     rest: list[str] = []
     for line in lines:
         if not line.strip() or _EXCEPTION.match(line) or line.startswith(NEXT_TRACEBACK):
@@ -102,7 +102,7 @@ def _message_lines(lines: Sequence[str]) -> list[str]:
 
 
 def _validation_message(model: str, lines: Sequence[str]) -> str:
-    """pydantic's list of fields and complaints as one line, without types and the address of its manual."""
+    """pydantic's list of fields and errors as one line, without types and the link to its manual."""
     told = [line.strip() for line in lines if line.strip() and not is_vague(line)]
     cleaned = (_VALIDATION_TAIL.sub("", line).removeprefix("Value error, ").removesuffix(",") for line in told)
     message = ": ".join(line for line in cleaned if line)

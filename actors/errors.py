@@ -1,18 +1,18 @@
-"""The errors of a run, named for the boundary that was crossed.
+"""The errors of a run, named for the component that failed.
 
     VisionThinkError
-    ├── DataError          a dataset that cannot be read, or too many unusable rows
-    │   └── ImageError     one picture that must not or cannot be decoded: the row is skipped
-    ├── RolloutError       an engine or a worker that failed, and every group on it
-    │   └── SampleError    one group that failed while its engine goes on: it is lost, the worker stays
-    ├── JudgeError         verdicts that could not be had
-    ├── WeightSyncError    a version that did not arrive whole
-    ├── LearnerError       a rank that failed, or too many non-finite updates
-    ├── CheckpointError    a checkpoint that cannot be written, or does not verify
-    └── RunError           the run cannot go on: too many groups lost, folder in use
+    ├── DataError          a data set cannot be read, or too many rows are unusable
+    │   └── ImageError     one image cannot or must not be decoded: the row is skipped
+    ├── RolloutError       an engine or a worker failed, with every group on it
+    │   └── SampleError    one group failed while its engine keeps running: the group is lost
+    ├── JudgeError         no verdicts could be obtained
+    ├── WeightSyncError    a version of the weights did not arrive intact
+    ├── LearnerError       a rank failed, or too many updates were non-finite
+    ├── CheckpointError    a checkpoint cannot be written, or fails verification
+    └── RunError           the run cannot continue: too many groups lost, folder in use
 
-All take one message: an exception with other required arguments does not survive pickling through Ray.
-A bad setting is a plain ValueError from `configs`; a broken invariant is an AssertionError.
+All take one message: exceptions with other required arguments cannot be unpickled by Ray.
+An invalid setting is a plain ValueError from `configs`; a broken invariant is an AssertionError.
 """
 
 from actors.causes import root_cause as root_cause
@@ -27,23 +27,23 @@ class DataError(VisionThinkError):
 
 
 class ImageError(DataError):
-    """One picture must not or cannot be decoded."""
+    """One image cannot or must not be decoded."""
 
 
 class RolloutError(VisionThinkError):
-    """An engine or a worker failed; no group can be played there any more."""
+    """An engine or a worker failed and cannot run further groups."""
 
 
 class SampleError(RolloutError):
-    """One group could not be played, and that alone says nothing against the worker."""
+    """The rollout of one group failed, which by itself is not attributed to the worker."""
 
 
 class JudgeError(VisionThinkError):
-    """Verdicts could not be had. Never a verdict of its own."""
+    """No verdicts could be obtained. Never treated as a verdict."""
 
 
 class WeightSyncError(VisionThinkError):
-    """A version of the weights did not arrive whole and in time."""
+    """A version of the weights did not arrive intact and in time."""
 
 
 class LearnerError(VisionThinkError):
@@ -51,8 +51,8 @@ class LearnerError(VisionThinkError):
 
 
 class CheckpointError(VisionThinkError):
-    """A checkpoint cannot be written, or does not verify."""
+    """A checkpoint cannot be written, or fails verification."""
 
 
 class RunError(VisionThinkError):
-    """The run cannot go on."""
+    """The run cannot continue."""

@@ -1,11 +1,11 @@
-"""What the learner trains on, and who computes which part of it: pure planning, without a tensor.
+"""Plans an update: which rank computes which micro-batches. Pure, without tensors.
 
     groups --plan_mini_batches--> one RankPlan per rank: mini-batches of micro-batches of episodes
 
-A mini-batch is one optimizer step. Its episodes lie in one line, group after group, and the line is cut into one piece
-of equal token cost per rank: at most num_ranks - 1 groups have episodes on two ranks. A rank's piece is packed
-into micro-batches under a token budget that counts padding. Every rank gets the same number of micro-batches, because
-each forward and backward pass may hold collectives.
+A mini-batch is one optimizer step. Its episodes, ordered by group, are split into one contiguous piece of equal
+token cost per rank, so at most num_ranks - 1 groups have episodes on two ranks. A rank's piece is packed into
+micro-batches under a token budget that counts padding. Every rank gets the same number of micro-batches, because
+each forward and backward pass may contain collectives.
 
 Legend: T tokens of an episode, N generated tokens of an episode.
 """
@@ -23,12 +23,12 @@ from actors.episode import Episode, PlayedGroup, View
 
 BUDGET_DIVISORS = (1, 2, 4)
 MICRO_BATCH_TOKENS = 256
-"""What starting a micro-batch costs besides its tokens, in tokens."""
+"""Fixed cost of a micro-batch, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingGroup:
-    """One prompt's episodes with all that the update needs."""
+    """The episodes of one prompt with everything the update needs."""
 
     played: PlayedGroup
     rewards: tuple[float | None, ...]
@@ -42,7 +42,7 @@ class TrainingGroup:
         sizes = (len(self.played.episodes), len(self.rewards), len(self.advantages))
         assert len(set(sizes)) == 1, f"episodes, rewards and advantages differ in number: {sizes}"
         pairs = zip(self.rewards, self.advantages, strict=True)
-        assert all((reward is None) == (advantage is None) for reward, advantage in pairs), "scored means both"
+        assert all((reward is None) == (advantage is None) for reward, advantage in pairs), "an episode has both or neither"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,13 +56,13 @@ class PlannedEpisode:
     sampler_logprobs: NDArray[np.float32]
     """[N] under the policy that sampled them."""
     views: tuple[View, ...]
-    """Pictures in order of appearance."""
+    """Views in order of appearance."""
     image: int
-    """Which of the plan's images they are views of."""
+    """Index of their image in the plan."""
     num_visual_tokens: int
     advantage: float
     token_weight: float
-    """Share of each generated token in the mean of a full mini-batch (Eq. 3); 0 in a dummy."""
+    """Weight of each generated token in the mean over a full mini-batch (Eq. 3); 0 in a dummy."""
 
     @property
     def num_tokens(self) -> int:
@@ -77,9 +77,9 @@ class RankPlan:
     """One rank's share of an update."""
 
     mini_batches: tuple[tuple[MicroBatchPlan, ...], ...]
-    """Per optimizer step, the micro-batches; the same numbers on every rank."""
+    """The micro-batches of each optimizer step; equally many on every rank."""
     image_groups: tuple[int, ...]
-    """For each image that the plan refers to, the group that it belongs to."""
+    """For each image of the plan, the index of its group."""
 
 
 def plan_mini_batches(
@@ -87,14 +87,14 @@ def plan_mini_batches(
 ) -> tuple[RankPlan, ...]:
     """Plan one update: a RankPlan for each of `num_ranks` ranks.
 
-    Groups go into mini-batches in their order, evenly filled, none above `prompts_per_mini_batch`. Whatever the number
-    of ranks and the token budget, the sum over all of a mini-batch's rows is the same loss: the weights say so.
+    Groups are distributed over mini-batches in order and evenly, at most `prompts_per_mini_batch` each. The token
+    weights make the loss, summed over the rows of a mini-batch, independent of the number of ranks and the token budget.
 
-    A mini-batch with fewer groups weighs less: the loss is divided by `prompts_per_mini_batch`, as if the missing
-    groups were there with equal rewards, and so without a gradient. Divided by the groups that are there, the gradient
-    of a single group would be as large as that of 32, and its noise too.
+    The loss of a mini-batch with fewer groups is still divided by `prompts_per_mini_batch`, as if the missing groups
+    were zero-variance groups without a gradient. Divided by the actual number of groups, the gradient of a single group
+    would be as large as that of 32, and so would its noise.
     """
-    assert groups, "an update needs a group"
+    assert groups, "an update needs at least one group"
     num_mini_batches = math.ceil(len(groups) / prompts_per_mini_batch)
     shares: list[list[tuple[MicroBatchPlan, ...]]] = [[] for _ in range(num_ranks)]
     for chosen in np.array_split(np.arange(len(groups)), num_mini_batches):
@@ -109,8 +109,8 @@ def weight_episodes(groups: Sequence[tuple[int, TrainingGroup]], prompts_per_min
     """Rows of one mini-batch: the scored episodes with their token weights.
 
     Eq. 3 takes the mean over an episode's generated tokens, then over the group's scored episodes, then over groups:
-    weight = 1 / (prompts_per_mini_batch * num_scored_in_group * num_generated_tokens). An episode without a generated
-    token has nothing to weigh, but counts among the group's episodes.
+    weight = 1 / (prompts_per_mini_batch * num_scored_in_group * num_generated_tokens). An episode without generated
+    tokens has no row, but counts among the group's episodes.
     """
     rows = []
     for index, group in groups:
@@ -119,7 +119,7 @@ def weight_episodes(groups: Sequence[tuple[int, TrainingGroup]], prompts_per_min
             if episode.num_generated_tokens:
                 weight = 1.0 / (prompts_per_mini_batch * len(scored) * episode.num_generated_tokens)
                 rows.append(_row(episode, image=index, advantage=advantage, token_weight=weight))
-    assert rows, "a mini-batch needs a scored episode that said something"
+    assert rows, "a mini-batch needs a scored episode with generated tokens"
     return rows
 
 
@@ -138,7 +138,7 @@ def _row(episode: Episode, *, image: int, advantage: float, token_weight: float)
 
 
 def split_by_tokens(rows: Sequence[PlannedEpisode], num_pieces: int) -> list[list[PlannedEpisode]]:
-    """Cut the line of rows into pieces whose token counts differ by less than the longest row."""
+    """Split rows into contiguous pieces whose token counts differ by less than the longest row."""
     total = sum(row.num_tokens for row in rows)
     pieces: list[list[PlannedEpisode]] = [[] for _ in range(num_pieces)]
     before = 0
@@ -152,8 +152,8 @@ def split_by_tokens(rows: Sequence[PlannedEpisode], num_pieces: int) -> list[lis
 def pack(rows: Sequence[PlannedEpisode], max_tokens: int) -> list[MicroBatchPlan]:
     """Pack rows into micro-batches of at most `max_tokens` padded tokens (a longer row gets one of its own).
 
-    A group kept together has its pictures encoded once; rows of like length, and smaller micro-batches, leave little
-    padding. What weighs more depends on the batch, so several ways are compared by what they cost.
+    Keeping a group together encodes its images once; sorting by length and smaller micro-batches reduce padding. Which
+    matters more depends on the batch, so several packings are compared by cost.
     """
     orders: tuple[Callable[[PlannedEpisode], tuple[int, ...]], ...] = (
         lambda row: (row.image,),
@@ -180,12 +180,12 @@ def _fill(rows: Sequence[PlannedEpisode], max_tokens: int) -> list[MicroBatchPla
 
 
 def padded_tokens(micro_batch: MicroBatchPlan) -> int:
-    """Tokens that the language model computes, padding included."""
+    """Tokens that the language model processes, padding included."""
     return len(micro_batch) * max(row.num_tokens for row in micro_batch)
 
 
 def computed_tokens(micro_batch: MicroBatchPlan) -> int:
-    """Padded tokens, and the visual tokens that the tower encodes: one costs about as much as the other."""
+    """Padded tokens plus the visual tokens that the vision tower encodes: both cost about the same."""
     most_views: dict[int, int] = {}
     for row in micro_batch:
         most_views[row.image] = max(most_views.get(row.image, 0), row.num_visual_tokens)
@@ -195,14 +195,14 @@ def computed_tokens(micro_batch: MicroBatchPlan) -> int:
 def add_dummy_micro_batches(
     packed: Sequence[Sequence[MicroBatchPlan]], rows: Sequence[PlannedEpisode]
 ) -> list[tuple[MicroBatchPlan, ...]]:
-    """Give every rank as many micro-batches as the one with most: the cheapest row, at weight 0, fills up the rest."""
+    """Give every rank as many micro-batches as the one with most, by adding dummies: the shortest row with weight 0."""
     most = max(len(micro_batches) for micro_batches in packed)
     dummy = (replace(min(rows, key=lambda row: row.num_tokens), token_weight=0.0),)
     return [(*micro_batches, *[dummy] * (most - len(micro_batches))) for micro_batches in packed]
 
 
 def _with_local_images(mini_batches: Sequence[tuple[MicroBatchPlan, ...]]) -> RankPlan:
-    """Number the images that one rank needs from 0."""
+    """Renumber the images of one rank from 0."""
     used = sorted({row.image for micro_batches in mini_batches for each in micro_batches for row in each})
     local = {group: number for number, group in enumerate(used)}
     renumbered = tuple(

@@ -1,4 +1,4 @@
-"""The machine that a rank runs on."""
+"""Settings and address of the machine that a rank runs on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 
 
 def disable_malloc_trim() -> None:
-    """Have the C library keep freed blocks of up to 32 MiB for the next tensor.
+    """Make glibc keep freed blocks of up to 32 MiB for the next tensor.
 
-    By default each goes back to the kernel, and the next one is filled with zeroed pages again: on a CPU that was more
-    than half of an update's time.
+    By default each block is returned to the kernel and the next one is zero-filled again, which on a CPU took more than
+    half of an update's time.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -22,11 +22,11 @@ def disable_malloc_trim() -> None:
 
 
 def own_address() -> str:
-    """The address that other machines reach this one at. Connecting a datagram socket sends nothing."""
+    """The address at which other machines reach this one. Connecting a datagram socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
-        except OSError:  # no route to anywhere: all ranks are here
+        except OSError:  # no network: all ranks are on this machine
             return "127.0.0.1"
         address: str = probe.getsockname()[0]
         return address

@@ -1,4 +1,4 @@
-"""Preparing the next item while the present one is worked on."""
+"""Prefetching: the next item is prepared while the current one is processed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def prefetch_one(items: Iterable[T], *, timeout_s: float) -> Generator[T, None, None]:
-    """The items in their order, each made by a thread while the caller works with the one before it.
+    """Iterate over items in order, each produced by a thread while the caller processes the previous one.
 
-    Two items exist at a time, the caller's and the next. What making an item raises is raised here in its place, and
-    closing this iterator ends the thread.
+    At most two items exist at a time, the caller's and the next. An exception from producing an item is raised in its
+    place, and closing this iterator ends the thread.
 
     Raises:
         TimeoutError: an item took longer than `timeout_s`.
@@ -28,5 +28,5 @@ def prefetch_one(items: Iterable[T], *, timeout_s: float) -> Generator[T, None, 
 
 
 def _take(source: Iterator[T]) -> list[T]:
-    """The next item in a list of its own, or an empty list at the end: whoever pops it holds the only reference."""
+    """The next item as a one-element list, or an empty list at the end: popping it leaves no other reference."""
     return list(itertools.islice(source, 1))

@@ -1,4 +1,4 @@
-"""Which errors of Ray are failures of a machine, a process or a store, and how a call survives or reports them."""
+"""Classifies Ray errors (machine, process or object store failed?), retries calls and translates their errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 STORE_FAILURES = (ObjectLostError, ObjectStoreFullError, OutOfDiskError, PlasmaObjectNotAvailable)
-"""An argument or a result could not be kept. The actor lives, and the next call may well pass."""
+"""An argument or a result could not be stored. The actor is alive, and the next call may succeed."""
 RAY_BUGS = (
     UserCodeException,
     CrossLanguageError,
@@ -38,17 +38,17 @@ RAY_BUGS = (
     ActorAlreadyExistsError,
     ActorHandleNotFoundError,
 )
-"""Errors of Ray that come from a mistake in the code. They stop the run, as every bug does."""
+"""Ray errors caused by a mistake in the code. They stop the run, as every bug does."""
 UNAVAILABLE_S = 30.0
-"""An actor that cannot be reached is asked again for this long. Ray says by itself when it has died."""
+"""How long calls to an unreachable actor are retried. Ray reports by itself when it has died."""
 UNAVAILABLE_PAUSE_S = 0.5
 
 
 def is_ray_failure(error: BaseException) -> bool:
-    """Whether a machine, a process or a store failed: each error of Ray but bugs and what the called code raised.
+    """Whether a machine, a process or the object store failed: any Ray error except bugs and errors of the called code.
 
-    Ray has no class for these: `NodeDiedError`, `OutOfMemoryError` and `ActorDiedError` have nothing but `RayError` in
-    common. What the called code raised is a `RayTaskError`, which can wrap any of them once more.
+    Ray has no class for these: `NodeDiedError`, `OutOfMemoryError` and `ActorDiedError` share only `RayError`. Errors of
+    the called code are a `RayTaskError`, which may in turn wrap any of them.
     """
     if isinstance(error, RayTaskError):
         return is_ray_failure(error.cause)
@@ -57,7 +57,7 @@ def is_ray_failure(error: BaseException) -> bool:
 
 
 async def await_remote(call: Awaitable[T], failure: type[VisionThinkError], what: str) -> T:
-    """Await a remote call; a failure of Ray becomes `failure`, what the call itself raised passes."""
+    """Await a remote call. A Ray failure is raised as `failure`; errors of the called code are raised unchanged."""
     try:
         return await call
     except RayError as error:
@@ -74,7 +74,7 @@ def kind_of(error: RayError) -> str:
 
 
 async def retry_while_unavailable(start: Callable[[], Awaitable[T]]) -> T:
-    """Start a call that may run twice, and again while its actor cannot be reached, for at most UNAVAILABLE_S."""
+    """Start an idempotent call, and retry it for at most UNAVAILABLE_S while its actor cannot be reached."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + UNAVAILABLE_S
     while True:

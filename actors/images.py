@@ -1,6 +1,6 @@
-"""Pictures: decoded safely, cut into the two views, counted in visual tokens.
+"""Images: safe decoding, the two views, the number of visual tokens.
 
-The engine and the learner cut views with these same functions, so both see the same pixels.
+Engine and learner make views with these same functions, so both see the same pixels.
 
 Legend of shapes: H height, W width, in pixels; the last axis of 3 is RGB.
 """
@@ -26,10 +26,10 @@ View_HW3 = npt.NDArray[np.uint8]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of a channel's values from 0 to 1: what Qwen's models are trained with."""
+"""Per channel, for values from 0 to 1: the normalisation of the Qwen models."""
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-"""Only these decoders ever see a picture: the others are where the holes were (CVE-2026-40192 and kin)."""
+"""Only these decoders are used: the others had the vulnerabilities (such as CVE-2026-40192)."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +40,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the operation that undoes it."""
+"""EXIF orientation -> the operation that undoes it."""
 _DECODER_ERRORS = (
     OSError,  # truncated or broken files; UnidentifiedImageError is one
     SyntaxError,  # Pillow's PNG and JPEG parsers
@@ -56,7 +56,7 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """How pictures become visual tokens: the model's patches and normalisation, and the pixel budget."""
+    """How images become visual tokens: the model's patches and normalisation, and the pixel budget."""
 
     patch_size: int
     """Pixels of a patch's side."""
@@ -128,18 +128,20 @@ def check_and_decode(encoded: bytes, *, max_pixels: int, max_side_ratio: float) 
 def open_picture(encoded: bytes, *, max_pixels: int, max_side_ratio: float) -> Image.Image:
     """The picture with nothing but its header read; ImageError with the reason when it must not be decoded."""
     if not encoded:
-        raise ImageError("the picture has no bytes")
+        raise ImageError("the image is empty")
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except _DECODER_ERRORS as error:
-        raise ImageError(f"not a readable {', '.join(FORMATS)} picture: {error}") from error
+        raise ImageError(f"not a readable {', '.join(FORMATS)} image: {error}") from error
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"the picture is {width} x {height} pixels")
+        raise ImageError(f"the image has {width} x {height} pixels")
     if width * height > max_pixels:
-        raise ImageError(f"the picture is {width} x {height} pixels: more than data.max_source_pixels={max_pixels}")
+        raise ImageError(f"the image has {width} x {height} pixels, more than data.max_source_pixels={max_pixels}")
     if max(width, height) > max_side_ratio * min(width, height):
-        raise ImageError(f"the picture is {width} x {height} pixels: sides beyond data.max_side_ratio={max_side_ratio}")
+        raise ImageError(
+            f"the image has {width} x {height} pixels, an aspect ratio above data.max_side_ratio={max_side_ratio}"
+        )
     return image
 
 
@@ -150,7 +152,7 @@ def decode(image: Image.Image) -> Image.Image:
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
     except _DECODER_ERRORS as error:
-        raise ImageError(f"the picture cannot be decoded: {error}") from error
+        raise ImageError(f"the image cannot be decoded: {error}") from error
     return rgb if upright is None else rgb.transpose(upright)
 
 

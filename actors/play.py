@@ -1,7 +1,7 @@
-"""Plays episodes against anything that can generate: the engine in a run, a script in tests.
+"""Generates episodes with anything that implements `Generate`: the engine in a run, a script in tests.
 
-Every episode is a coroutine of its own. Its second turn starts the moment its first one ends: no barrier between the
-episodes of a group, between groups, or between workers.
+Every episode is a separate coroutine. Its second turn starts as soon as its first turn ends: there are no barriers
+between the episodes of a group, between groups, or between workers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from configs.schema import RolloutConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownImage:
-    """One picture as the engine gets it."""
+    """One image as the engine receives it."""
 
     picture: Image.Image
-    """RGB. Made once per view and shared by every turn that shows it: read it only."""
+    """RGB. Created once per view and shared by all turns that show it: read-only."""
     key: str
-    """Names the content: equal keys, equal pixels. Engines cache by it."""
+    """Identifies the content: equal keys mean equal pixels. Engines use it as cache key."""
     num_visual_tokens: int
 
 
@@ -58,7 +58,7 @@ class Generate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
-    """What one sample's episodes can be shown."""
+    """The views of one sample."""
 
     full: ShownImage
     quarter: ShownImage | None
@@ -66,7 +66,7 @@ class Views:
 
 
 def make_views(full: np.ndarray, spec: ViewSpec, image_sha256: str) -> Views:
-    """Views of one full view uint8 [H, W, 3]. The size is part of the key: equal bytes can have another shape."""
+    """The views made from a full view uint8 [H, W, 3]. The size is part of the key: equal bytes can differ in shape."""
 
     def shown(pixels: np.ndarray, view: View) -> ShownImage:
         height, width = pixels.shape[:2]
@@ -86,17 +86,17 @@ class Rules:
     first_view: View
     """`quarter` unless the image is too small for it."""
     offers_tool: bool
-    """The full view can be asked for, provided the first view was the quarter."""
+    """The tool is available, provided the first view is the quarter view."""
     sampling: Sampling
     max_prompt_tokens: int
 
 
 Kind = Literal["policy", "always_full", "always_quarter"]
-"""`policy`: as the config trains it. The other two are what it is measured against: one view, one turn, no tool."""
+"""`policy`: as trained by the config. The other two are the baselines: one view, one turn, no tool."""
 
 
 def rules_for(kind: Kind, config: RolloutConfig, *, greedy: bool) -> Rules:
-    """How episodes of one kind are played."""
+    """The rules for episodes of one kind."""
     efficient = config.mode == "efficient"
     return Rules(
         first_view="quarter" if kind == "always_quarter" or (kind == "policy" and efficient) else "full",
@@ -108,7 +108,7 @@ def rules_for(kind: Kind, config: RolloutConfig, *, greedy: bool) -> Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayRequest:
-    """One group to play."""
+    """Request for the rollout of one group."""
 
     ref: SampleRef
     kind: Kind
@@ -129,7 +129,7 @@ class PlayRequest:
 async def play_episode(
     generate: Generate, renderer: ChatRenderer, views: Views, question: str, rules: Rules, episode_id: EpisodeId
 ) -> Episode:
-    """One or two turns, the second with the full view if the first asked for it."""
+    """One or two turns; the second shows the full view after a tool call in the first."""
     quarter = views.quarter if rules.first_view == "quarter" else None
     offers_tool = rules.offers_tool and quarter is not None
     images: tuple[ShownImage, ...] = (quarter or views.full,)
@@ -176,16 +176,16 @@ async def play_group(
     rules: Rules,
     episode_ids: tuple[EpisodeId, ...],
 ) -> tuple[Episode, ...]:
-    """All episodes of one sample at once. If one fails, its siblings are cancelled and the error is theirs too.
+    """All episodes of one sample, concurrently. If one fails, the others are cancelled and the group fails.
 
     Raises:
-        DataError: the first prompt alone is longer than `rules.max_prompt_tokens`.
+        DataError: the first prompt is longer than `rules.max_prompt_tokens`.
         ExceptionGroup: what `generate` raised.
     """
     longest = max(view.num_visual_tokens for view in (views.full, views.quarter) if view is not None)
     num_tokens = len(renderer.first_turn(question, longest, offers_tool=rules.offers_tool))
     if num_tokens > rules.max_prompt_tokens:
-        raise DataError(f"a prompt of {num_tokens} tokens is over rollout.max_prompt_tokens={rules.max_prompt_tokens}")
+        raise DataError(f"a prompt of {num_tokens} tokens exceeds rollout.max_prompt_tokens={rules.max_prompt_tokens}")
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(play_episode(generate, renderer, views, question, rules, episode_id))

@@ -1,4 +1,4 @@
-"""A run's checkpoints: the learner's state and the place in the data, written together, taken up together."""
+"""Checkpoints of a run: learner state and data position, saved and restored together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE = "state.json"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds besides the learner's state.
+    """The driver's part of a checkpoint: everything except the learner state.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -37,7 +37,7 @@ class Checkpoints:
 
     Args:
         folder: holds one directory per checkpoint.
-        keep: how many of the newest stay.
+        keep: number of most recent checkpoints to keep.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints:
         self._keep = keep
 
     async def restore(self, checkpoint: Path) -> int:
-        """Take up weights, optimizer, data position and judging totals; returns the last finished step.
+        """Restore weights, optimizer, data position and judging totals; returns the last finished step.
 
         Raises:
             CheckpointError: it belongs to another run, or cannot be read.
@@ -72,10 +72,10 @@ class Checkpoints:
         return step
 
     async def save(self, step: int, cursor: CursorState) -> None:
-        """Write a checkpoint that verifies, or none at all.
+        """Write a checkpoint atomically.
 
         Raises:
-            CheckpointError: the disk refused; older checkpoints stay.
+            CheckpointError: it could not be written; older checkpoints are kept.
         """
         loop = asyncio.get_running_loop()
         state = {

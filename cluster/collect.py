@@ -1,13 +1,12 @@
-"""Prompts to batches of scored groups. No group waits for another.
+"""Turns prompts into batches of scored groups. No group waits for another.
 
-A group with equal rewards is dropped and another prompt is drawn in its place (dynamic sampling, DAPO), up to a bound.
-A group whose episodes or verdicts were lost to failures is replaced the same way and counted; too many of them stop the
-run.
+Zero-variance groups are dropped and replaced by another prompt (dynamic sampling, DAPO), up to a limit. Groups whose
+episodes or verdicts were lost to failures are counted and replaced in the same way; too many of them stop the run.
 
-Groups of the next batch are played while the last ones of this batch are still played or judged, as far as staleness
-allows: engines that have nothing left to do for this batch would wait for its slowest group and its slowest judge.
-Where this batch needs another group after all, it takes the oldest of those. So a batch is always an unbroken piece of
-the cursor's order, and a checkpoint needs nothing but the place where its batch ended.
+As far as staleness allows, groups of the next batch are started while the last ones of this batch are still generated
+or judged: otherwise engines would idle until the slowest group and the slowest judge are done. If this batch needs
+another group after all, it takes the oldest of those. A batch is therefore always a contiguous range of the cursor's
+order, and a checkpoint only needs the cursor position after its batch.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from judge.clock import loop_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draw:
-    """A prompt and what becomes of it."""
+    """A drawn prompt and the task that produces its group."""
 
     ref: SampleRef
     cursor: CursorState
-    """The cursor after it."""
+    """The cursor after this prompt."""
     group: asyncio.Task[ScoredGroup | LostGroup]
 
 
 class Collector:
-    """The batches of a run, one `collect` after the other. Leaving the context gives up what is under way.
+    """Collects the batches of a run, one per `collect`. Leaving the context cancels whatever is in progress.
 
     Args:
-        last_step: of the run, before the first batch.
-        on_group: called for each group that is done, `on_batch` when all of a step are.
+        last_step: last finished step of the run before the first batch.
+        on_group: called for each finished group; `on_batch` for each finished batch.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Collector:
         self._num_allowed = 0
         self._num_playing = 0
         self._ahead: deque[_Draw] = deque()
-        """Drawn for the batch after the one under way, oldest first."""
+        """Drawn for the batch after the current one, oldest first."""
         self._wait = VerdictWait(loop_time)
 
     async def __aenter__(self) -> Self:
@@ -87,15 +86,15 @@ class Collector:
         self._ahead.clear()
 
     def allow(self, num_batches: int) -> None:
-        """Let groups be played for so many batches of the run, counted from its start; never fewer than before."""
+        """Allow rollouts for this many batches in total since the start; never decreases."""
         self._num_allowed = num_batches
         self._play_ahead()
 
     async def collect(self) -> StepBatch:
-        """The next batch: draws prompts until enough groups have a signal, or the bound on draws is reached.
+        """The next batch: draws prompts until enough groups have a signal, or `train.max_draws` is reached.
 
         Raises:
-            RunError: too many groups were lost, no worker is left, or the judges cannot be trusted.
+            RunError: too many groups were lost, no worker is left, or the judge fails its canaries.
             JudgeError: an outage of the judges outlasted its limit.
             DataError: too many rows are unusable.
         """
@@ -129,7 +128,7 @@ class Collector:
                         case ScoredGroup():
                             without_signal.append(group)
         finally:
-            # What stops one group may stop others at the same moment: the first error is told, the rest is not news.
+            # One cause may fail several groups at once: the first error is raised, the others are discarded.
             await _cancel_all([*done, *pending])
         self._judge_watch.ask_replicas()
         self._on_batch()
@@ -144,14 +143,14 @@ class Collector:
         )
 
     def _take(self, num_groups: int) -> list[_Draw]:
-        """Groups for the batch under way: those that run ahead come first, they were drawn first."""
+        """Groups for the current batch; those drawn ahead come first, in order."""
         step = self._last_step + self._num_begun
         taken = [self._ahead.popleft() if self._ahead else self._draw(step) for _ in range(num_groups)]
         self._play_ahead()
         return taken
 
     def _play_ahead(self) -> None:
-        """Keep as many groups in play as a batch wants, with those of batches that may be begun."""
+        """Keep one batch worth of rollouts in flight, from the batches that may be started."""
         room = (self._num_allowed - self._num_begun) * self._wanted - len(self._ahead)
         for _ in range(min(room, self._wanted - self._num_playing)):
             step = self._last_step + self._num_begun + 1 + len(self._ahead) // self._wanted
@@ -168,7 +167,7 @@ class Collector:
         """Play and judge a group.
 
         Args:
-            step: the one that it was drawn for; the one before may take it.
+            step: the step it was drawn for; the step before may take it.
         """
         with self._wait.playing():
             group = await roll_out(self._fleet, self._config, ref, step, self._skips)
@@ -188,10 +187,10 @@ async def _cancel_all(groups: Sequence[asyncio.Task[ScoredGroup | LostGroup]]) -
 
 
 def check_losses(lost: list[LostGroup], num_drawn: int, config: Config) -> None:
-    """Stop the run when failures eat more of a step than the config allows. Unusable rows have their own limit."""
+    """Stop the run when failures cost a step more groups than the config allows. Unusable rows have their own limit."""
     failed = [group for group in lost if not group.is_skipped_row]
     if len(failed) > max(1.0, config.train.max_lost_fraction * num_drawn):
         raise RunError(
-            f"{len(failed)} of {num_drawn} groups were lost in one step, over train.max_lost_fraction="
+            f"{len(failed)} of {num_drawn} groups were lost in one step, more than train.max_lost_fraction="
             f"{config.train.max_lost_fraction}; the last one: {failed[-1].reason}"
         )

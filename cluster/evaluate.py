@@ -1,4 +1,4 @@
-"""Greedy play of the held-out split: the policy beside always-quarter and always-full."""
+"""Greedy evaluation on the held-out split: the policy compared with always-quarter and always-full."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("policy", "always_quarter", "always_full")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutPlay:
-    """One sample, played greedily in one of the three ways."""
+    """One sample, evaluated greedily in one of the three ways."""
 
     kind: Kind
     played: PlayedGroup
@@ -30,19 +30,19 @@ class HeldoutPlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Scores of one split. Samples that could not be played or judged are counted, never scored as wrong."""
+    """Scores of one split. Samples without an episode or a verdict are counted, never scored as wrong."""
 
     num_samples: int
     num_lost: int
-    """Plays that failed or whose row is unusable, over all kinds."""
+    """Failed rollouts and unusable rows, over all kinds."""
     policy: PlayScore
     always_quarter: PlayScore
     always_full: PlayScore
     plays: tuple[HeldoutPlay, ...]
-    """Every episode, for the records."""
+    """All episodes, for the records."""
 
     def figures(self) -> dict[str, object]:
-        """The flat figures that `--json` prints."""
+        """The metrics that `--json` prints."""
         return {
             **asdict(self.policy),
             "accuracy_full": self.always_full.accuracy,
@@ -53,10 +53,10 @@ class Evaluation:
 
 
 async def evaluate(fleet: Fleet, heldout: Dataset, config: Config, display: Display) -> Evaluation:
-    """Play `eval.num_samples` rows of the split in all three ways at the same time.
+    """Evaluate `eval.num_samples` rows of the split in all three ways concurrently.
 
     Raises:
-        RunError: more plays were lost than `train.max_lost_fraction`.
+        RunError: more than `train.max_lost_fraction` of the rollouts were lost.
     """
     num_rows = len(heldout)
     num_samples = min(num_rows, config.eval.num_samples) if config.eval.num_samples else num_rows
@@ -67,10 +67,10 @@ async def evaluate(fleet: Fleet, heldout: Dataset, config: Config, display: Disp
     plays = tuple(play for play in found if play is not None)
     num_lost = num_wanted - len(plays)
     if num_lost > config.train.max_lost_fraction * num_wanted:
-        raise RunError(f"evaluation lost {num_lost} of {num_wanted} plays; see the warnings above")
+        raise RunError(f"evaluation lost {num_lost} of {num_wanted} episodes; see the warnings above")
     if unjudged := [o for play in plays for o in play.outcomes if isinstance(o, NoVerdict)]:
         display.warn(
-            f"{len(unjudged)} of {num_wanted} plays have no verdict and count in no accuracy, the first: "
+            f"{len(unjudged)} of {num_wanted} episodes have no verdict and are excluded from the accuracy, the first: "
             f"{unjudged[0].reason}"
         )
     policy, quarter, full = (_score(plays, kind) for kind in KINDS)

@@ -1,4 +1,4 @@
-"""Which folder a run gets, and where a model lies in one: pure but for looking at the file system."""
+"""Chooses the folder of a new or resumed run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from configs.paths import resolve_paths
 from configs.schema import Config
 
 CONFIG = "config.yaml"
-"""What a run folder has once its parts are up."""
+"""Written to a run folder once the run has started."""
 
 
 def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Config:
-    """The config of a run, its folder decided: the next free one, or on `resume` the newest that exists.
+    """The config of a run with its folder: the next free one, or on `resume` the newest existing one.
 
-    A resumed run keeps the settings it was started with; overrides given now win. A `run.name=` among them names the
-    folder itself where there is one.
+    A resumed run keeps its settings, with the given overrides on top. `run.name=` selects a folder by its exact name if
+    it exists.
 
     Raises:
         RunError: nothing to resume.
@@ -32,10 +32,10 @@ def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Confi
     named = [path for path in existing if f"run.name={path.name}" in overrides]
     started = [path for path in named or existing if (path / CONFIG).is_file()]
     if not started:
-        raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/ got under way: start it without --resume")
+        raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/ has started: start it without --resume")
     folder = started[-1]
     saved = resolve_paths(load_config(str(folder / CONFIG), overrides))
-    # Where it was found, should somebody have moved it.
+    # The folder may have been moved since.
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(folder.parent), name=folder.name))
 
 

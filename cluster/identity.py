@@ -1,4 +1,4 @@
-"""What must not change between a checkpoint and its resumption."""
+"""Identity of a run: what must be equal when resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_HASHED_BYTES = 64 << 20
 """Larger files of the initial model are identified by name and size."""
 PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 REMEDIES = {
-    "dataset": "set data.train to the set that the run began with",
-    "model": "set model.path to the model that the run began with",
-    "seed": "set run.seed to the run's own",
+    "dataset": "set data.train to the data set that the run was started with",
+    "model": "set model.path to the model that the run was started with",
+    "seed": "set run.seed to the seed of that run",
     "packages": "install the versions that wrote it (`uv sync --locked` at that commit)",
 }
 
@@ -49,7 +49,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 
 
 def check_identity(saved: Mapping[str, Any], current: Identity) -> None:
-    """Refuse a checkpoint of other data, another model, seed or other packages, with both values and the remedy.
+    """Reject a checkpoint with another data set, model, seed or package versions, with both values and the remedy.
 
     Raises:
         CheckpointError: they differ.

@@ -1,8 +1,8 @@
-"""Generation that runs ahead of learning by a bounded number of versions; by none at depth 0.
+"""Lets generation run ahead of the learner by a bounded number of versions (0: strictly on-policy).
 
-Batch number n (from 0) is learned from under version n of the loop. Its production may start once n - depth batches
-have been asked for before it, so what it was sampled under is never more than `depth` trips old, and at depth 0 it is
-produced only when the loop asks for it: the strictly on-policy loop is the same code.
+Batch n (from 0) is trained on with version n. Its production may start once n - depth batches have been requested, so
+its samples are at most `depth` steps old. At depth 0 a batch is produced only on request: the strictly on-policy loop
+is the same code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class Lookahead(Generic[T]):
-    """`take()` hands out the batches of `produce()`, one after the other, in order.
+    """`take()` returns the batches of `produce()` in order.
 
     Args:
-        num_batches: that will be taken: what goes beyond would be played and judged for nothing.
-        allow: told of how many batches the production may have started, whenever there is one more. A producer that is
-            not done with a batch may then begin with the parts of the next.
+        num_batches: how many will be taken; no more are produced.
+        allow: called with the number of batches whose production may have started, whenever it grows. A producer that
+            has not finished a batch may then start on parts of the next.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Lookahead(Generic[T]):
 
     @property
     def _num_allowed(self) -> int:
-        """Batches whose production may have started by now."""
+        """Number of batches whose production may have started."""
         return min(self._num_asked + self._depth, self._num_batches)
 
     async def __aenter__(self) -> Self:
@@ -59,7 +59,7 @@ class Lookahead(Generic[T]):
         await asyncio.wait([self._task])
 
     async def take(self) -> T:
-        """The next batch. What `produce` raises is raised here; a producer that just ends is an error as well."""
+        """The next batch. Exceptions of `produce` are raised here; a producer that returns early is also an error."""
         assert self._task is not None, "use `async with`"
         assert self._num_asked < self._num_batches, "all batches have been taken"
         async with self._asked:

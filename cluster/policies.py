@@ -1,4 +1,4 @@
-"""Where a policy lies: in a run, in one of its checkpoints, or in a model folder of its own."""
+"""Finds a policy: in a run, in one of its checkpoints, or in a model folder."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from learner.checkpoint import CHECKPOINT_NAME, find_flaw, newest_checkpoint
 
 EXPORT = "export"
 EXPORTS = "exports"
-"""Policies of single checkpoints, next to `export`, the one that a finished run leaves."""
+"""Exports of single checkpoints; `export` is the one of a finished run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySource:
-    """A policy that was found."""
+    """Location of a policy."""
 
     model: Path | None
-    """Hugging Face folder, where there is one already."""
+    """Hugging Face folder, if it exists already."""
     checkpoint: Path | None = None
-    """Verified checkpoint to make one from."""
+    """Verified checkpoint to export from."""
     run: Path | None = None
-    """The run that it comes from."""
+    """The run it belongs to."""
     step: int | None = None
 
 
 def find_policy(path: Path) -> PolicySource:
-    """The policy of a run (as it ended, else its newest checkpoint), of one checkpoint, or a model folder.
+    """The policy of a run (its final export, or else its latest checkpoint), of a checkpoint, or of a model folder.
 
     Raises:
-        CheckpointError: the checkpoint named does not verify.
+        CheckpointError: the given checkpoint fails verification.
         RunError: there is no policy.
     """
     if (path / CONFIG).is_file():
         return _policy_of_run(path)
     if match := CHECKPOINT_NAME.fullmatch(path.name):
         if flaw := find_flaw(path):
-            raise CheckpointError(f"{path} does not verify: {flaw}")
+            raise CheckpointError(f"{path} fails verification: {flaw}")
         run, step = path.parent.parent, int(match[1])
         return PolicySource(model=None, checkpoint=path, run=run, step=step)
     if any(path.glob("*.safetensors")):
         return PolicySource(model=path)
     raise RunError(
-        f"{path} holds no policy: name a run, RUN/checkpoints/step-N, or a Hugging Face folder with safetensors"
+        f"{path} holds no policy: give a run, RUN/checkpoints/step-N, or a Hugging Face folder with safetensors"
     )
 
 
@@ -59,15 +59,15 @@ def _policy_of_run(run: Path) -> PolicySource:
     if ended_at is not None and any((run / EXPORT).glob("*.safetensors")) and (newest is None or ended_at >= newest):
         return PolicySource(model=run / EXPORT, run=run, step=ended_at)
     if newest is None:
-        raise RunError(f"{run} has neither finished nor written a checkpoint that verifies")
+        raise RunError(f"{run} has neither finished nor written a valid checkpoint")
     return PolicySource(model=None, checkpoint=found.path, run=run, step=newest)
 
 
 def materialize(source: PolicySource, out: Path | None = None) -> Path:
-    """The policy as a Hugging Face folder: exported now where it lies in a checkpoint, to `out` or beside the run.
+    """The policy as a Hugging Face folder; a checkpoint is exported to `out`, or else into the run folder.
 
     Raises:
-        CheckpointError: the checkpoint holds no learner's state.
+        CheckpointError: the checkpoint has no learner state.
     """
     if source.model is not None and out is None:
         return source.model

@@ -1,7 +1,7 @@
-"""Whether there is anything left to learn: steps whose groups hardly ever have a signal are noticed, and may end a run.
+"""Detects steps in which almost all groups have zero variance, warns, and may end the run.
 
-Where all G rewards of a group are equal, its advantages are 0. A policy that has learned a task, or cannot begin to,
-gives almost nothing but such groups. The few that are left are mostly noise, and training on them drifts.
+Where all G rewards of a group are equal, its advantages are 0. A policy that has mastered a task, or cannot solve it at
+all, produces almost only such groups. The few others are mostly noise, and training on them drifts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STARVED_SHARE = 0.25
-"""A step is starved where fewer groups than this share of `train.prompts_per_step` have a signal after all draws."""
+"""A step is starved if fewer than this fraction of `train.prompts_per_step` groups have a signal after all draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,10 @@ class StepSignal:
 
 
 class SignalWatch:
-    """Counts starved steps in a row.
+    """Counts consecutive starved steps.
 
     Args:
-        stop_after: so many of them end the run; 0 never does (`train.stop_without_signal`).
+        stop_after: end the run after this many; 0 never does (`train.stop_without_signal`).
     """
 
     def __init__(self, *, stop_after: int) -> None:
@@ -45,30 +45,30 @@ class SignalWatch:
 
     @property
     def never_had_signal(self) -> bool:
-        """Whether no group of any step since the start could be trained on."""
+        """Whether no step so far had a group to train on."""
         return self.num_steps > 0 and self._num_trained == 0
 
     def add(self, signal: StepSignal) -> str | None:
-        """Take in a step; returns what a person should be told, once per row of starved steps."""
+        """Record a step; returns a warning for the user, once per sequence of starved steps."""
         self.num_steps += 1
         self._num_trained += signal.num_trained
         self._num_starved = self._num_starved + 1 if signal.is_starved else 0
-        had = f"{signal.num_trained} of {signal.num_scored} groups had a signal (rewards that differ)"
+        had = f"{signal.num_trained} of {signal.num_scored} groups had a signal (differing rewards)"
         if self.should_stop:
-            return f"step {signal.step}: {had}, step {self._num_starved} in a row with so few: the run stops here"
+            return f"step {signal.step}: {had}, step {self._num_starved} in a row below a quarter: the run stops here"
         if signal.num_trained == 0:
-            return f"step {signal.step}: no group to train on: {had}; the weights stay as they are"
+            return f"step {signal.step}: no group to train on: {had}; the weights are unchanged"
         if self._num_starved == 1:
             return (
-                f"step {signal.step}: {had}: little is left to learn from these prompts; "
+                f"step {signal.step}: {had}: these prompts give little training signal; "
                 f"train.stop_without_signal=N ends a run after N such steps"
             )
         return None
 
 
 NO_SIGNAL_CAUSES = (
-    "no step had a group to train on: the policy did not change. Likely causes: prompts that are always or never "
-    "answered correctly (look at reward/accuracy), a judge that says the same of everything (`visionthink judge "
-    "check`), rollout.temperature near 0, or rollout.group_size of 1"
+    "no step had a group to train on, so the policy did not change. Likely causes: prompts that are always or never "
+    "answered correctly (see reward/accuracy), a judge that gives every answer the same verdict (`visionthink judge "
+    "check`), or rollout.temperature near 0"
 )
-"""The warning at the end of a run that learned nothing."""
+"""Warning at the end of a run without any training signal."""

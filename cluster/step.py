@@ -1,4 +1,4 @@
-"""What a step of the main loop yields: groups on their way from a prompt to the learner, and the batch they make up."""
+"""Data types of a step: groups from rollout to learner, and the batch of a step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from learner.batch import TrainingGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnscoredGroup:
-    """A group that was played and waits for its verdicts."""
+    """A played group that awaits its verdicts."""
 
     played: PlayedGroup
     image: object
-    """Handle of the full view, which stays where it was cut until a learner rank needs it."""
+    """Handle of the full view, which stays on its node until a learner rank needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A played group with what its episodes earned; None where a verdict could not be had."""
+    """A played group with rewards and advantages; None where an episode has no verdict."""
 
     played: PlayedGroup
     outcomes: tuple[Outcome, ...]
@@ -42,37 +42,37 @@ class ScoredGroup:
         return TrainingGroup(played=self.played, rewards=self.totals, advantages=self.advantages, image=self.image)
 
     def has_signal(self, config: Config) -> bool:
-        """Whether its rewards differ, so that there is something to learn from it."""
+        """Whether it has enough verdicts and non-zero reward variance."""
         return has_signal(self.totals, config.train.min_scored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostGroup:
-    """A prompt that gave no group, and why. It was consumed all the same."""
+    """A prompt that yielded no trainable group, and why. It counts as consumed."""
 
     ref: SampleRef
     reason: str
     is_skipped_row: bool
-    """The row itself is unusable; otherwise a worker or a judge failed."""
+    """True if the row itself is unusable; otherwise a worker or a judge failed."""
     group: ScoredGroup | None = None
-    """What there is of it, where only verdicts were missing: another judge may still score it."""
+    """The group where only verdicts are missing, so that another judge can still score it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """What one step learns from, and everything that was drawn for it."""
+    """The groups that one step trains on, and everything that was drawn for it."""
 
     trained: tuple[ScoredGroup, ...]
     without_signal: tuple[ScoredGroup, ...]
     """Zero-variance groups: all rewards are equal."""
     lost: tuple[LostGroup, ...]
     drawn: tuple[SampleRef, ...]
-    """In the cursor's order: the ledger of consumed samples."""
+    """Consumed samples, in the cursor's order."""
     cursor: CursorState
-    """The cursor after the last of these draws."""
+    """The cursor after the last draw."""
     seconds: float
     judge_wait_s: float = 0.0
-    """Of these, the seconds in which nothing was played and only verdicts were awaited."""
+    """The part of `seconds` in which there were no rollouts and only verdicts were awaited."""
 
     @property
     def scored(self) -> tuple[ScoredGroup, ...]:

@@ -1,4 +1,4 @@
-"""Time that a run takes: its start, its steps, and nothing that lies between steps."""
+"""Timing of a run: start-up and steps, without what happens between steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class RunClock:
-    """Seconds and episodes of the steps of a run. Checkpoints and evaluations count to no step.
+    """Seconds and episodes of the steps of a run. Checkpoints and evaluations count towards no step.
 
     Args:
         started_at: when the process began, on the same clock.
@@ -22,11 +22,11 @@ class RunClock:
         self._num_episodes = 0
 
     def begin_step(self) -> None:
-        """What follows is a step's time; what went before, since the last step ended, is not."""
+        """Start timing a step; the time since the end of the last step is not counted."""
         self._step_began_at = self._clock()
 
     def end_step(self, num_episodes: int) -> float:
-        """Seconds of the step that ends here; the next one begins."""
+        """End the step and return its seconds; the next one starts."""
         now = self._clock()
         seconds, self._step_began_at = now - self._step_began_at, now
         if self._first_step_at is None:
@@ -36,7 +36,7 @@ class RunClock:
         return seconds
 
     def figures(self) -> dict[str, float | None]:
-        """`first_step_s` and `wall_s` from the start of the process; None of what has not happened."""
+        """`first_step_s` and `wall_s` from the start of the process; None for what has not happened."""
         first = None if self._first_step_at is None else round(self._first_step_at - self._started_at, 2)
         rate = round(self._num_episodes / self._step_seconds, 2) if self._step_seconds else None
         return {

@@ -1,6 +1,6 @@
-"""The main loop: the whole system on one screen.
+"""The main loop.
 
-Depth 0 of look-ahead is strictly on-policy; with depth k, rollouts run at most k versions ahead of learning.
+Look-ahead depth 0 is strictly on-policy; with depth k, rollouts run at most k versions ahead of the learner.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from configs.schema import Config
 
 
 async def train(config: Config, parts: Parts) -> dict[str, object]:
-    """Train the policy of a run that is up; returns the figures of the whole run."""
+    """Train the policy of a launched run; returns the summary of the run."""
     fleet, learner, collector, checkpoints, journal = (
         parts.fleet, parts.learner, parts.collector, parts.checkpoints, parts.journal
     )  # fmt: skip

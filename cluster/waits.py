@@ -1,4 +1,4 @@
-"""How long a step waited for verdicts alone: seconds in which judges, and nothing else, held it up."""
+"""Measures how long a step waited only for verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class VerdictWait:
-    """Adds up the seconds in which every group under way had been played and at least one was being judged."""
+    """Accumulates the seconds in which no group was being generated and at least one was being judged."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -24,7 +24,7 @@ class VerdictWait:
 
     @contextlib.contextmanager
     def playing(self) -> Iterator[None]:
-        """A group is played in the body."""
+        """A group is generated within the body."""
         self._advance()
         self._num_playing += 1
         try:
@@ -35,7 +35,7 @@ class VerdictWait:
 
     @contextlib.contextmanager
     def judging(self) -> Iterator[None]:
-        """A group's verdicts are awaited in the body."""
+        """A group's verdicts are awaited within the body."""
         self._advance()
         self._num_judging += 1
         try:

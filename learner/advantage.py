@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 SPREAD_FLOOR = 1e-8
-"""A group whose rewards differ by less than rounding has no signal, and no std to divide by."""
+"""Rewards that differ by less than rounding count as equal: no signal, and no std to divide by."""
 
 
 def has_signal(rewards: Sequence[float | None], min_scored: int) -> bool:
-    """Whether a group can teach: at least `min_scored` verdicts, and rewards that are not all equal."""
+    """Whether a group can be trained on: at least `min_scored` verdicts, and non-zero reward variance."""
     scored = [reward for reward in rewards if reward is not None]
     return len(scored) >= min_scored and max(scored) - min(scored) > SPREAD_FLOOR
 
@@ -18,7 +18,7 @@ def has_signal(rewards: Sequence[float | None], min_scored: int) -> bool:
 def group_advantages(rewards: Sequence[float | None]) -> tuple[float | None, ...]:
     """Advantage of each episode [G] of one prompt among the scored ones; an unscored episode stays None.
 
-    The std is the population's: the scored episodes are the whole group, no sample of a larger one, and the squared
+    The population std is used: the scored episodes are the whole group, not a sample of a larger one, and the squared
     advantages then average to 1 whatever their number. Equal rewards give zeros, never NaN.
 
     Raises:

@@ -42,7 +42,7 @@ class TrainingGroup:
         sizes = (len(self.played.episodes), len(self.rewards), len(self.advantages))
         assert len(set(sizes)) == 1, f"episodes, rewards and advantages differ in number: {sizes}"
         pairs = zip(self.rewards, self.advantages, strict=True)
-        assert all((reward is None) == (advantage is None) for reward, advantage in pairs), "an episode has both or neither"
+        assert all((reward is None) == (advantage is None) for reward, advantage in pairs), "both or neither"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,8 +87,9 @@ def plan_mini_batches(
 ) -> tuple[RankPlan, ...]:
     """Plan one update: a RankPlan for each of `num_ranks` ranks.
 
-    Groups are distributed over mini-batches in order and evenly, at most `prompts_per_mini_batch` each. The token
-    weights make the loss, summed over the rows of a mini-batch, independent of the number of ranks and the token budget.
+    Groups are distributed over mini-batches in order and evenly, at most `prompts_per_mini_batch` each. With
+    the token weights, the loss summed over the rows of a mini-batch depends neither on the number of ranks nor on the
+    token budget.
 
     The loss of a mini-batch with fewer groups is still divided by `prompts_per_mini_batch`, as if the missing groups
     were zero-variance groups without a gradient. Divided by the actual number of groups, the gradient of a single group

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there (rules F and G of the reliability rules). Files only: no tensor, no process.
+"""Atomic checkpoints (rules F and G of the reliability rules). Handles files only, no tensors or processes.
 
 A checkpoint is written into a temporary directory beside its place, every file is hashed and forced to disk, and one
 rename puts it there. Whatever happens before the rename leaves the earlier checkpoints as they were.
@@ -26,7 +26,7 @@ from actors.errors import CheckpointError
 MANIFEST = "manifest.json"
 FORMAT = 1
 ALLOWED_SUFFIXES = (".json", ".safetensors")
-"""Nothing that runs code when it is read."""
+"""Formats that cannot execute code when loaded."""
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 TEMPORARY_PREFIX = ".tmp-"
 READ_BYTES = 1 << 22
@@ -34,21 +34,21 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundCheckpoint:
-    """What a folder of checkpoints holds."""
+    """Result of a search for the newest valid checkpoint."""
 
     path: Path | None
-    """The newest one that verifies."""
+    """The newest valid checkpoint."""
     rejected: tuple[str, ...]
-    """Why newer ones were passed over, and what was removed."""
+    """Why newer ones were skipped, and what was removed."""
 
 
 def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Have `write` put its files (JSON and safetensors) into a new checkpoint; returns its directory.
+    """Create a checkpoint from the files (JSON and safetensors) that `write` produces; returns its directory.
 
     An existing checkpoint of the same step is replaced. Afterwards only the newest `keep` remain.
 
     Raises:
-        CheckpointError: the disk refused (full, say), or `write` left a file of another kind. Older checkpoints stay.
+        CheckpointError: it could not be written, or `write` left a file of another type. Older checkpoints are kept.
     """
     final, temporary = root / f"step-{step:08d}", root / f"{TEMPORARY_PREFIX}{step:08d}"
     with contextlib.ExitStack() as cleanup:
@@ -69,18 +69,18 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
 
 
 def newest_checkpoint(root: Path) -> FoundCheckpoint:
-    """The newest checkpoint whose manifest verifies; partial ones are removed, damaged ones passed over."""
+    """The newest checkpoint that passes verification; partial ones are removed, damaged ones skipped."""
     rejected = []
     if not root.is_dir():
         return FoundCheckpoint(path=None, rejected=())
     for partial in sorted(root.glob(f"{TEMPORARY_PREFIX}*")):
         shutil.rmtree(partial)
-        rejected.append(f"{partial.name} was never finished: removed")
+        rejected.append(f"{partial.name} is incomplete: removed")
     for path in reversed(list_checkpoints(root)):
         flaw = find_flaw(path)
         if flaw is None:
             return FoundCheckpoint(path=path, rejected=tuple(rejected))
-        rejected.append(f"{path.name} does not verify: {flaw}")
+        rejected.append(f"{path.name} fails verification: {flaw}")
     return FoundCheckpoint(path=None, rejected=tuple(rejected))
 
 
@@ -115,17 +115,19 @@ def find_flaw(path: Path) -> str | None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what unfinished ones left."""
+    """Remove all but the newest `keep` checkpoints, and leftovers of incomplete ones."""
     for path in [*list_checkpoints(root)[:-keep], *root.glob(f"{TEMPORARY_PREFIX}*")]:
         _remove(path)
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Force every file to disk, then the manifest that lists them."""
+    """Sync every file to disk, then the manifest that lists them."""
     files = {}
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file.suffix not in ALLOWED_SUFFIXES:
-            raise CheckpointError(f"{file.name} has no place in a checkpoint: {', '.join(ALLOWED_SUFFIXES)} only")
+            raise CheckpointError(
+                f"{file.name} is not allowed in a checkpoint: only {', '.join(ALLOWED_SUFFIXES)} files are"
+            )
         _force_to_disk(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     manifest = folder / MANIFEST
@@ -135,7 +137,7 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that, killed half-way, no part of it is taken for a whole one."""
+    """Remove a checkpoint, manifest first, so that an interrupted removal leaves nothing that looks valid."""
     if path.is_dir():
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)

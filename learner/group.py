@@ -1,12 +1,12 @@
-"""All ranks of the learner, seen from the driver: one call per stage, one result or one error.
+"""The learner ranks as seen from the driver: one call per stage, one result or one error.
 
-Ranks are plain actors that are handed their share of each batch, not Ray Train workers that pull theirs. Ray Train's
+Ranks are plain actors that receive their share of each batch, not Ray Train workers that pull it. Ray Train's
 elastic `num_workers=(min, max)` restarts a training function that owns the loop; here the loop belongs to
-`cluster/train.py`, where `update` is one awaited call between collecting and publishing, and an error in any rank is an
+`cluster/train.py`, where `update` is one awaited call between rollouts and weight sync, and an error in any rank is an
 exception at that line. A pull-based function would need queues in both directions, its own error channel, and a way to
-take the loop back at a resize. And the one thing that elasticity must solve is solved already: a checkpoint holds
-nothing of the number of ranks (`learner.state`) and a plan is made anew for every batch (`learner.batch`), so a resize
-is save, drop the ranks, start another number, load.
+regain control of the loop at a resize. Elasticity needs no framework here: checkpoints are independent of the number of
+ranks (`learner.state`) and every batch is planned separately (`learner.batch`), so a resize is: save, drop the ranks,
+start another number of them, load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Rank(Protocol):
-    """A `learner.worker.LearnerRank` somewhere: its methods, awaited. All raise LearnerError where the rank is gone."""
+    """A remote `learner.worker.LearnerRank`. All methods raise LearnerError if the rank is dead."""
 
     async def rendezvous(self) -> tuple[str, int]: ...
     async def start(self, address: str, port: int) -> None: ...
@@ -36,7 +36,7 @@ class Rank(Protocol):
     async def pack_weights(self) -> WeightManifest | None: ...
 
     def take_bucket(self, index: int) -> object:
-        """Handle of a bucket: the bytes go straight to whoever takes it, and never through here."""
+        """Handle of a bucket; its bytes go directly to the receiver, not through the driver."""
 
     async def export_hf(self, folder: str) -> None: ...
     async def save(self, folder: str) -> None: ...
@@ -45,7 +45,7 @@ class Rank(Protocol):
 
 
 StartRank = Callable[[int, int], Rank]
-"""Makes the rank of this number out of so many."""
+"""(rank, world size) -> the rank."""
 
 
 class LearnerGroup:
@@ -58,7 +58,7 @@ class LearnerGroup:
         self._optimizer_step = 0
 
     async def start(self) -> None:
-        """Bring the ranks up; they meet at an address of rank 0's machine."""
+        """Start the ranks; they rendezvous at an address of rank 0's machine."""
         world_size = self._config.num_ranks
         self._ranks = [self._start_rank(rank, world_size) for rank in range(world_size)]
         async with _deadline(self._config.update_timeout_s, "start"):
@@ -66,7 +66,7 @@ class LearnerGroup:
             await _gather([rank.start(address, port) for rank in self._ranks])
 
     async def update(self, groups: Sequence[TrainingGroup]) -> UpdateReport:
-        """Learn from these groups: one optimizer step per mini-batch. Without a group nothing changes."""
+        """Train on these groups: one optimizer step per mini-batch. Without groups nothing changes."""
         if not groups:
             return UpdateReport(
                 start_version=self._optimizer_step,
@@ -117,7 +117,7 @@ class LearnerGroup:
 
 
 async def _gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of all ranks, or the first error; the others are then waited for no more."""
+    """Results of all ranks, or the first error without waiting for the others."""
     tasks = [asyncio.create_task(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))

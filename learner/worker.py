@@ -1,4 +1,4 @@
-"""One data-parallel rank of the learner: a plain class, blocking, driven call by call by `learner.group`.
+"""One data-parallel rank of the learner: a plain, blocking class, called by `learner.group`.
 
 The methods marked as collectives must run on all ranks at the same time.
 
@@ -45,7 +45,7 @@ from learner.weight_sender import pack_weights, save_hf
 class LearnerRank:
     """Model, optimizer and reference of one rank.
 
-    `start` comes first; everything before it is free of memory and devices.
+    Call `start` first; before that, no memory or device is used.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LearnerRank:
         self._num_skipped = 0
 
     def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port of this rank's machine, for the ranks to meet at."""
+        """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]
@@ -114,7 +114,7 @@ class LearnerRank:
         holds in memory does not grow with its size.
 
         Raises:
-            LearnerError: pictures and placeholders disagree, or too many steps in a row were not finite.
+            LearnerError: images and placeholders disagree, or too many consecutive steps were non-finite.
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
         clock = StageClock(self._device)
@@ -143,7 +143,7 @@ class LearnerRank:
         )
 
     def _learn(self, collated: Iterator[MicroBatch], num_micro_batches: int, clock: StageClock) -> dict[str, float]:
-        """One optimizer step; its figures over all ranks. `is_applied` is 0 for a step that was skipped."""
+        """One optimizer step; its metrics over all ranks. `is_applied` is 0 for a skipped step."""
         totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
         for _ in range(num_micro_batches):
@@ -190,7 +190,7 @@ class LearnerRank:
         self._num_skipped += int(not is_applied)
         if self._num_skipped_in_a_row >= self._config.max_skipped_updates:
             raise LearnerError(
-                f"{self._num_skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite "
+                f"{self._num_skipped_in_a_row} optimizer steps in a row had a non-finite loss or gradient "
                 f"(learner.max_skipped_updates={self._config.max_skipped_updates}), the last after step "
                 f"{self._engine.optimizer_step}"
             )
@@ -229,13 +229,13 @@ class LearnerRank:
         try:
             save_hf(parameters, Path(folder), source=Path(self._model.path))
         finally:
-            join_collective(parameters)  # where a disk refused, the other ranks still gather
+            join_collective(parameters)  # after a failed write, the other ranks still gather
 
     def save(self, folder: str | Path) -> None:
         """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
 
         Raises:
-            CheckpointError: the disk refused.
+            CheckpointError: it could not be written.
         """
         state = self._engine.state()
         if self._rank:
@@ -249,10 +249,10 @@ class LearnerRank:
         try:
             write_state(Path(folder), counters, itertools.chain(state, rng_states()))
         finally:
-            join_collective(state)  # where a disk refused, the other ranks still gather
+            join_collective(state)  # after a failed write, the other ranks still gather
 
     def load(self, folder: str | Path) -> int:
-        """Take over a saved state, whatever number of ranks or ZeRO stage wrote it. A collective.
+        """Load a saved state, whatever the number of ranks or the ZeRO stage that wrote it. A collective.
 
         Returns the optimizer step. Raises CheckpointError if it is not a learner's state, or another model's.
         """
@@ -266,7 +266,7 @@ class LearnerRank:
         return self._engine.optimizer_step
 
     def peak_memory_bytes(self) -> int:
-        """Most memory held so far: of the device, or of this process on the CPU."""
+        """Peak memory so far: of the device, or on CPU of this process."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -288,5 +288,5 @@ class LearnerRank:
 
 
 def join_collective(items: Iterable[object]) -> None:
-    """Take part in a collective whose results another rank keeps."""
+    """Iterate to the end, to take part in the collectives behind it, and discard the items: another rank uses them."""
     deque(items, maxlen=0)

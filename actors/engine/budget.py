@@ -51,7 +51,7 @@ class ModelWidths:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={path!r} is invalid: its config.json has no {error}; "
-                "name a folder of the Qwen2.5-VL family"
+                "give a folder of the Qwen2.5-VL family"
             ) from error
 
     @property
@@ -120,7 +120,7 @@ def check_max_prefill_tokens(rollout: RolloutConfig, spec: ViewSpec) -> None:
             reason = f"{turns} turns may run at once (rollout.max_groups_in_flight x rollout.group_size + 1)"
         raise ValueError(
             f"rollout.max_prefill_tokens={most} is invalid: must be at least {max(view, turns)}, as {reason}; "
-            "or 0 to have it chosen"
+            "or 0 to choose it automatically"
         )
 
 

@@ -84,12 +84,12 @@ class VllmEngine:
 
         Raises:
             SampleError: the engine refused the request, failed at it alone, or saw other tokens than we sent.
-            RolloutError: the engine is dead, or holds no verified weights.
+            RolloutError: the engine is dead, or has no verified weights.
         """
         async with self._gate.turn():
             version = self.version
             if version < 0:
-                raise RolloutError("the engine holds no verified weights")
+                raise RolloutError("the engine has no verified weights")
             output = await self._generate(self._prompt(prompt_ids, images, version), self._params(sampling))
         if tuple(output.prompt_token_ids) != prompt_ids:
             raise SampleError(

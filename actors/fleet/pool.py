@@ -1,9 +1,9 @@
-"""All rollout workers as one: groups go to the least loaded, weights to every one.
+"""Pool of rollout workers: routes groups to the least loaded worker and weights to all of them.
 
-Knows its workers by a Protocol alone. A group that failed while its worker goes on is lost, and the worker stays
-(`suspicion.py` says when not). A group whose worker failed is played once more elsewhere, under the next attempt
-number; a worker that fails, or misses a weight sync, is dropped and killed, so that its process and GPU are free again.
-The run goes on while one worker is left.
+It knows its workers only through a Protocol. If a group fails but its worker keeps running, the group is lost and the
+worker stays (for exceptions see `suspicion.py`). If the worker fails, the group is retried on another one with the next
+attempt number. A worker that fails or misses a weight sync is dropped and killed, which frees its process and GPU. The
+run continues as long as one worker is left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
 HEALTH_TIMEOUT_S = 60.0
-"""Within this time a worker has to show that its engine still generates."""
+"""Timeout for a worker to show that its engine still generates."""
 
 
 class Worker(Protocol):
@@ -35,7 +35,7 @@ class Worker(Protocol):
     def name(self) -> str: ...
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """The group, and a handle of its full view; SampleError where this group alone failed."""
+        """The group, and a handle of its full view; SampleError if only this group failed."""
 
     async def check_health(self) -> None:
         """Return once the engine has generated something; RolloutError if it cannot."""
@@ -45,7 +45,7 @@ class Worker(Protocol):
     async def commit_weights(self, version: int) -> str: ...
 
     def kill(self) -> None:
-        """End its process at once and release what it holds. Returns without waiting, and never fails."""
+        """End its process immediately and release its resources. Does not wait and never fails."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -56,7 +56,7 @@ class _Member:
     num_in_flight: int = 0
     standing: FailureHistory = dataclasses.field(default_factory=FailureHistory)
     health_check: asyncio.Task[bool] | None = None
-    """Under way, shared by all groups that ran into their deadline."""
+    """In progress, shared by all groups that timed out."""
 
 
 class RolloutPool:
@@ -88,10 +88,10 @@ class RolloutPool:
         return len(self._members)
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """Play one group on the least loaded worker, and once more on another should that worker fail.
+        """Play one group on the least loaded worker; if that worker fails, retry once on another.
 
         Raises:
-            SampleError: the group failed, its worker did not.
+            SampleError: the group failed, but not its worker.
             RolloutError: the workers of both attempts failed, or no worker is left.
         """
         failures: list[str] = []
@@ -116,7 +116,7 @@ class RolloutPool:
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
 
     async def _attempt(self, member: _Member, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
-        """One attempt within its deadline. A missed deadline is the sample's fault if the worker is healthy."""
+        """One attempt with a timeout. A timeout is attributed to the sample if the worker is healthy."""
         try:
             async with asyncio.timeout(self._group_timeout_s):
                 return await member.worker.play(request)
@@ -127,7 +127,7 @@ class RolloutPool:
             raise RolloutError(f"{cause}, and its engine generates nothing") from error
 
     async def _is_healthy(self, member: _Member) -> bool:
-        """Whether the worker's engine still generates. All groups that ask at the same time share one answer."""
+        """Whether the worker's engine still generates. Concurrent callers share one check."""
         if member.health_check is None or member.health_check.done():
             member.health_check = asyncio.create_task(self._check_health(member.worker))
         return await asyncio.shield(member.health_check)
@@ -141,10 +141,10 @@ class RolloutPool:
         return True
 
     async def publish(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
-        """Bring every worker to this version: prepare all, then commit all. A worker that fails or is late is dropped.
+        """Update every worker to this version: prepare all, then commit all. Workers that fail or time out are dropped.
 
         Raises:
-            WeightSyncError: no worker holds the version.
+            WeightSyncError: no worker has the version.
         """
 
         async def prepare(worker: Worker) -> None:
@@ -174,7 +174,7 @@ class RolloutPool:
         await asyncio.gather(*(one(member) for member in self._members))
 
     async def _acquire(self, *, is_first: bool) -> _Member:
-        """A worker with room. First come, first served, except that a group whose worker failed goes to the front: a
+        """A worker with a free slot. First come, first served, except that retried groups go to the front, so that a
         step never waits for groups of the next one."""
         turn: asyncio.Future[_Member | None] = asyncio.get_running_loop().create_future()
         if is_first:
@@ -193,7 +193,7 @@ class RolloutPool:
         return member
 
     def _assign_workers(self) -> None:
-        """Give free places to the waiting groups, oldest first; None to all of them when no worker is left."""
+        """Assign free slots to the waiting groups, oldest first; None to all of them when no worker is left."""
         while self._waiting:
             member = self._least_loaded()
             if member is None and self._members:
@@ -214,11 +214,11 @@ class RolloutPool:
         self._assign_workers()
 
     def _record_failure(self, member: _Member, sample: str, cause: str) -> None:
-        """Note a failed sample, and drop the worker if it stands out by now."""
+        """Record a failed sample, and drop the worker if it is now considered faulty."""
         member.standing = member.standing.after_failure(sample)
         if is_faulty(member.standing, [other.standing for other in self._members if other is not member]):
             num_failed = len(member.standing.failed_samples)
-            self._drop(member, f"{num_failed} samples in a row failed on it alone, the last one: {cause}")
+            self._drop(member, f"{num_failed} consecutive samples failed on this worker only, the last one: {cause}")
 
     def _drop(self, member: _Member, cause: str) -> None:
         if member in self._members:

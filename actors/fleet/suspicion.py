@@ -1,8 +1,8 @@
-"""Which rollout workers are unfit: a pure function of what is known about each.
+"""Decides which rollout workers are faulty, from the failure history of each. Pure.
 
-A failed sample is the sample's fault until proven otherwise. What proves it is a comparison: several different samples
-in a row fail on one worker while another worker plays its own. Where every worker fails, the data or the config is at
-fault, dropping workers mends nothing, and `train.max_lost_fraction` stops the run with the reason.
+A failure is attributed to the sample unless the comparison of workers says otherwise: several different samples fail in
+a row on one worker while another worker succeeds. If every worker fails, the data or the config is at fault; dropping
+workers would not help, and `train.max_lost_fraction` stops the run with the reason.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ MAX_FAILED_IN_A_ROW = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureHistory:
-    """What is held against a worker that answers."""
+    """Recent failures of a worker that is still responsive."""
 
     failed_samples: tuple[str, ...] = ()
-    """Uids of the different samples that failed since it last played one."""
+    """Uids of the distinct samples that failed since its last success."""
 
     def after_failure(self, sample: str) -> FailureHistory:
-        """A sample failed on it. The same sample counts once, however often it is tried."""
+        """After a failed sample. The same sample counts once, however often it is retried."""
         if sample in self.failed_samples:
             return self
         return dataclasses.replace(self, failed_samples=(*self.failed_samples, sample))
 
     def after_success(self) -> FailureHistory:
-        """It played a group: whatever failed before was not its fault."""
+        """After a success, which clears the history."""
         return FailureHistory()
 
 
 def is_faulty(standing: FailureHistory, others: Iterable[FailureHistory]) -> bool:
-    """Whether a worker stands out as faulty: samples fail on it in a row, on some other worker they do not.
+    """Whether a worker is faulty: samples fail on it in a row, while some other worker has no failures.
 
-    The last worker is never unfit, as there is none to compare it with.
+    The last worker is never considered faulty, as there is none to compare it with.
     """
     return len(standing.failed_samples) >= MAX_FAILED_IN_A_ROW and any(not other.failed_samples for other in others)

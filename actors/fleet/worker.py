@@ -1,4 +1,4 @@
-"""One engine: references to samples in, played groups out. `cluster/runtime/workers.py` makes it a Ray actor."""
+"""A rollout worker: sample references in, played groups out. `cluster/runtime/workers.py` makes it a Ray actor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from configs.schema import DataConfig, ModelConfig, RolloutConfig
 
 
 class RolloutWorker:
-    """Owns one engine. Serves only while its weights are a version it could verify."""
+    """Owns one engine. Generates only while its weights are a verified version."""
 
     def __init__(self, *, model: ModelConfig, rollout: RolloutConfig, data: DataConfig, seed: int) -> None:
         self._rollout = rollout
@@ -45,19 +45,19 @@ class RolloutWorker:
         """Play one group; returns it and its full view, uint8 [H, W, 3] (empty where the sample was skipped).
 
         Raises:
-            SampleError: the group failed, the engine goes on.
-            RolloutError: the engine failed, or holds no verified weights.
+            SampleError: the group failed, the engine keeps running.
+            RolloutError: the engine failed, or has no verified weights.
             DataError: the data set as a whole cannot be read here.
         """
         if self._receiver.state is not SyncState.CURRENT:
-            raise RolloutError("this worker holds no verified weights")
+            raise RolloutError("this worker has no verified weights")
         dataset = await self._dataset(request.ref.dataset)
         try:
             return await self._play(request, dataset)
         except DataError as error:
             return SkippedSample(ref=request.ref, reason=str(error)), np.empty((0, 0, 3), np.uint8)
         except MemoryError as error:
-            raise SampleError("its picture needs more memory than there is") from error
+            raise SampleError("its image does not fit into memory") from error
 
     async def _play(self, request: PlayRequest, dataset: Dataset) -> tuple[PlayedGroup, np.ndarray]:
         sample = await self._read(dataset, request.ref)
@@ -83,20 +83,20 @@ class RolloutWorker:
         return await play_group(self._engine, self._renderer, cut.views, sample.question, rules, request.episode_ids)
 
     async def prepare_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> None:
-        """Verify and stage a version beside the one in use."""
+        """Verify a version and stage it next to the one in use."""
         await self._receiver.prepare(manifest, buckets)
 
     async def commit_weights(self, version: int) -> str:
-        """Switch to the staged version; returns the digest of what the engine then holds."""
+        """Switch to the staged version; returns the digest of the engine's weights."""
         return await self._receiver.commit(version)
 
     async def serve_loaded_weights(self) -> None:
-        """Serve what the engine read from `model.path`, where no learner sends any."""
+        """Accept the weights that the engine loaded from `model.path`, for runs without a learner."""
         self._engine.accept_loaded_weights()
         self._receiver.accept_loaded_weights()
 
     async def check_health(self) -> int:
-        """The version in use, once the engine has generated a token; RolloutError if it is gone."""
+        """The version in use, after the engine has generated a token; RolloutError if it is dead."""
         await self._engine.check_health()
         return self._receiver.version
 
@@ -118,7 +118,7 @@ class RolloutWorker:
 
 
 def most_severe(failures: ExceptionGroup[Exception]) -> Exception:
-    """The one error that a group of episodes failed with. A bug comes before a dead engine, that before a sample's."""
+    """The error to report for a failed group: a bug before a dead engine, a dead engine before a sample error."""
 
     def rank(error: Exception) -> int:
         return 2 if isinstance(error, SampleError) else 1 if isinstance(error, RolloutError) else 0

@@ -63,14 +63,14 @@ EPISODES = pa.schema(
 
 
 def write_episodes(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write episodes as one Parquet file, whole or not at all."""
+    """Write episodes as one Parquet file, atomically."""
     table = pa.Table.from_pylist(list(rows), schema=EPISODES)
     with replace_atomically(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def rows_of_step(step: int, batch: StepBatch) -> Iterator[dict[str, Any]]:
-    """Every episode of a step; those without verdicts too, for another judge."""
+    """All episodes of a step, including those without verdicts, so that another judge can score them."""
     unjudged = [lost.group for lost in batch.lost if lost.group is not None]
     for groups, is_trained in ((batch.trained, True), (batch.without_signal, False), (unjudged, False)):
         for group in groups:
@@ -78,7 +78,7 @@ def rows_of_step(step: int, batch: StepBatch) -> Iterator[dict[str, Any]]:
 
 
 def rows_of_evaluation(step: int, plays: Sequence[HeldoutPlay]) -> Iterator[dict[str, Any]]:
-    """Every episode of an evaluation. There is no group to compare with, so no reward and no advantage."""
+    """All episodes of an evaluation; without a group there is no reward and no advantage."""
     for play in plays:
         for episode, outcome in zip(play.played.episodes, play.outcomes, strict=True):
             yield _row(step, play.kind, play.played, episode, outcome)

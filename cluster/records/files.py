@@ -1,4 +1,4 @@
-"""Files that a kill leaves as they were or as they should be, and the lock on a run's folder."""
+"""Atomic file writes, and the lock on a run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.errors import RunError
 
 @contextlib.contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to in the body; afterwards it is forced to disk and takes the place of `path`."""
+    """Yield a temporary path next to `path`; after the body it is synced to disk and replaces `path`."""
     partial = path.with_name(f"{path.name}.tmp")
     yield partial
     with partial.open("rb") as file:
@@ -23,16 +23,16 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old one or the new one."""
+    """Write a text file atomically: after a kill, either the old or the new version is there."""
     with replace_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def lock_run_folder(folder: Path) -> IO[str]:
-    """Hold the run's folder for one driver (fault 23). The lock goes with the process, also on kill -9.
+    """Lock the run folder for this driver (fault 23). The lock is released when the process ends, even by kill -9.
 
     Raises:
-        RunError: another driver holds it.
+        RunError: another driver holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")

@@ -1,4 +1,4 @@
-"""A finished step or evaluation on its way to every record: figures, episodes, ledger, and what a person sees."""
+"""Records and displays every finished step and evaluation: metrics, episodes, ledger, progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from learner.update import UpdateReport
 
 
 class Journal:
-    """One per run; `step` is the last finished one, where a resumed run goes on."""
+    """One per run; `step` is the last finished step."""
 
     def __init__(
         self, folder: Path, config: Config, *, step: int, clock: RunClock, judge_watch: JudgeWatch, display: Display
@@ -37,15 +37,15 @@ class Journal:
 
     @property
     def is_complete(self) -> bool:
-        """All steps are done, or nothing is left to learn from."""
+        """All steps are done, or the run stops early for lack of signal."""
         return self.step >= self._config.train.num_steps or self._signal.should_stop
 
     def begin_step(self) -> None:
-        """A step starts now; checkpoints and evaluations before it are not its time."""
+        """Start timing a step, without the checkpoints and evaluations before it."""
         self._clock.begin_step()
 
     def record_step(self, step: int, batch: StepBatch, update: UpdateReport, sync_s: float) -> None:
-        """Write a finished step to every record and show it."""
+        """Record and display a finished step."""
         self.step = step
         seconds = self._clock.end_step(sum(len(group.played.episodes) for group in batch.scored))
         figures = {
@@ -58,7 +58,7 @@ class Journal:
             "time/step_s": seconds,
         }
         for group in batch.lost:
-            if group.is_skipped_row:  # met again in every epoch and evaluation
+            if group.is_skipped_row:  # would repeat in every epoch and evaluation
                 self._display.warn_once(f"skipped {group.reason}")
             else:
                 self._display.warn(f"sample {group.ref.uid}: {group.reason}")
@@ -74,7 +74,7 @@ class Journal:
         self._display.step_done(step, figures)
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
-        """Figures and every episode of an evaluation, under the step that was finished last."""
+        """Record metrics and episodes of an evaluation under the last finished step."""
         figures = {
             f"heldout/{name}": float(x) for name, x in evaluation.figures().items() if isinstance(x, int | float)
         }
@@ -84,7 +84,7 @@ class Journal:
         self._display.started(self.step)
 
     async def finish(self, evaluation: Evaluation) -> dict[str, object]:
-        """Close the records and write the report; returns the figures of the whole run."""
+        """Close the records and write the report; returns the summary of the run."""
         from cluster.records.report import write_report  # draws with matplotlib, which no other moment of a run needs
 
         if self._signal.never_had_signal:

@@ -1,4 +1,4 @@
-"""Figures of a step and of an evaluation, from the groups themselves: pure functions, floats out."""
+"""Metrics of a step and of an evaluation: pure functions of the groups."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from judge.verdict import Outcome, Verdict
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Mean, or None of nothing: an absent figure is not a zero."""
+    """Mean, or None without values: a missing metric is not zero."""
     found = list(values)
     return fmean(found) if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayScore:
-    """How a set of episodes did. Shares are None where no episode is of the kind they speak of."""
+    """Scores of a set of episodes. A share is None if it has no episodes."""
 
     num_episodes: int
     num_unscored: int
-    """Episodes without a verdict: in no share below that depends on one."""
+    """Episodes without a verdict; excluded from the accuracy."""
     accuracy: float | None
     well_formed_share: float | None
     ask_share: float | None
     ask_share_needed: float | None
-    """Of the samples recorded as needing the full view."""
+    """On samples recorded as needing the full view."""
     ask_share_unneeded: float | None
     visual_token_share: float | None
-    """Visual tokens spent, against showing every full view once."""
+    """Visual-token ratio: visual tokens used, relative to always-full."""
     need_share: float | None
-    """Of the samples, those recorded as needing the full view."""
+    """Fraction of the samples recorded as needing the full view."""
 
 
 def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> PlayScore:
-    """One figure each over all episodes of all groups."""
+    """Scores over all episodes of all groups."""
     episodes: list[tuple[PlayedGroup, Episode]] = [(group, e) for group, _ in groups for e in group.episodes]
     verdicts = [outcome for _, outcomes in groups for outcome in outcomes if isinstance(outcome, Verdict)]
     spent = sum(episode.num_visual_tokens for _, episode in episodes)
@@ -58,7 +58,7 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
 
 
 def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
-    """Figures of one step's groups. `policy_version`: the version that the update started from."""
+    """Metrics of the groups of a step. `policy_version`: the version before the update."""
     scored: tuple[ScoredGroup, ...] = batch.scored
     play = score_play([(group.played, group.outcomes) for group in scored])
     rewards: list[Reward] = [reward for group in scored for reward in group.rewards if reward is not None]

@@ -1,4 +1,4 @@
-"""Reading back what a run recorded: figures by step, and episodes."""
+"""Reads the records of a run: metrics by step, and episodes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Row = dict[str, Any]
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Figures of each step in order, `step` among them. Lines of one step are merged; what is no line is left out.
+    """Metrics of each step in order, including `step`. Lines of the same step are merged, invalid lines ignored.
 
-    The last line of a run that was killed may be torn, and a run that never finished a step has no file at all.
+    The last line of a killed run may be truncated, and a run without a finished step has no file.
     """
     path = run_dir / "metrics.jsonl"
     steps: dict[float, dict[str, float]] = {}
@@ -31,22 +31,22 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 
 def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    """(steps, figures) of the steps that have this figure."""
+    """(steps, values) of the steps that have this metric."""
     points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
     return [step for step, _ in points], [figure for _, figure in points]
 
 
 def read_episodes(run_dir: Path) -> list[Row]:
-    """Episodes of the first and of the last recorded step: what training began and ended with."""
+    """Episodes of the first and the last recorded step."""
     files = sorted((run_dir / "episodes").glob("*.parquet"))
     ends = files if len(files) < 2 else [files[0], files[-1]]
     return [row for file in ends for row in pq.read_table(file).to_pylist()]
 
 
 def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:
-    """Some episodes of each step, as unlike each other as can be.
+    """Some episodes of each step, as diverse as possible.
 
-    The first of each kind (needs the full view, asked, right) comes first, then the first ones of further samples.
+    The first of each kind (full view needed, tool call, correct) come first, then the first of each further sample.
     """
     chosen: list[Row] = []
     for step in sorted({row["step"] for row in rows}):

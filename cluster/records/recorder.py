@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard events, ledger.jsonl, episodes/ and heldout/*.parquet.
+"""Writes the records of a run: metrics.jsonl, TensorBoard events, ledger.jsonl, episodes/ and heldout/*.parquet.
 
 All of it is keyed by step. A resumed run cuts everything after the step it resumes from, so that each file tells one
 story: `ledger.jsonl` lists every sample that a step consumed, in the cursor's order, once.
@@ -21,7 +21,7 @@ from cluster.step import StepBatch
 
 
 class Recorder:
-    """Writes one run's files. `step` is where the run resumes; 0 starts anew."""
+    """Writes the files of one run. `step` is the step to resume from; 0 for a new run."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         from tensorboard.summary import Writer  # slow to import: only where a run is recorded
@@ -34,14 +34,14 @@ class Recorder:
                 stale.unlink()
         for name in ("metrics.jsonl", "ledger.jsonl", "lost.jsonl"):
             cut_after(folder / name, step)
-        # Event files cannot be cut, so they are told anew from the figures that were kept.
+        # Event files cannot be truncated, so they are rewritten from the metrics that were kept.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._tensorboard = Writer(str(folder / "tensorboard"))
         for figures in read_metrics(folder):
             self._plot(int(figures["step"]), figures)
 
     def record_step(self, step: int, batch: StepBatch, figures: Mapping[str, float]) -> None:
-        """Episodes first, then the ledger, then the figures: what is in the ledger has its episodes on disk."""
+        """Writes episodes first, then the ledger, then metrics: samples in the ledger have their episodes on disk."""
         write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", rows_of_step(step, batch))
         for group in batch.lost:
             _append(self.folder / "lost.jsonl", {"step": step, "sample": group.ref.uid, "reason": group.reason})
@@ -49,7 +49,7 @@ class Recorder:
         self.record_figures(step, figures)
 
     def record_evaluation(self, step: int, plays: Sequence[HeldoutPlay], figures: Mapping[str, float]) -> None:
-        """Episodes of the held-out split have files of their own, in the same columns as those of the steps."""
+        """Held-out episodes are written to separate files with the same columns."""
         write_episodes(self.folder / "heldout" / f"step-{step:06d}.parquet", rows_of_evaluation(step, plays))
         self.record_figures(step, figures)
 
@@ -68,7 +68,7 @@ class Recorder:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Keep the lines up to this step; a torn last line goes as well."""
+    """Keep the lines up to this step; a truncated last line is removed."""
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]

@@ -1,4 +1,4 @@
-"""Which Ray cluster is meant, what a failed probe of it says to a person, and what no proxy may see. Pure."""
+"""Determines the Ray cluster to join, words its errors, and lists hosts that bypass proxies. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ClusterAddress:
     host: str
     port: int
     source: str
-    """Where the address stands, for a person."""
+    """Where the address comes from, for messages."""
     remedy: str
-    """What to do if nothing answers there."""
+    """What to do if the cluster does not respond."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -37,14 +37,14 @@ class Versions:
 
 
 def ray_folder(environment: Mapping[str, str]) -> Path:
-    """Where Ray keeps its sessions, as it decides it itself."""
+    """Ray's session folder, by Ray's own rules."""
     return Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp") / "ray"
 
 
 def find_cluster(environment: Mapping[str, str]) -> ClusterAddress | None:
-    """The cluster that Ray would join: of RAY_ADDRESS, or the one that `ray start` left a note of on this machine.
+    """The cluster that Ray would join: RAY_ADDRESS, or the one that `ray start` recorded on this machine.
 
-    None where Ray would start one itself.
+    None where Ray would start its own.
 
     Raises:
         ValueError: an address that a driver cannot join.
@@ -80,19 +80,19 @@ def _parse(address: str, source: str, remedy: str) -> ClusterAddress:
 
 
 def explain_unreachable(address: ClusterAddress, reason: str) -> str:
-    return f"no Ray cluster answers at {address} ({address.source}): {reason}; {address.remedy}"
+    return f"no Ray cluster responds at {address} ({address.source}): {reason}; {address.remedy}"
 
 
 def explain_refused(address: ClusterAddress, message: str) -> str:
-    """What the cluster said to a driver without its token, or with another one."""
+    """Message for a cluster that rejected this driver's token."""
     return (
-        f"the Ray cluster at {address} wants its token: set RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token "
+        f"the Ray cluster at {address} requires a token: set RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token "
         f"to this machine (or give it in RAY_AUTH_TOKEN_PATH); it says: {message[:120]}"
     )
 
 
 def version_problem(address: ClusterAddress, here: Versions, there: Versions) -> str | None:
-    """The line for a cluster of other versions; None where they are the same."""
+    """Message for a cluster with other versions; None if they are equal."""
     if here == there:
         return None
     return (
@@ -102,7 +102,7 @@ def version_problem(address: ClusterAddress, here: Versions, there: Versions) ->
 
 
 def bypass_proxies(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
-    """Variables that keep these hosts from HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, besides those already kept from."""
+    """Environment variables that exempt these hosts from proxies, in addition to those already exempt."""
     listed = [host.strip() for name in NO_PROXY for host in environment.get(name, "").split(",")]
     kept = list(dict.fromkeys(host for host in (*listed, *hosts) if host))
     value = "*" if "*" in kept else ",".join(kept)
@@ -110,7 +110,7 @@ def bypass_proxies(environment: Mapping[str, str], hosts: Iterable[str]) -> dict
 
 
 def own_hosts(url: str) -> list[str]:
-    """The host of an address where it is one of this machine or of a private network: no proxy leads there."""
+    """The host of a URL if it is local or in a private network, which no proxy reaches."""
     host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
     try:
         return [host] if ip_address(host).is_private else []

@@ -1,4 +1,4 @@
-"""Joins the Ray cluster that is meant, or starts one. One that cannot be joined costs one line and ten seconds."""
+"""Joins the configured Ray cluster or starts one; an unusable cluster is reported within seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from configs.paths import ROOT
 
 DIAL_S = 2.0
 PROBE_S = 60.0
-"""Against a hang: the probe gives the cluster few seconds itself, but has to import Ray first."""
+"""Guards against a hang: the probe itself allows seconds, but has to import Ray first."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process.
 
     Raises:
-        ValueError: RAY_ADDRESS is nothing that a driver can join.
-        RunError: the cluster does not answer, refuses this driver, or has another version; or Ray does not start.
+        ValueError: RAY_ADDRESS is not an address that a driver can join.
+        RunError: the cluster does not respond, rejects this driver, or has other versions; or Ray does not start.
     """
     address = find_cluster(os.environ)
     os.environ.update(bypass_proxies(os.environ, [*LOOPBACK, *own_addresses(), *([address.host] if address else [])]))
@@ -49,12 +49,12 @@ def connect() -> None:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
     with _RayStart(what):
-        # At "warning" Ray tells of its token authentication, which is on, at every start.
+        # At "warning", Ray reports at every start that token authentication is on.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 class _RayStart:
-    """Turns what `ray.init` raises into a RunError: errors of many kinds, and the bare class Exception itself."""
+    """Turns errors of `ray.init` into a RunError: many types, among them the bare class Exception."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -69,13 +69,13 @@ class _RayStart:
 
 
 def check_address() -> None:
-    """Raise what `connect` would raise about the cluster that is meant, without joining it."""
+    """Raise what `connect` would raise about the cluster, without joining it."""
     if (address := find_cluster(os.environ)) is not None:
         check_cluster(address)
 
 
 def own_addresses() -> list[str]:
-    """The address by which other machines, and Ray on this one, know this machine."""
+    """The address of this machine in the network and in Ray."""
     try:
         return [ray.util.get_node_ip_address()]
     except OSError:
@@ -86,12 +86,12 @@ def own_addresses() -> list[str]:
 def check_cluster(address: ClusterAddress) -> None:
     """Raise RunError with the reason and the remedy unless this driver can join the cluster.
 
-    Ray would try for minutes. A cluster that was found well is not asked again.
+    Ray itself would retry for minutes. Successful checks are cached.
     """
     try:
         socket.create_connection((address.host, address.port), timeout=DIAL_S).close()
     except OSError as error:
-        reason = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        reason = "it does not respond" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise RunError(explain_unreachable(address, reason)) from error
     found = _probe(address)
     if "refused" in found:
@@ -100,7 +100,7 @@ def check_cluster(address: ClusterAddress) -> None:
         raise RunError(explain_unreachable(address, found["failed"]))
     here = Versions(ray=ray.__version__, python=platform.python_version())
     if os.environ.get("RAY_IGNORE_VERSION_MISMATCH"):
-        return  # Ray itself goes by it
+        return  # Ray honours it as well
     if problem := version_problem(address, here, Versions(ray=found["ray"], python=found["python"])):
         raise RunError(problem)
 

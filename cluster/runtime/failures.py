@@ -47,8 +47,8 @@ UNAVAILABLE_PAUSE_S = 0.5
 def is_ray_failure(error: BaseException) -> bool:
     """Whether a machine, a process or the object store failed: any Ray error except bugs and errors of the called code.
 
-    Ray has no class for these: `NodeDiedError`, `OutOfMemoryError` and `ActorDiedError` share only `RayError`. Errors of
-    the called code are a `RayTaskError`, which may in turn wrap any of them.
+    Ray has no class for these: `NodeDiedError`, `OutOfMemoryError` and `ActorDiedError` share only `RayError`. An error
+    of the called code is a `RayTaskError`, which may in turn wrap any of them.
     """
     if isinstance(error, RayTaskError):
         return is_ray_failure(error.cause)

@@ -1,7 +1,7 @@
-"""The logs of a run's processes in the run's own folder, and the cause of a failure out of them.
+"""Collects the logs of a run's processes in the run folder, and extracts the cause of a failure from them.
 
-Ray writes them under its session's folder, by ids that mean nothing to a person, and on each node its own. While a run
-is up its folder has links to those of this node; when it ends, copies of all, other nodes' included.
+Ray writes logs to its session folder on each node, under opaque ids. During a run, the run folder has links to the logs
+of this node; at the end it gets copies, including those of other nodes.
 
     runs/NAME/logs/RolloutWorker-4711.out    standard output of a process; vLLM's engine writes into its worker's
                    RolloutWorker-4711.err    standard error, with Ray's tracebacks
@@ -30,15 +30,15 @@ from actors.causes import cause_in_log, is_vague, root_cause
 from actors.errors import JudgeError, LearnerError, RolloutError, WeightSyncError
 
 MAX_COPIED_BYTES = 16 << 20
-"""Of a longer log the end is kept."""
+"""Longer logs are truncated to their end."""
 READ_BYTES = 1 << 20
-"""Of a log in which a cause is looked for, and of logs of other nodes."""
+"""Read from the end of a log to find a cause, and copied from logs of other nodes."""
 HEAD_CHARS = 400
-"""Of a log, in which Ray writes whose it is."""
+"""Start of a log, where Ray writes job and actor."""
 FETCH_S = 10.0
-"""Deadline for logs of other nodes: a node that is gone takes its logs along."""
+"""Timeout for logs of other nodes; those of a dead node are lost."""
 PART_FAILURES = (RolloutError, LearnerError, JudgeError, WeightSyncError)
-"""Failures of processes that have a log."""
+"""Failures of processes that have logs."""
 DRIVER_LOG = "driver.log"
 _PID = re.compile(r"\bpid[=:]\s*(\d+)")
 _ACTOR = re.compile(r"^:actor_name:(\w+)", re.MULTILINE)
@@ -48,7 +48,7 @@ class RunLogs:
     """The logs of one job on this node.
 
     Args:
-        folder: where they go; None leaves them where Ray writes them.
+        folder: destination; None leaves the logs where Ray writes them.
         session: where Ray writes them.
         job: Ray's id of this driver.
     """
@@ -61,16 +61,16 @@ class RunLogs:
 
     @classmethod
     def of_this_job(cls, folder: Path | None) -> Self:
-        """Made once Ray is up. `close` comes before Ray goes down."""
+        """Create after Ray has started; call `close` before Ray is shut down."""
         return cls(folder, session=session_logs(), job=str(ray.get_runtime_context().get_job_id()))
 
     @property
     def folder(self) -> Path:
-        """Where a person finds them."""
+        """Folder to show to the user."""
         return self._folder or self._session
 
     def link(self) -> list[Path]:
-        """Link the logs of this node's processes into the folder; returns where they are, the newest first."""
+        """Link the logs of this node into the folder; returns their paths, newest first."""
         found = named_logs(self._session, self._job)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class RunLogs:
 
     @contextlib.contextmanager
     def explain_failures(self) -> Iterator[None]:
-        """The failure of a part in the body leaves it with its root cause and the place of its log."""
+        """Re-raise a component failure in the body with its root cause and the path of its log."""
         try:
             yield
         except PART_FAILURES as error:
@@ -92,9 +92,9 @@ class RunLogs:
             raise type(first)(self.explain(first)) from group
 
     def explain(self, error: BaseException) -> str:
-        """Why a part failed, in one line, and where its log is; the whole traceback goes to driver.log.
+        """One line with the root cause and the path of the log; the full traceback goes to driver.log.
 
-        What the error says by itself counts, unless that only points at a log.
+        The logs are searched only if the error itself is not informative.
         """
         logs = self.link()
         if self._folder is not None:
@@ -110,7 +110,7 @@ class RunLogs:
         return f"{told}; log: {of_process[0] if of_process else self.folder}"
 
     def close(self) -> None:
-        """Put copies in the place of links, and fetch what other nodes have."""
+        """Replace links by copies, and fetch the logs of other nodes."""
         self.link()
         if self._folder is None:
             return
@@ -135,20 +135,20 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:
-    """Of an error and of what it came from."""
+    """Messages of an error and its causes."""
     while error is not None:
         yield f"{error}\n"
         error = error.__cause__ or error.__context__
 
 
 def session_logs() -> Path:
-    """Where Ray keeps the logs of this node."""
-    node = ray._private.worker.global_worker.node  # Ray has no public way to its session's folder
+    """Ray's log folder on this node."""
+    node = ray._private.worker.global_worker.node  # Ray has no public API for its session folder
     return Path(node.get_logs_dir_path())
 
 
 def named_logs(session: Path, job: str) -> dict[str, Path]:
-    """Logs of a job's processes on this node under names for people: ACTOR-PID.out and ACTOR-PID.err."""
+    """Logs of a job on this node under readable names: ACTOR-PID.out and ACTOR-PID.err."""
     found = {}
     for source in sorted(session.glob("worker-*-*-*.*")):
         with contextlib.suppress(OSError), source.open(encoding="utf-8", errors="replace") as file:
@@ -173,7 +173,7 @@ def read_end(file: Path, num_bytes: int) -> str:
 
 
 def _linked(link: Path, source: Path) -> Path:
-    """A link to a file, one of an earlier run replaced; the file itself where the file system has no links."""
+    """Create or replace a link to a file; returns the file itself where links are not supported."""
     try:
         if not link.is_symlink() or os.readlink(link) != str(source):
             link.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ def _linked(link: Path, source: Path) -> Path:
 
 
 def _copy_end(source: Path, target: Path) -> None:
-    """Copy a file, the end of a long one; what was at `target` is replaced. A log that cannot be kept stops nothing."""
+    """Copy a file (only the end of a long one) over `target`. Failures are ignored."""
     partial = target.with_name(f"{target.name}.tmp")
     with contextlib.suppress(OSError):
         with source.open("rb") as reader, partial.open("wb") as writer:

@@ -1,4 +1,4 @@
-"""What each kind of process asks of the cluster: a pure function of the config."""
+"""Resources of each kind of process: a pure function of the config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Placement:
     """One learner rank."""
 
     def total(self, config: Config) -> Resources:
-        """What the whole run asks for. Judges take no reserved share, but for the GPUs of an LLM in the cluster."""
+        """Resources of the whole run. Judges reserve none, except for the GPUs of an LLM in the cluster."""
         num_workers, num_ranks = config.rollout.num_workers, config.learner.num_ranks
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
@@ -36,7 +36,7 @@ class Placement:
 
 
 def place(config: Config) -> Placement:
-    """On CPUs the engine and the ranks take turns on the same cores, so each reserves a fraction of one."""
+    """Resources per process. On CPU, engines and ranks share cores, so each reserves a fraction of one."""
     return Placement(
         worker=Resources(
             num_cpus=1.0 if config.rollout.num_gpus else 0.5,
@@ -47,7 +47,7 @@ def place(config: Config) -> Placement:
 
 
 def check_capacity(config: Config, available: dict[str, float]) -> None:
-    """Raise ValueError where the cluster can never hold the run: better than a wait without end."""
+    """Raise ValueError if the cluster can never provide the resources, instead of waiting forever."""
     wanted = place(config).total(config)
     for kind, num in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)):
         held = available.get(kind, 0.0)
@@ -56,12 +56,12 @@ def check_capacity(config: Config, available: dict[str, float]) -> None:
             beside = f" with {judge_gpus:g} GPUs for judge.cluster" if judge_gpus else ""
             raise ValueError(
                 f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks}"
-                f"{beside} need {num:g} {kind}s, the cluster has {held:g}: start fewer of them, or add nodes"
+                f"{beside} need {num:g} {kind}s, the cluster has {held:g}: reduce them or add nodes"
             )
 
 
 def actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
-    """Options of a Ray actor that gets these resources and this environment besides the driver's."""
+    """Options of a Ray actor with these resources and environment variables."""
     return {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,

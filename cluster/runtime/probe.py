@@ -1,4 +1,4 @@
-"""Asks a Ray cluster who it is, in a process of its own: Ray's client waits for minutes and may end its process.
+"""Queries a Ray cluster in a separate process: Ray's client blocks for minutes and may terminate its process.
 
     python -m cluster.runtime.probe HOST:PORT
 
@@ -11,10 +11,10 @@ import json
 import signal
 import sys
 
-import cluster  # noqa: F401 (what has to be settled before Ray is imported)
+import cluster  # noqa: F401 (sets environment variables before Ray is imported)
 
 ANSWER_S = 4
-"""Then this process ends itself by SIGALRM. Imports are not counted: a busy machine is no dead cluster."""
+"""After this the process ends itself by SIGALRM. Imports are not counted, since the machine may be busy."""
 NO_NODE_HERE = "no node of it runs on this machine (`ray start --address=HOST:PORT` makes it one)"
 
 
@@ -27,7 +27,7 @@ def probe(address: str) -> dict[str, str]:
 
     signal.alarm(ANSWER_S)
     if "--own" in sys.argv:
-        # As Ray does for a cluster that it finds by itself.
+        # As Ray does for a cluster that it discovers itself.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         found = ray._raylet.GcsClient(address=address).internal_kv_get(CLUSTER_METADATA_KEY, b"cluster", timeout=5)

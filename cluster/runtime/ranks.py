@@ -1,4 +1,4 @@
-"""Learner ranks as Ray actors, and the pictures that an update reads."""
+"""Learner ranks as Ray actors, and the images that an update reads."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from learner.update import UpdateReport
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 PICTURE_PATIENCE_S = 30.0
-"""Seconds that an update waits, in all, for pictures that the object store does not give."""
+"""Total seconds that an update waits for images that the object store does not deliver."""
 
 
 class FetchedViews:
-    """`learner.collate.FullViews` of one update: from the object store, or from the data set where that lost them."""
+    """`learner.collate.FullViews` of one update: from the object store, or from the data set if the store lost them."""
 
     def __init__(self, pictures: Sequence[Picture], reader: PictureReader) -> None:
         self._pictures = pictures
@@ -47,9 +47,9 @@ class FetchedViews:
             try:
                 view: View_HW3 = ray.get(self._pictures[number].handle, timeout=self._patience_s)
             except RayError as error:
-                # A store that has hung once is waited for less and less.
+                # After a hang, wait less for the store.
                 self._patience_s = max(1.0, self._patience_s - (time.monotonic() - started))
-                logger.warning("picture %d is cut from the data set again: %s", number, root_cause(error))
+                logger.warning("image %d is read from the data set again: %s", number, root_cause(error))
             else:
                 return view
             self._read_again[number] = self._reader.read(self._pictures[number])
@@ -73,7 +73,7 @@ class RankHost:
         self._rank.start(address, port)
 
     def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
-        """Handles inside `pictures` arrive as references: one that is lost must not fail the call."""
+        """Handles in `pictures` are passed as references, so that a lost one does not fail the call."""
         return self._rank.update(plan, FetchedViews(pictures, self._reader))
 
     def pack_weights(self) -> WeightManifest | None:

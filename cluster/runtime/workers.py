@@ -1,4 +1,4 @@
-"""Rollout workers as Ray actors: plain classes elsewhere, here with an adapter that speaks the pool's Protocol."""
+"""Rollout workers as Ray actors, with an adapter that implements the pool's Protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class RayWorker:
-    """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only their references pass here."""
+    """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only references are passed."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class RayWorker:
             try:
                 return await played, image
             except asyncio.CancelledError:
-                ray.cancel(played)  # the worker stays: its engine must not go on with a group that was given up
+                ray.cancel(played)  # keep the worker, but stop its engine from generating a cancelled group
                 raise
             except STORE_FAILURES as error:
                 raise SampleError(f"{kind_of(error)}: {root_cause(error)}") from error
@@ -73,7 +73,7 @@ class RayWorker:
 
 
 def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
-    """Start the config's rollout workers on the cluster this process is connected to; they come up on their own.
+    """Create the rollout workers on the connected cluster; they start asynchronously.
 
     Raises:
         ValueError: `rollout.max_prefill_tokens` does not fit the model.

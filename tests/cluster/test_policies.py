@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_refused(run):
 
 
 def test_a_run_without_anything_says_so(run):
-    with pytest.raises(RunError, match="neither finished nor written a checkpoint"):
+    with pytest.raises(RunError, match="neither finished nor written a valid checkpoint"):
         find_policy(run)
 
 

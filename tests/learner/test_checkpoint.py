@@ -112,7 +112,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     shutil.copytree(tmp_path / "step-00000005", tmp_path / ".tmp-00000010")
     found = newest_checkpoint(tmp_path)
     assert found.path == tmp_path / "step-00000005"
-    assert ".tmp-00000010 was never finished" in found.rejected[0]
+    assert ".tmp-00000010 is incomplete" in found.rejected[0]
     assert not (tmp_path / ".tmp-00000010").exists()
 
 
@@ -186,6 +186,6 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, boundary):
 
 @pytest.mark.parametrize("name", ["state.pkl", "model.bin", "rank0.pt"])
 def test_a_file_that_could_run_code_is_refused(tmp_path, name):
-    with pytest.raises(CheckpointError, match="no place in a checkpoint"):
+    with pytest.raises(CheckpointError, match="not allowed in a checkpoint"):
         write_checkpoint(tmp_path, 1, lambda folder: (folder / name).write_bytes(b"x"), 2)
     assert newest_checkpoint(tmp_path).path is None

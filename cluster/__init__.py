@@ -1,4 +1,4 @@
-"""Everything that knows Ray. Some of its settings are read when it is imported, so they are made here, before that."""
+"""Everything that uses Ray. Some of Ray's settings are read at import time, so they are set here, before it."""
 
 import os
 import sys
@@ -9,12 +9,12 @@ from cluster.runtime.addresses import LOOPBACK, bypass_proxies
 # to its own workers, without the data and runs that git ignores, and build an environment for each of them.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A call to Ray outside of a run is a bug: it must not start a second cluster on the quiet.
+# A call to Ray outside of a run is a bug: it must not silently start a second cluster.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-# Container images like to forbid compiled modules. A run starts a dozen processes that import the same libraries: each
-# would compile them anew, a second or more for every judge that comes up, instead of the first one for all.
+# Container images often disable bytecode files. A run starts a dozen processes that import the same libraries: each
+# would compile them again, which costs a second or more per judge, instead of once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Loopback is never reached through a proxy: Ray's dashboard, Serve and local endpoints are asked by libraries that
-# would take HTTP_PROXY for it.
+# Loopback must bypass proxies: Ray's dashboard, Serve and local endpoints are called by libraries that would use
+# HTTP_PROXY.
 os.environ.update(bypass_proxies(os.environ, LOOPBACK))

@@ -1,4 +1,4 @@
-"""What plays and what judges, together: all that an evaluation needs, and the main loop besides the learner."""
+"""Rollout pool and judge pool: everything the main loop needs besides the learner, and all of an evaluation."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Fleet:
         return spread_outcomes(played.episodes, graded)
 
     async def sync_weights(self, learner: LearnerGroup) -> float:
-        """Bring the learner's weights to every rollout worker, under version = optimizer step; returns the seconds.
+        """Sync the learner's weights to all rollout workers, as version = optimizer step; returns the seconds.
 
         Raises:
-            LearnerError: the learner could not give them.
-            WeightSyncError: no worker took them.
+            LearnerError: the learner could not export them.
+            WeightSyncError: no worker received them.
         """
         started = time.monotonic()
         manifest, buckets = await learner.export_weights()

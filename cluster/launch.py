@@ -1,4 +1,4 @@
-"""Brings a run up on Ray and takes it down."""
+"""Starts a run on Ray and shuts it down."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
 
 @contextlib.asynccontextmanager
 async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
-    """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
+    """Start Ray and the LLM of `judge.cluster`, for a command that judges in its own process; yields its config."""
     config = resolve_judge_paths(config)
     check_judge(config, more=[check_address])
     connect()
@@ -87,7 +87,7 @@ def _app_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the main loop works with: a run that is up, restored where it goes on."""
+    """The components of a started run, restored if it was resumed."""
 
     fleet: Fleet
     learner: LearnerGroup
@@ -100,12 +100,12 @@ class Parts:
 
 @contextlib.asynccontextmanager
 async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Parts]:
-    """All parts of a run, restored from its newest checkpoint where `resume` says so; gone on any exit.
+    """Start all components of a run, with `resume` from its latest checkpoint; they are shut down on any exit.
 
     Raises:
         ValueError: the cluster cannot hold the run, or its judge cannot be asked.
         CheckpointError: nothing to resume from.
-        RolloutError, LearnerError: a part did not come up in time.
+        RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
     then = [lambda: _check_resumption(config, folder)] if resume else []
@@ -175,7 +175,7 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
 
 
 def _connect(cleanup: contextlib.AsyncExitStack, folder: Path | None) -> RunLogs:
-    """Ray, and the logs of what will run on it: kept in the folder, and read where a part fails."""
+    """Connect to Ray and collect the logs of its processes: kept in the folder, and read if a component fails."""
     connect()
     cleanup.callback(ray.shutdown)
     logs = RunLogs.of_this_job(folder)
@@ -194,19 +194,19 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
 
 
 def _checkpoint(folder: Path, display: Display) -> Path | None:
-    """The checkpoint to go on from; None for a run that was stopped before its first one, which starts over."""
+    """The checkpoint to resume from; None if the run stopped before its first one and starts over."""
     found = newest_checkpoint(folder / "checkpoints")
     for reason in found.rejected:
         display.warn(reason)
     if found.path is None and found.rejected:
-        raise CheckpointError(f"{folder} holds no checkpoint that verifies: start it anew without --resume")
+        raise CheckpointError(f"{folder} has no valid checkpoint: start a new run without --resume")
     if found.path is None:
         display.say("no checkpoint was written yet: this run starts over")
     return found.path
 
 
 async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:
-    """Wait for all parts.
+    """Wait for all components.
 
     Raises:
         RolloutError: one was late.
@@ -217,23 +217,23 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
             await asyncio.gather(*starts)
     except TimeoutError as error:
         limit = config.rollout.start_timeout_s
-        raise RolloutError(f"the run's parts were not up within rollout.start_timeout_s={limit:g}") from error
+        raise RolloutError(f"the run's processes did not start within rollout.start_timeout_s={limit:g}") from error
     except RayError as error:
         raise RunError(logs.explain(error)) from error
     logs.link()
 
 
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
-    """That of the endpoint, which is asked one question; `check_run` looks at wording and model folder itself."""
+    """The check of the judge endpoint, by one test call; `check_run` itself checks prompt and model folder."""
     is_asked = config.has_llm and "cluster" not in config.chain
     return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))] if is_asked else []
 
 
 def _check_resumption(config: Config, folder: Path) -> None:
-    """Refuse a checkpoint of another run before anything of this one is up."""
+    """Reject a checkpoint of another run before anything is started."""
     checkpoints = folder / "checkpoints"
     for checkpoint in reversed(list_checkpoints(checkpoints) if checkpoints.is_dir() else []):
-        with contextlib.suppress(CheckpointError):  # a damaged one is passed over here as well
+        with contextlib.suppress(CheckpointError):  # damaged ones are skipped here as well
             saved = read_state(checkpoint)["identity"]
             break
     else:
@@ -242,7 +242,7 @@ def _check_resumption(config: Config, folder: Path) -> None:
 
 
 async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:
-    """Let engines end their own processes. What does not answer in time goes with its actor."""
+    """Let engines end their own processes. Whatever does not respond in time is killed with its actor."""
     goodbyes = [worker.shutdown() for worker in workers] + ([learner.shutdown()] if learner else [])
     with contextlib.suppress(TimeoutError, VisionThinkError):
         async with asyncio.timeout(SHUTDOWN_S):

@@ -1,4 +1,4 @@
-"""One prompt to one scored group: roll out, judge, reward, advantage."""
+"""From a prompt to a scored group: rollout, judging, rewards, advantages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job takes along of the folder it is submitted from, and how its command reads on the cluster. Pure."""
+"""What a job uploads of its folder, and its command on the cluster. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from configs.schema import Config
 
 MIB = 1 << 20
 NOT_UPLOADED = (".git", ".venv", "venv", "runs", "data", "models")
-"""Environments, and folders that the configs name: read where the config says, never uploaded."""
+"""Environments, and folders used by the configs: read from their paths, never uploaded."""
 EXCLUDES = (
     *(f"/{name}" for name in NOT_UPLOADED),
     "__pycache__",
@@ -25,7 +25,7 @@ EXCLUDES = (
     "*.pem",
     ".env",
 )
-"""Patterns as in .gitignore: no bulk and no secrets. Ray leaves out what .gitignore and .rayignore name as well."""
+"""Patterns as in .gitignore for large files and secrets. Ray also excludes what .gitignore and .rayignore list."""
 KEY_FILE = "judge.llm.api_key_file"
 PATH_SETTINGS = (
     "run.dir",
@@ -35,19 +35,19 @@ PATH_SETTINGS = (
     "judge.cache",
     KEY_FILE,
 )
-"""Settings whose value may lie in what stays here."""
+"""Settings whose path may be in a folder that is not uploaded."""
 RESULTS = ("run.dir", "judge.cache", KEY_FILE)
-"""Settings whose value must not lie in the job's folder."""
+"""Settings whose path must not be in the job's temporary folder."""
 START = "cluster/jobs/start.sh"
 """Finds the interpreter of the cluster's environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """What would be uploaded."""
+    """Contents and size of an upload."""
 
     entries: tuple[tuple[str, int], ...]
-    """Files and folders at the top with their bytes, the largest first."""
+    """Top-level files and folders with their bytes, largest first."""
 
     @property
     def num_bytes(self) -> int:
@@ -55,13 +55,13 @@ class Package:
 
 
 def size_problem(package: Package, folder: Path, limit: int) -> str | None:
-    """The line for a folder that Ray would not take; names what is largest in it."""
+    """Message for a folder too large for Ray; names its largest entries."""
     if package.num_bytes <= limit:
         return None
     largest = ", ".join(f"{name} ({size / MIB:.0f} MiB)" for name, size in package.entries[:3])
     return (
-        f"{folder} has {package.num_bytes / MIB:.0f} MiB to upload, Ray takes {limit / MIB:.0f} MiB: the largest are "
-        f"{largest}; move them out of the folder, or list them in .rayignore"
+        f"{folder} has {package.num_bytes / MIB:.0f} MiB to upload, more than Ray's limit of {limit / MIB:.0f} "
+        f"MiB: the largest are {largest}; move them out of the folder, or list them in .rayignore"
     )
 
 
@@ -71,14 +71,14 @@ def entrypoint(arguments: Sequence[str]) -> str:
 
 
 def is_not_uploaded(path: str) -> bool:
-    """Whether a relative path lies in what is not uploaded, or outside of the folder. The job itself expands `~`."""
+    """Whether a relative path is in an excluded folder or outside of the project. The job itself expands `~`."""
     return _is_relative(path) and Path(path).parts[0:1] in [(name,) for name in (*NOT_UPLOADED, "..")]
 
 
 def absolute_settings(config: Config, folder: Path) -> list[str]:
-    """Overrides that name by absolute paths what is not uploaded: a job works in a folder of its own, soon removed.
+    """Overrides with absolute paths for what is not uploaded, since a job runs in a temporary folder.
 
-    The run's folder and the judge's cache are results, so they always get one; a cache under `~` is the job's own.
+    The run folder and the judge cache are results and always get one; a cache under `~` is the job's own.
     """
     keys = (*PATH_SETTINGS, "judge.llm.model") if "cluster" in config.judge.chain else PATH_SETTINGS
     values = {key: str(attrgetter(key)(config)) for key in keys}
@@ -91,7 +91,7 @@ def absolute_settings(config: Config, folder: Path) -> list[str]:
 
 
 def absolute_arguments(arguments: Sequence[str], folder: Path) -> list[str]:
-    """The arguments, with absolute paths for what is not uploaded: `report runs/tiny`, a key's file."""
+    """The arguments with absolute paths for what is not uploaded: `report runs/tiny`, a key file."""
     return [_absolute_argument(argument, folder) for argument in arguments]
 
 
@@ -105,7 +105,7 @@ def _absolute_argument(argument: str, folder: Path) -> str:
 
 
 def key_files(arguments: Sequence[str]) -> list[str]:
-    """Patterns for files with keys that a command names: they are read where they lie, and go nowhere."""
+    """Exclude patterns for key files in a command: they are read in place and never uploaded."""
     values = [argument.removeprefix(f"{KEY_FILE}=") for argument in arguments if argument.startswith(f"{KEY_FILE}=")]
     return [f"/{Path(value).as_posix()}" for value in values if _is_relative(value)]
 

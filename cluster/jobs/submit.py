@@ -1,4 +1,4 @@
-"""A command of ours as a Ray job: ships this folder, follows the log, ends with the job's outcome."""
+"""Runs a command as a Ray job: uploads this folder, streams the log, returns the job's outcome."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from configs.load import load_config
 T = TypeVar("T")
 
 WITH_SETTINGS = ("train", "eval")
-"""Commands that take settings and read or write what stays here."""
+"""Commands that take settings and use folders that are not uploaded."""
 UNREACHABLE = (ConnectionError, RuntimeError, OSError, RayError, aiohttp.ClientError, requests.RequestException)
-"""With which Ray's client tells that the dashboard, or a proxy before it, did not answer."""
+"""Errors of Ray's client when the dashboard, or a proxy in front of it, does not respond."""
 MAX_UPLOAD_BYTES = min(GCS_STORAGE_MAX_SIZE, DASHBOARD_CLIENT_MAX_SIZE)
-"""The dashboard takes less than the store behind it."""
+"""The limit of the dashboard is lower than that of the store behind it."""
 MAX_SILENCE_S = 300.0
-"""A dashboard that cannot be asked for so long is given up. The job goes on."""
+"""After this long without a response, the dashboard is given up. The job continues."""
 RETRY_S = 2.0
 ANSWER_S = 60.0
 STREAM_S = 300.0
-"""A log that is quiet for so long is asked for anew."""
+"""After this long without output, the log is requested again."""
 
 
 class JobClient(Protocol):
-    """The part of Ray's client that following a job needs."""
+    """The part of Ray's client needed to follow a job."""
 
     def get_job_status(self, job_id: str) -> JobStatus: ...
     def get_job_logs(self, job_id: str) -> str: ...
@@ -61,19 +61,19 @@ class JobClient(Protocol):
 def submit_job(arguments: Sequence[str], address: str) -> int:
     """Submit a `visionthink` command, print the job's log as it comes, return 0 when the job succeeded and 1 otherwise.
 
-    Ctrl-C leaves the job alone and says how to stop it.
+    Ctrl-C does not stop the job, but prints how to.
 
     Raises:
         RunError: no cluster answers at this address, the folder is too large, or the dashboard is lost on the way.
     """
     folder = Path.cwd()
     if not (folder / START).is_file():
-        raise RunError(f"{folder} is not the project's folder, which goes along with the job: submit from there")
+        raise RunError(f"{folder} is not the project folder, which a job uploads: submit from there")
     excludes = [*EXCLUDES, *key_files(arguments)]
     arguments = [*absolute_arguments(arguments, folder), *job_settings(arguments, folder)]
     if problem := size_problem(measure_package(folder, excludes), folder, MAX_UPLOAD_BYTES):
         raise RunError(problem)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each stream that ends
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs the end of each stream
     os.environ.update(bypass_proxies(os.environ, own_hosts(address)))
     try:
         client = JobSubmissionClient(address)
@@ -82,22 +82,22 @@ def submit_job(arguments: Sequence[str], address: str) -> int:
             runtime_env={"working_dir": str(folder), "excludes": excludes},
         )
     except requests.exceptions.ConnectionError as error:
-        raise RunError(f"no Ray dashboard answers at {address}: {root_cause(error)}") from error
+        raise RunError(f"no Ray dashboard responds at {address}: {root_cause(error)}") from error
     except ConnectionError as error:
-        raise RunError(f"no Ray dashboard answers at {address}: start a head with `ray start --head`") from error
+        raise RunError(f"no Ray dashboard responds at {address}: start a head with `ray start --head`") from error
     except UNREACHABLE as error:
-        raise RunError(f"the Ray dashboard at {address} did not take the job: {root_cause(error)}") from error
+        raise RunError(f"the Ray dashboard at {address} rejected the job: {root_cause(error)}") from error
     typer.echo(f"job {job}", err=True)
     where = f"{job} --address {address}"
     how_to_stop = f"`ray job stop {where}` stops it, `ray job logs --follow {where}` shows its log"
     try:
         status = asyncio.run(follow_job(client, job, lambda text: typer.echo(text, nl=False)))
     except KeyboardInterrupt:
-        typer.echo(f"job {job} goes on: {how_to_stop}", err=True)
+        typer.echo(f"job {job} continues: {how_to_stop}", err=True)
         return 130
     except UNREACHABLE as error:
         raise RunError(
-            f"the dashboard at {address} is lost: {root_cause(error)}; job {job} goes on: {how_to_stop}"
+            f"the dashboard at {address} is lost: {root_cause(error)}; job {job} continues: {how_to_stop}"
         ) from error
     if status is not JobStatus.SUCCEEDED:
         typer.echo(f"job {job} ended as {status.value}", err=True)
@@ -105,9 +105,9 @@ def submit_job(arguments: Sequence[str], address: str) -> int:
 
 
 def job_settings(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Settings to add to a command, so that what it names is found from the job's own folder, and outlives it.
+    """Settings to add to a command, so that its paths are valid in the job's folder and its results outlive it.
 
-    A command that goes on with a run takes that run's settings: only what is given with it is looked at.
+    A command that resumes or evaluates a run uses that run's settings: only explicit overrides are considered.
 
     Raises:
         ValueError: the command's settings are not valid.
@@ -134,7 +134,7 @@ def _option(arguments: Sequence[str], *names: str) -> str | None:
 
 
 def measure_package(folder: Path, excludes: Sequence[str]) -> Package:
-    """Size of what Ray would upload, before it is compressed: Ray's own walk with Ray's own rules."""
+    """Size of the upload before compression, by Ray's own traversal and rules."""
     sizes: dict[str, int] = {}
 
     def add(path: Path) -> None:
@@ -152,16 +152,16 @@ def measure_package(folder: Path, excludes: Sequence[str]) -> Package:
 async def follow_job(
     client: JobClient, job: str, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
 ) -> JobStatus:
-    """Show a job's log until the job has ended; a stream that ends before it is taken up where it was.
+    """Show a job's log until the job has ended; an interrupted stream is resumed where it stopped.
 
     Raises:
-        one of UNREACHABLE: nothing could be had of the dashboard for MAX_SILENCE_S.
+        one of UNREACHABLE: the dashboard did not respond for MAX_SILENCE_S.
     """
     num_shown, heard_at = 0, clock()
     while True:
         num_before, num_seen = num_shown, 0
         with contextlib.suppress(*UNREACHABLE):
-            async for text in _within(client.tail_job_logs(job), STREAM_S):  # from its beginning each time
+            async for text in _within(client.tail_job_logs(job), STREAM_S):  # starts from the beginning each time
                 num_seen += len(text)
                 if num_seen > num_shown:
                     show(text[max(0, len(text) - (num_seen - num_shown)) :])
@@ -169,7 +169,7 @@ async def follow_job(
         try:
             status = await _asked(client.get_job_status, job)
             if status.is_terminal() or num_shown == num_before:
-                # The end of the log may come after that of the stream, and some proxies let no stream through.
+                # The log may grow after the stream has ended, and some proxies block streams.
                 rest = (await _asked(client.get_job_logs, job))[num_shown:]
                 show(rest)
                 num_shown += len(rest)
@@ -184,7 +184,7 @@ async def follow_job(
 
 
 async def _within(texts: AsyncIterator[str], seconds: float) -> AsyncIterator[str]:
-    """The same texts; TimeoutError where one is later than that: a connection can be dead and look quiet."""
+    """The same texts; TimeoutError if one takes longer, since a dead connection looks like a quiet one."""
     while True:
         try:
             yield await asyncio.wait_for(anext(texts), seconds)
@@ -193,5 +193,5 @@ async def _within(texts: AsyncIterator[str], seconds: float) -> AsyncIterator[st
 
 
 async def _asked(call: Callable[[str], T], job: str) -> T:
-    """Ray's client waits without end for an answer."""
+    """Adds the timeout that Ray's client lacks."""
     return await asyncio.wait_for(asyncio.to_thread(call, job), ANSWER_S)

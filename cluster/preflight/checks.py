@@ -1,4 +1,4 @@
-"""What would stop a run minutes after its start, looked for before anything starts: all of it in one pass.
+"""Checks before a run starts, for faults that would otherwise surface minutes later. All are reported at once.
 
 Each problem is one line with the setting, its value and the remedy. Nothing here starts a process or imports Ray.
 """
@@ -37,20 +37,20 @@ from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
 
 Check = Callable[[], object]
-"""Raises what is wrong: a ValueError, an OSError or one of our errors."""
+"""Raises on a problem: a ValueError, an OSError or one of our errors."""
 
 
 def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = (), then: Sequence[Check] = ()) -> None:
-    """Refuse a run that would fail on this machine.
+    """Reject a run that would fail on this machine.
 
     Args:
-        config: its paths resolved.
-        learns: whether data.train and a folder of the run are wanted.
+        config: with resolved paths.
+        learns: whether the run trains, and so needs data.train and a run folder.
         more: further checks, such as those of the cluster's address and of the judge's endpoint.
-        then: checks that read model and data, made where these are sound: such as that of a checkpoint's identity.
+        then: checks that need valid model and data, such as that of a checkpoint's identity.
 
     Raises:
-        RunError, ValueError, ...: the problem, as it is where there is one alone; of several one line each.
+        RunError, ValueError, ...: the problem itself if there is only one; several are one line each.
     """
     problems = [
         *_problems(_run_lines(config, learns=learns)),
@@ -64,14 +64,14 @@ def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = ()
 
 
 def check_judge(config: JudgeConfig, *, more: Sequence[Check] = ()) -> None:
-    """As `check_run`, for a command that needs Ray for its judges alone."""
+    """As `check_run`, for a command that needs Ray only for its judges."""
     raise_all([*_problems(_machine_lines()), *_judge_problems(config), *_raised(more)])
 
 
 def raise_all(problems: Sequence[Exception]) -> None:
-    """Raise the only problem as it is, or one error with a line for each; nothing where there is none.
+    """Raise a single problem unchanged, several as one error with a line each; without problems do nothing.
 
-    A problem that two checks found is told once.
+    Duplicates are reported once.
     """
     distinct: dict[str, Exception] = {}
     for problem in problems:
@@ -116,7 +116,7 @@ def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
 
 
 def _machine_lines() -> Iterator[str]:
-    """Of where Ray would be started: a cluster that is up has been through it."""
+    """Problems of this machine, if Ray would be started on it. A running cluster needs no such checks."""
     for error in _raised([lambda: find_cluster(os.environ)]):
         yield str(error)
     if not _starts_ray_here():
@@ -133,7 +133,7 @@ def _machine_lines() -> Iterator[str]:
 
 
 def _starts_ray_here() -> bool:
-    """Whether all parts will run on this machine: of the machines of a cluster that is up nothing is known here."""
+    """Whether Ray would be started on this machine; nothing is known about the machines of a running cluster."""
     try:
         return find_cluster(os.environ) is None
     except ValueError:
@@ -141,7 +141,7 @@ def _starts_ray_here() -> bool:
 
 
 def _fitting_lines(config: Config) -> Iterator[str]:
-    """Whether model and machine hold what is asked of them."""
+    """Problems of sequence length and shared memory."""
     rollout, folder = config.rollout, Path(config.model.path)
     lengths = (
         f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_turn_tokens={rollout.max_turn_tokens}"
@@ -164,7 +164,7 @@ def _data_problems(key: str, path: str) -> Iterator[Exception]:
     pointers: list[Path] = []
     yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:
-        remedy = f"{key}={path!r} holds a Git LFS pointer in place of {pointers[0].name}: run `git lfs pull` in it"
+        remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
     for error in _raised([lambda: Dataset.open(path)]):
@@ -172,12 +172,12 @@ def _data_problems(key: str, path: str) -> Iterator[Exception]:
 
 
 def _hub_remedy(path: str) -> str:
-    """For an id of a hub that was given as a path; the paths of a config start at the working directory."""
+    """Remedy for a hub id given as a path; paths of a config are relative to the working directory."""
     file = Path(path)
     name = os.path.relpath(file)
     if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
         return ""
-    return f"; if it is a data set of a hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+    return f"; to download it from the Hugging Face Hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
 
 
 def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:

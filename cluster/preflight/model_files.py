@@ -1,4 +1,4 @@
-"""Whether the files of a model folder are what an engine can load: looked at before a process is started for it."""
+"""Checks that an engine can load a model folder, before a process is started for it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ LENGTH_KEYS = (
     "max_seq_length",
     "seq_len",
 )
-"""Names under which a model's config.json keeps its longest sequence; vLLM takes the smallest that is there."""
+"""Keys of config.json for the maximum sequence length; vLLM uses the smallest that is present."""
 UNSCALED_ROPE = ("default", "mrope", "su", "longrope", "llama3", "deepseek_llama_scaling")
-"""Kinds of position embeddings whose length is given in full, so that vLLM does not multiply it by their factor."""
+"""RoPE types whose maximum length already includes the scaling, so that vLLM does not multiply it by their factor."""
 FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights")
-"""Names of folders that owners on a hub do not have."""
+"""Folder names that are not hub owners."""
 HEADER_BYTES = 8
-"""Length of a safetensors header, as its first bytes tell."""
+"""Size of the field that holds the length of a safetensors header."""
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether Git left the address of the content in the content's place."""
+    """Whether a file is a Git LFS pointer instead of the content."""
     with file.open("rb") as stream:
         return stream.read(len(LFS_MARK)) == LFS_MARK
 
 
 def find_lfs_pointers(path: Path) -> list[Path]:
-    """Files at a path (a file, or a folder with all below it) that are Git LFS pointers; a pointer is a small file."""
+    """Git LFS pointers at a path (a file, or a folder, searched recursively)."""
     below = (file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts))
     files = [path] if path.is_file() else sorted(file for file in below if file.is_file())
     return [file for file in files if file.stat().st_size < 1024 and is_lfs_pointer(file)]
 
 
 def looks_like_hub_id(path: str) -> bool:
-    """Whether a path may be meant as `owner/name` on a model hub: not one into a folder of a project."""
+    """Whether a path may be meant as `owner/name` on a model hub, rather than as a folder of the project."""
     is_pair = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
     return is_pair and path.partition("/")[0] not in FOLDERS
 
@@ -58,7 +58,7 @@ def model_folder_problems(key: str, path: str, *, needs_weights: bool = True) ->
         return
     if pointers := find_lfs_pointers(folder):
         names = ", ".join(file.name for file in pointers[:3]) + (" ..." if len(pointers) > 3 else "")
-        yield f"{key}={path!r} holds Git LFS pointers in place of {names}: run `git lfs pull` in it"
+        yield f"{key}={path!r} has Git LFS pointers instead of {names}: run `git lfs pull` in it"
         return
     if not isinstance(read_json(folder / "config.json"), dict):
         yield f"{key}={path!r}: its config.json is not a JSON object: copy the model again"
@@ -72,7 +72,7 @@ def _why_no_model(folder: Path, path: str) -> str:
     if looks_like_hub_id(path):
         target = f"models/{path.split('/')[1]}"
         return (
-            f"is no folder here, and nothing is fetched during a run: `hf download {path} --local-dir {target}`, "
+            f"is not a local folder, and a run downloads nothing: `hf download {path} --local-dir {target}`, "
             f"then give {target}"
         )
     return (
@@ -82,7 +82,7 @@ def _why_no_model(folder: Path, path: str) -> str:
 
 
 def _weight_flaws(folder: Path) -> Iterator[str]:
-    """What is missing or cut short among the safetensors of a folder."""
+    """Missing or truncated safetensors files of a folder."""
     index = read_json(folder / "model.safetensors.index.json")
     names = set(index["weight_map"].values()) if isinstance(index, dict) and "weight_map" in index else set()
     missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())
@@ -97,12 +97,12 @@ def _weight_flaws(folder: Path) -> Iterator[str]:
 
 
 def safetensors_flaw(file: Path) -> str | None:
-    """Why a file cannot be a whole safetensors file, by its header and size; None where nothing is wrong."""
+    """Why a safetensors file is damaged, judged by header and size; None if it is fine."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(HEADER_BYTES), "little")
         if size < HEADER_BYTES or length > size - HEADER_BYTES:
-            return f"{size} bytes, cut short"
+            return f"{size} bytes, truncated"
         try:
             header = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -113,12 +113,12 @@ def safetensors_flaw(file: Path) -> str | None:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of a model's weights on disk; 0 where there are none."""
+    """Size of a model's weights on disk; 0 if there are none."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def longest_sequence(model: Mapping[str, Any]) -> int | None:
-    """Tokens of the longest sequence that an engine takes, from a config.json; None where it does not say."""
+    """Maximum sequence length in tokens, from config.json; None if it is not given."""
     text = model.get("text_config")
     settings = {**model, **(text if isinstance(text, dict) else {})}
     lengths = [settings[key] for key in LENGTH_KEYS if isinstance(settings.get(key), int | float)]
@@ -129,17 +129,17 @@ def longest_sequence(model: Mapping[str, Any]) -> int | None:
 
 
 def _rope_factor(rope: Mapping[str, Any]) -> float:
-    """By which the length may be stretched. Versions of vLLM differ on YaRN: here the generous reading counts."""
+    """Factor by which RoPE scaling extends the length. vLLM versions differ on YaRN; the larger value is used here."""
     kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor")
     return float(factor) if kind not in UNSCALED_ROPE and isinstance(factor, int | float) else 1.0
 
 
 def length_problem(wanted: int, settings: str, folder: Path, key: str) -> str | None:
-    """The line for lengths that no engine takes with this model.
+    """Message for lengths that exceed the model's maximum.
 
     Args:
         wanted: tokens of the longest sequence.
-        settings: what they come from, as a person would change it.
+        settings: the settings they come from.
         key: setting that holds the model's folder.
     """
     model = read_json(folder / "config.json")
@@ -152,7 +152,7 @@ def length_problem(wanted: int, settings: str, folder: Path, key: str) -> str | 
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file; None where it is missing or not JSON."""
+    """The content of a JSON file; None if it is missing or not JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -68,7 +68,7 @@ def find_cluster(environment: Mapping[str, str]) -> ClusterAddress | None:
 def _parse(address: str, source: str, remedy: str) -> ClusterAddress:
     scheme, separator, _ = address.partition("://")
     if separator:
-        what = "is an address for Ray Client" if scheme == "ray" else "is no address of a cluster"
+        what = "is a Ray Client address" if scheme == "ray" else "is not a cluster address"
         raise ValueError(
             f"{source} {what}, which a run cannot use: give HOST:PORT of the head (6379 unless it was started with "
             f"--port) from one of its nodes, or use `visionthink submit --address http://HOST:8265 -- train ...`"
@@ -86,8 +86,8 @@ def explain_unreachable(address: ClusterAddress, reason: str) -> str:
 def explain_refused(address: ClusterAddress, message: str) -> str:
     """Message for a cluster that rejected this driver's token."""
     return (
-        f"the Ray cluster at {address} requires a token: set RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token "
-        f"to this machine (or give it in RAY_AUTH_TOKEN_PATH); it says: {message[:120]}"
+        f"the Ray cluster at {address} requires a token: set RAY_AUTH_MODE=token and copy the head's ~/.ray/auth_token "
+        f"to this machine (or set RAY_AUTH_TOKEN_PATH); Ray's message: {message[:120]}"
     )
 
 

@@ -87,7 +87,7 @@ def test_a_driver_without_the_token_is_told_how_to_get_it(head, token):
         theirs |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     told, seconds = join(theirs)
     assert told.startswith("RunError the Ray cluster at ")
-    assert "wants its token: set RAY_AUTH_MODE=token" in told
+    assert "requires a token: set RAY_AUTH_MODE=token" in told
     assert "\n" not in told
     assert seconds < 20, "starting Python and importing Ray included"
 
@@ -98,6 +98,6 @@ def test_a_head_that_was_killed_is_told_with_the_way_to_clear_its_note(head):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     told, seconds = join(environment)
-    assert told.startswith(f"RunError no Ray cluster answers at {address}")
+    assert told.startswith(f"RunError no Ray cluster responds at {address}")
     assert "`ray stop` clears this note" in told
     assert seconds < 20

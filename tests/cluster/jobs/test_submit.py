@@ -159,20 +159,20 @@ def test_ctrl_c_leaves_the_job_alone_and_tells_how_to_stop_it(dashboard, monkeyp
     outcome(monkeypatch, KeyboardInterrupt())
     assert submit_job(["config"], "http://127.0.0.1:8265") == 130
     told = capsys.readouterr().err
-    assert "job raysubmit_1 goes on" in told
+    assert "job raysubmit_1 continues" in told
     assert "ray job stop raysubmit_1 --address http://127.0.0.1:8265" in told
 
 
 def test_a_dashboard_that_is_lost_on_the_way_does_not_mean_that_the_job_failed(dashboard, monkeypatch):
     outcome(monkeypatch, ConnectionError("no route to host"))
-    with pytest.raises(RunError, match=r"no route to host; job raysubmit_1 goes on: .*ray job stop"):
+    with pytest.raises(RunError, match=r"no route to host; job raysubmit_1 continues: .*ray job stop"):
         submit_job(["config"], "http://127.0.0.1:8265")
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (ConnectionError("refused"), "no Ray dashboard answers at"),
+        (ConnectionError("refused"), "no Ray dashboard responds at"),
         (RuntimeError("Request failed with status code 413: Maximum request body size exceeded."), "413"),
     ],
 )

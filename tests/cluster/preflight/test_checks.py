@@ -102,7 +102,7 @@ def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch, t
 
 def test_a_machine_on_which_ray_cannot_start_is_told_unless_a_cluster_is_up(config, monkeypatch):
     monkeypatch.setattr(preflight.sys, "executable", "/tmp/Mein Projekt/p/.venv/bin/python")
-    assert "has a space in it" in refusal(config())
+    assert "contains a space" in refusal(config())
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_run(config())
     monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")

@@ -34,7 +34,7 @@ def test_the_shipped_model_has_no_problem():
 def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_named_with_the_remedy(model):
     (model / "model.safetensors").write_text(POINTER)
     (problem,) = problems(model)
-    assert "Git LFS pointers in place of model.safetensors" in problem
+    assert "Git LFS pointers instead of model.safetensors" in problem
     assert "git lfs pull" in problem
 
 

@@ -51,8 +51,8 @@ def test_without_an_address_ray_is_started_here(environment, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("ray://127.0.0.1:10001", "is an address for Ray Client"),
-        ("http://127.0.0.1:8265", "is no address of a cluster"),
+        ("ray://127.0.0.1:10001", "is a Ray Client address"),
+        ("http://127.0.0.1:8265", "is not a cluster address"),
         ("head", "write HOST:PORT"),
         ("head:", "write HOST:PORT"),
         (":6379", "write HOST:PORT"),

@@ -59,14 +59,14 @@ def test_a_head_that_is_not_there_is_told(monkeypatch):
 
 
 def test_a_name_that_is_not_known_is_told(monkeypatch):
-    assert "no Ray cluster answers" in refusal(monkeypatch, "no-such-host.invalid:6379")
+    assert "no Ray cluster responds" in refusal(monkeypatch, "no-such-host.invalid:6379")
 
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"])
 def test_a_port_of_something_else_is_told(answer, monkeypatch):
     with listener(answer) as port:
         told = refusal(monkeypatch, f"127.0.0.1:{port}")
-    assert "did not answer as Ray" in told or "no Ray cluster answers" in told
+    assert "did not answer as Ray" in told or "no Ray cluster responds" in told
 
 
 def test_the_note_of_a_dead_head_is_told_with_the_way_to_clear_it(monkeypatch, tmp_path):

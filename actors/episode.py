@@ -1,7 +1,7 @@
 """What an episode is, and the state machine that decides what happens after each of its turns.
 
-Token ids are the truth: what the engine was given and what it sampled. Text is decoded from them for parsing and for
-people, and never encoded again.
+Token ids are authoritative: what the engine was given and what it sampled. Text is decoded from them for parsing and
+display, and never re-encoded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ FinishReason = Literal["stop", "length"]
 
 
 class Status(StrEnum):
-    """How an episode ended. Every one of them is data and is scored."""
+    """How an episode ended. Episodes of every status are scored."""
 
     ANSWERED = "answered"
-    """The last turn gave exactly one answer."""
+    """The last turn contains exactly one answer."""
     MALFORMED = "malformed"
     """A turn broke the format: there is no answer to judge."""
     TRUNCATED = "truncated"
@@ -29,7 +29,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRef:
-    """Where a sample lies. All that the driver ever holds of it."""
+    """Location of a sample; the only part of it that the driver holds."""
 
     dataset: str
     """Path of the data set, as in the config."""
@@ -41,21 +41,21 @@ class SampleRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One question about one picture."""
+    """One question about one image."""
 
     ref: SampleRef
     question: str
     answer: str
     """The reference answer."""
     image: bytes
-    """The encoded picture, as stored."""
+    """The encoded image, as stored."""
     needs_full: bool | None
-    """Whether the full view is needed, where the data set records it. For reports; never for training."""
+    """Whether the full view is needed, if the data set records it. Used in reports only, never in training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeId:
-    """Every buffer takes each id once (rule A of the reliability rules)."""
+    """Identifies an episode; every buffer accepts each id once (rule A of the reliability rules)."""
 
     run: str
     step: int
@@ -66,12 +66,12 @@ class EpisodeId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One prompt and what the policy sampled for it."""
+    """One prompt and the completion sampled by the policy."""
 
     prompt_ids: tuple[int, ...]
     """[P] the whole prompt so far, image placeholders expanded to one id per visual token."""
     completion_ids: tuple[int, ...]
-    """[C] as sampled, the end token included when there is one."""
+    """[C] as sampled, including the end token if there is one."""
     logprobs: tuple[float, ...]
     """[C] of the sampled ids under the distribution they were sampled from."""
     policy_version: int
@@ -80,9 +80,9 @@ class Turn:
     text: str
     """`completion_ids` decoded, without the end token."""
     view: View
-    """The picture that this turn's prompt added."""
+    """The view that this turn's prompt added."""
     num_visual_tokens: int
-    """Visual tokens of that picture."""
+    """Visual tokens of that view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +93,13 @@ class Episode:
     turns: tuple[Turn, ...]
     status: Status
     answer: str | None
-    """What stood between the answer tags; None unless the status is ANSWERED."""
+    """Text between the answer tags; None unless the status is ANSWERED."""
     is_well_formed: bool
-    """Every turn kept the format (R_format of Eq. 4)."""
+    """Every turn follows the format (R_format of Eq. 4)."""
 
     @property
     def asked(self) -> bool:
-        """The policy asked for the full image and was shown it."""
+        """Whether the policy called the tool and was shown the full view."""
         return len(self.turns) > 1
 
     @property
@@ -120,13 +120,13 @@ class Episode:
         for turn in self.turns:
             assert len(turn.completion_ids) == len(turn.logprobs), (len(turn.completion_ids), len(turn.logprobs))
         for earlier, later in zip(self.turns, self.turns[1:], strict=False):
-            spoken = earlier.prompt_ids + earlier.completion_ids
-            assert later.prompt_ids[: len(spoken)] == spoken, "a turn's prompt starts with all that went before"
+            history = earlier.prompt_ids + earlier.completion_ids
+            assert later.prompt_ids[: len(history)] == history, "a turn's prompt starts with all previous turns"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayedGroup:
-    """The G episodes of one sample, and what scoring and reporting need of it. Holds no pixel."""
+    """The G episodes of one sample, and what scoring and reporting need. Holds no images."""
 
     ref: SampleRef
     question: str
@@ -135,16 +135,16 @@ class PlayedGroup:
     needs_full: bool | None
     episodes: tuple[Episode, ...]
     full_size: tuple[int, int]
-    """(height, width) in pixels of the full view, which travels beside the group as uint8 [H, W, 3]."""
+    """(height, width) in pixels of the full view, which is passed along separately as uint8 [H, W, 3]."""
     num_full_tokens: int
-    """Visual tokens of the full view: what always-full would have spent per episode."""
+    """Visual tokens of the full view: the cost of always-full per episode."""
     image_sha256: str
-    """Of the encoded picture."""
+    """Hash of the encoded image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedSample:
-    """A sample that could not be played because its row is unusable."""
+    """A sample that was skipped because its row is unusable."""
 
     ref: SampleRef
     reason: str
@@ -152,7 +152,7 @@ class SkippedSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowFull:
-    """Move: go on with a turn that shows the full view."""
+    """Move: continue with a turn that shows the full view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class Finish:
 
 
 def next_move(reply: Reply, finish_reason: FinishReason, *, offers_tool: bool) -> ShowFull | Finish:
-    """What follows a turn. A call where no tool is on offer breaks the format, as a second call does."""
+    """What follows a turn. A tool call without a tool breaks the format, as does a second tool call."""
     if finish_reason == "length":
         return Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)
     match reply:

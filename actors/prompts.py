@@ -1,8 +1,8 @@
-"""From a question to token ids, and from a reply to what it asks for.
+"""Renders questions to token ids, and parses replies.
 
-The tags, the tool's name and the shape of its JSON are the method's interface (VisionThink, section 3); the wording
-lives in `configs/prompts/*.yaml` and can be replaced by a file. Two kinds of first prompt exist: with the tool on offer
-(quarter view), and without it (one turn: general mode, the always-full and always-quarter baselines, and images too
+The tags, the tool's name and its JSON format are defined by the method (VisionThink, section 3); the wording is in
+`configs/prompts/*.yaml` and can be replaced by a file. There are two kinds of first prompt: with the tool (quarter
+view), and without it (one turn: general mode, the always-full and always-quarter baselines, and images too
 small to quarter). A model must know both, so a warm start teaches both.
 """
 
@@ -21,7 +21,7 @@ IMAGE_PAD = "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 VISION_TOKENS = (IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, "<|vision_pad|>")
-"""Tokens that stand for pictures. The policy may never emit one: see `vision_token_ids`."""
+"""Placeholder tokens for images. The policy must never emit them: see `vision_token_ids`."""
 
 TOOL_NAME = "resize_image"
 TOOL_ARGUMENTS = {"action": "resize"}
@@ -32,7 +32,7 @@ STYLES = Path(__file__).resolve().parent.parent / "configs" / "prompts"
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that we use."""
+    """The methods of a Hugging Face tokenizer that we use."""
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer in a local model folder. Nothing is fetched and no code of the folder is run."""
+    """The tokenizer in a local model folder. Nothing is downloaded and no code from the folder is executed."""
     from transformers import AutoTokenizer  # seconds to import: only where a tokenizer is really needed
 
     return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -54,21 +54,21 @@ def vision_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptStyle:
-    """Wording of the instructions; `{question}` is filled in the user texts. Braces are doubled, as in `str.format`."""
+    """Prompt template; `{question}` is filled into the user texts. Braces are doubled, as in `str.format`."""
 
     system: str
-    """System text with the tool declared; empty for none."""
+    """System prompt that declares the tool; empty for none."""
     system_without_tool: str
     user: str
     user_without_tool: str
     followup: str
-    """Text beside the full image in turn 2."""
+    """Text next to the full view in turn 2."""
 
     def __post_init__(self) -> None:
         for name in ("user", "user_without_tool"):
             if "{question}" not in getattr(self, name):
                 raise ValueError(
-                    f"prompt style: {name}={getattr(self, name)!r} has no {{question}}: add it where it goes"
+                    f"prompt style: {name}={getattr(self, name)!r} has no {{question}}: add it where the question goes"
                 )
         for field in fields(self):
             places = {"question": ""} if field.name.startswith("user") else {}
@@ -82,13 +82,13 @@ class PromptStyle:
 
 
 def load_prompt_style(name: str) -> PromptStyle:
-    """A style by its name in `configs/prompts`, or by the path of a YAML file with the same keys."""
+    """A prompt template by its name in `configs/prompts`, or by the path of a YAML file with the same keys."""
     path = STYLES / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in STYLES.glob("*.yaml")))
-        raise ValueError(f"model.prompt={name!r} is neither a known style ({known}) nor a file: name one of them")
+        raise ValueError(f"model.prompt={name!r} is invalid: must be a known template ({known}) or the path of a file")
     try:
         texts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -123,7 +123,7 @@ class ChatRenderer:
     def second_turn(
         self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], num_visual_tokens: int
     ) -> tuple[int, ...]:
-        """Turn 2's prompt: turn 1's prompt and completion ids as they are, then the full image."""
+        """Turn 2's prompt: turn 1's prompt and completion ids unchanged, then the full view."""
         follow = self._encode("\n")
         return (
             *prompt_ids,
@@ -148,19 +148,19 @@ class ChatRenderer:
 
 _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>")
 IMAGE_MARK = "<image>"
-"""Where published questions have their picture. Ours goes where the prompt puts it."""
+"""Image position in published questions. It is removed, since the prompt template places the image."""
 _MARK_AT_END = re.compile(rf"(?:{_SPECIAL.pattern}|{IMAGE_MARK})\Z")
 _LONGEST_MARK = 44
 
 
 def strip_special_tokens(text: str) -> str:
-    """The text without marks of pictures and special tokens, those included that only taking others out would leave.
+    """The text without image marks and special tokens, including those that only appear once others are removed.
 
-    A question is material: it must not open turns or stand for pictures. Time is linear in the text.
+    A question is untrusted: it must not open turns or insert images. Runs in linear time.
     """
     if ">" not in text:
         return text
-    kept: list[str] = []  # characters; holds no mark, since each goes when its last character comes
+    kept: list[str] = []  # characters; never contains a mark, since each is removed with its last character
     *closed, rest = text.split(">")
     for piece in closed:
         kept.extend(piece)
@@ -173,12 +173,12 @@ def strip_special_tokens(text: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     text: str
-    """What stood between the answer tags, stripped."""
+    """Text between the answer tags, stripped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A valid request for the full image."""
+    """A valid request for the full view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ def parse_reply(text: str) -> Reply:
     if match is None:
         return Malformed(reason="not one <think> followed by one <answer> or one <tool_call>")
     if any(_TAG.search(part) for part in match.groupdict().values() if part):
-        return Malformed(reason="a tag inside another")
+        return Malformed(reason="nested tags")
     if _SPECIAL.search(text):
         return Malformed(reason="a special token in the reply")
     if match["answer"] is not None:
@@ -216,12 +216,12 @@ def _parse_call(text: str) -> ToolCall | Malformed:
     except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and repeated keys
         return Malformed(reason=f"the call is not JSON: {error}")
     if call != {"name": TOOL_NAME, "arguments": TOOL_ARGUMENTS}:
-        return Malformed(reason=f"the only call there is: {TOOL_CALL}")
+        return Malformed(reason=f"the only valid call is {TOOL_CALL}")
     return ToolCall()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return dict(pairs)

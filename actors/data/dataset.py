@@ -1,4 +1,4 @@
-"""Samples of a data set, the order in which they are drawn, and the account of those that could not be used."""
+"""Samples of a data set, the order in which they are drawn, and accounting of unusable rows."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from actors.prompts import IMAGE_MARK, strip_special_tokens
 from configs.schema import DataConfig
 
 NUM_ROWS_TRIED = 8
-"""Rows whose pictures are looked at when a data set is opened."""
+"""Rows whose images are checked when a data set is opened."""
 MIN_SKIPPED = 10
-"""Skipped rows from which on their share is looked at."""
+"""The fraction of skipped rows is only checked from this many skipped rows on."""
 NUM_REASONS_SHOWN = 3
-"""Of the newest skipped rows, where they stop a run."""
+"""Reasons shown in the error that stops a run, of the latest skipped rows."""
 DEFAULT_FOLDER = Path(DataConfig().train).parent.as_posix()
-"""Where the data set lies that `visionthink data make` writes."""
+"""Default output folder of `visionthink data make`."""
 
 
 class Dataset:
-    """Rows read one at a time. Pictures stay encoded: `actors.images` decodes them."""
+    """Reads rows one at a time. Images stay encoded; `actors.images` decodes them."""
 
     def __init__(self, path: str, rows: Rows) -> None:
         self._path = path
@@ -46,19 +46,19 @@ class Dataset:
             DataError: nothing readable there, more than one split, no rows, or columns that no sample can be read from.
         """
         if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists() and not glob.glob(path):
-            raise DataError(f"{path} does not exist: make it with `visionthink data make`")
+            raise DataError(f"{path} does not exist: generate it with `visionthink data make`")
         rows = open_rows(path)
         if not len(rows):
-            raise DataError(f"{path} has no rows: name a file or a folder that has some")
+            raise DataError(f"{path} has no rows: give a file or a folder that has some")
         return cls(path, rows)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def identity(self) -> str:
-        """Short hash of file names, sizes, number of rows and columns: a resumed run must find the same.
+        """Short hash of file names, sizes, number of rows and columns, which must be equal when a run is resumed.
 
-        Pictures in files of their own are not part of it.
+        Images in separate files are not included.
         """
         return self._rows.identity()
 
@@ -69,7 +69,7 @@ class Dataset:
         try:
             question = strip_special_tokens(columns.question.read(values[columns.question.name])).strip()
             if is_blank(question):
-                raise DataError(f"{columns.question.name} holds nothing but marks such as {IMAGE_MARK}")
+                raise DataError(f"{columns.question.name} has no text besides marks such as {IMAGE_MARK}")
             answer = columns.answer.read(values[columns.answer.name])
             image = columns.image.read(values[columns.image.name])
         except DataError as error:
@@ -77,7 +77,7 @@ class Dataset:
         return Sample(ref=ref, question=question, answer=answer, image=image, needs_full=_needs_full(values.get(NOTES)))
 
     def _check_pictures(self) -> None:
-        """Refuse a set whose first rows all name pictures by texts that lead nowhere: the others will not either."""
+        """Reject a data set whose first rows all refer to images that cannot be found."""
         column = next(iter(self._columns.values())).image
         reasons: list[str] = []
         for row in self._rows.first_rows(NUM_ROWS_TRIED, [column.name]):
@@ -105,7 +105,7 @@ def _needs_full(notes: Any) -> bool | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CursorState:
-    """All that is needed to go on drawing where a run stopped."""
+    """State needed to continue drawing where a run stopped."""
 
     seed: int
     epoch: int
@@ -114,7 +114,7 @@ class CursorState:
 
 
 class PromptCursor:
-    """Draws every row once per epoch, each epoch in an order of its own that the seed decides. Pure."""
+    """Draws every row once per epoch, in an order that depends on seed and epoch. Pure."""
 
     def __init__(self, *, dataset: str, num_rows: int, seed: int) -> None:
         if num_rows < 1:
@@ -125,7 +125,7 @@ class PromptCursor:
         self.restore(CursorState(seed=seed, epoch=0, position=0))
 
     def take(self, num_prompts: int) -> list[SampleRef]:
-        """The next rows, going on into the next epoch where this one ends."""
+        """The next rows, continuing with the next epoch where this one ends."""
         return [self._next() for _ in range(num_prompts)]
 
     @property
@@ -137,11 +137,13 @@ class PromptCursor:
         return CursorState(seed=self._seed, epoch=self._epoch, position=self._position)
 
     def restore(self, state: CursorState) -> None:
-        """Go on from a state of a cursor with the same seed over the same data set; ValueError when it is not one."""
+        """Continue from the state of a cursor with the same seed and data set; ValueError if they differ."""
         if state.seed != self._seed:
-            raise ValueError(f"{state} cannot be restored under run.seed={self._seed}: resume with the seed it had")
+            raise ValueError(f"{state} cannot be restored under run.seed={self._seed}: resume with the original seed")
         if not (state.epoch >= 0 and 0 <= state.position <= self._num_rows):
-            raise ValueError(f"{state} cannot be restored over {self._num_rows} rows: resume with the data set it had")
+            raise ValueError(
+                f"{state} cannot be restored over {self._num_rows} rows: resume with the original data set"
+            )
         self._epoch, self._position = state.epoch, state.position
         self._order = self._shuffled()
 
@@ -154,19 +156,19 @@ class PromptCursor:
         return SampleRef(dataset=self._dataset, row=row, uid=f"{self._epoch}-{row}")
 
     def _shuffled(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        # NumPy takes no negative number: the sign is a word of its own, which leaves the others' order as it was.
+        # NumPy accepts no negative seeds, so the sign is a separate word.
         words = [abs(self._seed), self._epoch, int(self._seed < 0)]
         return np.random.default_rng(words).permutation(self._num_rows)
 
 
 @dataclass(kw_only=True)
 class SkipLedger:
-    """Names the rows that could not be used, and stops a run that loses too many. Pure."""
+    """Records unusable rows, and stops a run that has too many. Pure."""
 
     max_skipped_fraction: float
     """Of the rows read."""
     skipped: list[tuple[SampleRef, str]] = field(default_factory=list)
-    """In the order in which they were met, with the reason."""
+    """In order of occurrence, with the reason."""
     num_usable: int = 0
     """Rows read that could be used."""
 
@@ -196,6 +198,6 @@ class SkipLedger:
 
 
 def _named(ref: SampleRef, reason: str) -> str:
-    """The reason after its row: `Dataset.read` has named the row already, the picture's decoder has not."""
+    """The reason, prefixed by the row unless `Dataset.read` has named it already."""
     row = f"row {ref.row}"
     return reason if reason.startswith(f"{row} ") else f"{row}: {reason}"

@@ -1,4 +1,4 @@
-"""How many tokens an engine works on in one step: a pure function of the model, the pictures and the GPU's memory.
+"""Token budget of an engine step: a pure function of the model, the image size and the GPU memory.
 
 On a large GPU vLLM chooses 16,384 tokens for its `LLM` class but 2,048 for the asynchronous engine, and as many visual
 tokens for the encoder's cache: fewer than one view of 4 megapixels has.
@@ -15,25 +15,25 @@ from actors.images import ViewSpec
 from configs.schema import RolloutConfig
 
 MOST_TOKENS = 16_384
-"""A GPU is busy with as many; more delays the turns that decode beside them."""
+"""Saturates a GPU; more would delay the decoding of other turns."""
 FEWEST_TOKENS = 2_048
-"""Chosen on a CPU, and on a GPU of little memory."""
+"""Used on CPU and on GPUs with little memory."""
 ACTIVATION_SHARE = 1 / 20
-"""Of the GPU's memory, for the activations of one step."""
+"""Fraction of GPU memory for the activations of one step."""
 CACHE_SHARE = 1 / 50
-"""Of the GPU's memory, for encoded pictures."""
+"""Fraction of GPU memory for encoded images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWidths:
-    """What the memory of a token depends on, in numbers of values."""
+    """Model widths that determine the memory per token."""
 
     hidden: int
     intermediate: int
     vision_hidden: int
     vision_intermediate: int
     merge_size: int
-    """Patches of a visual token's side."""
+    """Patches per side of a visual token."""
 
     @classmethod
     def from_model(cls, path: str) -> Self:
@@ -69,11 +69,11 @@ class TokenBudget:
     """Limits of one engine, in tokens."""
 
     per_step: int
-    """Prompt and generated tokens that one step works on."""
+    """Prompt and generated tokens per step."""
     encoder_per_step: int
-    """Visual tokens that one step encodes."""
+    """Visual tokens encoded per step."""
     encoder_cache: int
-    """Visual tokens that stay encoded for turns to come."""
+    """Visual tokens kept in the encoder cache for later turns."""
 
 
 def token_budget(
@@ -112,7 +112,7 @@ def most_view_tokens(spec: ViewSpec) -> int:
 
 
 def check_max_prefill_tokens(rollout: RolloutConfig, spec: ViewSpec) -> None:
-    """Raise ValueError where `rollout.max_prefill_tokens` is set and holds no full view, or not a token per turn."""
+    """Raise ValueError if `rollout.max_prefill_tokens` is set but fits no full view, or less than a token per turn."""
     most, view, turns = rollout.max_prefill_tokens, most_view_tokens(spec), most_turns(rollout)
     if 0 < most < max(view, turns):
         reason = f"a full view has up to {view} visual tokens (model.max_pixels={spec.max_pixels})"
@@ -125,5 +125,5 @@ def check_max_prefill_tokens(rollout: RolloutConfig, spec: ViewSpec) -> None:
 
 
 def most_turns(rollout: RolloutConfig) -> int:
-    """Sequences that an engine runs at once: those of all its groups, and one for the health check."""
+    """Concurrent sequences of an engine: those of all its groups, and one for the health check."""
     return rollout.max_groups_in_flight * rollout.group_size + 1

@@ -1,4 +1,4 @@
-"""Turns and changes of the weights exclude each other."""
+"""Mutual exclusion of generation and weight updates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 
 class TurnGate:
-    """Lets turns through, or holds them back while the weights change."""
+    """Admits turns, or holds them back while the weights change."""
 
     def __init__(self) -> None:
         self._num_inside = 0
@@ -29,7 +29,7 @@ class TurnGate:
 
     @contextlib.asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
-        """Entered once no turn is in flight; no turn starts before it is left."""
+        """Entered once no turn is in flight; no turn starts until it is left."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._closed)
             self._closed = True

@@ -1,4 +1,4 @@
-"""An engine's processes end with the process that owns them, even one that was killed and could not tell them to."""
+"""Terminates an engine's processes together with the process that owns them, even if that was killed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import select
 import threading
 
 OWNER_VARIABLE = "VISIONTHINK_ENGINE_OWNER"
-"""Environment variable that the engine's processes inherit: the process id of their owner."""
+"""Environment variable with the owner's process id, inherited by the engine's processes."""
 
 
 def own_engines() -> None:
-    """Make this process the owner of the engines that it starts from now on."""
+    """Make this process the owner of all engines it starts from now on."""
     os.environ[OWNER_VARIABLE] = str(os.getpid())
 
 
 def end_with_owner() -> None:
-    """Leave when the owner is gone. Called in a process of the engine; without an owner nothing happens."""
+    """Exit when the owner has ended. Called in the engine's processes; does nothing without an owner."""
     owner = os.environ.get(OWNER_VARIABLE)
     if owner is None:
         return

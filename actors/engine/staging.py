@@ -1,4 +1,4 @@
-"""Weights on their way into the engine's process: buckets as files in shared memory."""
+"""Passes weights to the engine's process: buckets as files in shared memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def staging_root() -> Path:
-    """Where buckets are staged: shared memory, or the temporary folder where there is none."""
+    """Folder for staged buckets: shared memory if available, or else the temporary folder."""
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
 
 

@@ -1,4 +1,4 @@
-"""vLLM behind the `Generate` protocol. With `vllm_extension.py`, the only code that knows vLLM, from 0.26 to 0.33.
+"""vLLM behind the `Generate` protocol. With `vllm_extension.py`, the only code that uses vLLM (0.26 to 0.33).
 
 Token ids go in and come out. Log-probabilities are those of the distribution that was sampled from: after temperature
 and after the vision tokens were ruled out. A turn is sampled under one version of the weights: a commit waits until
@@ -33,7 +33,7 @@ EXTENSION = "actors.engine.vllm_extension.WeightExtension"
 
 
 def set_engine_environment(config: RolloutConfig) -> None:
-    """Process environment that vLLM reads when it is imported. An earlier setting by the user wins."""
+    """Set environment variables that vLLM reads at import. Existing settings of the user take precedence."""
     own_engines()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -128,7 +128,7 @@ class VllmEngine:
             "prompt_token_ids": collapse_placeholders(prompt_ids, self._image_pad_id),
             "multi_modal_data": {"image": [image.picture for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
-            # Keys and values computed under other weights are never reused.
+            # The prefix cache of other weights is never reused.
             "cache_salt": f"version {version}",
         }
 
@@ -157,7 +157,7 @@ class VllmEngine:
         await self._engine.collective_rpc("stage_weights", args=(str(self._staging), manifest_to_json(manifest)))
 
     async def commit_weights(self, manifest: WeightManifest) -> None:
-        """Swap in the staged version between turns, and forget all that was computed under the old one.
+        """Swap in the staged version between turns, and drop all caches of the old one.
 
         With tensor parallelism each worker holds shards, of which no checksum is known: then only the staged bytes
         were verified, by every worker.
@@ -173,7 +173,7 @@ class VllmEngine:
         self._drop_staging()
 
     def accept_loaded_weights(self) -> None:
-        """Serve the weights that the engine read from disk, as version 0."""
+        """Serve the weights that the engine loaded from disk, as version 0."""
         self.version = 0
 
     def _drop_staging(self) -> None:
@@ -182,7 +182,7 @@ class VllmEngine:
             self._staging = None
 
     async def check_health(self) -> None:
-        """Have one token generated, past the gate and under whatever weights; RolloutError if that fails.
+        """Generate one token, bypassing the gate and with any weights; RolloutError if that fails.
 
         vLLM's own check looks at whether the engine's process reported a failure. One that hangs reports none.
         """
@@ -226,14 +226,14 @@ def _engine_config(model: ModelConfig, rollout: RolloutConfig, budget: TokenBudg
 
 
 def _gpu_memory() -> int:
-    """Bytes of the GPU that this process was given."""
+    """Memory in bytes of the GPU assigned to this process."""
     from vllm.platforms import current_platform
 
     return int(current_platform.get_device_total_memory())
 
 
 def collapse_placeholders(prompt_ids: Sequence[int], image_pad_id: int) -> list[int]:
-    """One placeholder per picture, as vLLM takes prompts: it expands them by its own count, which we then compare."""
+    """One placeholder per image, as vLLM expects: it expands them by its own count, which is then compared."""
     kept = list(prompt_ids[:1])
     for before, token in itertools.pairwise(prompt_ids):
         if token != image_pad_id or before != image_pad_id:

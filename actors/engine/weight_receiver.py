@@ -1,4 +1,4 @@
-"""Weights as they travel: a manifest with a checksum per tensor, and buckets of raw bytes.
+"""The receiving end of weight sync: a manifest with a checksum per tensor, and buckets of raw bytes.
 
 A sync is prepare, transfer under a deadline, verify, commit (rule E of the reliability rules): whoever receives is
 wholly on the old version or wholly on the new one, and one that is neither says STALE and plays no group.
@@ -94,26 +94,26 @@ def verify(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
 
 class SyncState(StrEnum):
     STALE = "stale"
-    """Holds no verified version: plays no group until a sync succeeds."""
+    """Has no verified version: generates nothing until a sync succeeds."""
     CURRENT = "current"
-    """Holds `version`, whole."""
+    """Has the complete, verified `version`."""
 
 
 class WeightTarget(Protocol):
-    """An engine, as a sync sees it."""
+    """The part of an engine that weight sync needs."""
 
     async def stage_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
-        """Put verified weights beside the ones in use. Changes nothing that generation reads."""
+        """Stage verified weights next to the ones in use, without affecting generation."""
 
     async def commit_weights(self, manifest: WeightManifest) -> None:
-        """Swap the staged weights in between two turns and compare what the engine then holds with the manifest.
+        """Swap in the staged weights between turns and compare the engine's weights with the manifest.
 
         Raises WeightSyncError if anything differs; no turn is sampled from then on until another commit succeeds.
         """
 
 
 class WeightReceiver:
-    """Moves one engine from version to version."""
+    """Updates one engine from version to version."""
 
     def __init__(self, target: WeightTarget) -> None:
         self._target = target
@@ -123,11 +123,11 @@ class WeightReceiver:
         self.version = -1
 
     def accept_loaded_weights(self) -> None:
-        """Vouch for the weights that the engine loaded from disk itself, as version 0."""
+        """Accept the weights that the engine loaded from disk as version 0."""
         self.state, self.version = SyncState.CURRENT, 0
 
     async def prepare(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
-        """Verify and stage a version. On failure the version in use stays in use.
+        """Verify and stage a version. On failure the current version stays in use.
 
         Checksums are computed in a thread: gigabytes of them would hold up every turn of the engine.
         """
@@ -137,7 +137,7 @@ class WeightReceiver:
         self._staged = manifest
 
     async def commit(self, version: int) -> str:
-        """Switch to the staged version and compare what the engine holds with what was sent.
+        """Switch to the staged version and compare the engine's weights with what was sent.
 
         Returns the version's digest, also where it was committed before: a caller that missed the answer asks again.
         Raises WeightSyncError and turns STALE if anything differs.
@@ -151,7 +151,7 @@ class WeightReceiver:
         self._staged = self._committed = None
         state = SyncState.STALE
         try:
-            # Groups keep coming while turns in flight end: the engine holds their turns back, so nothing is refused.
+            # Groups keep arriving while turns in flight finish; the engine holds their turns back, so none is rejected.
             await self._target.commit_weights(manifest)
             state, self.version, self._committed = SyncState.CURRENT, version, manifest
         finally:
@@ -170,7 +170,7 @@ def check_engine_digests(manifest: WeightManifest, digests: dict[str, str]) -> N
 
 
 def manifest_to_json(manifest: WeightManifest) -> dict[str, Any]:
-    """Plain types, for the hop into the engine's own process."""
+    """Plain types, for passing it to the engine's process."""
     return {
         "version": manifest.version,
         "tensors": [

@@ -1,4 +1,4 @@
-"""Decodes pictures and cuts their views in threads, with a bound on the memory this takes.
+"""Decodes images and makes their views in threads, with bounded memory.
 
 The event loop of a rollout worker feeds the engine. Decoding a JPEG of 6.6 megapixels takes 94 ms: on the loop, 32
 groups that start together would stall every turn for 3 s. Pillow and hashlib release the interpreter's lock.
@@ -26,7 +26,7 @@ MAX_DECODING_BYTES = 1 << 30
 
 
 class ByteBudget:
-    """Admits holders in the order in which they come while their bytes together stay within `limit`.
+    """Admits holders in order of arrival while their total bytes stay within `limit`.
 
     A holder larger than the limit is admitted once it is alone.
     """
@@ -59,16 +59,16 @@ class ByteBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutPicture:
-    """One picture, ready to be played."""
+    """One decoded image with its views."""
 
     full: View_HW3
     views: Views
     sha256: str
-    """Of the encoded picture."""
+    """Hash of the encoded image."""
 
 
 class PictureCutter:
-    """From encoded pictures to views, off the event loop. `decoder` is a seam for tests."""
+    """Turns encoded images into views, off the event loop. `decoder` can be replaced in tests."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class PictureCutter:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="cut-pictures")
 
     async def cut(self, encoded: bytes) -> CutPicture:
-        """Check, decode and hash a picture, and cut its views; ImageError where it must not or cannot be decoded."""
+        """Check, decode and hash an image, and make its views; ImageError if it cannot or must not be decoded."""
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._threads, self._open, encoded)
         async with self._budget.hold(image.width * image.height * BYTES_PER_PIXEL):
@@ -95,7 +95,7 @@ class PictureCutter:
             try:
                 return await asyncio.shield(cutting)
             except asyncio.CancelledError:
-                await asyncio.wait([cutting])  # no thread can be stopped: its memory is in use until it ends
+                await asyncio.wait([cutting])  # threads cannot be cancelled: the memory is in use until it ends
                 raise
 
     def _open(self, encoded: bytes) -> Image.Image:
@@ -108,5 +108,5 @@ class PictureCutter:
         return CutPicture(full=full, views=make_views(full, self._spec, sha256), sha256=sha256)
 
     def shutdown(self) -> None:
-        """Start nothing more. What runs ends by itself."""
+        """Start nothing new; running threads end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)

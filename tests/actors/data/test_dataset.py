@@ -111,11 +111,11 @@ def test_the_mark_of_a_picture_is_taken_out_of_the_question(tmp_path):
         ({"images": [b""]}, "images holds no picture"),
         ({"images": None}, "images holds no picture"),
         ({"problem": "  "}, "problem is empty"),
-        ({"problem": "<image>\n"}, "problem holds nothing but marks"),
-        ({"problem": "<image>\u200b<image>"}, "problem holds nothing but marks"),
-        ({"problem": "<|vision_start|><|image_pad|><|vision_end|>"}, "problem holds nothing but marks"),
-        ({"problem": "<im<|image_pad|>age> <|a<|b|>|>"}, "problem holds nothing but marks"),
-        ({"problem": "<|a" * 5000 + "|>" * 5000}, "problem holds nothing but marks"),
+        ({"problem": "<image>\n"}, "problem has no text besides marks"),
+        ({"problem": "<image>\u200b<image>"}, "problem has no text besides marks"),
+        ({"problem": "<|vision_start|><|image_pad|><|vision_end|>"}, "problem has no text besides marks"),
+        ({"problem": "<im<|image_pad|>age> <|a<|b|>|>"}, "problem has no text besides marks"),
+        ({"problem": "<|a" * 5000 + "|>" * 5000}, "problem has no text besides marks"),
         ({"original_answer": None}, "original_answer is null"),
         ({"original_answer": ""}, "original_answer is empty"),
     ],
@@ -241,7 +241,7 @@ def test_identity_is_what_it_was(tmp_path):
 
 
 def test_a_missing_default_set_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(DataError, match="make it with `visionthink data make`"):
+    with pytest.raises(DataError, match="generate it with `visionthink data make`"):
         Dataset.open(str(tmp_path / "data" / "shapes" / "train.parquet"))
     with pytest.raises(DataError) as caught:
         Dataset.open(str(tmp_path / "mine.parquet"))

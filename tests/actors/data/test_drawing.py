@@ -51,7 +51,7 @@ def test_a_state_of_another_data_set_is_refused(state):
 def test_a_state_of_another_seed_is_refused_and_changes_nothing():
     cursor = PromptCursor(dataset="d", num_rows=5, seed=0)
     cursor.take(2)
-    with pytest.raises(ValueError, match=r"cannot be restored under run\.seed=0: resume with the seed it had"):
+    with pytest.raises(ValueError, match=r"cannot be restored under run\.seed=0: resume with the original seed"):
         cursor.restore(CursorState(seed=1, epoch=0, position=0))
     assert cursor.take(3) == PromptCursor(dataset="d", num_rows=5, seed=0).take(5)[2:]
 

@@ -101,7 +101,7 @@ def find_flaw(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"
     if version != FORMAT:
-        return f"its format is {version}, this program reads {FORMAT}"
+        return f"its format is {version}, this version reads {FORMAT}"
     present = {file.name for file in path.iterdir()} - {MANIFEST}
     if present != set(files):
         return f"its files are {sorted(present)}, the manifest lists {sorted(files)}"

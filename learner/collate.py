@@ -1,4 +1,4 @@
-"""Micro-batches as tensors. Pictures travel as uint8 and become patches on the device.
+"""Micro-batches as tensors. Images are transferred as uint8 and become patches on the device.
 
 Legend: B rows, T tokens of a padded row, N generated tokens of all rows, M image placeholders of all rows, S visual
 tokens of the distinct views, P their patches, D values of a patch, V views of one size, H and W sides in pixels.
@@ -48,7 +48,7 @@ class MicroBatch:
     placeholder_at_M: Tensor
     """Flat index into [B * T] of each image placeholder."""
     feature_of_M: Tensor
-    """Which of the S visual tokens stands there."""
+    """Index of its visual token among the S."""
     predicted_from_N: Tensor
     """Flat index into [B * T] of the position before each generated token."""
     target_ids_N: Tensor
@@ -77,7 +77,7 @@ def collate(rows: MicroBatchPlan, full_views: FullViews, spec: ViewSpec, *, imag
     """
     shown = cut_views(rows, full_views)
     grids = {key: grid_of(view, spec) for key, view in shown.items()}
-    # Pictures of one size side by side: the tower then attends to them without gathering.
+    # Images of one size are adjacent, so that the tower attends to them without gathering.
     order = sorted(shown, key=lambda key: grids[key])
     sizes = [rows * columns // spec.merge_size**2 for _, rows, columns in (grids[key] for key in order)]
     first_feature = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
@@ -116,7 +116,7 @@ def collate(rows: MicroBatchPlan, full_views: FullViews, spec: ViewSpec, *, imag
 
 
 def cut_views(rows: MicroBatchPlan, full_views: FullViews) -> dict[tuple[int, View], View_HW3]:
-    """The distinct views of the rows, cut as the engines cut them; each picture is asked for once."""
+    """The distinct views of the rows, made as in the engines; each image is fetched once."""
     wanted = sorted({(row.image, view) for row in rows for view in row.views})
     full = {number: full_views[number] for number in {number for number, _ in wanted}}
     return {(number, view): full[number] if view == "full" else quarter_view(full[number]) for number, view in wanted}
@@ -125,7 +125,7 @@ def cut_views(rows: MicroBatchPlan, full_views: FullViews) -> dict[tuple[int, Vi
 def placeholder_spans(
     row: PlannedEpisode, grids: Sequence[Grid], merge_size: int, image_token_id: int
 ) -> list[tuple[int, int]]:
-    """[start, stop) of each picture's placeholders in an episode, checked against the pictures."""
+    """[start, stop) of each image's placeholders in an episode, checked against the images."""
     at = np.flatnonzero(row.token_ids == image_token_id)
     runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
     found = [len(run) for run in runs]

@@ -1,12 +1,12 @@
-"""DeepSpeed, and the only file that imports it: sharded optimizer steps, and the learner's state free of any sharding.
+"""The DeepSpeed engine (the only file that imports it): sharded optimizer steps, and a state independent of sharding.
 
 DeepSpeed averages gradients over data-parallel ranks; losses here are shares of a sum (`learner.loss`), so each is
 scaled by the number of ranks first. Its own count of accumulation steps is switched off
 (`managed_gradient_accumulation`): a mini-batch has as many micro-batches as its tokens need.
 
 A loss or gradient that is not finite skips the update on all ranks together (rule I of the reliability rules):
-DeepSpeed refuses a step whose gradient norm, which all ranks share, is not finite, and a non-finite loss is made to
-reach that norm.
+DeepSpeed skips a step whose gradient norm, which all ranks share, is not finite, and a non-finite loss is propagated
+into that norm.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ GATHER_ELEMENTS = 2**28
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     is_applied: bool
-    """False where the step was skipped on all ranks."""
+    """False if the step was skipped on all ranks."""
     grad_norm: float
-    """Before clipping; inf where the step was skipped."""
+    """Before clipping; inf if the step was skipped."""
 
 
 def join_process_group(*, rank: int, world_size: int, address: str, port: int, timeout_s: float, on_gpu: bool) -> None:
-    """Meet the other ranks, over NCCL or gloo; a collective that waits longer than `timeout_s` fails."""
-    # Read at import: DeepSpeed otherwise takes the GPU of a machine whose learner is to stay on the CPU.
+    """Initialize the process group, NCCL or gloo; a collective that waits longer than `timeout_s` fails."""
+    # Read at import: DeepSpeed would otherwise use the GPU of a machine whose learner should run on CPU.
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
-    # A rank sees its own device only, whatever launched it.
+    # A rank sees only its own device, however it was launched.
     os.environ["LOCAL_RANK"] = "0"
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world_size)
     import deepspeed
@@ -124,12 +124,12 @@ class LearnerEngine:
         return self._engine(batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradient to the mini-batch's."""
+        """Accumulate the gradient of this loss."""
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * poison * self.world_size)
 
     def step(self) -> StepResult:
-        """One optimizer step with the gradients gathered since the last, clipped; or none, if they are not finite."""
+        """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
         rate = learning_rate(self._config, self.optimizer_step)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -171,7 +171,7 @@ class LearnerEngine:
                     yield f"{moment}/{name}", safe_get_full_optimizer_state(parameter, moment)
 
     def load_state(self, state: Iterator[tuple[str, Tensor]], *, optimizer_step: int) -> None:
-        """Take over what `state` gave, in any order. A collective: every rank must load the same."""
+        """Load what `state` yielded, in any order. A collective: every rank must load the same."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -194,7 +194,7 @@ class LearnerEngine:
         self._set_adam_step(optimizer_step)
 
     def _reset_moments(self) -> None:
-        """Make Adam's state exist from the start, at zero steps, so that it can be saved and loaded at any time."""
+        """Create Adam's state at zero steps, so that it can be saved and loaded at any time."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         for flat in self._optimized:

@@ -1,4 +1,4 @@
-"""A checkpoint's policy as a Hugging Face folder, without starting a learner."""
+"""Exports the policy of a checkpoint as a Hugging Face folder, without starting a learner."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WEIGHT = "weight/model."
 
 
 def export_checkpoint(checkpoint: Path, out: Path, *, model: Path, dtype: Literal["float32", "bfloat16"]) -> int:
-    """Write the policy of a verified checkpoint into `out`, whole or not at all; returns its optimizer step.
+    """Write the policy of a verified checkpoint into `out`, atomically; returns its optimizer step.
 
     Args:
         model: folder of the initial model, for everything but the weights.
         dtype: that the policy was trained in; checkpoints hold float32.
 
     Raises:
-        CheckpointError: it holds no learner's state.
+        CheckpointError: it has no learner state.
     """
     counters = read_counters(checkpoint)
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32

@@ -1,4 +1,4 @@
-"""The policy: loading it, and the log-probabilities of what it said.
+"""The policy: loading, and log-probabilities of its completions.
 
 Legend: B rows, T tokens of a padded row, N predicted (completion) tokens, M image placeholders, S visual tokens of the
 distinct views, P patches, D values of a patch, W width of the language model.
@@ -39,7 +39,9 @@ def load_policy(
         raise ValueError(f"model.path={str(path)!r} is invalid: no config.json there; give a local model folder")
     settings = json.loads((folder / "config.json").read_text())
     if "auto_map" in settings:
-        raise ValueError(f"model.path={str(path)!r} is invalid: its config.json has auto_map, which runs foreign code")
+        raise ValueError(
+            f"model.path={str(path)!r} is invalid: its config.json has auto_map, which would run third-party code"
+        )
     if settings.get("model_type") != "qwen2_5_vl":
         found = settings.get("model_type")
         raise ValueError(f"model.path={str(path)!r} is invalid: model_type must be qwen2_5_vl, not {found!r}")
@@ -59,7 +61,7 @@ def load_policy(
 
 
 def use_fast_layers(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Have a model of the library use our vision attention, patch projection and output layer; weights stay as is."""
+    """Replace vision attention, patch projection and output layer by our own; weights are unchanged."""
     install_fast_vision_attention()
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
     model.lm_head.__class__ = ScoringHead
@@ -100,7 +102,7 @@ def token_logprobs(
 
 
 class Policy(nn.Module):
-    """The model behind one call, so that whatever wraps it sees a single forward pass per micro-batch."""
+    """The model as one module, so that a wrapper sees a single forward pass per micro-batch."""
 
     def __init__(self, model: Any, *, temperature: float, forbidden_ids: Sequence[int]) -> None:
         super().__init__()

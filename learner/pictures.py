@@ -1,7 +1,7 @@
-"""The pictures of a plan: where a rank gets them, and how it cuts them anew where they are gone.
+"""The images of a plan: where a rank gets them, and how it re-creates lost ones from the data set.
 
-A full view lies with the worker that played its group until a rank takes it. A worker or node that is lost meanwhile
-must not cost the step, so each picture also says which row of which data set it was cut from.
+A full view stays with the worker that played its group until a rank fetches it. If that worker or node dies meanwhile,
+the step must not fail, so each picture also refers to its row in the data set.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Picture:
     handle: object
     """Reference of the view uint8 [H, W, 3] in a run's object store, or the array itself in tests."""
     ref: SampleRef
-    """The row that it was cut from."""
+    """The row it was made from."""
     full_size: tuple[int, int]
     """(height, width) in pixels."""
     image_sha256: str
-    """Of the encoded picture."""
+    """Hash of the encoded image."""
 
 
 def pictures_of(plan: RankPlan, groups: Sequence[TrainingGroup]) -> list[Picture]:
-    """The pictures that a rank's plan refers to, by number."""
+    """The images of a rank's plan, by index."""
     chosen = [groups[index] for index in plan.image_groups]
     return [
         Picture(
@@ -47,7 +47,7 @@ def pictures_of(plan: RankPlan, groups: Sequence[TrainingGroup]) -> list[Picture
 
 
 class PictureReader:
-    """Cuts full views from the data set, with the functions that the rollout workers use."""
+    """Makes full views from the data set, with the same functions as the rollout workers."""
 
     def __init__(self, spec: ViewSpec, limits: DataConfig) -> None:
         self._spec = spec
@@ -58,7 +58,7 @@ class PictureReader:
         """The full view, uint8 [H, W, 3].
 
         Raises:
-            LearnerError: the row cannot be read here, or holds another picture than the one that was played.
+            LearnerError: the row cannot be read here, or has another image than the one that was played.
         """
         ref = picture.ref
         try:
@@ -68,16 +68,14 @@ class PictureReader:
             found = hashlib.sha256(encoded).hexdigest()
             if found != picture.image_sha256:
                 raise LearnerError(
-                    f"row {ref.row} of {ref.dataset} has changed since it was played: its picture's SHA-256 is "
+                    f"row {ref.row} of {ref.dataset} has changed since it was played: the SHA-256 of its image is "
                     f"{found[:12]}, not {picture.image_sha256[:12]}"
                 )
             image = check_and_decode(
                 encoded, max_pixels=self._limits.max_source_pixels, max_side_ratio=self._limits.max_side_ratio
             )
         except DataError as error:
-            raise LearnerError(
-                f"the picture of row {ref.row} of {ref.dataset} cannot be read again: {error}"
-            ) from error
+            raise LearnerError(f"the image of row {ref.row} of {ref.dataset} cannot be read again: {error}") from error
         view = full_view(image, self._spec)
         if view.shape[:2] != picture.full_size:
             raise LearnerError(

@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens and the entropy of their distributions, without ever holding all logits.
+"""Log-probabilities of given tokens and the entropy of their distributions, without materializing all logits.
 
 The output layer is called as one module, once per micro-batch: under ZeRO-3 each call gathers its weight from all
 ranks, and ranks whose micro-batches have different numbers of tokens must still make the same number of calls. The
-chunks that bound the memory lie inside one autograd function, which works the logits out again in the backward pass.
+chunks that bound the memory are inside one autograd function, which recomputes the logits in the backward pass.
 
 Legend: N tokens to score, C tokens of a chunk, W width of the language model, V vocabulary.
 """
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 FORBIDDEN_LOGIT = -1e30
-"""Logit of an id that the sampler may not draw: its probability is exactly 0, and 0 * logit stays finite."""
+"""Logit of a forbidden id: its probability is exactly 0, and 0 * logit stays finite."""
 MAX_LOGITS = 2**27
-"""Logits of one chunk at most (512 MiB in float32)."""
+"""Maximum logits per chunk (512 MiB in float32)."""
 
 
 class ScoringHead(nn.Linear):
-    """The output layer of a language model. With targets it scores them; without, it gives logits as before."""
+    """The output layer of a language model. Scores targets if they are given; otherwise returns logits as usual."""
 
     def forward(
         self,
@@ -90,7 +90,7 @@ class _ChunkedScores(torch.autograd.Function):
         hidden_NW, weight_VW, targets_N, forbidden, normaliser_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden_NW = torch.empty_like(hidden_NW) if needs_hidden else None
-        # Chunks add up in float32 or wider, whatever the weight's dtype.
+        # Chunks are accumulated in float32 or wider, whatever the weight's dtype.
         grad_weight_VW = torch.zeros_like(weight_VW, dtype=normaliser_N.dtype) if needs_weight else None
         for part in _slices(len(targets_N), ctx.chunk):
             log_CV = _logits(hidden_NW[part], weight_VW, forbidden, ctx.temperature).sub_(normaliser_N[part, None])

@@ -1,4 +1,4 @@
-"""Tensors of any number in safetensors files of bounded size."""
+"""Writes tensors to safetensors files of bounded size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from actors.errors import CheckpointError
 
 SHARD_BYTES = 2 << 30
-"""A file is closed once it holds this much: what the writer needs in host memory to save a model of any size."""
+"""A file is closed at this size, which bounds the host memory needed to save a model of any size."""
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str) -> dict[str, str]:
@@ -29,7 +29,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str)
         name = f"{stem}-{num_shards:05d}.safetensors"
         try:
             save_file(shard, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:  # how the library reports a full disk
+        except SafetensorError as error:  # raised by the library on a full disk
             raise CheckpointError(f"{name} could not be written to {folder}: {error}") from error
         files.update(dict.fromkeys(shard, name))
 

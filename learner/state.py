@@ -1,4 +1,4 @@
-"""The learner's state on disk: JSON and safetensors, by parameter name, free of ranks and shards.
+"""The learner's state on disk: JSON and safetensors, by parameter name, independent of ranks and shards.
 
 learner.json                 counters, and the names of the tensor files
 learner-00000.safetensors    weight/NAME, exp_avg/NAME, exp_avg_sq/NAME in float32, and rng/DEVICE in uint8
@@ -24,12 +24,12 @@ STATE, FORMAT = "learner.json", 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What the learner counts."""
+    """Counters of the learner."""
 
     optimizer_step: int
     """Steps applied: the version of the weights."""
     num_skipped: int
-    """Steps skipped for a loss or gradient that was not finite."""
+    """Steps skipped because of a non-finite loss or gradient."""
     num_skipped_in_a_row: int
 
 
@@ -54,7 +54,7 @@ def read_counters(folder: Path) -> Counters:
 
 
 def read_tensors(folder: Path, prefix: str | tuple[str, ...] = "") -> Iterator[tuple[str, Tensor]]:
-    """Saved tensors whose key starts so, one at a time."""
+    """Saved tensors with this key prefix, one at a time."""
     for name in _read_state(folder)["files"]:
         with safe_open(folder / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
@@ -63,7 +63,7 @@ def read_tensors(folder: Path, prefix: str | tuple[str, ...] = "") -> Iterator[t
 
 
 def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a state whose weights are not those of this model, naming the first that differs."""
+    """Reject a state whose weights do not match this model, naming the first that differs."""
     found: dict[str, tuple[int, ...]] = {}
     for name in _read_state(folder)["files"]:
         with safe_open(folder / name, framework="pt") as file:
@@ -94,8 +94,8 @@ def restore_rng(states: Iterable[tuple[str, Tensor]]) -> None:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file():
-        raise CheckpointError(f"{folder} holds no learner state ({STATE})")
+        raise CheckpointError(f"{folder} has no learner state ({STATE})")
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     if state["format"] != FORMAT:
-        raise CheckpointError(f"{STATE} has format {state['format']}, this program reads {FORMAT}")
+        raise CheckpointError(f"{STATE} has format {state['format']}, this version reads {FORMAT}")
     return state

@@ -1,4 +1,4 @@
-"""Seconds by stage, without making the device wait for the host."""
+"""Timing of stages, without synchronizing the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class StageClock:
-    """Adds up the time of named stages: of the device's stream on a GPU, of this thread on a CPU."""
+    """Accumulates the time of named stages: of the CUDA stream on a GPU, of this thread on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -20,7 +20,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done, or queued on the device, inside."""
+        """Time the body, or what it enqueues on the device."""
         if self._on_gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
@@ -33,7 +33,7 @@ class StageClock:
             self._seconds[name] += time.monotonic() - started
 
     def seconds(self) -> dict[str, float]:
-        """By stage, so far. Waits for the device."""
+        """Seconds by stage so far. Synchronizes the device."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000

@@ -1,4 +1,4 @@
-"""What an update reports. Light to import: the driver reads reports without loading PyTorch."""
+"""The report of an update. Does not import PyTorch, so that the driver can read it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What one update did. The same on every rank, but for seconds and memory."""
+    """Result of one update, the same on every rank except for seconds and memory."""
 
     start_version: int
     """Version of the weights before the update."""
     optimizer_step: int
-    """And after it: optimizer steps applied so far."""
+    """Version after the update: optimizer steps applied so far."""
     num_tokens: int
-    """Generated tokens learned from, over all ranks."""
+    """Generated tokens trained on, over all ranks."""
     seconds: float
     metrics: dict[str, float]
-    """For the records, by full name (`learner/...`, `time/...`)."""
+    """Metrics by full name (`learner/...`, `time/...`)."""
 
 
 def summarize_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over an update's applied steps, and sums and maxima where the name says so.
 
-    The mismatch between sampler and learner is the first step's: later ones compare weights that have moved.
+    The mismatch between sampler and learner is taken from the first step: later ones compare updated weights.
     """
     applied = [step for step in steps if step["is_applied"]]
     figures: dict[str, float] = {"num_steps": float(len(applied)), "num_tokens": sum(s["num_tokens"] for s in steps)}

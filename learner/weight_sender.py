@@ -1,4 +1,4 @@
-"""The policy's weights on their way out: to the rollout engines, and to a folder that vLLM and transformers load.
+"""The sending end of weight sync, and the export to a folder that vLLM and transformers load.
 
 Names are those of the Hugging Face checkpoints, whatever the library calls the parameters in memory.
 """
@@ -35,11 +35,11 @@ COPIED_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-"""What stays as it was in the initial model's folder; a folder has some of them."""
+"""Files copied from the initial model's folder, where present."""
 
 
 def checkpoint_name(name: str) -> str:
-    """Name in a Hugging Face checkpoint of a parameter of Qwen2_5_VLForConditionalGeneration."""
+    """Name of a parameter of Qwen2_5_VLForConditionalGeneration in a Hugging Face checkpoint."""
     for prefix, renamed in RENAMED_PREFIXES:
         if name.startswith(prefix):
             return renamed + name.removeprefix(prefix)
@@ -77,7 +77,7 @@ def pack_weights(
                 digest=bytes_digest(content.data),
             )
         )
-        # On the CPU these are the parameter's own bytes, and what ZeRO-3 gathered is released at the next turn.
+        # On CPU these are the parameter's own bytes, and ZeRO-3 releases what it gathered in the next iteration.
         waiting.append(content if tensor.is_cuda else content.copy())
         offset += content.nbytes
         if offset >= bucket_bytes:

@@ -1,4 +1,4 @@
-"""What is asked of the types of columns, however their values are encoded."""
+"""Predicates on Arrow column types, independent of their encoding."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def duplicates(names: Iterable[str]) -> list[str]:
-    """Names that stand more than once."""
+    """Names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

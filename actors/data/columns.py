@@ -1,4 +1,4 @@
-"""Which columns of a data set hold question, picture and answer, and how each of its files is read. Opens no file.
+"""Determines the columns of question, image and answer, and how each file is read. Opens no files.
 
 Columns are those of the published VisionThink sets: `problem`, `images` or `image`, `original_answer` or `answer`,
 and, where there is one, `info` with `use_tool`.
@@ -20,7 +20,7 @@ from actors.errors import DataError
 QUESTION = ("problem",)
 IMAGE = ("images", "image")
 ANSWER = ("original_answer", "answer")
-"""Names that a column may have; the first one that every file has counts."""
+"""Accepted column names; the first one that every file has is used."""
 NOTES = "info"
 Schemas = Mapping[int, tuple[str, pa.Schema]]
 """Name and schema of each file, by its number."""
@@ -41,16 +41,16 @@ class Columns:
 
     @property
     def forms(self) -> dict[str, tuple[str, bool]]:
-        """What must be alike in all files of a data set. Kinds of numbers and of text may differ."""
+        """What must be equal in all files of a data set. Number and text types may differ."""
         columns = (self.question, self.image, self.answer)
         return {column.name: (column.form, column.is_list) for column in columns if column.form != "missing"}
 
 
 def columns_of_files(path: str, schemas: Schemas, folder: Path) -> dict[int, Columns]:
-    """The columns of each file of the data set at `path`, whose pictures may lie in `folder`.
+    """The columns of each file of the data set at `path`, whose images may be in `folder`.
 
     Raises:
-        DataError: a column is missing, duplicated, of a type that cannot be read, or of different kinds in two files.
+        DataError: a column is missing, duplicated, of an unsupported type, or of different kinds in two files.
     """
     for file, schema in schemas.values():
         _reject_duplicates(file if len(schemas) > 1 else path, schema)
@@ -80,13 +80,13 @@ def _column(path: str, schemas: Schemas, names: Sequence[str]) -> str:
     having = {file: any(name in schema.names for name in names) for file, schema in schemas.values()}
     if not any(having.values()):
         found = ", ".join(next(iter(schemas.values()))[1].names) or "none"
-        raise DataError(f"{path} has no column {wanted}: its columns are {found}; rename the one that is meant")
+        raise DataError(f"{path} has no column {wanted}: its columns are {found}; rename the intended one")
     found = "; ".join(f"{file} has {', '.join(schema.names)}" for file, schema in _two_unlike(schemas, names))
     raise DataError(f"{path} has no column {wanted} that all of its files share ({found}): give them the same columns")
 
 
 def _two_unlike(schemas: Schemas, names: Sequence[str]) -> list[tuple[str, pa.Schema]]:
-    """Two files that have different ones of these columns."""
+    """Two files that differ in these columns."""
     by_columns = {tuple(name in schema.names for name in names): (file, schema) for file, schema in schemas.values()}
     return list(by_columns.values())[:2]
 
@@ -101,7 +101,7 @@ def _reject_duplicates(where: str, schema: pa.Schema) -> None:
 
 
 def _check_alike(path: str, schemas: Schemas, columns: Mapping[int, Columns]) -> None:
-    """Refuse a column without a value in any file, and files whose columns are read in different ways."""
+    """Reject a column without any value, and files whose columns have to be read differently."""
     seen: dict[str, tuple[int, tuple[str, bool]]] = {}
     for number, one in columns.items():
         for name, form in one.forms.items():
@@ -113,6 +113,4 @@ def _check_alike(path: str, schemas: Schemas, columns: Mapping[int, Columns]) ->
     one = next(iter(columns.values()))
     for column in (one.question, one.image, one.answer):
         if column.name not in seen:
-            raise DataError(
-                f"{path}: {column.name} has no value in any row: fill it, or rename the column that is meant"
-            )
+            raise DataError(f"{path}: {column.name} has no value in any row: fill it, or rename the intended column")

@@ -1,4 +1,4 @@
-"""Which files the path of a data set names, and what must not be read as one set. Opens no table."""
+"""Finds the files of a data set and rejects mixed splits. Opens no tables."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "testmini", "eval", "evaluation"), "test"),
     **dict.fromkeys(("heldout", "holdout"), "heldout"),
 }
-"""Words in a file's name that say which split it belongs to: those of the Hugging Face Hub, and our own."""
+"""Words in a file name that denote its split: those of the Hugging Face Hub, and our own."""
 MAX_NAMED = 8
-"""Splits or folders listed in an error."""
+"""Maximum splits or folders listed in an error."""
 LFS_POINTER = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d{3,}-of-(\d{3,})(-[0-9a-f]{6,})?(?=\.)")
 """The Hub's shards: NAME-00000-of-00004.parquet, in older repositories with a hash behind."""
@@ -30,7 +30,7 @@ class DataFiles:
     """The files of one data set, in reading order."""
 
     folder: Path
-    """Paths of pictures are relative to it, and stay inside it."""
+    """Image paths are relative to it and must stay inside it."""
     files: tuple[Path, ...]
 
 
@@ -47,11 +47,11 @@ def find_files(path: str) -> DataFiles:
         return DataFiles(folder=root, files=_in_folder(root))
     if glob.has_magic(path):
         return _matching(path)
-    raise DataError(f"{path} does not exist: name a Parquet file, a folder of them, or a save_to_disk folder")
+    raise DataError(f"{path} does not exist: give a Parquet file, a folder of them, or a save_to_disk folder")
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether the file only says where Git LFS keeps the real one."""
+    """Whether the file is a Git LFS pointer."""
     with file.open("rb") as opened:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
@@ -60,7 +60,7 @@ def _in_folder(root: Path) -> tuple[Path, ...]:
     if (root / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in root.iterdir() if child.is_dir())
         one = "train" if "train" in splits or not splits else splits[0]
-        raise DataError(f"{root} holds several splits ({_listed(splits)}): name one of them, as in {root}/{one}")
+        raise DataError(f"{root} holds several splits ({_listed(splits)}): give one of them, as in {root}/{one}")
     if (root / "state.json").is_file():
         return tuple(_arrow_files(root))
     files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
@@ -78,7 +78,7 @@ def _matching(path: str) -> DataFiles:
     files = sorted(Path(name) for name in glob.glob(path, recursive=True) if name.endswith((".parquet", ".arrow")))
     files = [file for file in files if file.is_file()]
     if not files:
-        raise DataError(f"{path} matches no *.parquet file: correct the pattern, or name a file or a folder")
+        raise DataError(f"{path} matches no *.parquet file: correct the pattern, or give a file or a folder")
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(_split_of(file.relative_to(fixed)) or "", []).append(file)
@@ -88,13 +88,13 @@ def _matching(path: str) -> DataFiles:
 
 
 def _fixed_parts(path: str) -> list[str]:
-    """The folders before the first one that is a pattern."""
+    """The leading folders without a pattern."""
     parts = list(Path(path).parts)
     return parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))]
 
 
 def _group_of(file: Path) -> str:
-    """What must be alike among the files of a folder: the split, or the pattern of the Hub's shards."""
+    """What the files of a folder must have in common: the split, or the name pattern of the Hub's shards."""
     shard = _SHARD.search(file.name)
     if shard is None:
         return _split_of(Path(file.name)) or ""
@@ -102,7 +102,7 @@ def _group_of(file: Path) -> str:
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that the name says, or else the nearest of the folders that says one."""
+    """The split in the file name, or else in the nearest parent folder."""
     for part in reversed(file.parts):
         named = [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS]
         if named:
@@ -118,23 +118,23 @@ def _reject_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> N
     )
     one = next((name for name in names if "train" in name), names[0])
     raise DataError(
-        f"{path} holds files of several splits ({_listed(names)}): name one file or a pattern, "
+        f"{path} holds files of several splits ({_listed(names)}): give one file or a pattern, "
         f"as in {(folder / one).as_posix()}"
     )
 
 
 def _without_files(root: Path) -> str:
-    """Why a folder cannot be read that has no Parquet files of its own."""
+    """Why a folder without Parquet files cannot be read."""
     below = {
         found.parent.relative_to(root).as_posix()
         for pattern in ("*/*.parquet", "*/*/*.parquet", "*/state.json")
         for found in root.glob(pattern)
     }
     if not below:
-        return f"{root} holds neither *.parquet files nor a save_to_disk state.json: name a folder that does"
+        return f"{root} holds neither *.parquet files nor a save_to_disk state.json: give a folder that does"
     first = min(below, key=lambda folder: ("train" not in folder, folder))
     return (
-        f"{root} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: name one "
+        f"{root} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: give one "
         f"folder, as in {root}/{first}, or all files that are one set by a pattern, as in '{root}/**/*.parquet'"
     )
 

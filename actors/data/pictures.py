@@ -1,6 +1,6 @@
-"""Pictures of a data set, from the forms that they are stored in: bytes, base64, data URIs, or files beside the set.
+"""Reads images from the forms in which data sets store them: bytes, base64, data URIs, or separate files.
 
-Encoded bytes come out; `actors.images` checks and decodes them.
+Returns encoded bytes; `actors.images` checks and decodes them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from actors.data.files import LFS_POINTER
 from actors.errors import DataError
 
 MAX_PICTURE_BYTES = 128 * 2**20
-"""Of a picture in a file or a text. One of 64 million pixels takes less, whatever its format."""
+"""Maximum size of an encoded image; 64 million pixels take less in any format."""
 MAX_PATH_CHARS = 4096
-"""A longer text can be no path (Linux: PATH_MAX)."""
+"""Longer texts are not paths (Linux: PATH_MAX)."""
 BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
-"""What base64 makes of the first bytes of JPEG, PNG, WEBP and GIF files."""
+"""Base64 of the first bytes of JPEG, PNG, WEBP and GIF files."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 EMBED = "embed the pictures as bytes"
@@ -31,14 +31,14 @@ EMBED = "embed the pictures as bytes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureColumn:
-    """How the values of one column become a picture."""
+    """How the values of a column are turned into an image."""
 
     name: str
     form: Literal["bytes", "text", "struct", "missing"]
     """`struct`: {bytes, path} of Hugging Face, one of the two filled. `missing`: no row has a value."""
     is_list: bool
     folder: Path
-    """Paths are relative to it, and stay inside it."""
+    """Paths are relative to it and must stay inside it."""
 
     @classmethod
     def of(cls, schema: pa.Schema, name: str, folder: Path) -> Self:
@@ -65,7 +65,7 @@ class PictureColumn:
         return cls(name=name, form=form, is_list=is_list, folder=folder)
 
     def read(self, value: Any) -> bytes:
-        """The encoded picture; DataError with the reason when there is none."""
+        """The encoded image; DataError with the reason if there is none."""
         try:
             one = self._one(value)
             if isinstance(one, str):
@@ -75,7 +75,7 @@ class PictureColumn:
         return one
 
     def is_text(self, value: Any) -> bool:
-        """Whether the value does not hold the picture's bytes but a text."""
+        """Whether the value is a text instead of the image's bytes."""
         try:
             return isinstance(self._one(value), str)
         except DataError:
@@ -123,7 +123,7 @@ def _decoded(encoded: str) -> bytes:
 
 
 def _file_inside(folder: Path, name: str) -> bytes:
-    """A file of the folder. Links are followed, then it is checked where they led."""
+    """A file of the folder. Links are resolved before the location is checked."""
     try:
         root, file = folder.resolve(strict=True), (folder / name).resolve()
         if not file.is_relative_to(root):
@@ -136,7 +136,7 @@ def _file_inside(folder: Path, name: str) -> bytes:
         if (size := file.stat().st_size) > MAX_PICTURE_BYTES:
             raise DataError(f"names {_short(name)}, {size} bytes, over {MAX_PICTURE_BYTES}: store it smaller")
         encoded = file.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a NUL, or a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # name too long or with a NUL, or a symlink loop
         raise DataError(f"names {_short(name)}, which cannot be read ({error}): {EMBED}") from error
     if encoded.startswith(LFS_POINTER):
         raise DataError(f"names {_short(name)}, which is a Git LFS pointer: run `git lfs pull` in {folder}")

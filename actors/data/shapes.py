@@ -1,9 +1,10 @@
-"""A task family whose need for resolution is known exactly: a coloured shape and a striped square.
+"""The shapes task, in which the need for resolution is known exactly: a coloured shape and a striped square.
 
-Three questions are asked of a picture: the shape's colour, the shape, and which way the square's stripes run. Stripes
+There are three questions per image: the colour of the shape, the shape, and the direction of the square's stripes. They
 are coarse or fine. Every 2 x 2 block of fine stripes holds two white and two coloured pixels, whichever way they run,
-so halving each side turns all fine stripes into the same flat square, bit for bit: what is lost is lost exactly, a
-guess is right once in `len(WAYS)`, and the flat square shows that one has to ask. Coarse stripes survive.
+so halving each side turns all fine stripes into the same flat square, bit for bit: the information is lost entirely, a
+guess is right with probability 1 / `len(WAYS)`, and the flat square shows that the tool is needed. Coarse stripes
+survive.
 
 A row needs the full view exactly when it asks about stripes and they are fine.
 """
@@ -30,7 +31,7 @@ Split = Literal["train", "heldout"]
 Picture = npt.NDArray[np.uint8]
 
 SIDE = 224
-"""Pixels of a picture's side: 8 x 8 visual tokens of Qwen2.5-VL, 4 x 4 once quartered."""
+"""Side of an image in pixels: 8 x 8 visual tokens of Qwen2.5-VL, 4 x 4 in the quarter view."""
 SHAPE_SIDE, SQUARE_SIDE = 84, 56
 SQUARE_TOP = 140
 STEP = 14
@@ -53,7 +54,7 @@ QUESTIONS: dict[Kind, str] = {
     "stripes": "which way do the stripes run?",
 }
 HELDOUT_SHARE = 8
-"""One picture in this many belongs to the held-out split."""
+"""One image in this many belongs to the held-out split."""
 ROWS_PER_GROUP = 256
 SCHEMA = pa.schema(
     [
@@ -69,7 +70,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """All that there is to see in one picture."""
+    """The content of one image."""
 
     ground: str
     colour: str
@@ -84,13 +85,13 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """The one split this scene may appear in: a hash decides, so splits share no picture whatever their seeds."""
+        """The split of this scene, determined by a hash, so that splits share no image whatever their seeds."""
         return "heldout" if zlib.crc32(repr(astuple(self)).encode()) % HELDOUT_SHARE == 0 else "train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapesRow:
-    """A scene and the question asked of it."""
+    """A scene and a question about it."""
 
     scene: Scene
     kind: Kind
@@ -139,7 +140,7 @@ def paint(scene: Scene) -> Picture:
     """The picture of a scene, uint8 [SIDE, SIDE, 3]. The ground is a light tint, so that no shape sinks into it."""
     tint = (np.asarray(COLOURS[scene.ground]) * 0.35 + 255 * 0.65).astype(np.uint8)
     picture = np.empty((SIDE, SIDE, 3), np.uint8)
-    picture.reshape(SIDE, -1)[:] = np.tile(tint, SIDE)  # rows at a time: a warm start paints hundreds a step
+    picture.reshape(SIDE, -1)[:] = np.tile(tint, SIDE)  # row-wise for speed: a warm start paints hundreds per step
     top, left = scene.shape_top, scene.shape_left
     around_shape = picture[top : top + SHAPE_SIDE, left : left + SHAPE_SIDE]
     np.copyto(around_shape, _rgb(scene.colour), where=shape_mask(scene.shape)[..., None])
@@ -203,7 +204,7 @@ def write_split(
     needs_full_share: float = 1 / 3,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write one split as Parquet with page checksums: whole or not at all, the same bytes for the same seed.
+    """Write one split as Parquet with page checksums: atomically; the same seed gives identical bytes.
 
     `progress` is called with the number of rows just written.
     """

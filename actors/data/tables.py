@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of Arrow folders, read where they lie: nothing is loaded before it is asked for."""
+"""Rows of Parquet files and Arrow folders, read lazily."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from actors.data.files import find_files, is_lfs_pointer
 from actors.errors import DataError, root_cause
 
 MAX_CACHED_BYTES = 256 * 2**20
-"""Decoded row groups kept in memory by all files of a data set together, beside the one in use. Prompts come shuffled,
-so neighbours are asked for late."""
+"""Cache of decoded row groups for all files of a data set, in addition to the one in use. Prompts are shuffled, so
+neighbouring rows are read much later."""
 MAX_BATCH_BYTES = 32 * 2**20
-"""Decoded at a time, by the average row that the metadata tell of."""
+"""Size of a decoded batch, estimated from the average row size in the metadata."""
 MAX_BATCH_ROWS = 256
-"""The same, where values that repeat are stored once and the metadata tell too little."""
+"""Maximum rows per batch, for encodings whose metadata underestimate the size."""
 READ_BUFFER_BYTES = 2**20
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
@@ -41,7 +41,7 @@ class Source(Protocol):
         """Row number `row` of the file as Python values."""
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The first rows, as many of them as come cheaply, kept nowhere."""
+        """Some first rows, as many as are cheap to read; not cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +66,17 @@ class Part:
 
 
 class TableCache:
-    """One decoded part per row group; the least recently used are given up first. The newest stays, however large."""
+    """LRU cache with one decoded part per row group. The newest part stays, however large."""
 
     def __init__(self) -> None:
         self._parts: OrderedDict[tuple[object, ...], Part] = OrderedDict()
         self._num_bytes = 0
 
     def get(self, key: tuple[object, ...], row: int, load: Callable[[], Part]) -> Part:
-        """The part that holds this row of the group `key` names, decoded by `load` where none is kept."""
+        """The part with this row of the row group `key`, decoded by `load` if it is not cached."""
         part = self._parts.get(key)
         if part is None or row not in part:
-            if part is not None:  # given up before the next one is decoded: two large parts at once are too many
+            if part is not None:  # dropped before the next one is decoded: two large parts at once would be too much
                 self._num_bytes -= self._parts.pop(key).num_bytes
                 del part
             part = self._parts[key] = load()
@@ -88,7 +88,7 @@ class TableCache:
 
 
 class ParquetSource:
-    """Row groups are decoded when a row of them is asked for, page checksums verified where the writer left any.
+    """Decodes row groups on demand, and verifies page checksums if there are any.
 
     A row group is decoded in batches, and no more than `MAX_CACHED_BYTES` of it are kept: Arrow cannot decode over
     2 GiB of nested values at once, and memory would not last. A row deep in a large group costs decoding all before it.
@@ -96,8 +96,8 @@ class ParquetSource:
 
     def __init__(self, path: Path, cache: TableCache) -> None:
         self._path = path
-        # Not memory-mapped: a file cut short while it is open would end the process with SIGBUS. Not pre-buffered:
-        # what was read would stay for as long as the file is open. Buffered: a column of a row group is not read whole.
+        # Not memory-mapped: a file truncated while open would kill the process with SIGBUS. Not pre-buffered: what
+        # was read would stay in memory while the file is open. Buffered: columns of a row group are not read whole.
         self._file = pq.ParquetFile(
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
         )
@@ -192,12 +192,12 @@ def _row_of(columns: Mapping[str, pa.Array | pa.ChunkedArray], row: int) -> dict
 
 
 class Rows:
-    """All rows of a data set under consecutive numbers, in the order of its files. Threads may share it."""
+    """All rows of a data set, numbered consecutively in file order. Thread-safe."""
 
     def __init__(self, path: str, folder: Path, files: Sequence[tuple[Path, Source]]) -> None:
         self._path = path
         self.folder = folder
-        """Paths of pictures are relative to it."""
+        """Image paths are relative to it."""
         self._sources = [source for _, source in files]
         self._firsts = list(itertools.accumulate((source.num_rows for source in self._sources), initial=0))
         self._files = [(file.name, file.stat().st_size) for file, _ in files]
@@ -224,7 +224,7 @@ class Rows:
             raise DataError(f"row {row} of {self._path} cannot be read: {root_cause(error)}") from error
 
     def first_rows(self, num_rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The first rows of the first file that has any, or none where they cannot be read: reading them will say."""
+        """The first rows of the first non-empty file; empty if they cannot be read, which a later read will report."""
         try:
             return next(source for source in self._sources if source.num_rows).first_rows(num_rows, columns)
         except _READ_ERRORS:
@@ -238,11 +238,11 @@ class Rows:
 
 
 def open_rows(path: str) -> Rows:
-    """Open all files that the path names (see `find_files`); DataError when it names none, or one that is damaged."""
+    """Open all files of the path (see `find_files`); DataError if there are none, or one is damaged."""
     try:
         found, cache = find_files(path), TableCache()
     except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
-        raise DataError(f"{path!r} cannot be looked into: {error}; name a file or folder that can be read") from error
+        raise DataError(f"{path!r} cannot be read: {error}; give a readable file or folder") from error
     return Rows(path, found.folder, [(file, _open(file, cache)) for file in found.files])
 
 

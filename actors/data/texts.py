@@ -1,4 +1,4 @@
-"""Questions and answers: one text each, from whatever type of column holds them."""
+"""Reads questions and answers as text from columns of any supported type."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from actors.data.arrow_types import is_bytes, is_text, without_list
 from actors.errors import DataError
 
 SCIENTIFIC_FROM, SCIENTIFIC_BELOW = 1e16, 1e-6
-"""Sizes of floats that are written with an exponent."""
+"""Magnitudes of floats that are written with an exponent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextColumn:
-    """How the values of one column become text."""
+    """How the values of a column are turned into text."""
 
     name: str
     form: Literal["text", "label", "missing"]
     """`label`: numbers that stand for names (ClassLabel of Hugging Face). `missing`: no row has a value."""
     is_list: bool
     float_type: type[np.floating[Any]] | None
-    """The width that floats were stored in, whose shortest digits are theirs."""
+    """Stored float type, which determines the shortest decimal representation."""
     labels: tuple[str, ...] = ()
 
     @classmethod
@@ -94,12 +94,12 @@ class TextColumn:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a stripped text shows nothing: it is empty, or of zero-width and control characters."""
+    """Whether a stripped text is empty or has only zero-width and control characters."""
     return not any(map(str.isprintable, text))
 
 
 def _float_text(value: float, float_type: type[np.floating[Any]]) -> str:
-    """The fewest digits that give the same float of that width; a whole number without a point.
+    """Shortest decimal representation of a float of that type; whole numbers without a decimal point.
 
     Raises:
         DataError: not a finite number, or a whole one with more digits than a float of the width keeps.

@@ -1,7 +1,8 @@
-"""Canaries: settled rows that are judged beside the groups of a run, to see whether its LLM still judges well.
+"""Canaries: rows with known verdicts, judged alongside the groups of a run to monitor its LLM judge.
 
-An LLM that a policy has learned to fool passes wrong answers. Only evidence counts: the lower end of the 95 % interval
-of their share. Rules do not drift, so canaries are rows that they leave to the LLM; a chain of rules alone has none.
+An LLM that the policy has learned to fool passes wrong answers. The criterion is the lower end of the 95 % interval of
+its false-positive rate. Rules do not drift, so canaries are rows that rules leave to the LLM; a chain of
+rules alone has none.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from judge.trust.goldset import GoldRow
 from judge.verdict import Judge, NoVerdict, Outcome, Verdict
 
 NUM_WATCHED = 200
-"""Newest canaries that count: a judge that was good for long must not hide that it no longer is."""
+"""Number of latest canaries considered, so that a long good history does not hide a recent change."""
 MIN_PASSED, MIN_PASSED_TO_STOP = 3, 5
-"""Wrong rows that must have passed before anybody is warned, and before a run is stopped."""
+"""Minimum number of passed wrong rows before a warning, and before a run is stopped."""
 
 
 def draw_canaries(rows: Sequence[GoldRow], share: float, *, seed: int, step: int, sample: str) -> list[GoldRow]:
-    """Rows to try beside this sample's group, in random order; none for most. The same arguments, the same rows."""
+    """Candidate canaries for this sample's group, in random order; mostly none. Deterministic in the arguments."""
     draw = random.Random(f"canary {seed} {step} {sample}")
     return draw.sample(rows, len(rows)) if draw.random() < share else []
 
 
 async def first_undecided(rows: Iterable[GoldRow], judges: Sequence[Judge]) -> GoldRow | None:
-    """The first row that none of these judges decides: it reaches the LLM behind them."""
+    """The first row that none of these judges decides, so that it reaches the LLM."""
     for row in rows:
         outcomes = [outcome for judge in judges for outcome in await judge.grade(row.request)]
         if all(isinstance(outcome, NoVerdict) for outcome in outcomes):
@@ -37,7 +38,7 @@ async def first_undecided(rows: Iterable[GoldRow], judges: Sequence[Judge]) -> G
 
 
 class CanaryWatch:
-    """Counts canaries. `alarm` and `stop`: shares of wrong rows that pass at which to warn, and to end the run."""
+    """Counts canaries. `alarm` and `stop`: false-positive rates at which to warn and to end the run."""
 
     def __init__(self, *, alarm: float, stop: float) -> None:
         self._alarm = alarm
@@ -49,14 +50,14 @@ class CanaryWatch:
 
     @property
     def false_positives(self) -> Rate:
-        """Of the newest wrong rows, those that passed."""
+        """False-positive rate on the latest wrong rows."""
         return Rate.of(self._passed)
 
     def add(self, row: GoldRow, outcome: Outcome) -> str | None:
-        """Count one. Returns a warning where there is something new to warn of.
+        """Count one canary. Returns a warning if there is a new reason for one.
 
         Raises:
-            RunError: too many wrong rows pass: what the policy learns now is how to please this judge.
+            RunError: too many wrong rows pass, so the policy would learn to exploit the judge.
         """
         if not isinstance(outcome, Verdict):
             return None
@@ -71,9 +72,9 @@ class CanaryWatch:
         )
         if rate.num_hits >= MIN_PASSED_TO_STOP and low > self._stop:
             raise RunError(
-                f"{shown}; that is over judge.canary_stop={self._stop:g}. Measure the judge with `visionthink judge "
-                f"check`, take a better one, then start the same command with --resume"
+                f"{shown}; more than judge.canary_stop={self._stop:g}. Measure the judge with `visionthink judge "
+                f"check`, choose a better one, then run the same command with --resume"
             )
         is_alarming = rate.num_hits >= MIN_PASSED and low > self._alarm
         is_new, self._is_warned = is_alarming and not self._is_warned, is_alarming
-        return f"{shown}; that is over judge.canary_alarm={self._alarm:g}" if is_new else None
+        return f"{shown}; more than judge.canary_alarm={self._alarm:g}" if is_new else None

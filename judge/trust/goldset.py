@@ -1,4 +1,4 @@
-"""Rows whose verdict people have settled: the gold set, and the attacks that must never pass."""
+"""Rows with human verdicts: the gold set, and attacks that must never pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTACKS_FILE = FOLDER / "attacks.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldRow:
-    """One prediction and whether it is right."""
+    """One prediction and whether it is correct."""
 
     question: str
     reference: str
@@ -42,7 +42,7 @@ def read_gold(path: Path) -> tuple[GoldRow, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    # Only a line feed ends a row: `splitlines` would also cut at separators that may stand raw inside a JSON string.
+    # Only a line feed ends a row: `splitlines` would also split at separators that may occur inside a JSON string.
     lines = enumerate(text.split("\n"), 1)
     rows = tuple(_read_row(line, f"{path}, line {number}") for number, line in lines if line.strip())
     if not rows:

@@ -1,4 +1,4 @@
-"""Supervised episodes of the shapes task, rendered with the very prompts of reinforcement learning.
+"""Supervised episodes of the shapes task, rendered with the same prompts as in reinforcement learning.
 
 Every row can be played in four forms: answered at once from the quarter view, answered after asking, and, without the
 tool, answered from either view. For one question, answer and form the token ids are always the same; only the pixels
@@ -32,13 +32,13 @@ SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=
 FULL_GRID: Grid = (1, SIDE // SPEC.patch_size, SIDE // SPEC.patch_size)
 QUARTER_GRID: Grid = (1, SIDE // SPEC.patch_size // 2, SIDE // SPEC.patch_size // 2)
 THOUGHTS = ("shape", "stripes", "flat")
-"""What a reply's thought may say it sees. One token each, and one more with the mark of doubt that leads to asking."""
+"""Possible thoughts of a reply. Each is one token, and another one with the mark of doubt that leads to a tool call."""
 DOUBT = "?"
 QUARTER_TOKENS, FULL_TOKENS = 16, 64
-"""Visual tokens of either view."""
+"""Visual tokens of the two views."""
 ANSWERS = (*COLOURS, *SHAPES, *WAYS)
 ANSWER_WEIGHT = 5.0
-"""One answer stands among many tokens of form, and is what is hard to learn."""
+"""The answer is one token among many format tokens, and the hard one to learn."""
 
 
 def thought(row: ShapesRow, *, sees_full: bool) -> str:
@@ -52,7 +52,7 @@ def thought(row: ShapesRow, *, sees_full: bool) -> str:
 
 
 def reply_text(seen: str, answer: str | None) -> str:
-    """An answering reply, or for None the one that asks for the full view."""
+    """A reply with this answer, or for None with the tool call."""
     if answer is None:
         return f"<think>{seen}{DOUBT}</think><tool_call>{TOOL_CALL}</tool_call>"
     return f"<think>{seen}</think><answer>{answer}</answer>"
@@ -79,13 +79,13 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """The token ids of an episode and what is to be learned of them."""
+    """The token ids of an episode and its training targets."""
 
     token_ids: tuple[int, ...]
     targets: tuple[int, ...]
     """Indices of the tokens to predict with certainty; neither answer nor decision."""
     answer_at: int
-    """Index of the one answer token."""
+    """Index of the answer token."""
     decision_at: int | None
     """Index of the tag that opens an answer or a request, where the tool is on offer."""
     choice: tuple[int, int]
@@ -120,7 +120,7 @@ class LessonBatch:
     decision_from_K: Tensor
     decision_episode_K: Tensor
     choice_K2: Tensor
-    """Ids of the tokens that lead to answering and to asking."""
+    """Ids of the tokens that lead to an answer and to a tool call."""
 
     def to(self, device: torch.device) -> LessonBatch:
         return LessonBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
@@ -136,7 +136,7 @@ class LessonBatch:
 
 
 class LessonBook:
-    """Turns rows into batches, for one tokenizer and one wording."""
+    """Turns rows into batches, for one tokenizer and one prompt template."""
 
     def __init__(self, tokenizer: Any, style: PromptStyle) -> None:
         self._tokenizer = tokenizer

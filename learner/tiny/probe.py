@@ -1,7 +1,7 @@
-"""What a warm-started model can do, measured on held-out pictures without sampling noise.
+"""Evaluates a warm-started model on held-out images, without sampling noise.
 
-Every row is read in all four forms with its reply given, and the probabilities at the reply's tokens are looked at:
-is the right answer the likeliest, how likely is asking, how much probability is left for anything malformed.
+Every row is scored in all four forms with its reply given, and the probabilities of the reply's tokens are measured: is
+the correct answer the most likely one, how likely is a tool call, how likely is a malformed reply.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def probe_rows(num_rows: int, *, seed: int) -> list[ShapesRow]:
 def probe(
     model_folder: Path, rows: Sequence[ShapesRow], *, device: str = "cpu", batch_size: int = 64
 ) -> dict[str, float]:
-    """Shares from 0 to 1. `right/FORM/KIND`, `ask/KIND` (mean probability of asking) with its extremes over pictures,
-    and `well_formed/FORM`: the least probability that a reply sampled at temperature 1 keeps the form."""
+    """Shares from 0 to 1. `right/FORM/KIND`, `ask/KIND` (mean tool-call probability) with its extremes over images,
+    and `well_formed/FORM`: the minimum probability that a reply sampled at temperature 1 is well formed."""
     model: Any = load_policy(model_folder, device=device).eval()
     book = LessonBook(load_tokenizer(str(model_folder)), load_prompt_style("tiny"))
     figures: dict[str, list[float]] = defaultdict(list)
@@ -66,7 +66,7 @@ def _kind(row: ShapesRow) -> str:
 
 
 def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float], list[float], list[float]]:
-    """Per episode: 1 if the right answer is the likeliest, the probability of the form, the probability of asking."""
+    """Per episode: 1 if the correct answer is the most likely, and the probabilities of format and tool call."""
     hidden = lesson_states(model, batch)
 
     def log_probabilities(at: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The warm start: the tiny model learns the shapes task and the form of a reply, from scratch.
+"""The warm start: the tiny model learns the shapes task and the reply format, from scratch.
 
-Reinforcement learning needs a policy that can read both views and has no opinion yet on when to ask. So whether to
-ask is taught as an even chance, whatever the picture, and the rest as plain supervised learning. Doubt has a token of
-its own for each thing that may be seen: were it one token for all, policy gradients would move all pictures together,
-to never asking, before they told them apart (configs/tiny/README.md has the figures).
+Reinforcement learning needs a policy that can read both views, but has not yet learned when to call the tool. So the
+tool call is trained to probability 0.5 independent of the image, and the rest by plain supervised learning. There is a
+separate doubt token per kind of content: with a single one, policy gradients would drive all images to never calling
+the tool before they are told apart (figures in configs/tiny/README.md).
 
 Stages matter: with everything mixed from the start, stripes are not learned in 1,500 steps.
 
@@ -33,15 +33,15 @@ from learner.vision import encode_views, install_fast_vision_attention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What is drawn during a share of the warm start."""
+    """Training data during one stage of the warm start."""
 
     until: float
-    """Share of all steps at which the stage ends."""
+    """Fraction of all steps at which the stage ends."""
     kinds: tuple[Kind, ...]
-    """Drawn evenly; a kind named twice is drawn twice as often."""
+    """Sampled uniformly; a kind listed twice is sampled twice as often."""
     stripe_widths: tuple[int, ...]
     forms: tuple[Form, ...]
-    """Each row is played in all of them, so that asking and answering stay exactly even."""
+    """Each row appears in all of them, so that tool calls and answers are exactly balanced."""
 
 
 CURRICULUM = (
@@ -61,7 +61,7 @@ def stage_at(step: int, num_steps: int) -> Stage:
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
-    """Linear rise over 2 % of the steps, level during the first stages, then half a cosine down to 2 % of the peak."""
+    """Linear warm-up over 2 % of the steps, constant in the first stages, then cosine decay to 2 % of the peak."""
     rise = min(1.0, (step + 1) / max(1.0, 0.02 * num_steps))
     level = CURRICULUM[-2].until * num_steps
     fall = max(0.0, (step - level) / max(1.0, num_steps - level))
@@ -86,7 +86,7 @@ def lesson_states(model: Any, batch: LessonBatch) -> Tensor:
 
 
 def lesson_loss(model: nn.Module, batch: LessonBatch) -> Tensor:
-    """Weighted cross-entropy per token. A decision's target is even between its two tokens: no picture, no opinion."""
+    """Weighted cross-entropy per token. The target of a decision is 0.5 for each of its two tokens."""
     hidden = lesson_states(model, batch)
     head: Any = model.lm_head
     certain = F.cross_entropy(head(hidden[batch.certain_from_N]), batch.certain_ids_N, reduction="sum")
@@ -101,7 +101,7 @@ def lesson_loss(model: nn.Module, batch: LessonBatch) -> Tensor:
 
 
 class _Drawer(torch.utils.data.Dataset[LessonBatch]):
-    """Batch number i, the same on any number of processes."""
+    """Batch number i, independent of the number of processes."""
 
     def __init__(self, book: LessonBook, *, seed: int, num_steps: int, batch_size: int) -> None:
         self.book, self.seed, self.num_steps, self.batch_size = book, seed, num_steps, batch_size

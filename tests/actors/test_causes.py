@@ -46,7 +46,7 @@ RuntimeError: Worker failed, please see the stack trace above for the root cause
         ("x" * 9999, "x" * MAX_CAUSE_CHARS),
     ],
 )
-def test_the_gist_of_a_failure_is_the_line_that_says_why(error, line):
+def test_the_root_cause_of_a_failure_is_the_line_that_says_why(error, line):
     assert root_cause(error) == line
 
 

@@ -51,7 +51,7 @@ async def test_rows_without_a_verdict_are_in_no_accuracy_and_are_told():
 
     evaluation, shown = await evaluated(20, judge)
     assert (evaluation.policy.accuracy, evaluation.policy.num_unscored, evaluation.num_lost) == (1.0, 5, 0)
-    assert "15 of 60 plays have no verdict" in shown
+    assert "15 of 60 episodes have no verdict" in shown
     assert "the endpoint filtered the reply" in shown
 
 

@@ -35,7 +35,7 @@ def found(path):
 def test_files_of_several_splits_in_one_folder_are_never_one_set(tmp_path, names):
     lay_out(tmp_path, *names)
     with pytest.raises(
-        DataError, match=r"holds files of several splits .*: name one file or a pattern, as in"
+        DataError, match=r"holds files of several splits .*: give one file or a pattern, as in"
     ) as caught:
         find_files(str(tmp_path))
     remedy = str(caught.value).rpartition("as in ")[2]
@@ -100,20 +100,20 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["data/train-00000-of-00001.parquet"], "only in data: name one folder, as in {root}/data,"),
+        (["data/train-00000-of-00001.parquet"], "only in data: give one folder, as in {root}/data,"),
         (
             ["en/train/0.parquet", "en/test/0.parquet"],
-            "only in en/test, en/train: name one folder, as in {root}/en/train,",
+            "only in en/test, en/train: give one folder, as in {root}/en/train,",
         ),
         (
             ["year=2020/0.parquet", "year=2021/0.parquet"],
             "all files that are one set by a pattern, as in '{root}/**/*.parq",
         ),
-        (["train/state.json", "test/state.json"], "only in test, train: name one folder, as in {root}/train"),
+        (["train/state.json", "test/state.json"], "only in test, train: give one folder, as in {root}/train"),
         (["README.md"], "neither"),
         (
             ["dataset_dict.json", "train/a", "test/a"],
-            "several splits (test, train): name one of them, as in {root}/train",
+            "several splits (test, train): give one of them, as in {root}/train",
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_folder_without_files_of_its_own_names_those_that_have_some(tmp_path, 
 
 @pytest.mark.parametrize("path", ["absent", "absent/train-*", "absent.parquet", "[x"])
 def test_a_path_that_leads_to_nothing_is_refused(tmp_path, path):
-    with pytest.raises(DataError, match=r"does not exist: name a|matches no "):
+    with pytest.raises(DataError, match=r"does not exist: give a|matches no "):
         find_files(str(tmp_path / path))
 
 

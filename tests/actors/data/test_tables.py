@@ -136,5 +136,5 @@ def test_a_file_of_another_format_is_refused_in_one_line_with_the_remedy(tmp_pat
 
 
 def test_a_path_that_the_system_refuses_is_one_line():
-    with pytest.raises(DataError, match=r"cannot be looked into: .*; name a file or folder"):
+    with pytest.raises(DataError, match=r"cannot be read: .*; give a readable file or folder"):
         open_rows("x" * 300)

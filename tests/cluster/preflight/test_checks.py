@@ -1,4 +1,4 @@
-"""A run that cannot work is refused before Ray comes up, with all that is wrong with it at once."""
+"""A run that would fail is refused before Ray comes up, with all that is wrong with it at once."""
 
 import dataclasses
 import shutil

@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_chart_without_figures_is_left_out(run_dir):
     metrics = read_metrics(run_dir)
     drawn = {chart.title for chart in CHARTS if chart_svg(chart, metrics)}
-    assert drawn == {"Reward", "Asks for the full image (share of episodes)"}
+    assert drawn == {"Reward", "Tool-call rate"}
     assert all(chart_svg(chart, []) is None for chart in CHARTS)
 
 

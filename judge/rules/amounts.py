@@ -1,11 +1,14 @@
-"""Numbers: the same as written (certain), and amounts in the ways people write them (for guesses)."""
+"""Numbers and dates: the same as written (certain), and in the ways people write them (for guesses)."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from dataclasses import dataclass
+from datetime import date, datetime
 from fractions import Fraction
+
+from dateutil import parser
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
@@ -23,6 +26,15 @@ _AMOUNT = re.compile(
     r"(?P<rest>(?!s\b) ?(?![π√])[^\W\d_][^\d,;:!?π√=()+]{0,40}(?:\^?[23])?| ?[%°'\"][^\d,;:!?]{0,20}|)",
     re.IGNORECASE,
 )
+
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
+_DEFINITE = re.compile(
+    rf"\d{{4}}-\d\d-\d\d|\d{{1,2}}(?:st|nd|rd|th)?[ -](?:of )?{_MONTH},?[ -]\d{{4}}"
+    rf"|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}",
+    re.IGNORECASE,
+)
+_DATE_LIKE = re.compile(rf"\b{_MONTH}(?![a-z])|\d[-/.]\d{{1,2}}[-/.]\d", re.IGNORECASE)
+_CLOCK = re.compile(r"\b\d{1,2}(?::\d\d){1,2}\b|\b\d{1,2} ?[ap]\.?m\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,3 +104,28 @@ def read_amount(text: str) -> Amount | None:
     value = -value if found["minus"] or found["minus2"] else value
     unit = re.sub(r"^per ?cent$", "%", " ".join(words))
     return Amount(value=value, places=places, currency=CURRENCIES.get(sign, ""), unit=unit) if len(words) <= 3 else None
+
+
+def definite_date(text: str) -> date | None:
+    """A date that can be read in one way only: ISO, or the month named, with day and year of four digits."""
+    try:
+        return parser.parse(text).date() if _DEFINITE.fullmatch(text) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def same_date(question: str, reference: str, prediction: str) -> bool | None:
+    """A guess whether two texts are the same date or time of day; None where one of them is neither."""
+    is_time = re.search(r"\b(?:time|clock|when|hour)\b", question.casefold())
+    texts, blank = (reference[:40], prediction[:40]), datetime(2000, 1, 1)
+    if not all(_DATE_LIKE.search(text) or (is_time and _CLOCK.search(text)) for text in texts):
+        return None
+    try:
+        # 05/03/2020 may be in March or in May; an ISO date is in one of them for everybody.
+        sides = [
+            {parser.parse(text, default=blank, dayfirst=first) for first in (False, not re.match(r"\d{4}", text))}
+            for text in texts
+        ]
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return not sides[0].isdisjoint(sides[1])

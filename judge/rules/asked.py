@@ -1,8 +1,12 @@
-"""What a question asks for, as far as its words say so plainly."""
+"""What a question asks for, as far as its words say so plainly, and which of its options an answer names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from judge.rules.text import bare, same_text
 
 LABEL = re.compile(
     r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip|postal"
@@ -48,6 +52,13 @@ _NO_COUNT = re.compile(
     r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
     r"|and (?:what|which|who|how|where|when))\b"
 )
+_OPTION = re.compile(r"(?:(?<=[\s,;:?.])|^)(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)")
+_LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|write)\b", re.IGNORECASE)
+_NAMED = re.compile(
+    r"(?:option |choice |answer )?\(?([A-J])(?:[.):]*|(?:\)|[.:]\)?| -) ?(\S.*))", re.IGNORECASE | re.DOTALL
+)
+_CHOSEN = re.compile(r"(?:(?:answer|option|choice)(?: is)?:? |^(?=\(?[A-J][.:)] ))\(?([A-J])\b")
+_SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;&] ?| and |, and | )\(?[A-J]\)?)+", re.IGNORECASE)
 
 
 def says(question: str, words: re.Pattern[str]) -> bool:
@@ -57,3 +68,45 @@ def says(question: str, words: re.Pattern[str]) -> bool:
 def counts(question: str) -> bool:
     """It asks how many there are, exactly, and nothing else."""
     return says(question, _COUNT) and not says(question, _NO_COUNT)
+
+
+def read_options(question: str) -> dict[str, str]:
+    """Letter to text, in order; empty where the question does not list A, B, … exactly once."""
+    labels = list(_OPTION.finditer(question))
+    letters = [label[1] or label[2] for label in labels]
+    if len(letters) < 2 or letters != [chr(65 + at) for at in range(len(letters))]:
+        return {}
+    ends = [label.start() for label in labels[1:]] + [len(question)]
+    texts = [question[label.end() : end].strip() for label, end in zip(labels, ends, strict=True)]
+    texts[-1] = _LAST.split(texts[-1])[0]
+    return {letter: bare(text).rstrip(",;") for letter, text in zip(letters, texts, strict=True)}
+
+
+def letter_of(answer: str) -> str | None:
+    """The letter of an answer that is nothing else: `B`, `(b)`, `Option B.`"""
+    found = _NAMED.fullmatch(answer)
+    return found[1].upper() if found and not found[2] else None
+
+
+def certain_option(options: Mapping[str, str], answer: str) -> str | None:
+    """The option that an answer names by its letter, its text, or both; None where letter and text may differ."""
+    if letter := letter_of(answer):
+        # Options that are letters themselves: `A. D  B. C` can be read in two ways.
+        return letter if letter in options and not any(map(letter_of, options.values())) else None
+    found = likely_options(options, answer, partial(same_text, "")) or ()
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str, str], bool]) -> frozenset[str] | None:
+    """The letters that an answer names; None where it names none, empty where letter and text disagree."""
+    if letter := letter_of(answer):
+        return frozenset(letter)
+    if _SEVERAL.fullmatch(answer):
+        return frozenset(re.findall(r"\b[A-J]\b", answer.upper()))
+    named = {letter for letter, text in options.items() if same(text, answer)}
+    if not named and (both := _NAMED.fullmatch(answer)) and both[1] in options:
+        named = {letter for letter, text in options.items() if same(text, both[2])} or {""}
+    # An option that is part of another one: `blue`, `dark blue`.
+    named -= {part for part in named for whole in named if part != whole and f" {options[part]} " in f" {options[whole]} "}
+    letters = set(_CHOSEN.findall(answer))
+    return frozenset(letters | named) if len(letters | named) == 1 else frozenset() if letters | named else None

@@ -1,28 +1,47 @@
-"""The best guess of rules that stand last: which way an answer leans where nothing is certain."""
+"""The best guess of rules that stand last: right where an answer says all of the reference and names no rival of it."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
 
+from PIL import ImageColor
 from rapidfuzz import fuzz
 
-from judge.rules.amounts import CURRENCIES, Amount, is_within_5_percent, is_year_like, read_amount, with_digits
-from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, READING, YEAR, says
-from judge.rules.dates import same_date
-from judge.rules.options import letter_of, likely_options, read_options
+from judge.rules.amounts import (
+    CURRENCIES,
+    PLAIN,
+    Amount,
+    is_within_5_percent,
+    is_year_like,
+    read_amount,
+    same_date,
+    with_digits,
+)
+from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, READING, YEAR, letter_of, likely_options, read_options, says
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
-_YES_NO = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
-_POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!-].*)?", re.IGNORECASE | re.DOTALL)
-_DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|incorrect|wrong|false|unknown|unsure)\b")
-_FILLERS = frozenset(
+_POLAR = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
+_DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|incorrect|wrong|false)\b(?! ?\S*\d)")
+_HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|might|cannot|can't|can not|un(?:sure|clear|known)|not sure)\b")
+_COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
+_INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
+_VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did"))
+_FILLERS = _VERBS | frozenset(
     re.findall(
         r"\w+",
-        "it its is are was were be this that these those there here i think of in on at to by for with and as a an the "
-        "he she they we you has have had does do did shown seen picture image chart called about answer so than one",
+        "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so "
+        "than one which who where when while because since followed shown shows show seen visible located called named "
+        "picture image chart graph about answer according based indicated would",
     )
+)
+_RIVAL_BEFORE = frozenset(("than", "from", "to", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))
+"""`Anna is taller than Ben` does not answer with Ben, nor `at least 7` with 7."""
+_CLAUSE = re.compile(r"[,;:?]+(?:\s|$)|(?<=\w{3})[.!](?:\s|$)|\s(?=(?:and|but|while|whereas|so|because|which|who)\s)")
+_FIGURE = re.compile(
+    rf"(?<![\w.,:/^])((?:US\$|[$€£¥] ?)?-?(?:\d+ ?/ ?[1-9]\d*|{PLAIN}|\.\d+))(?![\d:/^√π]|[.,]\d)"
+    r"( ?(?:%|[^\W\d_]+|°[CF]?)?(?:\^?[23])?(?: [^\W\d_]+)?)"
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
@@ -38,7 +57,8 @@ def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxe
     expected, given = (with_digits(strip_latex(bare(side or reference))) for side in sides)
     options = {letter: strip_latex(text) for letter, text in read_options(question).items()}
     if options or letter_of(expected):
-        chosen = [likely_options(options, text, partial(_same, question)) for text in (expected, given)]
+        stem = question.partition(next(iter(read_options(question).values()), "\n"))[0]
+        chosen = [likely_options(options, text, partial(_same, stem)) for text in (expected, given)]
         if letter_of(expected) or None not in chosen:
             return bool(chosen[1]) and chosen[0] == chosen[1]
     return _same(question, expected, given, is_relaxed=is_relaxed)
@@ -50,23 +70,28 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
         return prediction.islower() or not case_matters(reference, prediction, max_chars=5)
     if (is_date := same_date(question, reference, prediction)) is not None:
         return is_date
+    if "=" in reference and "=" in prediction:
+        reference, prediction = (re.sub(r" ?([-=+*/]) ?", r"\1", text) for text in (reference, prediction))
+    elif "=" in reference + prediction:
+        # `x = 12` where the question asks for x, and `12 + 15 = 27`.
+        names = [text.rpartition("=")[0].strip() for text in (reference, prediction)]
+        if any(len(name) == 1 and not re.search(rf"\b{re.escape(name)}\b", question) for name in names):
+            return False
+        reference, prediction = (text.rpartition("=")[2].strip() for text in (reference, prediction))
     # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
-    if (says(question, LABEL) or says(question, READING)) and re.fullmatch(
-        r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one
-    ):
-        return _restates(question, one, other)
-    # `x = 12` where the question asks for x.
-    named = re.match(r"([A-Za-z]) ?= ?", reference if "=" in reference else prediction)
-    if named and ("=" in reference) != ("=" in prediction) and re.search(rf"\b{named[1]}\b", question):
-        reference, prediction = (text.removeprefix(named[0]) for text in (reference, prediction))
-    for found in (
-        _same_amount(question, reference, prediction, is_relaxed),
-        _same_polarity(question, reference, other),
-        _same_items(question, reference, prediction),
-    ):
-        if found is not None:
-            return found
-    return _same_words(one, other) or _restates(question, one, other)
+    is_name = says(question, LABEL) or says(question, READING)
+    if not (is_name and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one)):
+        for found in (
+            _same_amount(question, reference, prediction, is_relaxed),
+            _same_polarity(question, reference, other),
+            _same_items(question, reference, prediction),
+            _names_amount(question, reference, prediction, is_relaxed),
+        ):
+            if found is not None:
+                return found
+        if _same_words(one, other):
+            return True
+    return _names(question, reference, prediction)
 
 
 def _same_amount(question: str, reference: str, prediction: str, is_relaxed: bool) -> bool | None:
@@ -122,21 +147,35 @@ def _stems(text: str) -> set[str]:
     return {_NOT_THE_WORD.sub("", word) for word in loose(text).split()}
 
 
+def _coarse(word: str) -> str:
+    """`peaked` and `peak`, `represents` and `represent`: whether a word comes from the question."""
+    return re.sub(r"(?:ing|ed|es|s|e)$", "", word) if len(word) > 4 else word
+
+
 def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     """A reference that says yes or no, and what the prediction says, a contradiction or a swap included."""
-    if (polar := _POLAR.fullmatch(reference)) is None:
+    polar = re.match(r"(yes|no|true|false)(?![\w ])", reference.casefold())
+    if polar is None:
         return None
-    said, asked_for = re.findall(r"\w+", other), re.findall(r"\w+", question.casefold())
-    expected, shared = _YES_NO[polar[1].lower()], [word for word in said if word in {*asked_for} - _FILLERS]
-    first, _, rest = other.partition(" ")
-    if (given := _YES_NO.get(first)) is None:
-        is_denied = bool(_DENIAL.search(other)) != ("not" in asked_for)
-        return bool(rest and shared) and is_denied != expected and "or" not in said
-    if re.search(r"\b(?:or|but|yes|cannot|unsure|maybe)\b", rest) or (given and _DENIAL.search(rest)):
+    question = _INSTRUCTION.sub("", question).casefold()
+    expected, (first, _, rest) = _POLAR[polar[1]], other.replace(",", "").partition(" ")
+    given = _POLAR.get(first)
+    said, asked_for = re.findall(r"[\w']+", other if given is None else rest), re.findall(r"[\w']+", question)
+    asked = {_coarse(word) for word in asked_for}
+    shared = [word for word in said if _coarse(word) in asked and word not in _FILLERS]
+    if _HEDGE.search(other) and "or" not in asked_for:
+        return False
+    if given is None:
+        num_new = sum(_coarse(word) not in asked and word not in _FILLERS for word in said)
+        has_other_number = bool({*re.findall(r"\d+", other)} - {*re.findall(r"\d+", with_digits(question))})
+        is_denied = bool(_DENIAL.search(other) or has_other_number) != ("not" in asked_for)
+        return bool(shared) and " " in other and is_denied != expected and (is_denied or num_new <= 1)
+    if re.search(r"\b(?:but|yes)\b", rest) or (given and _DENIAL.search(rest)):
         return False
     # `yes, the red one is taller` of `is the blue one taller than the red one?`
-    left = iter(asked_for)
-    return given == expected and not (given and not all(word in left for word in shared))
+    left = iter(map(_coarse, asked_for))
+    is_swapped = _COMPARES.search(question) is not None and not all(_coarse(word) in left for word in shared)
+    return given == expected and not (given and is_swapped)
 
 
 def _same_items(question: str, reference: str, prediction: str) -> bool | None:
@@ -145,11 +184,11 @@ def _same_items(question: str, reference: str, prediction: str) -> bool | None:
         [re.sub(r"^(?:\d{1,2}[.)]|[-•*]) ", "", part.strip()) for part in _BETWEEN_ITEMS.split(text) if part.strip()]
         for text in (found[2] if found else text for found, text in zip(brackets, (reference, prediction), strict=True))
     )
-    if len(expected) < 2:
-        return None
     marks = [found[1] + found[3] if found else "" for found in brackets]
+    if len(expected) < 2 or (len(prediction.split()) > len(reference.split()) + 2 and not all(marks)):
+        return None
     if len(expected) != len(given) or (all(marks) and marks[0] != marks[1]):
-        return False
+        return None if len(expected) == 2 and len(given) == 1 else False
     if marks[0] not in ("", "{}") or says(question, ORDERED):
         return all(map(partial(_same, ""), expected, given))
     if len(expected) > 12:
@@ -170,12 +209,71 @@ def _same_words(one: str, other: str) -> bool:
     return len(one) >= 9 and signs[0] == signs[1] and not is_turned and fuzz.ratio(one, other) >= 92
 
 
-def _restates(question: str, one: str, other: str) -> bool:
-    """A sentence that says the reference in the words of the question and adds nothing."""
-    before, found, behind = (f" {other} ").partition(f" {one} ")
-    words, extra = question.casefold(), {*before.split(), *behind.split()} - _FILLERS
-    if not found or re.search(r"\b(?:of|than|from|to|by|over|beats?)$", before) or _DENIAL.search(" ".join(extra)):
+def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bool) -> bool | None:
+    """Whether a sentence names the reference's amount, and no other that the question does not hold; None of texts."""
+    if (one := read_amount(reference)) is None:
+        return None
+    text, is_named = prediction.casefold(), False
+    if _HEDGE.search(text) or (_DENIAL.search(text) and not says(question, _DENIAL)):
         return False
-    # Where the question itself names the reference, it has to be what the sentence is about.
-    is_subject = one not in words or not {*before.split()} - _FILLERS
-    return is_subject and extra <= set(re.findall(r"[\w']+", words))
+    asked = {*re.findall(PLAIN, with_digits(question)), *re.findall(PLAIN, question)}
+    for found in _FIGURE.finditer(prediction):
+        words = found[2].split()
+        for num_words in range(len(words), -1, -1):
+            figure = " ".join([found[1], *words[:num_words]])
+            amount, is_glued = read_amount(figure), found[2][:1].isalpha()
+            if amount and (not amount.unit or (words[0] not in _FILLERS and read_unit(amount.unit))) and num_words >= is_glued:
+                break
+        else:
+            return False
+        before = prediction[: found.start()].casefold().split()
+        if _same_amount(question, reference, figure, is_relaxed):
+            is_other = one.unit == "%" and not amount.unit and words and words[0] not in _FILLERS
+            is_named = not is_other and not {*before[-1:]} & _RIVAL_BEFORE
+        elif is_year_like(found[1]) == is_year_like(reference) and found[1] not in asked and amount.unit in ("", "%", one.unit):
+            return False
+    return is_named
+
+
+def _names(question: str, reference: str, prediction: str) -> bool:
+    """Whether a sentence names the reference as its answer: in its first clause that says something new, as no object of
+    a comparison, and in no list. A shorter prediction may leave out what the question says.
+    """
+    said = [
+        (word, at) for at, clause in enumerate(_CLAUSE.split(prediction)) for word in loose(clause).split()
+    ]
+    wanted, words = loose(reference.replace(", ", " ")).split(), [word for word, _ in said]
+    asked = {_coarse(word) for word in loose(question).split()}
+    if not wanted or not words or _HEDGE.search(loose(prediction)):
+        return False
+
+    def is_new(word: str) -> bool:
+        return _coarse(word) not in asked and word not in _FILLERS
+
+    stems, sought = ([_NOT_THE_WORD.sub("", word) for word in side] for side in (words, wanted))
+    start = next((at for at in range(len(words)) if stems[at : at + len(sought)] == sought), None)
+    if start is None:
+        is_part = {*words} < {*wanted} and any(map(is_new, words))
+        return is_part and not any(map(is_new, {*wanted} - {*words})) and not _DENIAL.search(" ".join(wanted))
+    end, clause = start + len(sought), said[start][1]
+    before, behind = said[:start], said[end:]
+    new, next_word = [(word, at) for word, at in before if is_new(word)], (behind or [("", clause)])[0]
+    near = " ".join(word for word, at in before + behind if at <= clause + 1)
+    is_sentence = any(word in _VERBS or _coarse(word) in asked for word, _ in before + behind)
+    if _DENIAL.search(near) or (not is_sentence and any(is_new(word) for word, _ in before + behind)):
+        return False
+    if len(new) > 2 or any(at < clause for _, at in new) or (before and before[-1][0] in _RIVAL_BEFORE - asked):
+        return False
+    # A question that names the reference names its rivals: `the tree is shorter than the house` of `which is taller?`
+    if not any(map(is_new, wanted)):
+        is_object = any(word not in _FILLERS for word, _ in before) and before[-1][0] not in ("on", "in")
+        if is_object or any(is_new(word) for word in re.findall(r"(\S+) than\b", " ".join(words))):
+            return False
+    # `red, green and blue`; `Deputy Managing Director`; `a black hat and a white shirt`.
+    if next_word[0] == "and" or (next_word[1] > said[end - 1][1] and is_new(next_word[0])):
+        return False
+    names = {word.casefold() for word in re.findall(r"(?<=\s)[A-Z]\w*", prediction)} - {"i"}
+    if reference[:1].isupper() and names & {word for word, _ in [*new, next_word] if is_new(word)}:
+        return False
+    colours = ImageColor.colormap.keys() & ({*words} | {*wanted})
+    return not colours & {*wanted} or not {word for word in colours - {*wanted} if is_new(word)}

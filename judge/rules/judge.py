@@ -16,12 +16,11 @@ from rapidfuzz.distance import Levenshtein
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.rules.amounts import is_within_5_percent, is_year_like, one_number
-from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, counts, says
-from judge.rules.dates import definite_date
+from judge.rules.amounts import definite_date, is_within_5_percent, is_year_like, one_number
+from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, certain_option, counts, read_options, says
+
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
-from judge.rules.options import certain_option, read_options
 from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
 from judge.rules.units import same_quantity
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict

@@ -12,8 +12,8 @@ from dateutil import parser
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "sixth": "6th"}
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "sixth": "6th", "half": "1/2"}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
 CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "dollar": "$", "dollars": "$", "€": "€", "eur": "€", "euro": "€"} | {
     **{"euros": "€", "£": "£", "gbp": "£", "¥": "¥", "jpy": "¥", "yen": "¥"}
@@ -95,7 +95,7 @@ def read_amount(text: str) -> Amount | None:
         value = Fraction(plain) * Fraction(10) ** int(found["power"] or found["e"] or 0)
     sign, words = (found["sign"] or "").lower(), found["rest"].split()
     may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
-    while words and (scale := _SCALES.get(words[0].lower()) or (may_be_sign and _SCALE_SIGNS.get(words[0]))):
+    while words and (scale := SCALES.get(words[0].lower()) or (may_be_sign and _SCALE_SIGNS.get(words[0]))):
         value, places, words = value * scale, None, words[1:]
     if words == ["cents"]:
         value, sign, words = value / 100, "$", []
@@ -120,6 +120,9 @@ def same_date(question: str, reference: str, prediction: str) -> bool | None:
     texts, blank = (reference[:40], prediction[:40]), datetime(2000, 1, 1)
     if not all(_DATE_LIKE.search(text) or (is_time and _CLOCK.search(text)) for text in texts):
         return None
+    dates = [found[0] for found in _DEFINITE.finditer(prediction)] if definite_date(reference) else []
+    if len(dates) == 1 and " not " not in prediction:
+        texts = (texts[0], dates[0])
     try:
         # 05/03/2020 may be in March or in May; an ISO date is in one of them for everybody.
         sides = [

@@ -57,7 +57,7 @@ _LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|wri
 _NAMED = re.compile(
     r"(?:option |choice |answer )?\(?([A-J])(?:[.):]*|(?:\)|[.:]\)?| -) ?(\S.*))", re.IGNORECASE | re.DOTALL
 )
-_CHOSEN = re.compile(r"(?:(?:answer|option|choice)(?: is)?:? |^(?=\(?[A-J][.:)] ))\(?([A-J])\b")
+_CHOSEN = re.compile(r"(?:\b(?:answer|option|choice)(?: is)?:? \(?|^\(?(?=[A-J][.:)] )|\((?=[A-J]\)))([A-J])\b")
 _SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;&] ?| and |, and | )\(?[A-J]\)?)+", re.IGNORECASE)
 
 

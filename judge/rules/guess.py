@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 
 from PIL import ImageColor
@@ -11,6 +12,7 @@ from rapidfuzz import fuzz
 from judge.rules.amounts import (
     CURRENCIES,
     PLAIN,
+    SCALES,
     Amount,
     is_within_5_percent,
     is_year_like,
@@ -27,12 +29,12 @@ _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|
 _HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|might|cannot|can't|can not|un(?:sure|clear|known)|not sure)\b")
 _COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
 _INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
-_VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did"))
+_VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did shows says reads appears"))
 _FILLERS = _VERBS | frozenset(
     re.findall(
         r"\w+",
         "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so "
-        "than one which who where when while because since followed shown shows show seen visible located called named "
+        "than one which who where when while because since followed shown show seen visible located called named "
         "picture image chart graph about answer according based indicated would",
     )
 )
@@ -41,7 +43,7 @@ _RIVAL_BEFORE = frozenset(("than", "from", "to", "beat", "beats", "over", "under
 _CLAUSE = re.compile(r"[,;:?]+(?:\s|$)|(?<=\w{3})[.!](?:\s|$)|\s(?=(?:and|but|while|whereas|so|because|which|who)\s)")
 _FIGURE = re.compile(
     rf"(?<![\w.,:/^])((?:US\$|[$€£¥] ?)?-?(?:\d+ ?/ ?[1-9]\d*|{PLAIN}|\.\d+))(?![\d:/^√π]|[.,]\d)"
-    r"( ?(?:%|[^\W\d_]+|°[CF]?)?(?:\^?[23])?(?: [^\W\d_]+)?)"
+    r"( ?(?:%|[^\W\d_]+|°[CF]?)?(?:\^?[23])?(?: [^\W\d_]+){0,2})"
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
@@ -109,6 +111,9 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
     named = {one.currency} - {""} or {CURRENCIES[word] for word in re.findall(r"\w+", words) if word in CURRENCIES}
     if other.currency and named and other.currency not in named:
         return False
+    scale = re.search(r"\b(?:in|\() ?(thousand|million|billion)s?\b", words)
+    if scale and other.value == one.value * SCALES[scale[1]]:
+        other = replace(other, value=one.value)
     is_exact = says(question, YEAR) or says(question, LABEL) or is_year_like(reference)
     is_same = _is_equal(one, other) or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
     if one.unit != other.unit and "%" in (one.unit, other.unit):
@@ -136,7 +141,7 @@ def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) ->
     _, how_many, behind = question.rpartition("how many")
     counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", behind)[0]
     is_counted = bool(_stems(other.unit) & _stems(counted))
-    return is_same and (is_counted or (not how_many and read_unit(other.unit) is not None))
+    return is_same and (is_counted or not how_many)
 
 
 def _with_unit(amount: Amount, unit: str) -> str:
@@ -165,16 +170,17 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     shared = [word for word in said if _coarse(word) in asked and word not in _FILLERS]
     if _HEDGE.search(other) and "or" not in asked_for:
         return False
+    # `yes, the red one is taller` of `is the blue one taller than the red one?`
+    left = iter(map(_coarse, asked_for))
+    is_swapped = _COMPARES.search(question) is not None and not all(_coarse(word) in left for word in shared)
     if given is None:
         num_new = sum(_coarse(word) not in asked and word not in _FILLERS for word in said)
         has_other_number = bool({*re.findall(r"\d+", other)} - {*re.findall(r"\d+", with_digits(question))})
         is_denied = bool(_DENIAL.search(other) or has_other_number) != ("not" in asked_for)
-        return bool(shared) and " " in other and is_denied != expected and (is_denied or num_new <= 1)
+        is_plain = is_denied or (num_new == 0 and not is_swapped)
+        return bool(shared) and " " in other and is_denied != expected and is_plain
     if re.search(r"\b(?:but|yes)\b", rest) or (given and _DENIAL.search(rest)):
         return False
-    # `yes, the red one is taller` of `is the blue one taller than the red one?`
-    left = iter(map(_coarse, asked_for))
-    is_swapped = _COMPARES.search(question) is not None and not all(_coarse(word) in left for word in shared)
     return given == expected and not (given and is_swapped)
 
 
@@ -213,7 +219,7 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
     """Whether a sentence names the reference's amount, and no other that the question does not hold; None of texts."""
     if (one := read_amount(reference)) is None:
         return None
-    text, is_named = prediction.casefold(), False
+    text, is_named, first = prediction.casefold(), False, [""]
     if _HEDGE.search(text) or (_DENIAL.search(text) and not says(question, _DENIAL)):
         return False
     asked = {*re.findall(PLAIN, with_digits(question)), *re.findall(PLAIN, question)}
@@ -229,7 +235,9 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
         before = prediction[: found.start()].casefold().split()
         if _same_amount(question, reference, figure, is_relaxed):
             is_other = one.unit == "%" and not amount.unit and words and words[0] not in _FILLERS
-            is_named = not is_other and not {*before[-1:]} & _RIVAL_BEFORE
+            is_named, first = not is_other and not {*before[-1:]} & _RIVAL_BEFORE, before
+        elif is_named and len(first) > 1 and words and re.search(r"[a-z][,;:.] ", prediction[: found.start()]):
+            break  # `It has 4 wheels, 2 on each side.`
         elif is_year_like(found[1]) == is_year_like(reference) and found[1] not in asked and amount.unit in ("", "%", one.unit):
             return False
     return is_named
@@ -239,10 +247,10 @@ def _names(question: str, reference: str, prediction: str) -> bool:
     """Whether a sentence names the reference as its answer: in its first clause that says something new, as no object of
     a comparison, and in no list. A shorter prediction may leave out what the question says.
     """
-    said = [
-        (word, at) for at, clause in enumerate(_CLAUSE.split(prediction)) for word in loose(clause).split()
-    ]
-    wanted, words = loose(reference.replace(", ", " ")).split(), [word for word, _ in said]
+    wanted, *clauses = (loose(text.replace(", ", " ")).split() for text in (reference, *_CLAUSE.split(prediction)))
+    wanted = [word for word in wanted if word != "and"]
+    said = [(word, at) for at, clause in enumerate(clauses) for word in clause if word != "and"]
+    words = [word for word, _ in said]
     asked = {_coarse(word) for word in loose(question).split()}
     if not wanted or not words or _HEDGE.search(loose(prediction)):
         return False
@@ -262,18 +270,20 @@ def _names(question: str, reference: str, prediction: str) -> bool:
     is_sentence = any(word in _VERBS or _coarse(word) in asked for word, _ in before + behind)
     if _DENIAL.search(near) or (not is_sentence and any(is_new(word) for word, _ in before + behind)):
         return False
+    if any(map(is_new, re.findall(r"(\S+) than\b", " ".join(words)))):
+        return False
     if len(new) > 2 or any(at < clause for _, at in new) or (before and before[-1][0] in _RIVAL_BEFORE - asked):
         return False
     # A question that names the reference names its rivals: `the tree is shorter than the house` of `which is taller?`
     if not any(map(is_new, wanted)):
         is_object = any(word not in _FILLERS for word, _ in before) and before[-1][0] not in ("on", "in")
-        if is_object or any(is_new(word) for word in re.findall(r"(\S+) than\b", " ".join(words))):
+        if is_object:
             return False
     # `red, green and blue`; `Deputy Managing Director`; `a black hat and a white shirt`.
-    if next_word[0] == "and" or (next_word[1] > said[end - 1][1] and is_new(next_word[0])):
+    if next_word[1] > said[end - 1][1] and is_new(next_word[0]):
         return False
     names = {word.casefold() for word in re.findall(r"(?<=\s)[A-Z]\w*", prediction)} - {"i"}
     if reference[:1].isupper() and names & {word for word, _ in [*new, next_word] if is_new(word)}:
         return False
-    colours = ImageColor.colormap.keys() & ({*words} | {*wanted})
+    colours = ImageColor.colormap.keys() & {*wanted, *loose(prediction).partition(" with ")[0].split()}
     return not colours & {*wanted} or not {word for word in colours - {*wanted} if is_new(word)}

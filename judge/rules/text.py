@@ -35,7 +35,7 @@ _LOOSE = (
     (re.compile(r"\bper ?cent\b"), "%"),
     (re.compile(r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),"), ""),
-    (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
+    (re.compile(r"(?<![\w'])(?:an?|the|mrs?|ms|dr|prof) (?=\w)"), ""),
 )
 
 

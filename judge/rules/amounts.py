@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from datetime import date, datetime
 from fractions import Fraction
@@ -12,12 +11,15 @@ from dateutil import parser
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "sixth": "6th", "half": "1/2"}
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SCALE_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "bn": 10**9, "b": 10**9, "B": 10**9}
-CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "dollar": "$", "dollars": "$", "€": "€", "eur": "€", "euro": "€"} | {
-    **{"euros": "€", "£": "£", "gbp": "£", "¥": "¥", "jpy": "¥", "yen": "¥"}
-}
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORDS = {word: str(at) for at, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
+_WORDS |= {word: str(20 + 10 * at) for at, word in enumerate(_TENS.split())}
+_WORDS |= {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "half": "1/2"}
+SCALES = {"dozen": 12, "hundred": 100} | dict.fromkeys(("thousand", "k", "K"), 10**3)
+SCALES |= dict.fromkeys(("million", "m", "M"), 10**6) | dict.fromkeys(("billion", "bn", "b", "B"), 10**9) | {"trillion": 10**12}
+CURRENCIES = dict.fromkeys(("$", "us$", "usd", "dollar", "dollars"), "$") | dict.fromkeys(("¥", "jpy", "yen"), "¥")
+CURRENCIES |= dict.fromkeys(("€", "eur", "euro", "euros"), "€") | dict.fromkeys(("£", "gbp"), "£")
 _AMOUNT = re.compile(
     r"(?:(?:about|approximately|around|roughly|exactly|only|just) |[~≈] ?)?"
     r"(?P<minus>-|minus |negative )?\+?(?P<sign>US\$|[$€£¥])? ?(?P<minus2>-)?"
@@ -40,8 +42,6 @@ _CLOCK = re.compile(r"\b\d{1,2}(?::\d\d){1,2}\b|\b\d{1,2} ?[ap]\.?m\b", re.IGNOR
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
     value: Fraction
-    places: int | None
-    """Digits behind the point as written; None where the value is written otherwise."""
     currency: str
     unit: str
     """What else is said behind the number, `%` included."""
@@ -67,19 +67,15 @@ def is_within_5_percent(reference: Fraction, prediction: Fraction) -> bool:
 
 
 def with_digits(text: str) -> str:
-    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays. Up to fifty."""
-    return re.sub(
-        r"(?<!\d )\b[A-Za-z]{3,9}(?:-(?:one|two|three|four|five|six|seven|eight|nine))?\b(?<!\w one)", _digits, text
-    )
+    """`twenty-one dots` -> `21 dots`, `third floor` -> `3rd floor`; `the red one` stays. Up to 99."""
 
+    def digits(found: re.Match[str]) -> str:
+        tens, _, ones = found[0].lower().partition("-")
+        value = _WORDS.get(tens, found[0])
+        return str(int(value) + int(_WORDS[ones])) if ones else value
 
-def _digits(word: re.Match[str]) -> str:
-    for kind in ("DIGIT", "NUMBER"):
-        try:
-            return str(int(unicodedata.numeric(unicodedata.lookup(f"CIRCLED {kind} {word[0].replace('-', ' ')}"))))
-        except KeyError:
-            continue
-    return _ORDINALS.get(word[0].lower(), word[0])
+    ones = "|".join(_UNITS.split()[1:10])
+    return re.sub(rf"(?<!\d )\b(?:\w+ty-(?:{ones})|[a-z]{{3,9}})\b(?<!\w one)", digits, text, flags=re.IGNORECASE)
 
 
 def read_amount(text: str) -> Amount | None:
@@ -88,22 +84,20 @@ def read_amount(text: str) -> Amount | None:
     if found is None:
         return None
     if found["over"]:
-        value, places = Fraction(int(found["over"]), int(found["under"])) + int(found["whole"] or 0), None
+        value = Fraction(int(found["over"]), int(found["under"])) + int(found["whole"] or 0)
     else:
-        plain = re.sub(r"[, ]", "", found["plain"])
-        places = len(plain.partition(".")[2])
-        value = Fraction(plain) * Fraction(10) ** int(found["power"] or found["e"] or 0)
+        value = Fraction(re.sub(r"[, ]", "", found["plain"])) * Fraction(10) ** int(found["power"] or found["e"] or 0)
     sign, words = (found["sign"] or "").lower(), found["rest"].split()
     may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
-    while words and (scale := SCALES.get(words[0].lower()) or (may_be_sign and _SCALE_SIGNS.get(words[0]))):
-        value, places, words = value * scale, None, words[1:]
+    while words and (len(words[0]) > 2 or may_be_sign) and (scale := SCALES.get(words[0]) or SCALES.get(words[0].lower())):
+        value, words = value * scale, words[1:]
     if words == ["cents"]:
         value, sign, words = value / 100, "$", []
     elif (named := " ".join(words).lower()) in CURRENCIES:
         sign, words = named, []
     value = -value if found["minus"] or found["minus2"] else value
     unit = re.sub(r"^per ?cent$", "%", " ".join(words))
-    return Amount(value=value, places=places, currency=CURRENCIES.get(sign, ""), unit=unit) if len(words) <= 3 else None
+    return Amount(value=value, currency=CURRENCIES.get(sign, ""), unit=unit) if len(words) <= 3 else None
 
 
 def definite_date(text: str) -> date | None:

@@ -10,12 +10,13 @@ from judge.rules.text import bare, same_text
 
 LABEL = re.compile(
     r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip|postal"
-    r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label(?:led)?"
+    r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label\w*"
     r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|jersey"
     r"|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio|digits?|step"
-    r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision)\b"
+    r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision"
+    r"|writ\w+|says?|texts?|print\w*|signs?|words?|quot\w+|imperial|uk|british)\b"
 )
-"""A code, a rank or another number that is no amount."""
+"""A code, a rank or another number that is no amount, words as they stand there, or units of another country."""
 YEAR = re.compile(r"\b(?:what|in|the) year\b(?! \d)|\b(?:when|which|who|where)\b|\byear (?:did|was|is|has|with|had)\b")
 """A year, or one of several things: a number is its name then."""
 AMOUNT = re.compile(
@@ -40,8 +41,6 @@ ORDERED = re.compile(
     r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|clockwise)\b"
 )
 """Items in another order are another answer."""
-READING = re.compile(r"\b(?:writ\w+|says?|texts?|label\w*|print\w*|signs?|words?|quot\w+|imperial|uk|british)\b")
-"""Words as they stand there, or units of another country."""
 FORM = re.compile(
     r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+|calculat\w+"
     r"|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
@@ -107,6 +106,6 @@ def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str,
     if not named and (both := _NAMED.fullmatch(answer)) and both[1] in options:
         named = {letter for letter, text in options.items() if same(text, both[2])} or {""}
     # An option that is part of another one: `blue`, `dark blue`.
-    named -= {part for part in named for whole in named if part != whole and f" {options[part]} " in f" {options[whole]} "}
-    letters = set(_CHOSEN.findall(answer))
-    return frozenset(letters | named) if len(letters | named) == 1 else frozenset() if letters | named else None
+    named -= {one for one in named for other in named - {one} if f" {options[one]} " in f" {options[other]} "}
+    named |= set(_CHOSEN.findall(answer))
+    return frozenset(named if len(named) == 1 else ()) if named else None

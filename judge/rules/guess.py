@@ -9,18 +9,9 @@ from functools import partial
 from PIL import ImageColor
 from rapidfuzz import fuzz
 
-from judge.rules.amounts import (
-    CURRENCIES,
-    PLAIN,
-    SCALES,
-    Amount,
-    is_within_5_percent,
-    is_year_like,
-    read_amount,
-    same_date,
-    with_digits,
-)
-from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, READING, YEAR, letter_of, likely_options, read_options, says
+from judge.rules.amounts import CURRENCIES, PLAIN, SCALES, is_within_5_percent, is_year_like, read_amount, same_date
+from judge.rules.amounts import with_digits
+from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, YEAR, letter_of, likely_options, read_options, says
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
@@ -47,8 +38,8 @@ _FIGURE = re.compile(
 )
 _BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
 _BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
-_NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?<=[a-z]{2})(?:es|s)\b| \([^)]*\)")
-"""The dots of initials, a plural, an aside."""
+_NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?<=[a-z]{2})(?:es|s)\b")
+"""The dots of initials, a plural."""
 
 
 def is_likely_right(question: str, reference: str, prediction: str, *, is_relaxed: bool) -> bool:
@@ -81,7 +72,7 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
             return False
         reference, prediction = (text.rpartition("=")[2].strip() for text in (reference, prediction))
     # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
-    is_name = says(question, LABEL) or says(question, READING)
+    is_name = says(question, LABEL)
     if not (is_name and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one)):
         for found in (
             _same_amount(question, reference, prediction, is_relaxed),
@@ -97,59 +88,44 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
 
 
 def _same_amount(question: str, reference: str, prediction: str, is_relaxed: bool) -> bool | None:
+    """Whether two amounts are the same; None where one of them is none."""
     if says(question, FALL):
         reference, prediction = (re.sub(r"^(?:-|minus |negative )", "", text) for text in (reference, prediction))
-    compare = partial(same_quantity, is_difference=says(question, DIFFERENCE))
-    same, one, other = compare(reference, prediction), read_amount(reference), read_amount(prediction)
-    if one is None or other is None:
+    one, other, words = read_amount(reference), read_amount(prediction), question.casefold()
+    if one and other and other.unit and not one.unit:
+        # The question may name the unit, or say what is counted.
+        for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
+            one = replace(one, unit=named) if read_unit(named) and read_unit(other.unit) else one
+        counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", words.rpartition("how many")[2])[0]
+        if not one.unit and "how many" in words and not _stems(other.unit) & _stems(counted):
+            return False
+    if one and other and one.unit and other.unit:
+        reference, prediction = (f"{float(side.value):.12g} {side.unit}" for side in (one, other))
+    same = same_quantity(reference, prediction, is_difference=says(question, DIFFERENCE))
+    if same is not None or one is None or other is None:
         return same
-    if same is None and one.unit and other.unit:
-        same = compare(_with_unit(one, one.unit), _with_unit(other, other.unit))
-    if same is not None:
-        return same
-    words = question.casefold()
-    named = {one.currency} - {""} or {CURRENCIES[word] for word in re.findall(r"\w+", words) if word in CURRENCIES}
-    if other.currency and named and other.currency not in named:
+    money = {one.currency} - {""} or {CURRENCIES[word] for word in re.findall(r"\w+", words) if word in CURRENCIES}
+    if other.currency and money and other.currency not in money:
         return False
     scale = re.search(r"\b(?:in|\() ?(thousand|million|billion)s?\b", words)
-    if scale and other.value == one.value * SCALES[scale[1]]:
-        other = replace(other, value=one.value)
     is_exact = says(question, YEAR) or says(question, LABEL) or is_year_like(reference)
-    is_same = _is_equal(one, other) or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
+    is_same = one.value == other.value or (scale is not None and other.value == one.value * SCALES[scale[1]])
+    is_same = is_same or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
     if one.unit != other.unit and "%" in (one.unit, other.unit):
         # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %, and 0.12 no percentage.
         percent, plain = (one, other) if one.unit == "%" else (other, one)
         is_asked = re.search(r"percent|%", words) is not None
         is_hundredth = percent.value == plain.value * 100 and not is_asked
         return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked or plain.value > 1)))
-    if other.unit and not one.unit:
-        return _same_with_unit(words, one, other, is_same)
     return is_same and (not (one.unit and other.unit) or _stems(one.unit) == _stems(other.unit))
 
 
-def _is_equal(one: Amount, other: Amount) -> bool:
-    """The same value; a decimal of two or more places may round a fraction."""
-    places = max(one.places or 0, other.places or 0) if (one.places is None) != (other.places is None) else 0
-    return one.value == other.value or (places >= 2 and abs(one.value - other.value) * 2 * 10**places <= 1)
-
-
-def _same_with_unit(question: str, one: Amount, other: Amount, is_same: bool) -> bool:
-    """The prediction alone has a unit: the question may name another one, or say what is counted."""
-    for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", question):
-        if read_unit(named) is not None and read_unit(other.unit) is not None:
-            return same_quantity(_with_unit(one, named), _with_unit(other, other.unit)) is True
-    _, how_many, behind = question.rpartition("how many")
-    counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", behind)[0]
-    is_counted = bool(_stems(other.unit) & _stems(counted))
-    return is_same and (is_counted or not how_many)
-
-
-def _with_unit(amount: Amount, unit: str) -> str:
-    return f"{float(amount.value):.12g} {unit}"
+def _stem(word: str) -> str:
+    return _NOT_THE_WORD.sub("", word)
 
 
 def _stems(text: str) -> set[str]:
-    return {_NOT_THE_WORD.sub("", word) for word in loose(text).split()}
+    return {*map(_stem, loose(text).split())}
 
 
 def _coarse(word: str) -> str:
@@ -185,29 +161,23 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
 
 
 def _same_items(question: str, reference: str, prediction: str) -> bool | None:
+    """Whether two lists are the same; None where one of them is no list."""
     brackets = [_BRACKETS.fullmatch(text) for text in (reference, prediction)]
     expected, given = (
         [re.sub(r"^(?:\d{1,2}[.)]|[-•*]) ", "", part.strip()) for part in _BETWEEN_ITEMS.split(text) if part.strip()]
         for text in (found[2] if found else text for found, text in zip(brackets, (reference, prediction), strict=True))
     )
-    marks = [found[1] + found[3] if found else "" for found in brackets]
-    if len(expected) < 2 or (len(prediction.split()) > len(reference.split()) + 2 and not all(marks)):
+    marks = {found[1] + found[3] for found in brackets if found}
+    num_words = [len(loose(" ".join(items)).split()) for items in (expected, given)]
+    if len(expected) < 2 or len(given) < 2 or num_words[1] > num_words[0] + 2:
         return None
-    if len(expected) != len(given) or (all(marks) and marks[0] != marks[1]):
-        return None if len(expected) == 2 and len(given) == 1 else False
-    if marks[0] not in ("", "{}") or says(question, ORDERED):
-        return all(map(partial(_same, ""), expected, given))
-    if len(expected) > 12:
-        return sorted(map(loose, expected)) == sorted(map(loose, given))
-    for item in expected:
-        at = next((at for at, mate in enumerate(given) if _same("", item, mate)), len(given))
-        del given[at : at + 1]
-    return not given
+    if not marks & {"()", "[]", "[)", "(]"} and not says(question, ORDERED):
+        expected, given = sorted(expected, key=loose), sorted(given, key=loose)
+    return len(expected) == len(given) and len(marks) < 2 and all(map(partial(_same, ""), expected, given))
 
 
 def _same_words(one: str, other: str) -> bool:
-    if _NOT_THE_WORD.sub("", one) == _NOT_THE_WORD.sub("", other):
-        return True
+    """The same but for a letter, or but for the signs between the digits of a long number."""
     if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one):
         return re.findall(r"\d", one) == re.findall(r"\d", other) and len(one) - len(other) < 5
     signs = [[*re.findall(r"\d+|[^\w\s]", text), bool(_DENIAL.search(text))] for text in (one, other)]
@@ -258,7 +228,7 @@ def _names(question: str, reference: str, prediction: str) -> bool:
     def is_new(word: str) -> bool:
         return _coarse(word) not in asked and word not in _FILLERS
 
-    stems, sought = ([_NOT_THE_WORD.sub("", word) for word in side] for side in (words, wanted))
+    stems, sought = ([*map(_stem, side)] for side in (words, wanted))
     start = next((at for at in range(len(words)) if stems[at : at + len(sought)] == sought), None)
     if start is None:
         is_part = {*words} < {*wanted} and any(map(is_new, words))

@@ -17,7 +17,7 @@ from rapidfuzz.distance import Levenshtein
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.rules.amounts import definite_date, is_within_5_percent, is_year_like, one_number
-from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, certain_option, counts, read_options, says
+from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, YEAR, certain_option, counts, read_options, says
 
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
@@ -117,7 +117,7 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
         return None
     (expected, around), (given, _) = sides[0], sides[1]
     is_count = around == "#" and counts(question)
-    if not is_count and (says(question, LABEL) or says(question, READING)):
+    if not is_count and (says(question, LABEL)):
         return None
     if expected == given:
         return _certainly(True, "same number")
@@ -138,7 +138,7 @@ def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
     may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, READING):
+    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, LABEL):
         return None
     return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
 

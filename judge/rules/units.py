@@ -16,8 +16,7 @@ MAX_ROUNDING = 0.005
 _PINT_ERRORS = (AttributeError, TypeError, ValueError, KeyError, ArithmeticError)
 """pint's own errors, such as a unit that it does not know, are kinds of these."""
 _NAMES = (
-    (re.compile(r"\bdeg(?:rees?)?\.? (?:celsius|centigrade)\b|° ?C\b|^celsius$", re.IGNORECASE), "degC"),
-    (re.compile(r"\bdeg(?:rees?)?\.? fahrenheit\b|° ?F\b|^fahrenheit$", re.IGNORECASE), "degF"),
+    (re.compile(r"(?:°|deg(?:rees?)?\.?) ?([CF])(?:elsius|entigrade|ahrenheit)?\b", re.IGNORECASE), r"deg\1"),
     (re.compile(r"\b(?:fl\.? oz\.?|fluid ounces?)"), "fluid_ounce"),
     (re.compile(r"\b(nautical|light)[ -](mile|year)s?\b"), r"\1_\2"),
     (re.compile(r"\b(?:sq\.?|square) "), "square "),

@@ -11,13 +11,19 @@ from dateutil import parser
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _WORDS = {word: str(at) for at, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
 _WORDS |= {word: str(20 + 10 * at) for at, word in enumerate(_TENS.split())}
 _WORDS |= {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "half": "1/2"}
 SCALES = {"dozen": 12, "hundred": 100} | dict.fromkeys(("thousand", "k", "K"), 10**3)
-SCALES |= dict.fromkeys(("million", "m", "M"), 10**6) | dict.fromkeys(("billion", "bn", "b", "B"), 10**9) | {"trillion": 10**12}
+SCALES |= (
+    dict.fromkeys(("million", "m", "M"), 10**6)
+    | dict.fromkeys(("billion", "bn", "b", "B"), 10**9)
+    | {"trillion": 10**12}
+)
 CURRENCIES = dict.fromkeys(("$", "us$", "usd", "dollar", "dollars"), "$") | dict.fromkeys(("¥", "jpy", "yen"), "¥")
 CURRENCIES |= dict.fromkeys(("€", "eur", "euro", "euros"), "€") | dict.fromkeys(("£", "gbp"), "£")
 _AMOUNT = re.compile(
@@ -89,7 +95,9 @@ def read_amount(text: str) -> Amount | None:
         value = Fraction(re.sub(r"[, ]", "", found["plain"])) * Fraction(10) ** int(found["power"] or found["e"] or 0)
     sign, words = (found["sign"] or "").lower(), found["rest"].split()
     may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
-    while words and (len(words[0]) > 2 or may_be_sign) and (scale := SCALES.get(words[0]) or SCALES.get(words[0].lower())):
+    while (
+        words and (len(words[0]) > 2 or may_be_sign) and (scale := SCALES.get(words[0]) or SCALES.get(words[0].lower()))
+    ):
         value, words = value * scale, words[1:]
     if words == ["cents"]:
         value, sign, words = value / 100, "$", []

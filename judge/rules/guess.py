@@ -9,15 +9,25 @@ from functools import partial
 from PIL import ImageColor
 from rapidfuzz import fuzz
 
-from judge.rules.amounts import CURRENCIES, PLAIN, SCALES, is_within_5_percent, is_year_like, read_amount, same_date
-from judge.rules.amounts import with_digits
+from judge.rules.amounts import (
+    CURRENCIES,
+    PLAIN,
+    SCALES,
+    is_within_5_percent,
+    is_year_like,
+    read_amount,
+    same_date,
+    with_digits,
+)
 from judge.rules.asked import DIFFERENCE, FALL, LABEL, ORDERED, YEAR, letter_of, likely_options, read_options, says
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
 _POLAR = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|incorrect|wrong|false)\b(?! ?\S*\d)")
-_HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|might|cannot|can't|can not|un(?:sure|clear|known)|not sure)\b")
+_HEDGE = re.compile(
+    r"\b(?:or|either|maybe|perhaps|possibly|might|cannot|can't|can not|un(?:sure|clear|known)|not sure)\b"
+)
 _COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
 _INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
 _VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did shows says reads appears"))
@@ -96,7 +106,9 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
         # The question may name the unit, or say what is counted.
         for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
             one = replace(one, unit=named) if read_unit(named) and read_unit(other.unit) else one
-        counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", words.rpartition("how many")[2])[0]
+        counted = re.split(
+            r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", words.rpartition("how many")[2]
+        )[0]
         if not one.unit and "how many" in words and not _stems(other.unit) & _stems(counted):
             return False
     if one and other and one.unit and other.unit:
@@ -198,7 +210,11 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
         for num_words in range(len(words), -1, -1):
             figure = " ".join([found[1], *words[:num_words]])
             amount, is_glued = read_amount(figure), found[2][:1].isalpha()
-            if amount and (not amount.unit or (words[0] not in _FILLERS and read_unit(amount.unit))) and num_words >= is_glued:
+            if (
+                amount
+                and (not amount.unit or (words[0] not in _FILLERS and read_unit(amount.unit)))
+                and num_words >= is_glued
+            ):
                 break
         else:
             return False
@@ -208,7 +224,11 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
             is_named, first = not is_other and not {*before[-1:]} & _RIVAL_BEFORE, before
         elif is_named and len(first) > 1 and words and re.search(r"[a-z][,;:.] ", prediction[: found.start()]):
             break  # `It has 4 wheels, 2 on each side.`
-        elif is_year_like(found[1]) == is_year_like(reference) and found[1] not in asked and amount.unit in ("", "%", one.unit):
+        elif (
+            is_year_like(found[1]) == is_year_like(reference)
+            and found[1] not in asked
+            and amount.unit in ("", "%", one.unit)
+        ):
             return False
     return is_named
 

@@ -18,7 +18,6 @@ from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.rules.amounts import definite_date, is_within_5_percent, is_year_like, one_number
 from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, YEAR, certain_option, counts, read_options, says
-
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
 from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
@@ -41,8 +40,6 @@ class Finding:
     """What the rules make of a prediction."""
 
     is_correct: bool
-    is_certain: bool
-    """Writing alone settles it. Otherwise `is_correct` is a guess, final only where nobody else is asked."""
     reason: str
 
 
@@ -66,48 +63,67 @@ class RulesJudge:
             return [NoVerdict(reason=str(error), failure=Failure.REJECTED) for _ in request.predictions]
 
     async def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
-        finding = find_by_rules(request.question, request.reference, prediction, metric=self.metric)
-        is_math = self.metric != "anls" and may_be_math(request.question, request.reference, prediction)
-        if is_math and not finding.is_certain and await WORKER.is_equal(bare(request.reference), bare(prediction)):
-            finding = _certainly(True, "math-verify: equal")
-        if finding.is_certain or self.is_last:
-            return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
-        return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
+        texts = request.question, request.reference, prediction
+        found = certain_finding(*texts, metric=self.metric)
+        if found is None and self.metric != "anls" and may_be_math(*texts):
+            is_equal = await WORKER.is_equal(bare(request.reference), bare(prediction))
+            found = Finding(is_correct=True, reason="math-verify: equal") if is_equal else None
+        if found is None and self.is_last:
+            found = best_guess(*texts, metric=self.metric)
+        if found is None:
+            return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
+        return Verdict(is_correct=found.is_correct, judge=JUDGE_NAME, reason=found.reason)
 
 
-def find_by_rules(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding:
-    """Whether a prediction says what the reference says. Mathematics is left to `RulesJudge`, which may wait for it.
+def certain_finding(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding | None:
+    """What writing alone settles. Mathematics is left to `RulesJudge`, which may wait for it.
 
     With `anls` the reference may be a JSON array of right answers. Raises JudgeError where it is empty.
     """
     if not reference.strip():
         raise JudgeError("the reference answer is empty")
-    if fold_unicode(reference) == fold_unicode(prediction):
-        return _certainly(True, "same text")
+    texts = _references(reference) if metric == "anls" else [reference]
+    fold = str.casefold if metric == "anls" else str
+    if fold(fold_unicode(prediction)) in [fold(fold_unicode(text)) for text in texts]:
+        return Finding(is_correct=True, reason="same text")
+    if metric == "anls" or max(len(reference), len(prediction)) > MAX_CHARS:
+        return None
+    return _certain(question[:MAX_QUESTION_CHARS], bare(reference), bare(prediction), metric == "relaxed")
+
+
+def best_guess(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding:
+    """The likelier verdict where nothing is certain."""
     if metric == "anls":
-        return _by_similarity(reference, prediction)
-    if max(len(reference), len(prediction)) > MAX_CHARS:
-        return _guess(False, "a long text, and another one")
-    question, is_relaxed = question[:MAX_QUESTION_CHARS], metric == "relaxed"
-    if settled := _certain(question, bare(reference), bare(prediction), is_relaxed):
-        return settled
-    is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
-    return _guess(is_right, "the same" if is_right else "something else")
+        given = bare(boxed_answer(prediction) or prediction).casefold()
+        texts = [fold_unicode(text).casefold() for text in _references(reference)]
+        score = max(Levenshtein.normalized_similarity(text, given, score_cutoff=ANLS_THRESHOLD) for text in texts)
+        is_right, reason = score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}"
+    elif max(len(reference), len(prediction)) > MAX_CHARS:
+        is_right, reason = False, "a long text, and another one"
+    else:
+        question, is_relaxed = question[:MAX_QUESTION_CHARS], metric == "relaxed"
+        is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
+        reason = "the same" if is_right else "something else"
+    return Finding(is_correct=is_right, reason=f"best guess: {reason}")
 
 
 def _certain(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
     if same_text(question, reference, prediction):
-        return _certainly(True, "same text")
+        return Finding(is_correct=True, reason="same text")
     if options := read_options(question):
         chosen = [certain_option(options, text) for text in (reference, prediction)]
-        return None if None in chosen else _certainly(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
+        return (
+            None
+            if None in chosen
+            else Finding(is_correct=chosen[0] == chosen[1], reason=f"option {chosen[1]} for {chosen[0]}")
+        )
     words = reference.casefold(), prediction.casefold()
     # `NO` and `No` may be chemistry.
     if {*words} <= {"yes", "no"} and not {reference, prediction} >= {"NO", "No"}:
-        return _certainly(words[0] == words[1], f"{words[1]} for {words[0]}")
+        return Finding(is_correct=words[0] == words[1], reason=f"{words[1]} for {words[0]}")
     dates = definite_date(reference), definite_date(prediction)
     if dates[0] and dates[1]:
-        return _certainly(dates[0] == dates[1], f"date {dates[1]} for {dates[0]}")
+        return Finding(is_correct=dates[0] == dates[1], reason=f"date {dates[1]} for {dates[0]}")
     return _number(question, reference, prediction, is_relaxed) or _quantity(question, reference, prediction)
 
 
@@ -120,17 +136,17 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
     if not is_count and (says(question, LABEL)):
         return None
     if expected == given:
-        return _certainly(True, "same number")
+        return Finding(is_correct=True, reason="same number")
     values = Fraction(expected), Fraction(given)
     is_year = says(question, YEAR) or (is_year_like(reference) and not is_count)
     # `20 March` and `20 Downing Street` are no amounts.
     is_amount = re.fullmatch(r"-?#%?|[$€£¥₹]-?#", around) and (around.strip("-") != "#" or says(question, AMOUNT))
     if is_relaxed and (is_count or (is_amount and not is_year)) and is_within_5_percent(*values):
-        return _certainly(True, "within 5 %")
+        return Finding(is_correct=True, reason="within 5 %")
     # Thousands or millions may stand on the axis.
     is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
     if is_count and expected.isdigit() and given.isdigit() and not is_scaled:
-        return _certainly(False, f"a count of {given} for {expected}")
+        return Finding(is_correct=False, reason=f"a count of {given} for {expected}")
     return None
 
 
@@ -140,7 +156,7 @@ def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
     if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, LABEL):
         return None
-    return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
+    return Finding(is_correct=True, reason="same quantity") if same_quantity(reference, prediction) else None
 
 
 def may_be_math(question: str, reference: str, prediction: str) -> bool:
@@ -150,23 +166,10 @@ def may_be_math(question: str, reference: str, prediction: str) -> bool:
     return is_new and not is_open and looks_like_math(bare(reference), bare(prediction))
 
 
-def _by_similarity(reference: str, prediction: str) -> Finding:
+def _references(text: str) -> list[str]:
+    """The texts of a JSON array of texts, or the text itself."""
     try:
-        texts = json.loads(reference) if reference.lstrip().startswith("[") else None
+        texts = json.loads(text) if text.lstrip().startswith("[") else None
     except (json.JSONDecodeError, RecursionError):
         texts = None
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-        texts = [reference]
-    *expected, given = (fold_unicode(text).casefold() for text in (*texts, prediction))
-    if given in expected:
-        return _certainly(True, "same text")
-    score = max(Levenshtein.normalized_similarity(text, bare(boxed_answer(given) or given)) for text in expected)
-    return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
-
-
-def _certainly(is_correct: bool, reason: str) -> Finding:
-    return Finding(is_correct=is_correct, is_certain=True, reason=reason)
-
-
-def _guess(is_correct: bool, reason: str) -> Finding:
-    return Finding(is_correct=is_correct, is_certain=False, reason=f"best guess: {reason}")
+    return texts if isinstance(texts, list) and texts and all(isinstance(item, str) for item in texts) else [text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -26,19 +27,17 @@ from judge.rules.units import read_unit, same_quantity
 _POLAR = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|incorrect|wrong|false)\b(?! ?\S*\d)")
 _HEDGE = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibly|might|cannot|can't|can not|un(?:sure|clear|known)|not sure)\b"
+    r"\b(?:or|either|maybe|perhaps|possibly|might|can(?:not|'t| not)|un(?:sure|clear|known)|not sure)\b"
 )
 _COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
 _INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
 _VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did shows says reads appears"))
-_FILLERS = _VERBS | frozenset(
-    re.findall(
-        r"\w+",
-        "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so "
-        "than one which who where when while because since followed shown show seen visible located called named "
-        "picture image chart graph about answer according based indicated would",
-    )
+_OTHER_FILLERS = (
+    "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so than "
+    "one which who where when while because since followed shown show seen visible located called named picture image "
+    "chart graph about answer according based indicated would"
 )
+_FILLERS = _VERBS | frozenset(re.findall(r"\w+", _OTHER_FILLERS))
 _RIVAL_BEFORE = frozenset(("than", "from", "to", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))
 """`Anna is taller than Ben` does not answer with Ben, nor `at least 7` with 7."""
 _CLAUSE = re.compile(r"[,;:?]+(?:\s|$)|(?<=\w{3})[.!](?:\s|$)|\s(?=(?:and|but|while|whereas|so|because|which|who)\s)")
@@ -46,8 +45,6 @@ _FIGURE = re.compile(
     rf"(?<![\w.,:/^])((?:US\$|[$€£¥] ?)?-?(?:\d+ ?/ ?[1-9]\d*|{PLAIN}|\.\d+))(?![\d:/^√π]|[.,]\d)"
     r"( ?(?:%|[^\W\d_]+|°[CF]?)?(?:\^?[23])?(?: [^\W\d_]+){0,2})"
 )
-_BRACKETS = re.compile(r"([(\[{])(.*)([)\]}])", re.DOTALL)
-_BETWEEN_ITEMS = re.compile(r"[;\n]|,(?!\d{3}(?!\d))|,? and (?!\d+/)|(?<=\S) (?=\d\. )")
 _NOT_THE_WORD = re.compile(r"(?<=\b[a-z])[. ](?=[a-z]\b)|(?<=[a-z]{2})(?:es|s)\b")
 """The dots of initials, a plural."""
 
@@ -87,7 +84,6 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
         for found in (
             _same_amount(question, reference, prediction, is_relaxed),
             _same_polarity(question, reference, other),
-            _same_items(question, reference, prediction),
             _names_amount(question, reference, prediction, is_relaxed),
         ):
             if found is not None:
@@ -106,10 +102,9 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
         # The question may name the unit, or say what is counted.
         for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
             one = replace(one, unit=named) if read_unit(named) and read_unit(other.unit) else one
-        counted = re.split(
-            r"\b(?:is|are|was|were|do|does|did|can|have|has|had|in|on|at|sit|stand)\b", words.rpartition("how many")[2]
-        )[0]
-        if not one.unit and "how many" in words and not _stems(other.unit) & _stems(counted):
+        _, how_many, behind = words.rpartition("how many")
+        counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|in|on|at|sit)\b", behind)[0]
+        if not one.unit and how_many and {*_stems(other.unit.split())}.isdisjoint(_stems(counted.split())):
             return False
     if one and other and one.unit and other.unit:
         reference, prediction = (f"{float(side.value):.12g} {side.unit}" for side in (one, other))
@@ -129,15 +124,11 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
         is_asked = re.search(r"percent|%", words) is not None
         is_hundredth = percent.value == plain.value * 100 and not is_asked
         return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked or plain.value > 1)))
-    return is_same and (not (one.unit and other.unit) or _stems(one.unit) == _stems(other.unit))
+    return is_same and (not (one.unit and other.unit) or _stems(one.unit.split()) == _stems(other.unit.split()))
 
 
-def _stem(word: str) -> str:
-    return _NOT_THE_WORD.sub("", word)
-
-
-def _stems(text: str) -> set[str]:
-    return {*map(_stem, loose(text).split())}
+def _stems(words: Iterable[str]) -> list[str]:
+    return [_NOT_THE_WORD.sub("", word) for word in words]
 
 
 def _coarse(word: str) -> str:
@@ -172,22 +163,6 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     return given == expected and not (given and is_swapped)
 
 
-def _same_items(question: str, reference: str, prediction: str) -> bool | None:
-    """Whether two lists are the same; None where one of them is no list."""
-    brackets = [_BRACKETS.fullmatch(text) for text in (reference, prediction)]
-    expected, given = (
-        [re.sub(r"^(?:\d{1,2}[.)]|[-•*]) ", "", part.strip()) for part in _BETWEEN_ITEMS.split(text) if part.strip()]
-        for text in (found[2] if found else text for found, text in zip(brackets, (reference, prediction), strict=True))
-    )
-    marks = {found[1] + found[3] for found in brackets if found}
-    num_words = [len(loose(" ".join(items)).split()) for items in (expected, given)]
-    if len(expected) < 2 or len(given) < 2 or num_words[1] > num_words[0] + 2:
-        return None
-    if not marks & {"()", "[]", "[)", "(]"} and not says(question, ORDERED):
-        expected, given = sorted(expected, key=loose), sorted(given, key=loose)
-    return len(expected) == len(given) and len(marks) < 2 and all(map(partial(_same, ""), expected, given))
-
-
 def _same_words(one: str, other: str) -> bool:
     """The same but for a letter, or but for the signs between the digits of a long number."""
     if re.fullmatch(r"(?:[\d().+/-]|\s){7,}", one):
@@ -201,79 +176,75 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
     """Whether a sentence names the reference's amount, and no other that the question does not hold; None of texts."""
     if (one := read_amount(reference)) is None:
         return None
-    text, is_named, first = prediction.casefold(), False, [""]
+    text, is_named = prediction.casefold(), False
     if _HEDGE.search(text) or (_DENIAL.search(text) and not says(question, _DENIAL)):
         return False
     asked = {*re.findall(PLAIN, with_digits(question)), *re.findall(PLAIN, question)}
     for found in _FIGURE.finditer(prediction):
-        words = found[2].split()
-        for num_words in range(len(words), -1, -1):
-            figure = " ".join([found[1], *words[:num_words]])
-            amount, is_glued = read_amount(figure), found[2][:1].isalpha()
-            if (
-                amount
-                and (not amount.unit or (words[0] not in _FILLERS and read_unit(amount.unit)))
-                and num_words >= is_glued
-            ):
-                break
-        else:
-            return False
-        before = prediction[: found.start()].casefold().split()
-        if _same_amount(question, reference, figure, is_relaxed):
-            is_other = one.unit == "%" and not amount.unit and words and words[0] not in _FILLERS
-            is_named, first = not is_other and not {*before[-1:]} & _RIVAL_BEFORE, before
-        elif is_named and len(first) > 1 and words and re.search(r"[a-z][,;:.] ", prediction[: found.start()]):
+        words, before = found[2].split(), prediction[: found.start()].casefold()
+        figures = [" ".join([found[1], *words[:size]]) for size in range(len(words), -1 + found[2][:1].isalpha(), -1)]
+        # `5 miles per hour`, and `5` of `5 men are here`.
+        read = [(figure, amount.unit) for figure in figures if (amount := read_amount(figure))]
+        figure, unit = next(
+            (it for it in read if not it[1] or (words[0] not in _FILLERS and read_unit(it[1]))), ("", "")
+        )
+        is_counted = bool(words) and words[0] not in _FILLERS and not unit
+        if figure and _same_amount(question, reference, figure, is_relaxed):
+            is_named = not (one.unit == "%" and is_counted) and not {*before.split()[-1:]} & _RIVAL_BEFORE
+        elif is_named and is_counted and re.search(r"\w \S+ [a-z]+[,;:.] $", before):
             break  # `It has 4 wheels, 2 on each side.`
         elif (
-            is_year_like(found[1]) == is_year_like(reference)
-            and found[1] not in asked
-            and amount.unit in ("", "%", one.unit)
+            is_year_like(found[1]) == is_year_like(reference) and found[1] not in asked and unit in ("", "%", one.unit)
         ):
             return False
     return is_named
 
 
 def _names(question: str, reference: str, prediction: str) -> bool:
-    """Whether a sentence names the reference as its answer: in its first clause that says something new, as no object of
-    a comparison, and in no list. A shorter prediction may leave out what the question says.
+    """Whether a sentence names the reference as its answer: in the first clause that says something new, and no rival.
+
+    A shorter prediction may leave out what the question says, and items may be in another order.
     """
-    wanted, *clauses = (loose(text.replace(", ", " ")).split() for text in (reference, *_CLAUSE.split(prediction)))
-    wanted = [word for word in wanted if word != "and"]
-    said = [(word, at) for at, clause in enumerate(clauses) for word in clause if word != "and"]
-    words = [word for word, _ in said]
-    asked = {_coarse(word) for word in loose(question).split()}
+    wanted, *clauses = (
+        [word.strip("{}") for word in loose(text.replace(", ", " ")).split() if word != "and"]
+        for text in (reference, *_CLAUSE.split(prediction))
+    )
+    said = [(word, at) for at, clause in enumerate(clauses) for word in clause]
+    words, asked = [word for word, _ in said], {*map(_coarse, loose(question).split())}
     if not wanted or not words or _HEDGE.search(loose(prediction)):
         return False
 
     def is_new(word: str) -> bool:
         return _coarse(word) not in asked and word not in _FILLERS
 
-    stems, sought = ([*map(_stem, side)] for side in (words, wanted))
+    stems, sought = map(_stems, (words, wanted))
     start = next((at for at in range(len(words)) if stems[at : at + len(sought)] == sought), None)
     if start is None:
-        is_part = {*words} < {*wanted} and any(map(is_new, words))
-        return is_part and not any(map(is_new, {*wanted} - {*words})) and not _DENIAL.search(" ".join(wanted))
+        is_set = re.search(r"^[^(\[].*(?:,| and )", reference) and not says(question, ORDERED)
+        is_part = {*words} < {*wanted} and any(map(is_new, words)) and not any(map(is_new, {*wanted} - {*words}))
+        return sorted(stems) == sorted(sought) if is_set else is_part and not _DENIAL.search(" ".join(wanted))
     end, clause = start + len(sought), said[start][1]
-    before, behind = said[:start], said[end:]
-    new, next_word = [(word, at) for word, at in before if is_new(word)], (behind or [("", clause)])[0]
-    near = " ".join(word for word, at in before + behind if at <= clause + 1)
-    is_sentence = any(word in _VERBS or _coarse(word) in asked for word, _ in before + behind)
-    if _DENIAL.search(near) or (not is_sentence and any(is_new(word) for word, _ in before + behind)):
-        return False
-    if any(map(is_new, re.findall(r"(\S+) than\b", " ".join(words)))):
-        return False
-    if len(new) > 2 or any(at < clause for _, at in new) or (before and before[-1][0] in _RIVAL_BEFORE - asked):
-        return False
-    # A question that names the reference names its rivals: `the tree is shorter than the house` of `which is taller?`
-    if not any(map(is_new, wanted)):
-        is_object = any(word not in _FILLERS for word, _ in before) and before[-1][0] not in ("on", "in")
-        if is_object:
-            return False
-    # `red, green and blue`; `Deputy Managing Director`; `a black hat and a white shirt`.
-    if next_word[1] > said[end - 1][1] and is_new(next_word[0]):
-        return False
-    names = {word.casefold() for word in re.findall(r"(?<=\s)[A-Z]\w*", prediction)} - {"i"}
-    if reference[:1].isupper() and names & {word for word, _ in [*new, next_word] if is_new(word)}:
-        return False
+    before, others = words[:start], words[:start] + words[end:]
+    new = [at for word, at in said[:start] if is_new(word)]
+    follower, is_next_item = (said[end][0], said[end][1] > said[end - 1][1]) if end < len(said) else ("", False)
+    names = {word.casefold() for word in re.findall(r"(?<=\s)[A-Z]\w*", prediction)} & {*before, follower}
     colours = ImageColor.colormap.keys() & {*wanted, *loose(prediction).partition(" with ")[0].split()}
-    return not colours & {*wanted} or not {word for word in colours - {*wanted} if is_new(word)}
+    return not (
+        _DENIAL.search(" ".join(word for word, at in said[:start] + said[end:] if at <= clause + 1))
+        # `hot dog`: a phrase that is no sentence adds nothing.
+        or (any(map(is_new, others)) and not any(word in _VERBS or _coarse(word) in asked for word in others))
+        or any(map(is_new, re.findall(r"(\S+) than\b", " ".join(words))))
+        or len(new) > 2
+        or any(at < clause for at in new)
+        or (before and before[-1] in _RIVAL_BEFORE - asked)
+        # A question that names the reference names its rivals.
+        or (
+            not any(map(is_new, wanted))
+            and any(word not in _FILLERS for word in before)
+            and before[-1] not in ("on", "in")
+        )
+        # `red, green and blue`; `Deputy Managing Director`; `a black hat and a white shirt`.
+        or (is_next_item and is_new(follower))
+        or (reference[:1].isupper() and any(map(is_new, names)))
+        or (colours & {*wanted} and any(map(is_new, colours - {*wanted})))
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from judge.rules.text import bare, same_text
 
@@ -92,8 +91,10 @@ def certain_option(options: Mapping[str, str], answer: str) -> str | None:
     if letter := letter_of(answer):
         # Options that are letters themselves: `A. D  B. C` can be read in two ways.
         return letter if letter in options and not any(map(letter_of, options.values())) else None
-    found = likely_options(options, answer, partial(same_text, "")) or ()
-    return next(iter(found)) if len(found) == 1 else None
+    both = _NAMED.fullmatch(answer)
+    texts = [(letter, answer) for letter in options] + ([(both[1].upper(), both[2])] if both else [])
+    named = {letter for letter, text in texts if same_text("", options.get(letter, ""), text)}
+    return named.pop() if len(named) == 1 else None
 
 
 def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str, str], bool]) -> frozenset[str] | None:

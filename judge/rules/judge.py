@@ -32,6 +32,8 @@ MAX_QUESTION_CHARS = 8000
 ANLS_THRESHOLD = 0.5
 """ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
 _TEMPERATURE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
+_WEIGHT = re.compile(r"\b(?:heav\w+|weigh\w*|mass|lift\w*|carr\w+|load|light\w*)\b")
+"""Pounds are no money then."""
 _SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
 
 
@@ -154,7 +156,8 @@ def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
     may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, LABEL):
+    may_be_money = re.search(r"\bpounds?\b", f"{reference} {prediction}") and not says(question, _WEIGHT)
+    if may_be_money or numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, LABEL):
         return None
     return Finding(is_correct=True, reason="same quantity") if same_quantity(reference, prediction) else None
 

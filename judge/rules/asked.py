@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from judge.rules.text import bare, same_text
 
 LABEL = re.compile(
-    r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip|postal"
-    r"|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier|label\w*"
-    r"|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch|jersey"
-    r"|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio|digits?|step"
-    r"|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision"
+    r"\b(?:fig(?:ure)?|section|chapter|table|page|version|model|chip|codes?|serial|account|(?:tele)?phone|fax|zip"
+    r"|postal|postcode|plate|licen[cs]e|room|flight|route|bus|train|line|gate|platform|invoice|order|id|identifier"
+    r"|label\w*|number (?:of the|on|is)|no\.|password|pin|isbn|url|address|ticket|ref(?:erence)?|part|sku|lot|batch"
+    r"|jersey|extension|passport|rank|position|place|floor|day|date|time|hour|clock|score|name|coordinates?|ratio"
+    r"|digits?|step|level|grade|class|item|question|size|edition|article|registration|significant|decimals?|precision"
     r"|writ\w+|says?|texts?|print\w*|signs?|words?|quot\w+|imperial|uk|british)\b"
 )
 """A code, a rank or another number that is no amount, words as they stand there, or units of another country."""
@@ -24,14 +24,14 @@ AMOUNT = re.compile(
 )
 """A number to which a tolerance may apply."""
 DIFFERENCE = re.compile(
-    r"\b(?:difference|change[ds]?|r[io]se|risen|raised?|drop\w*|f[ae]ll\w*|increas\w*|decreas\w*|declin\w*|cool\w*|heat\w*"
-    r"|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|margin|error"
-    r"|deviation|toleran\w*|anomal\w*|uncertain\w*|accura\w*|spread)\b"
+    r"\b(?:difference|change[ds]?|r[io]se|risen|raised?|drop\w*|f[ae]ll\w*|increas\w*|decreas\w*|declin\w*|cool\w*"
+    r"|heat\w*|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|margin"
+    r"|error|deviation|toleran\w*|anomal\w*|uncertain\w*|accura\w*|spread)\b"
 )
 """Of temperatures: 9 °F are then 5 °C."""
 FALL = re.compile(
-    r"\b(?:difference|drop\w*|f[ae]ll\w*|decreas\w*|declin\w*|los[et]|loss\w*|lower|fewer|less|reduc\w*|below|shr[aiu]nk"
-    r"|down|debt|deficit|owe[sd]?|behind|apart)\b"
+    r"\b(?:difference|drop\w*|f[ae]ll\w*|decreas\w*|declin\w*|los[et]|loss\w*|lower|fewer|less|reduc\w*|below"
+    r"|shr[aiu]nk|down|debt|deficit|owe[sd]?|behind|apart)\b"
 )
 """A fall of 5 may be written as -5."""
 ORDERED = re.compile(
@@ -41,14 +41,16 @@ ORDERED = re.compile(
 )
 """Items in another order are another answer."""
 FORM = re.compile(
-    r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+|calculat\w+"
-    r"|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
+    r"\b(?:simpl\w+|factor\w*|expand\w*|lowest|reduce\w*|form|rewrite|express\w*|convert\w*|evaluate|comput\w+"
+    r"|calculat\w+|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
 )
 """Equal is not enough: `simplify 2/6` is not answered by `2/6`."""
+WEIGHT = re.compile(r"\b(?:heav\w+|weigh\w*|mass|lift\w*|carr\w+|load|light\w*)\b")
+"""Pounds are no money then."""
 _COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
 _NO_COUNT = re.compile(
-    r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base"
-    r"|and (?:what|which|who|how|where|when))\b"
+    r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base|and (?:what"
+    r"|which|who|how|where|when))\b"
 )
 _OPTION = re.compile(r"(?:(?<=[\s,;:?.])|^)(?:\(([A-J])\)|([A-J])[.):])(?=\s*\S)")
 _LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|write)\b", re.IGNORECASE)

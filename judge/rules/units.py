@@ -98,7 +98,10 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
         if bases[0].units != bases[1].units:
             return False
         # A torque of 5 N·m is no energy of 5 J.
-        if bases[0].check("[energy]") and len({bool(re.search("newton|force", str(side.units))) for side in (one, other)}) > 1:
+        if (
+            bases[0].check("[energy]")
+            and len({bool(re.search("newton|force", str(side.units))) for side in (one, other)}) > 1
+        ):
             return None
         gaps = abs(one.to(other.units).magnitude - other.magnitude), abs(other.to(one.units).magnitude - one.magnitude)
     except _PINT_ERRORS:

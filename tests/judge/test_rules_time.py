@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from judge.rules.judge import best_guess, certain_finding, may_be_math
+from judge.rules.judge import best_guess, certain_verdict, may_be_math
 from judge.trust.precheck import precheck
 
 COLOURS = "Which colour?\nA. red\nB. blue"
@@ -31,13 +31,13 @@ def test_the_time_to_judge_an_answer_is_bounded_whatever_its_length(seed):
         ):
             for prediction in (answer, "red, 3"):
                 for metric in ("strict", "anls"):
-                    certain_finding(question, reference, prediction, metric=metric)
+                    certain_verdict(question, reference, prediction, metric=metric)
                     best_guess(question, reference, prediction, metric=metric)
                 may_be_math(question, reference, prediction)
             precheck(reference, answer, max_answer_chars=2000)
         return time.process_time() - started
 
-    certain_finding("How long?", "2 m", "200 cm")  # pint takes its second at the first quantity
+    certain_verdict("How long?", "2 m", "200 cm")  # pint takes its second at the first quantity
     # Small lengths first: time of 2^n would not come back from the longer ones.
     for num_chars in (40, 80, 160, 398, 1000, 2000):
         assert seconds(num_chars) < 0.5

@@ -26,16 +26,14 @@ from judge.rules.units import read_unit, same_quantity
 
 _POLAR = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
 _DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|incorrect|wrong|false)\b(?! ?\S*\d)")
-_HEDGE = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibly|might|can(?:not|'t| not)|un(?:sure|clear|known)|not sure)\b"
-)
+_HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|might|can(?:not|'t)|un(?:sure|clear|known)|not sure)\b")
 _COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
 _INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
 _VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did shows says reads appears"))
 _OTHER_FILLERS = (
-    "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so than "
-    "one which who where when while because since followed shown show seen visible located called named picture image "
-    "chart graph about answer according based indicated would"
+    "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so "
+    "than one which who where when while because since followed shown show seen visible located called named picture "
+    "image chart graph about answer according based indicated would"
 )
 _FILLERS = _VERBS | frozenset(re.findall(r"\w+", _OTHER_FILLERS))
 _RIVAL_BEFORE = frozenset(("than", "from", "to", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))
@@ -79,8 +77,7 @@ def _same(question: str, reference: str, prediction: str, *, is_relaxed: bool = 
             return False
         reference, prediction = (text.rpartition("=")[2].strip() for text in (reference, prediction))
     # `3.10`, `007`, `2E3` name something; whole numbers are the same however they are written.
-    is_name = says(question, LABEL)
-    if not (is_name and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one)):
+    if not (says(question, LABEL) and re.fullmatch(r"(?!0$|[1-9]\d*$)[\w.:/-]*\d[\w.:/-]*", one)):
         for found in (
             _same_amount(question, reference, prediction, is_relaxed),
             _same_polarity(question, reference, other),
@@ -114,17 +111,17 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
     money = {one.currency} - {""} or {CURRENCIES[word] for word in re.findall(r"\w+", words) if word in CURRENCIES}
     if other.currency and money and other.currency not in money:
         return False
+    expected, given, is_percent = one.value, other.value, "%" in (one.unit, other.unit) and one.unit != other.unit
+    if is_percent:
+        # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %, and 0.12 no percentage.
+        factors = [1 if "percent" in words or side.unit or side.value > 1 else 100 for side in (one, other)]
+        expected, given = expected * factors[0], given * factors[1]
     scale = re.search(r"\b(?:in|\() ?(thousand|million|billion)s?\b", words)
     is_exact = says(question, YEAR) or says(question, LABEL) or is_year_like(reference)
-    is_same = one.value == other.value or (scale is not None and other.value == one.value * SCALES[scale[1]])
-    is_same = is_same or (is_relaxed and not is_exact and is_within_5_percent(one.value, other.value))
-    if one.unit != other.unit and "%" in (one.unit, other.unit):
-        # 12 % is 0.12, and `12` may leave the sign out; 0.5 is not 0.5 %, and 0.12 no percentage.
-        percent, plain = (one, other) if one.unit == "%" else (other, one)
-        is_asked = re.search(r"percent|%", words) is not None
-        is_hundredth = percent.value == plain.value * 100 and not is_asked
-        return not plain.unit and (is_hundredth or (is_same and (one is percent or is_asked or plain.value > 1)))
-    return is_same and (not (one.unit and other.unit) or _stems(one.unit.split()) == _stems(other.unit.split()))
+    is_same = expected == given or (scale is not None and given == expected * SCALES[scale[1]])
+    is_near = is_relaxed and not is_exact and is_within_5_percent(expected, given)
+    is_other_unit = one.unit and other.unit and _stems(one.unit.split()) != _stems(other.unit.split())
+    return (is_same or is_near) and not is_other_unit
 
 
 def _stems(words: Iterable[str]) -> list[str]:
@@ -141,26 +138,31 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     polar = re.match(r"(yes|no|true|false)(?![\w ])", reference.casefold())
     if polar is None:
         return None
-    question = _INSTRUCTION.sub("", question).casefold()
+    question = with_digits(_INSTRUCTION.sub("", question).casefold())
     expected, (first, _, rest) = _POLAR[polar[1]], other.replace(",", "").partition(" ")
     given = _POLAR.get(first)
-    said, asked_for = re.findall(r"[\w']+", other if given is None else rest), re.findall(r"[\w']+", question)
-    asked = {_coarse(word) for word in asked_for}
-    shared = [word for word in said if _coarse(word) in asked and word not in _FILLERS]
+    said, asked_for = (re.findall(r"[\w']+", text) for text in (other if given is None else rest, question))
+    asked = [*map(_coarse, asked_for)]
+    is_known = [_coarse(word) in asked for word in said if word not in _FILLERS]
+    # `yes, the red one is taller` of `is the blue one taller than the red one?`
+    left, shared = iter(asked), [word for word in map(_coarse, said) if word in asked and word not in _FILLERS]
+    is_swapped = says(question, _COMPARES) and not all(word in left for word in shared)
     if _HEDGE.search(other) and "or" not in asked_for:
         return False
-    # `yes, the red one is taller` of `is the blue one taller than the red one?`
-    left = iter(map(_coarse, asked_for))
-    is_swapped = _COMPARES.search(question) is not None and not all(_coarse(word) in left for word in shared)
     if given is None:
-        num_new = sum(_coarse(word) not in asked and word not in _FILLERS for word in said)
-        has_other_number = bool({*re.findall(r"\d+", other)} - {*re.findall(r"\d+", with_digits(question))})
-        is_denied = bool(_DENIAL.search(other) or has_other_number) != ("not" in asked_for)
-        is_plain = is_denied or (num_new == 0 and not is_swapped)
-        return bool(shared) and " " in other and is_denied != expected and is_plain
-    if re.search(r"\b(?:but|yes)\b", rest) or (given and _DENIAL.search(rest)):
-        return False
-    return given == expected and not (given and is_swapped)
+        has_other_number = any(word.isdigit() and word not in asked for word in said)
+        is_denied = (has_other_number or says(other, _DENIAL)) != ("not" in asked_for)
+        return (
+            any(is_known)
+            and " " in other
+            and is_denied != expected
+            and (is_denied or (all(is_known) and not is_swapped))
+        )
+    return (
+        given == expected
+        and not re.search(r"\b(?:but|yes)\b", rest)
+        and not (given and (is_swapped or says(rest, _DENIAL)))
+    )
 
 
 def _same_words(one: str, other: str) -> bool:
@@ -176,26 +178,25 @@ def _names_amount(question: str, reference: str, prediction: str, is_relaxed: bo
     """Whether a sentence names the reference's amount, and no other that the question does not hold; None of texts."""
     if (one := read_amount(reference)) is None:
         return None
-    text, is_named = prediction.casefold(), False
+    text, is_named, is_year = prediction.casefold(), False, is_year_like(reference)
     if _HEDGE.search(text) or (_DENIAL.search(text) and not says(question, _DENIAL)):
         return False
     asked = {*re.findall(PLAIN, with_digits(question)), *re.findall(PLAIN, question)}
     for found in _FIGURE.finditer(prediction):
         words, before = found[2].split(), prediction[: found.start()].casefold()
-        figures = [" ".join([found[1], *words[:size]]) for size in range(len(words), -1 + found[2][:1].isalpha(), -1)]
-        # `5 miles per hour`, and `5` of `5 men are here`.
-        read = [(figure, amount.unit) for figure in figures if (amount := read_amount(figure))]
-        figure, unit = next(
-            (it for it in read if not it[1] or (words[0] not in _FILLERS and read_unit(it[1]))), ("", "")
-        )
+        figure, unit = "", ""
+        for size in range(len(words), -1 + found[2][:1].isalpha(), -1):
+            # `5 miles per hour`, and `5` of `5 men are here`.
+            longer = " ".join([found[1], *words[:size]])
+            if (it := read_amount(longer)) and (not it.unit or (words[0] not in _FILLERS and read_unit(it.unit))):
+                figure, unit = longer, it.unit
+                break
         is_counted = bool(words) and words[0] not in _FILLERS and not unit
         if figure and _same_amount(question, reference, figure, is_relaxed):
             is_named = not (one.unit == "%" and is_counted) and not {*before.split()[-1:]} & _RIVAL_BEFORE
         elif is_named and is_counted and re.search(r"\w \S+ [a-z]+[,;:.] $", before):
             break  # `It has 4 wheels, 2 on each side.`
-        elif (
-            is_year_like(found[1]) == is_year_like(reference) and found[1] not in asked and unit in ("", "%", one.unit)
-        ):
+        elif is_year_like(found[1]) == is_year and found[1] not in asked and unit in ("", "%", one.unit):
             return False
     return is_named
 
@@ -224,7 +225,7 @@ def _names(question: str, reference: str, prediction: str) -> bool:
         is_part = {*words} < {*wanted} and any(map(is_new, words)) and not any(map(is_new, {*wanted} - {*words}))
         return sorted(stems) == sorted(sought) if is_set else is_part and not _DENIAL.search(" ".join(wanted))
     end, clause = start + len(sought), said[start][1]
-    before, others = words[:start], words[:start] + words[end:]
+    before, others, is_asked = words[:start], words[:start] + words[end:], not any(map(is_new, wanted))
     new = [at for word, at in said[:start] if is_new(word)]
     follower, is_next_item = (said[end][0], said[end][1] > said[end - 1][1]) if end < len(said) else ("", False)
     names = {word.casefold() for word in re.findall(r"(?<=\s)[A-Z]\w*", prediction)} & {*before, follower}
@@ -238,11 +239,7 @@ def _names(question: str, reference: str, prediction: str) -> bool:
         or any(at < clause for at in new)
         or (before and before[-1] in _RIVAL_BEFORE - asked)
         # A question that names the reference names its rivals.
-        or (
-            not any(map(is_new, wanted))
-            and any(word not in _FILLERS for word in before)
-            and before[-1] not in ("on", "in")
-        )
+        or (is_asked and {*before} - _FILLERS and before[-1] not in ("on", "in"))
         # `red, green and blue`; `Deputy Managing Director`; `a black hat and a white shirt`.
         or (is_next_item and is_new(follower))
         or (reference[:1].isupper() and any(map(is_new, names)))

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date, datetime
 from fractions import Fraction
+from typing import NamedTuple
 
 from dateutil import parser
 
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_NAMES = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen zero twenty thirty forty fifty sixty seventy eighty ninety half first second third fourth"
 )
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_WORDS = {word: str(at) for at, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
-_WORDS |= {word: str(20 + 10 * at) for at, word in enumerate(_TENS.split())}
-_WORDS |= {"first": "1st", "second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "half": "1/2"}
-SCALES = {"dozen": 12, "hundred": 100} | dict.fromkeys(("thousand", "k", "K"), 10**3)
-SCALES |= (
-    dict.fromkeys(("million", "m", "M"), 10**6)
-    | dict.fromkeys(("billion", "bn", "b", "B"), 10**9)
-    | {"trillion": 10**12}
-)
+_DIGITS = [*map(str, (*range(1, 20), 0, *range(20, 100, 10))), "1/2", "1st", "2nd", "3rd", "4th"]
+_WORDS = dict(zip(re.findall(r"\w+", _NAMES), _DIGITS, strict=True))
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SIGNS = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "b": 10**9, "B": 10**9, "bn": 10**9}
 CURRENCIES = dict.fromkeys(("$", "us$", "usd", "dollar", "dollars"), "$") | dict.fromkeys(("¥", "jpy", "yen"), "¥")
 CURRENCIES |= dict.fromkeys(("€", "eur", "euro", "euros"), "€") | dict.fromkeys(("£", "gbp"), "£")
 _AMOUNT = re.compile(
@@ -45,8 +40,7 @@ _DATE_LIKE = re.compile(rf"\b{_MONTH}(?![a-z])|\d[-/.]\d{{1,2}}[-/.]\d", re.IGNO
 _CLOCK = re.compile(r"\b\d{1,2}(?::\d\d){1,2}\b|\b\d{1,2} ?[ap]\.?m\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amount:
+class Amount(NamedTuple):
     value: Fraction
     currency: str
     unit: str
@@ -77,17 +71,15 @@ def with_digits(text: str) -> str:
 
     def digits(found: re.Match[str]) -> str:
         tens, _, ones = found[0].lower().partition("-")
-        value = _WORDS.get(tens, found[0])
-        return str(int(value) + int(_WORDS[ones])) if ones else value
+        return str(int(_WORDS[tens]) + int(_WORDS[ones])) if ones else _WORDS.get(tens, found[0])
 
-    ones = "|".join(_UNITS.split()[1:10])
-    return re.sub(rf"(?<!\d )\b(?:\w+ty-(?:{ones})|[a-z]{{3,9}})\b(?<!\w one)", digits, text, flags=re.IGNORECASE)
+    tens, ones = "|".join([*_WORDS][20:28]), "|".join([*_WORDS][:9])
+    return re.sub(rf"(?<!\d )\b(?:(?:{tens})-(?:{ones})|[a-z]{{3,9}})\b(?<!\w one)", digits, text, flags=re.IGNORECASE)
 
 
 def read_amount(text: str) -> Amount | None:
     """An amount with its currency or unit; None where the text says more, or something else."""
-    found = _AMOUNT.fullmatch(text) if len(text) <= 80 else None
-    if found is None:
+    if len(text) > 80 or (found := _AMOUNT.fullmatch(text)) is None:
         return None
     if found["over"]:
         value = Fraction(int(found["over"]), int(found["under"])) + int(found["whole"] or 0)
@@ -95,9 +87,7 @@ def read_amount(text: str) -> Amount | None:
         value = Fraction(re.sub(r"[, ]", "", found["plain"])) * Fraction(10) ** int(found["power"] or found["e"] or 0)
     sign, words = (found["sign"] or "").lower(), found["rest"].split()
     may_be_sign = sign or (found["rest"][:1].isupper() and len(words) == 1)
-    while (
-        words and (len(words[0]) > 2 or may_be_sign) and (scale := SCALES.get(words[0]) or SCALES.get(words[0].lower()))
-    ):
+    while words and (scale := SCALES.get(words[0].lower()) or (may_be_sign and _SIGNS.get(words[0]))):
         value, words = value * scale, words[1:]
     if words == ["cents"]:
         value, sign, words = value / 100, "$", []

@@ -58,7 +58,6 @@ _NAMED = re.compile(
     r"(?:option |choice |answer )?\(?([A-J])(?:[.):]*|(?:\)|[.:]\)?| -) ?(\S.*))", re.IGNORECASE | re.DOTALL
 )
 _CHOSEN = re.compile(r"(?:\b(?:answer|option|choice)(?: is)?:? \(?|^\(?(?=[A-J][.:)] )|\((?=[A-J]\)))([A-J])\b")
-_SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;&] ?| and |, and | )\(?[A-J]\)?)+", re.IGNORECASE)
 
 
 def says(question: str, words: re.Pattern[str]) -> bool:
@@ -103,8 +102,6 @@ def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str,
     """The letters that an answer names; None where it names none, empty where letter and text disagree."""
     if letter := letter_of(answer):
         return frozenset(letter)
-    if _SEVERAL.fullmatch(answer):
-        return frozenset(re.findall(r"\b[A-J]\b", answer.upper()))
     named = {letter for letter, text in options.items() if same(text, answer)}
     if not named and (both := _NAMED.fullmatch(answer)) and both[1] in options:
         named = {letter for letter, text in options.items() if same(text, both[2])} or {""}

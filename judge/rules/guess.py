@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 
 from PIL import ImageColor
@@ -98,7 +97,7 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
     if one and other and other.unit and not one.unit:
         # The question may name the unit, or say what is counted.
         for named in re.findall(r"(?:\bin|how many|\(unit:|\() ?([a-z°]{2,}(?: per \w+|/\w+)?|[mgsl]\b)", words):
-            one = replace(one, unit=named) if read_unit(named) and read_unit(other.unit) else one
+            one = one._replace(unit=named) if read_unit(named) and read_unit(other.unit) else one
         _, how_many, behind = words.rpartition("how many")
         counted = re.split(r"\b(?:is|are|was|were|do|does|did|can|have|has|in|on|at|sit)\b", behind)[0]
         if not one.unit and how_many and {*_stems(other.unit.split())}.isdisjoint(_stems(counted.split())):
@@ -152,17 +151,10 @@ def _same_polarity(question: str, reference: str, other: str) -> bool | None:
     if given is None:
         has_other_number = any(word.isdigit() and word not in asked for word in said)
         is_denied = (has_other_number or says(other, _DENIAL)) != ("not" in asked_for)
-        return (
-            any(is_known)
-            and " " in other
-            and is_denied != expected
-            and (is_denied or (all(is_known) and not is_swapped))
-        )
-    return (
-        given == expected
-        and not re.search(r"\b(?:but|yes)\b", rest)
-        and not (given and (is_swapped or says(rest, _DENIAL)))
-    )
+        is_plain = is_denied or (all(is_known) and not is_swapped)
+        return any(is_known) and " " in other and is_denied != expected and is_plain
+    is_undone = re.search(r"\b(?:but|yes)\b", rest) or (given and (is_swapped or says(rest, _DENIAL)))
+    return given == expected and not is_undone
 
 
 def _same_words(one: str, other: str) -> bool:

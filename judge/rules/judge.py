@@ -154,11 +154,11 @@ def may_be_math(question: str, reference: str, prediction: str) -> bool:
 def _references(text: str) -> list[str]:
     """The texts of a JSON array of texts, or the text itself, without case."""
     try:
-        texts = json.loads(text) if text.lstrip().startswith("[") else None
+        read = json.loads(text) if text.lstrip().startswith("[") else []
     except (json.JSONDecodeError, RecursionError):
-        texts = None
-    is_array = isinstance(texts, list) and texts and all(isinstance(item, str) for item in texts)
-    return [fold_unicode(item).casefold() for item in (texts if is_array else [text])]
+        read = []
+    is_array = isinstance(read, list) and read and all(isinstance(item, str) for item in read)
+    return [fold_unicode(item).casefold() for item in (read if is_array else [text])]
 
 
 def _verdict(is_correct: bool, reason: str) -> Verdict:

@@ -12,8 +12,8 @@ from dateutil import parser
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?"
 _ONE_NUMBER = re.compile(rf"([$€£¥₹]?[-+]?)(?!0\d)({PLAIN})( ?%|(?: [^\W\d_]+){{0,3}})")
 _NAMES = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen zero twenty thirty forty fifty sixty seventy eighty ninety half first second third fourth"
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen zero twenty thirty forty fifty sixty seventy eighty ninety half first second third fourth"
 )
 _DIGITS = [*map(str, (*range(1, 20), 0, *range(20, 100, 10))), "1/2", "1st", "2nd", "3rd", "4th"]
 _WORDS = dict(zip(re.findall(r"\w+", _NAMES), _DIGITS, strict=True))

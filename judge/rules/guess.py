@@ -24,18 +24,24 @@ from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_late
 from judge.rules.units import read_unit, same_quantity
 
 _POLAR = {"yes": True, "yeah": True, "true": True, "no": False, "nope": False, "false": False}
-_DENIAL = re.compile(r"\b(?:not|never|no|cannot|without|\w+n't|neither|nor|none|incorrect|wrong|false)\b(?! ?\S*\d)")
+_DENIAL = re.compile(
+    r"\b(?:not|never|no|cannot|without|(?:is|are|was|were|does?|did|ha[sd]|have|wo|[cw]ould)n'?t|neither|nor|none"
+    r"|incorrect|wrong|false)\b(?! ?\S*\d)"
+)
 _HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|might|can(?:not|'t)|un(?:sure|clear|known)|not sure)\b")
 _COMPARES = re.compile(r"\b(?:than|before|after|left|right|above|below|behind|under|over|to|by|from)\b")
 _INSTRUCTION = re.compile(r"(?:please )?(?:answer|reply|respond)\b[^.?]{0,30}\byes\b.{0,20}", re.IGNORECASE)
-_VERBS = frozenset(re.findall(r"\w+", "is are was were be been has have had does do did shows says reads appears"))
-_OTHER_FILLERS = (
-    "it its this that these those there here i we you he she they a an the of in on at to by for with from as and so "
-    "than one which who where when while because since followed shown show seen visible located called named picture "
-    "image chart graph about answer according based indicated would"
+_SAYS = "is are was were be been has have had does do did shows says reads appears looks seems its theres"
+_VERBS = frozenset(re.findall(r"\w+", _SAYS))
+_FILLERS = _VERBS | frozenset(
+    re.findall(
+        r"\w+",
+        "it its this that these those there here i we you he she they a an the of in on at to by for with from as and "
+        "so than one which who where when while because since followed shown show seen visible located called named picture "
+        "image chart graph about answer according based indicated would",
+    )
 )
-_FILLERS = _VERBS | frozenset(re.findall(r"\w+", _OTHER_FILLERS))
-_RIVAL_BEFORE = frozenset(("than", "from", "to", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))
+_RIVAL_BEFORE = frozenset(("than", "from", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))
 """`Anna is taller than Ben` does not answer with Ben, nor `at least 7` with 7."""
 _CLAUSE = re.compile(r"[,;:?]+(?:\s|$)|(?<=\w{3})[.!](?:\s|$)|\s(?=(?:and|but|while|whereas|so|because|which|who)\s)")
 _FIGURE = re.compile(

@@ -270,6 +270,10 @@ SENTENCES = [
     ("Is the bar for 2010 higher than that for 2012?", "Yes", "The bar for 2012 is higher.", OPEN, FALSE),
     ("Is the radius known? A: 3 B: 4 C: 5", "B", "The radius is 4, so the correct answer is B.", OPEN, TRUE),
     ("Is the radius known? A: 3 B: 4 C: 5", "B", "The radius is 5, so the correct answer is B.", OPEN, FALSE),
+    ("Is there a clock in the picture?", "no", "There isn't a clock in the picture.", OPEN, TRUE),
+    ("Is there a clock in the picture?", "yes", "There isn't a clock in the picture.", OPEN, FALSE),
+    ("Which vehicle is it?", "motorcycle", "It's a red motorcycle.", OPEN, TRUE),
+    ("Which direction does the arrow point?", "right", "The arrow points to the right.", OPEN, TRUE),
     (COLOURS, "B", "The car is blue.", OPEN, TRUE),
     (COLOURS, "B", "The car is red.", OPEN, FALSE),
 ]

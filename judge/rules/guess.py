@@ -37,8 +37,8 @@ _FILLERS = _VERBS | frozenset(
     re.findall(
         r"\w+",
         "it its this that these those there here i we you he she they a an the of in on at to by for with from as and "
-        "so than one which who where when while because since followed shown show seen visible located called named picture "
-        "image chart graph about answer according based indicated would",
+        "so than one which who where when while because since followed shown show seen visible located called named "
+        "picture image chart graph about answer according based indicated would",
     )
 )
 _RIVAL_BEFORE = frozenset(("than", "from", "beat", "beats", "over", "under", "least", "most", "nearly", "almost"))

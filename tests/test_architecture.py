@@ -55,8 +55,6 @@ PURE = (
     "judge/rules/text.py",
     "judge/rules/amounts.py",
     "judge/rules/units.py",
-    "judge/rules/dates.py",
-    "judge/rules/options.py",
     "judge/rules/guess.py",
     "judge/rules/math_worker.py",
     "judge/reward.py",

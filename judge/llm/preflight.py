@@ -8,8 +8,8 @@ from pathlib import Path
 
 from actors.errors import JudgeError
 from configs.judges import ROUND_TRIP_S, JudgeConfig
-from judge.llm.apikey import read_key
 from judge.llm.client import LLMJudge
+from judge.llm.endpoint import read_key
 from judge.llm.prompt import load_wording
 from judge.llm.served_model import check_model_folder
 from judge.verdict import Failure, JudgeRequest, NoVerdict

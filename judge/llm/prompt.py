@@ -8,6 +8,7 @@ another. The prediction comes last, so that the calls of a group share the promp
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,13 +20,10 @@ from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.fence import clean_text, fence, group_code
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
-PROMPT_FORMAT = 1
-"""Raise it when the same wording and texts give another prompt: verdicts kept under the old one no longer count."""
 SAMPLING = {"temperature": 0.0, "seed": 0}
 """Also on further tries: a verdict is a property of the texts, not of how often one asks."""
 FIELDS = ("question", "reference", "prediction")
-PLACES = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
-"""Places that texts of a wording may have; the others have none."""
+PLACES = (*FIELDS, "criterion", "reply", "nonce")
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
 
 
@@ -47,20 +45,15 @@ class Wording:
     """The same with `choice` and `text`."""
 
     def __post_init__(self) -> None:
-        found = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
-        for name, places in found.items():
-            known = PLACES.get(name, ())
-            if unknown := [place for place in places if place not in known]:
-                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {', '.join(known) or 'none'}")
-            if not known and not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty")
-        both = [*found["system"], *found["user"]]
-        for place in (*FIELDS, "reply", "criterion"):
-            if (count := both.count(place)) != 1:
-                raise ValueError(f"system and user have {{{place}}} {count} times: write it once")
-        before = found["user"][: found["user"].index("prediction")]
-        if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
+        counts = Counter(_PLACE.findall("".join(asdict(self).values())))
+        for place in sorted({*counts, *PLACES} - {"nonce"}):
+            if counts[place] != (place in PLACES):
+                raise ValueError(f"it has {{{place}}} {counts[place]} times: write each of {', '.join(PLACES)} once")
+        before = self.user.partition("{prediction}")[0]
+        if missing := [place for place in ("nonce", "question", "reference") if f"{{{place}}}" not in before]:
             raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that part")
+        if empty := [name for name, text in asdict(self).items() if name != "system" and not text.strip()]:
+            raise ValueError(f"{empty[0]} is empty")
 
     def filled(self, config: JudgeConfig) -> tuple[str, str]:
         """System and user text for a judge's metric and form of reply, without the data."""
@@ -80,22 +73,16 @@ def load_wording(name: str) -> Wording:
     Raises:
         ValueError: no such file, not YAML, other keys, or places missing; names the setting, its value and the remedy.
     """
-    shipped, wanted = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
+    shipped, keys = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
     try:
         file = shipped if shipped.is_file() else Path(name).expanduser()
         texts = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(texts, dict) or set(texts) != set(wanted):
-            raise ValueError(f"the file must map exactly {', '.join(wanted)} to texts")
-        if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
-            raise ValueError(f"{wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
+        if not isinstance(texts, dict) or set(texts) != {*keys} or not all(isinstance(t, str) for t in texts.values()):
+            raise ValueError(f"it must map exactly {', '.join(keys)} to texts")
         return Wording(**texts)
-    except OSError as error:
-        reason: object = f"{error.strerror}; write `judge`, or the path of a YAML file"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = f"not YAML: {' '.join(str(error).split())}"
-    except (ValueError, RuntimeError) as error:
-        reason = error
-    raise ValueError(f"judge.llm.prompt={name!r} is invalid: {reason}")
+    except (OSError, RuntimeError, ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"judge.llm.prompt={name!r} is invalid: {why}; give `judge`, or a YAML file") from error
 
 
 def clean_texts(
@@ -129,10 +116,11 @@ def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: by
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
-    # Models that think take no temperature.
-    sampling = {} if config.thinks else SAMPLING
-    limit = "max_completion_tokens" if config.thinks else "max_tokens"
-    options: dict[str, Any] = {"model": config.model, "n": 1, limit: config.max_reply_tokens, **sampling}
+    options: dict[str, Any] = {"model": config.model, "n": 1}
+    if config.thinks:  # such models take no temperature
+        options |= {"max_completion_tokens": config.max_reply_tokens}
+    else:
+        options |= {"max_tokens": config.max_reply_tokens, **SAMPLING}
     if config.reply == "json":
         verdict = {"type": "integer", "enum": [0, 1]}
         form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}

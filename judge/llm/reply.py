@@ -7,8 +7,6 @@ import re
 
 from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
-REPLY_FORMAT = 1
-"""Raise it when the same reply is read as another verdict: verdicts kept under the old one no longer count."""
 MAX_REPLY_CHARS = 200
 """A verdict is shorter; a longer reply is refused unparsed."""
 MAX_SHOWN_CHARS = 60
@@ -16,25 +14,15 @@ _JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]*"))
 _DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]*"))
 
 
-class UnusableReply(ValueError):
-    """The reply is not one verdict. The message says why."""
-
-
-def parse_verdict(text: str, form: str) -> bool:
-    """True for right, False for wrong.
+def parse_verdict(text: str, form: str) -> bool | None:
+    """True for right, False for wrong; None where the text is not exactly one verdict.
 
     Args:
         form: of `judge.llm.reply`. `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key.
             `choice`, `text`: exactly `1` or `0`. White space around it is no part of a reply.
-
-    Raises:
-        UnusableReply: anything else.
     """
-    if len(text) > MAX_REPLY_CHARS:
-        raise UnusableReply(f"{len(text)} characters instead of a verdict")
-    if found := (_JSON if form == "json" else _DIGIT).fullmatch(text):
-        return found[1] == "1"
-    raise UnusableReply(f"not a verdict: {shown(text)}")
+    found = (_JSON if form == "json" else _DIGIT).fullmatch(text)
+    return found[1] == "1" if found and len(text) <= MAX_REPLY_CHARS else None
 
 
 def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
@@ -46,38 +34,37 @@ def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> 
         judge: name for the verdict.
         judge_version: for the verdict.
     """
-    usage = Usage(num_calls=1)
+    usage, is_correct = Usage(num_calls=1), None
     try:
         completion = json.loads(body)
-        usage = _usage(completion.get("usage"))
+        tokens = completion.get("usage") or {}
+        counted = (tokens.get("prompt_tokens"), tokens.get("completion_tokens"))  # 0 where the endpoint does not say
+        prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counted)
+        usage = Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
         (choice,) = completion["choices"]
         end, message = choice["finish_reason"], choice["message"]
         if end == "content_filter":
             return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
         if extras := [name for name in ("refusal", "tool_calls", "function_call") if message.get(name)]:
-            raise UnusableReply(f"the message has a {extras[0]}")
-        if end != "stop":
-            raise UnusableReply(f"the reply ended by {shown(str(end))}, not by stop")
-        text = message["content"]
-        is_correct, model = parse_verdict(text, form), completion.get("model")
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        why = error if isinstance(error, UnusableReply) else f"no chat completion with one choice: {shown(body)}"
-        return NoVerdict(reason=f"unusable reply: {why}", failure=Failure.UNUSABLE, usage=usage)
+            reason = f"the message has a {extras[0]}"
+        elif end != "stop":
+            reason = f"the reply ended by {shown(str(end))}, not by stop"
+        else:
+            is_correct, reason = parse_verdict(message["content"], form), shown(message["content"])
+            reason = f"not a verdict: {reason}" if is_correct is None else f"replied {reason}"
+        model = completion.get("model")
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        reason = f"no chat completion with one choice: {shown(body)}"
+    if is_correct is None:
+        return NoVerdict(reason=f"unusable reply: {reason}", failure=Failure.UNUSABLE, usage=usage)
     return Verdict(
         is_correct=is_correct,
         judge=judge,
-        reason=f"replied {shown(text)}",
+        reason=reason,
         judge_version=judge_version,
         model=model if isinstance(model, str) else "",
         usage=usage,
     )
-
-
-def _usage(tokens: object) -> Usage:
-    """Tokens as the endpoint counted them; 0 where it does not say."""
-    counts = [tokens.get(f"{what}_tokens") if isinstance(tokens, dict) else 0 for what in ("prompt", "completion")]
-    prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counts)
-    return Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
 
 
 def shown(text: str) -> str:

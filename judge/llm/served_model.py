@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +14,21 @@ from configs.judges import JudgeConfig
 ID_CHARS = 12
 CPU_ENGINE_CPUS = 0.5
 """What a CPU engine reserves: as rollouts do, it takes turns on the cores with the rest of the run."""
-GPU_ENGINE_CPUS = 1.0
 GPU_MEMORY_SHARE = 0.9
 """Of a GPU, or of the share of one, what vLLM may take."""
 ENGINES_PER_INGRESS = 4
 START_TRIES = 2
 """An engine that dies twice on its way up would die again."""
 DRAIN_MARGIN_S = 5.0
-ENGINE_CLASS = "JudgeLLMServer"
-CALLBACK_CLASS = "LocalModel"
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise JudgeError unless vLLM can serve chats from the folder with nothing but what lies in it."""
-    where = f"judge.llm.model={str(folder)!r}"
-    if not folder.is_dir():
-        raise JudgeError(f"{where} is no folder: give one with a model in Hugging Face's format")
-    names = {path.name for path in folder.iterdir()}
-    missing = [name for name in ("config.json", "tokenizer_config.json") if name not in names]
-    if not any(name.endswith(".safetensors") for name in names):
-        missing.append("*.safetensors")
-    if missing:
-        raise JudgeError(f"{where} is not a model that can be served: it has no {missing[0]}")
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JudgeError(f"{where}: tokenizer_config.json cannot be read: {error}") from error
-    has_template = bool(names & {"chat_template.jinja", "chat_template.json"})
-    if not (has_template or (isinstance(settings, dict) and settings.get("chat_template"))):
+    """Raise JudgeError unless the folder holds what vLLM serves chats from: it would say so when all else is up."""
+    where, settings = f"judge.llm.model={str(folder)!r}", folder / "tokenizer_config.json"
+    for part in ("config.json", settings.name, "*.safetensors"):
+        if not any(folder.glob(part)):
+            raise JudgeError(f"{where} cannot be served: it has no {part}; give a folder in Hugging Face's format")
+    if not any(folder.glob("chat_template.*")) and '"chat_template"' not in settings.read_text(errors="replace"):
         raise JudgeError(f"{where} has no chat template: a judge is asked in a chat")
 
 
@@ -68,17 +53,6 @@ def served_name(config: JudgeConfig) -> str:
     return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
 
 
-def served_config(config: JudgeConfig, *, base_url: str, model: str) -> JudgeConfig:
-    """What replicas need to talk to the served model: its address and name, and no key.
-
-    Args:
-        base_url: the same on every node, each of which has a proxy on its own loopback interface.
-        model: name by which the endpoint knows it, as `model_id` gives it.
-    """
-    llm = replace(config.llm, model=model, base_url=base_url, azure_api_version="", api_key_file="", api_key_env="")
-    return replace(config, llm=llm)
-
-
 def num_gpus_wanted(config: JudgeConfig) -> float:
     """GPUs that engines hold for the whole run; the first one has to fit even where the pool may shrink to none."""
     return config.cluster.num_gpus * max(1, config.cluster.min_replicas) if "cluster" in config.chain else 0.0
@@ -98,29 +72,28 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": "judge.llm.server_extension.OwnedEngine",
     }
-    if cluster.num_gpus >= 1:
-        bundles = [{"GPU": 1.0, "CPU": GPU_ENGINE_CPUS}] * int(cluster.num_gpus)
-        engine |= {"tensor_parallel_size": int(cluster.num_gpus), "gpu_memory_utilization": GPU_MEMORY_SHARE}
-    elif cluster.num_gpus > 0:
-        bundles = [{"GPU": cluster.num_gpus, "CPU": GPU_ENGINE_CPUS}]
-        engine |= {"gpu_memory_utilization": GPU_MEMORY_SHARE * cluster.num_gpus}
+    # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
+    bundle, num_bundles = {"CPU": CPU_ENGINE_CPUS}, max(1, int(cluster.num_gpus))
+    if cluster.num_gpus:
+        share = min(1.0, cluster.num_gpus)
+        bundle = {"GPU": share, "CPU": 1.0}
+        engine |= {"tensor_parallel_size": num_bundles, "gpu_memory_utilization": GPU_MEMORY_SHARE * share}
     else:
-        # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
-        bundles = [{"CPU": CPU_ENGINE_CPUS}]
         engine |= {"enforce_eager": True}
-    scaling = _scaling(cluster.min_replicas, cluster.max_replicas, cluster.target_ongoing_requests)
     return {
         "model_loading_config": {"model_id": name, "model_source": str(Path(config.llm.model).resolve())},
         "engine_kwargs": engine,
-        "placement_group_config": {"bundles": [dict(bundle) for bundle in bundles]},
-        "server_cls": f"judge.llm.server_engine.{ENGINE_CLASS}",
-        "callback_config": {"callback_class": f"judge.llm.server_engine.{CALLBACK_CLASS}"},
+        "placement_group_config": {"bundles": [dict(bundle) for _ in range(num_bundles)]},
+        "server_cls": "judge.llm.server_engine.JudgeLLMServer",
+        "callback_config": {"callback_class": "judge.llm.server_engine.LocalModel"},
         "log_engine_metrics": False,
         "runtime_env": {"env_vars": engine_environment(config)},
         "deployment_config": {
             "ray_actor_options": {"num_cpus": 0},
             "autoscaling_config": {
-                **scaling,
+                "min_replicas": cluster.min_replicas,
+                "max_replicas": cluster.max_replicas,
+                "target_ongoing_requests": cluster.target_ongoing_requests,
                 "upscale_delay_s": config.upscale_delay_s,
                 "downscale_delay_s": cluster.downscale_delay_s,
             },
@@ -133,29 +106,24 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
 
 def ingress_options(config: JudgeConfig) -> dict[str, Any]:
     """Options of the deployment that speaks HTTP for the engines. It stays up while they are scaled to none."""
-    target = ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests
     return {
         "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
-        "autoscaling_config": _scaling(1, config.cluster.max_replicas, target),
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": config.cluster.max_replicas,
+            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
+        },
     }
 
 
-def _scaling(min_replicas: int, max_replicas: int, target: float) -> dict[str, Any]:
-    return {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
-
-
 def engine_environment(config: JudgeConfig) -> dict[str, str]:
-    """Process environment that vLLM reads when it is imported."""
-    environment = {
+    """Process environment that vLLM reads when it is imported. GPU engines take no notice of what is for CPUs."""
+    return {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(config.cluster.num_threads),
     }
-    if not config.cluster.num_gpus:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(config.cluster.num_threads),
-        }
-    return environment

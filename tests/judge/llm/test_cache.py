@@ -59,27 +59,27 @@ async def correctness(cache: VerdictCache, *answers: JudgedAnswer) -> list[bool 
 
 async def test_a_verdict_comes_back_whole_and_free_of_charge(cache):
     kept = JudgedAnswer(question="what?", reference="red", prediction="crimson", verdict=LLM)
-    await cache.put([kept])
+    await cache.put(kept)
     found = await cache.get([kept.key, verdict_key("what?", "red", "crimson", "v2")])
     assert found == {kept.key: replace(LLM, usage=Usage())}
 
 
 async def test_verdicts_are_shared_by_two_drivers(cache, told):
     other = VerdictCache(cache.path, told.append)
-    await cache.put([answer("blue", is_correct=False)])
+    await cache.put(answer("blue", is_correct=False))
     assert (await other.get([answer("blue").key]))[answer("blue").key].is_correct is False
     other.close()
 
 
 async def test_the_first_verdict_on_a_key_stays(cache):
-    await cache.put([answer(is_correct=True)])
-    await cache.put([answer(is_correct=False)])
+    await cache.put(answer(is_correct=True))
+    await cache.put(answer(is_correct=False))
     assert (await cache.get([answer().key]))[answer().key].is_correct is True
 
 
 async def test_verdicts_of_rules_are_refused(cache):
     with pytest.raises(AssertionError, match="only an LLM's verdict"):
-        await cache.put([answer(version="")])
+        await cache.put(answer(version=""))
 
 
 async def test_thousands_of_keys_are_read_at_once(cache):
@@ -94,12 +94,12 @@ async def test_thousands_of_keys_are_read_at_once(cache):
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "\ud83d\ude00", "é\U0001f600", "'; DROP TABLE verdicts; --", ""])
 async def test_any_text_can_be_kept(cache, text):
     kept = JudgedAnswer(question=text, reference=text, prediction=text, verdict=LLM)
-    await cache.put([kept])
+    await cache.put(kept)
     assert (await cache.get([kept.key]))[kept.key].is_correct is True
 
 
 async def test_people_can_look_at_what_was_decided(cache):
-    await cache.put([answer("crimson")])
+    await cache.put(answer("crimson"))
     with sqlite3.connect(cache.path) as reader:
         row = reader.execute("SELECT question, reference, prediction, model, created_at FROM verdicts_2").fetchone()
     reader.close()
@@ -124,7 +124,7 @@ async def test_the_event_loop_goes_on_while_another_process_holds_the_file(cache
     """A driver that waits for the lock still serves its other groups."""
     holder = sqlite3.connect(cache.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    put = asyncio.create_task(cache.put([answer()]))
+    put = asyncio.create_task(cache.put(answer()))
     for _ in range(20):
         await asyncio.sleep(0.005)
     assert not put.done(), "the loop came here while the write waited"
@@ -139,15 +139,15 @@ async def test_a_lock_that_is_never_given_back_costs_one_warning_and_what_is_kno
 ):
     monkeypatch.setattr(cache_module, "BUSY_S", 0.05)
     cache = VerdictCache(tmp_path / "verdicts.sqlite", told.append)
-    await cache.put([answer("red")])
+    await cache.put(answer("red"))
     holder = sqlite3.connect(cache.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
-    await asyncio.gather(*(cache.put([answer(str(number))]) for number in range(50)))
+    await asyncio.gather(*(cache.put(answer(str(number))) for number in range(50)))
     assert time.monotonic() - started < 1, "the others do not wait for the lock one after the other"
     assert await correctness(cache, answer("red"), answer("1")) == [True, None]
     holder.close()
-    await cache.put([answer("blue")])
+    await cache.put(answer("blue"))
     assert await correctness(cache, answer("blue")) == [None]
     assert len(told) == 1
     assert f"judge.cache={cache.path} is read only from now on: database is locked" in told[0]
@@ -155,24 +155,24 @@ async def test_a_lock_that_is_never_given_back_costs_one_warning_and_what_is_kno
 
 
 async def test_a_full_disk_costs_one_warning_and_what_is_known_can_still_be_read(cache, told):
-    await cache.put([answer("red")])
+    await cache.put(answer("red"))
     (num_pages,) = cache._connection.execute("PRAGMA page_count").fetchone()
     cache._connection.execute(f"PRAGMA max_page_count = {num_pages}")
     for number in range(3):
-        await cache.put([answer(f"{number} {text}" * 200) for text in "abcdefgh"])
+        await cache.put_XX([answer(f"{number} {text}" * 200) for text in "abcdefgh"])
     assert await correctness(cache, answer("red"), answer("0 a" * 200)) == [True, None]
     assert len(told) == 1
     assert "is read only from now on: database or disk is full" in told[0]
 
 
 async def test_a_file_that_is_damaged_under_a_run_costs_one_warning(cache, told):
-    await cache.put([answer(str(number)) for number in range(60)])
+    await cache.put(answer(str(number)) for number in range(60))
     cache._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     cache._connection.execute("PRAGMA cache_size = 0")
     cache.path.write_bytes(cache.path.read_bytes()[:4096] + b"\x01" * 40960)
     for _ in range(3):
         assert await cache.get([answer("1").key]) == {}
-        await cache.put([answer("new")])
+        await cache.put(answer("new"))
     assert len(told) == 1
     assert f"judge.cache={cache.path} is off from now on: " in told[0]
 
@@ -244,7 +244,7 @@ def test_a_kill_in_mid_write_leaves_whole_groups(tmp_path, delay_s):
     output, _ = writer.communicate(timeout=60)
     num_told = 20 + len([line for line in output.splitlines() if line.endswith(" w")])
     cache = VerdictCache(path, print)  # opens, and writes on
-    asyncio.run(cache.put([answer()]))
+    asyncio.run(cache.put(answer()))
     keys = [row[0] for row in sqlite3.connect(path).execute("SELECT key FROM verdicts_2")]
     assert len(asyncio.run(cache.get(keys))) == len(keys), "every row is what was written"
     cache.close()
@@ -304,7 +304,7 @@ async def test_a_file_of_the_first_version_is_kept_and_used_beside_its_own_table
         )
     old.close()
     cache = VerdictCache(path, told.append)
-    await cache.put([answer("red")])
+    await cache.put(answer("red"))
     assert await correctness(cache, answer("red")) == [True]
     assert cache._connection.execute("SELECT key FROM verdicts").fetchall() == [("old",)]
     cache.close()

@@ -15,24 +15,7 @@ All take one message: an exception with other required arguments does not surviv
 A bad setting is a plain ValueError from `configs`; a broken invariant is an AssertionError.
 """
 
-import re
-
-MAX_GIST_CHARS = 600
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Ray paints the start of a traceback."""
-
-
-def gist(error: BaseException | str) -> str:
-    """The line of an error of Ray or Serve, or of its message, that says why.
-
-    That is the first one, or the last where the traceback of another process comes before its error.
-    """
-    if isinstance(cause := getattr(error, "cause", None), BaseException):
-        error = cause
-    text = _COLOURS.sub("", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
-    is_traceback = "creation task" in lines[0] or any(line.startswith(("ray::", "Traceback (most")) for line in lines)
-    return (lines[-1] if is_traceback else lines[0])[:MAX_GIST_CHARS]
+from actors.causes import gist as gist
 
 
 class VisionThinkError(Exception):

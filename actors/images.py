@@ -24,6 +24,10 @@ from actors.errors import ImageError
 
 View_HW3 = npt.NDArray[np.uint8]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of a channel's values from 0 to 1: what Qwen's models are trained with."""
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Only these decoders ever see a picture: the others are where the holes were (CVE-2026-40192 and kin)."""
 _ORIENTATION_TAG = 0x0112
@@ -52,7 +56,7 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """What the sizes of views depend on: the model's patches and the pixel budget."""
+    """How pictures become visual tokens: the model's patches and normalisation, and the pixel budget."""
 
     patch_size: int
     """Pixels of a patch's side."""
@@ -61,6 +65,11 @@ class ViewSpec:
     min_pixels: int
     max_pixels: int
     """Budget of the full view, both ends included."""
+    temporal_patch_size: int = 2
+    """Frames of a patch; a still picture fills them all."""
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    """Of each channel, subtracted and divided by after scaling to 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "merge_size", "min_pixels"):
@@ -80,7 +89,10 @@ class ViewSpec:
 
     @classmethod
     def from_model(cls, path: str, *, min_pixels: int, max_pixels: int) -> Self:
-        """Patch and merge size from a model folder's `config.json`; ValueError when it has none."""
+        """Patches and normalisation of a model folder; ValueError when its `config.json` has no patch or merge size.
+
+        Without a `preprocessor_config.json`, mean and std are CLIP's.
+        """
         config = json.loads((Path(path) / "config.json").read_text())
         vision = config.get("vision_config", {}) if isinstance(config, dict) else {}
         try:
@@ -90,7 +102,17 @@ class ViewSpec:
                 f"model.path={path!r} cannot work: its config.json has no vision_config with patch_size and "
                 "spatial_merge_size; name a folder of the Qwen2.5-VL family"
             ) from error
-        return cls(patch_size=patch_size, merge_size=merge_size, min_pixels=min_pixels, max_pixels=max_pixels)
+        preprocessor = Path(path) / "preprocessor_config.json"
+        processor = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}
+        return cls(
+            patch_size=patch_size,
+            merge_size=merge_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            temporal_patch_size=int(vision.get("temporal_patch_size", 2)),
+            mean=tuple(processor.get("image_mean", CLIP_MEAN)),
+            std=tuple(processor.get("image_std", CLIP_STD)),
+        )
 
 
 BYTES_PER_PIXEL = 16

@@ -70,6 +70,15 @@ class PromptStyle:
                 raise ValueError(
                     f"prompt style: {name}={getattr(self, name)!r} has no {{question}}: add it where it goes"
                 )
+        for field in fields(self):
+            places = {"question": ""} if field.name.startswith("user") else {}
+            try:
+                getattr(self, field.name).format(**places)
+            except (LookupError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"prompt style: {field.name} cannot be filled in ({type(error).__name__}: {error}): write {{{{ and "
+                    f"}}}} for braces, and {{question}} in user and user_without_tool alone"
+                ) from error
 
 
 def load_prompt_style(name: str) -> PromptStyle:
@@ -80,11 +89,17 @@ def load_prompt_style(name: str) -> PromptStyle:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in STYLES.glob("*.yaml")))
         raise ValueError(f"model.prompt={name!r} is neither a known style ({known}) nor a file: name one of them")
-    texts = yaml.safe_load(path.read_text())
+    try:
+        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"model.prompt={name!r}: {path} is not YAML: {' '.join(str(error).split())}") from error
     wanted = {field.name for field in fields(PromptStyle)}
     if not isinstance(texts, dict) or set(texts) != wanted or not all(isinstance(text, str) for text in texts.values()):
         raise ValueError(f"model.prompt={name!r}: {path} must map exactly {sorted(wanted)} to texts")
-    return PromptStyle(**texts)
+    try:
+        return PromptStyle(**texts)
+    except ValueError as error:
+        raise ValueError(f"model.prompt={name!r}: {error}") from error
 
 
 class ChatRenderer:

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from cluster.addresses import LOOPBACK, bypass_proxies
+
 # All nodes have this process's environment: without the first, a driver under `uv run` would ship a copy of this folder
 # to its own workers, without the data and runs that git ignores, and build an environment for each of them.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -13,3 +15,6 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # would compile them anew, a second or more for every judge that comes up, instead of the first one for all.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Loopback is never reached through a proxy: Ray's dashboard, Serve and local endpoints are asked by libraries that
+# would take HTTP_PROXY for it.
+os.environ.update(bypass_proxies(os.environ, LOOPBACK))

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from actors.errors import DataError
+from cluster.environment import settle_environment
 from cluster.judging.cli import judge_app
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, run_async, shown_errors
 from configs.load import describe_fields, load_config, to_yaml
-from configs.schema import Config
+from configs.paths import resolve_paths
+from configs.schema import Config, DataConfig
 
 app = typer.Typer(
     name="visionthink",
@@ -90,7 +93,7 @@ def evaluate(
         from cluster.display import Display, evaluation_table
         from cluster.evaluate import Evaluation
         from cluster.evaluate import evaluate as play_split
-        from cluster.folders import CONFIG, with_found_paths
+        from cluster.folders import CONFIG
         from cluster.launch import launch_fleet
         from cluster.policies import find_policy, materialize
         from cluster.records.episodes import rows_of_evaluation, write_episodes
@@ -98,7 +101,7 @@ def evaluate(
         source = find_policy(policy) if policy else None
         chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
         base = str(source.run / CONFIG) if source and source.run and config == "tiny" else config
-        settings = with_found_paths(load_config(base, [*(overrides or []), *chosen]))
+        settings = resolve_paths(load_config(base, [*(overrides or []), *chosen]))
         make_missing_data(settings)
         heldout, display = Dataset.open(settings.data.heldout), Display(settings)
 
@@ -247,14 +250,30 @@ def submit(
     with shown_errors():
         from cluster.jobs.submit import submit_job
 
-        raise typer.Exit(run_async(submit_job(["visionthink", *arguments], address)))
+        raise typer.Exit(submit_job(arguments, address))
 
 
 def make_missing_data(settings: Config) -> None:
-    """Draw the default data set if it is wanted and not there. Any other path has to exist."""
-    wanted = (DEFAULT_SHAPES / "train.parquet", DEFAULT_SHAPES / "heldout.parquet")
-    if (Path(settings.data.train), Path(settings.data.heldout)) == wanted and not all(path.exists() for path in wanted):
-        make_data(DEFAULT_SHAPES, 8000, 500, 0)
+    """Draw the default data set if it is wanted and not there, in whichever folder. Any other path has to exist."""
+    folder = missing_shapes(settings.data)
+    if folder is None:
+        return
+    try:
+        make_data(folder, 8000, 500, 0)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to ({error.strerror}): give data.train and data.heldout, or draw the set "
+            f"elsewhere with `visionthink data make --out FOLDER`"
+        ) from error
+
+
+def missing_shapes(data: DataConfig) -> Path | None:
+    """Where the default data set has to be drawn; None where other data is wanted, or it is there."""
+    paths = (Path(data.train), Path(data.heldout))
+    folder = paths[0].parent
+    is_default = paths == (folder / "train.parquet", folder / "heldout.parquet")
+    is_default = is_default and folder.parts[-len(DEFAULT_SHAPES.parts) :] == DEFAULT_SHAPES.parts
+    return folder if is_default and not all(path.exists() for path in paths) else None
 
 
 def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
@@ -274,6 +293,7 @@ def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
 
 
 def main() -> None:
+    settle_environment()
     app()
 
 

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.errors import RunError
-from actors.prompts import load_prompt_style
 from configs.load import load_config
+from configs.paths import resolve_paths
 from configs.schema import Config
 
 CONFIG = "config.yaml"
 """What a run folder has once its parts are up."""
-ROOT = Path(__file__).resolve().parent.parent
-"""The project's folder, where the shipped model and configs lie."""
 
 
 def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Config:
@@ -26,16 +24,19 @@ def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Confi
     Raises:
         RunError: nothing to resume.
     """
-    settings = with_found_paths(load_config(config, overrides))
+    settings = resolve_paths(load_config(config, overrides))
     existing = runs_of(Path(settings.run.dir), settings.run.name)
     if not resume:
-        return _named(settings, _free_name(settings.run.name, existing))
+        name = _free_name(settings.run.name, existing)
+        return dataclasses.replace(settings, run=dataclasses.replace(settings.run, name=name))
     named = [path for path in existing if f"run.name={path.name}" in overrides]
     started = [path for path in named or existing if (path / CONFIG).is_file()]
     if not started:
         raise RunError(f"no run {settings.run.name!r} in {settings.run.dir}/ got under way: start it without --resume")
     folder = started[-1]
-    return _named(with_found_paths(load_config(str(folder / CONFIG), overrides)), folder.name)
+    saved = resolve_paths(load_config(str(folder / CONFIG), overrides))
+    # Where it was found, should somebody have moved it.
+    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(folder.parent), name=folder.name))
 
 
 def runs_of(folder: Path, name: str) -> list[Path]:
@@ -55,20 +56,3 @@ def _free_name(name: str, existing: Sequence[Path]) -> str:
         return name
     last = existing[-1].name.removeprefix(name)
     return f"{name}-{int(last[1:]) + 1 if last else 2}"
-
-
-def _named(settings: Config, name: str) -> Config:
-    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, name=name))
-
-
-def with_found_paths(settings: Config) -> Config:
-    """The shipped model is found from any working directory; a model or wording that is nowhere is refused.
-
-    Raises:
-        ValueError: no model folder, or no such prompt style.
-    """
-    load_prompt_style(settings.model.prompt)
-    for path in (Path(settings.model.path), ROOT / settings.model.path):
-        if (path / "config.json").is_file():
-            return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(path)))
-    raise ValueError(f"model.path={settings.model.path!r} holds no config.json: give a Hugging Face model folder")

@@ -11,49 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors.data.dataset import Dataset, PromptCursor, SkipLedger
-from actors.errors import CheckpointError, RolloutError, VisionThinkError
+from actors.errors import CheckpointError, RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints import Checkpoints, read_state
 from cluster.collect import Collector
+from cluster.connect import check_address, connect
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.folders import CONFIG
-from cluster.identity import identify
+from cluster.identity import check_identity, identify
 from cluster.judging.watch import JudgeWatch
+from cluster.logs import RunLogs
 from cluster.placement import check_capacity, place
+from cluster.preflight import Check, check_judge, check_run
 from cluster.ray_actors import RayWorker, start_learner, start_workers
 from cluster.records.files import lock_run_folder, write_whole
 from cluster.records.journal import Journal
 from cluster.timekeeping import RunClock
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
+from configs.paths import resolve_judge_paths
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
-from judge.llm.prompt import load_wording
-from judge.llm.served_model import check_model_folder
+from judge.llm.preflight import preflight_judge
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from learner.checkpoint import newest_checkpoint
+from learner.checkpoint import list_checkpoints, newest_checkpoint
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
-
-
-def _check_judges(config: JudgeConfig) -> None:
-    """Refuse at once what would otherwise come to light when everything else is up.
-
-    Raises:
-        ValueError: the wording cannot be used.
-        JudgeError: the model folder cannot be served.
-    """
-    if config.has_llm:
-        load_wording(config.llm.prompt)
-    if "cluster" in config.chain:
-        check_model_folder(Path(config.llm.model))
 
 
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
@@ -77,11 +68,13 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
 @contextlib.asynccontextmanager
 async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     """Ray and the LLM of `judge.cluster` for a command that judges in its own process: the config that reaches it."""
-    _check_judges(config)
+    config = resolve_judge_paths(config)
+    check_judge(config, more=[check_address])
     connect()
     try:
-        async with served_llm(config, _app_name("llm")) as judge:
-            yield judge
+        with RunLogs.of_this_job(None).explained():
+            async with served_llm(config, _app_name("llm")) as judge:
+                yield judge
     finally:
         ray.shutdown()
 
@@ -89,12 +82,6 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
 def _app_name(name: str) -> str:
     """Several runs may share a cluster."""
     return f"{name}-{secrets.token_hex(3)}"
-
-
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process."""
-    # At "warning" Ray tells of its token authentication, which is on, at every start.
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +106,14 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         CheckpointError: nothing to resume from.
         RolloutError, LearnerError: a part did not come up in time.
     """
-    _check_judges(config.judge)
     folder = Path(config.run.dir) / config.run.name
+    then = [lambda: _check_resumption(config, folder)] if resume else []
+    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
         cleanup.enter_context(display)
-        connect()
-        cleanup.callback(ray.shutdown)
+        logs = _connect(cleanup, folder / "logs")
         check_capacity(config, ray.cluster_resources())
         placement = place(config)
         workers = start_workers(config, placement)
@@ -134,7 +121,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         app_name = _app_name(f"judges-{config.run.name}")
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
-        await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)])
+        await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)], logs)
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
@@ -173,17 +160,27 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
 @contextlib.asynccontextmanager
 async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fleet]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
-    _check_judges(config.judge)
+    more = [check_address, *_judge_checks(config.judge, display)]
+    await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(display)
-        connect()
-        cleanup.callback(ray.shutdown)
+        logs = _connect(cleanup, None)
         check_capacity(config, ray.cluster_resources())
         workers = start_workers(config, place(config))
         judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
-        await _all_up(config, [worker.serve_loaded_weights() for worker in workers])
+        await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
+
+
+def _connect(cleanup: contextlib.AsyncExitStack, folder: Path | None) -> RunLogs:
+    """Ray, and the logs of what will run on it: kept in the folder, and read where a part fails."""
+    connect()
+    cleanup.callback(ray.shutdown)
+    logs = RunLogs.of_this_job(folder)
+    cleanup.callback(logs.close)
+    cleanup.enter_context(logs.explained())
+    return logs
 
 
 def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
@@ -207,13 +204,40 @@ def _checkpoint(folder: Path, display: Display) -> Path | None:
     return found.path
 
 
-async def _all_up(config: Config, starts: Sequence[Awaitable[Any]]) -> None:
+async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:
+    """Wait for all parts.
+
+    Raises:
+        RolloutError: one was late.
+        RolloutError, LearnerError, RunError: one failed.
+    """
     try:
         async with asyncio.timeout(config.rollout.start_timeout_s):
             await asyncio.gather(*starts)
     except TimeoutError as error:
         limit = config.rollout.start_timeout_s
         raise RolloutError(f"the run's parts were not up within rollout.start_timeout_s={limit:g}") from error
+    except RayError as error:
+        raise RunError(logs.explain(error)) from error
+    logs.link()
+
+
+def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
+    """That of the endpoint, which is asked one question; `check_run` looks at wording and model folder itself."""
+    is_asked = config.has_llm and "cluster" not in config.chain
+    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))] if is_asked else []
+
+
+def _check_resumption(config: Config, folder: Path) -> None:
+    """Refuse a checkpoint of another run before anything of this one is up."""
+    checkpoints = folder / "checkpoints"
+    for checkpoint in reversed(list_checkpoints(checkpoints) if checkpoints.is_dir() else []):
+        with contextlib.suppress(CheckpointError):  # a damaged one is passed over here as well
+            saved = read_state(checkpoint)["identity"]
+            break
+    else:
+        return
+    check_identity(saved, identify(config, Dataset.open(config.data.train)))
 
 
 async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:

@@ -7,10 +7,14 @@ speaks the Protocol its pool expects and turns Ray's failures into ours.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import (
     ActorAlreadyExistsError,
     ActorHandleNotFoundError,
@@ -32,14 +36,21 @@ from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import LearnerError, RolloutError, SampleError, VisionThinkError, gist
 from actors.fleet.worker import RolloutWorker
-from actors.images import ViewSpec
+from actors.images import View_HW3, ViewSpec
 from actors.play import PlayRequest
 from cluster.placement import Placement, Resources
-from configs.schema import Config
+from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
 from configs.seeds import derive_seed
+from learner.batch import RankPlan
 from learner.group import LearnerGroup
+from learner.pictures import Picture, PictureReader
+from learner.update import UpdateReport
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+PICTURE_PATIENCE_S = 30.0
+"""Seconds that an update waits, in all, for pictures that the object store does not give."""
 
 STORE_FAILURES = (ObjectLostError, ObjectStoreFullError, OutOfDiskError, PlasmaObjectNotAvailable)
 """An argument or a result could not be kept. The actor lives, and the next call may well pass."""
@@ -148,16 +159,67 @@ class RayWorker:
         return await crossing(when_reachable(start), RolloutError, self.name)
 
 
+class FetchedViews:
+    """`learner.collate.FullViews` of one update: from the object store, or from the data set where that lost them."""
+
+    def __init__(self, pictures: Sequence[Picture], reader: PictureReader) -> None:
+        self._pictures = pictures
+        self._reader = reader
+        self._patience_s = PICTURE_PATIENCE_S
+        self._read_again: dict[int, View_HW3] = {}
+
+    def __getitem__(self, number: int, /) -> View_HW3:
+        if number not in self._read_again:
+            started = time.monotonic()
+            try:
+                view: View_HW3 = ray.get(self._pictures[number].handle, timeout=self._patience_s)
+            except RayError as error:
+                # A store that has hung once is waited for less and less.
+                self._patience_s = max(1.0, self._patience_s - (time.monotonic() - started))
+                logger.warning("picture %d is cut from the data set again: %s", number, gist(error))
+            else:
+                return view
+            self._read_again[number] = self._reader.read(self._pictures[number])
+        return self._read_again[number]
+
+
 class RankHost:
     """A learner rank in its actor. PyTorch and DeepSpeed are imported there, not by the driver."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, learner: LearnerConfig, model: ModelConfig, data: DataConfig, **settings: Any) -> None:
         from learner.worker import LearnerRank
 
-        self._rank = LearnerRank(*args, **settings)
+        self._rank = LearnerRank(learner, model, **settings)
+        spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        self._reader = PictureReader(spec, data)
 
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._rank, method)(*args)
+    def rendezvous(self) -> tuple[str, int]:
+        return self._rank.rendezvous()
+
+    def start(self, address: str, port: int) -> None:
+        self._rank.start(address, port)
+
+    def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
+        """Handles inside `pictures` arrive as references: one that is lost must not fail the call."""
+        return self._rank.update(plan, FetchedViews(pictures, self._reader))
+
+    def pack_weights(self) -> WeightManifest | None:
+        return self._rank.pack_weights()
+
+    def take_bucket(self, index: int) -> NDArray[np.uint8]:
+        return self._rank.take_bucket(index)
+
+    def export_hf(self, folder: str) -> None:
+        self._rank.export_hf(folder)
+
+    def save(self, folder: str) -> None:
+        self._rank.save(folder)
+
+    def load(self, folder: str) -> int:
+        return self._rank.load(folder)
+
+    def shutdown(self) -> None:
+        self._rank.shutdown()
 
 
 class RayRank:
@@ -167,12 +229,35 @@ class RayRank:
         self._actor = actor
         self._name = f"learner rank {rank}"
 
-    async def call(self, method: str, *args: Any) -> Any:
-        return await crossing(self._actor.call.remote(method, *args), LearnerError, self._name)
+    async def rendezvous(self) -> tuple[str, int]:
+        return await self._crossing(self._actor.rendezvous.remote())
 
-    def reference(self, method: str, *args: Any) -> Any:
-        """Start a call and hand on its result unseen: it goes from actor to actor, never through here."""
-        return self._actor.call.remote(method, *args)
+    async def start(self, address: str, port: int) -> None:
+        await self._crossing(self._actor.start.remote(address, port))
+
+    async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
+        return await self._crossing(self._actor.update.remote(plan, pictures))
+
+    async def pack_weights(self) -> WeightManifest | None:
+        return await self._crossing(self._actor.pack_weights.remote())
+
+    def take_bucket(self, index: int) -> object:
+        return self._actor.take_bucket.remote(index)
+
+    async def export_hf(self, folder: str) -> None:
+        await self._crossing(self._actor.export_hf.remote(folder))
+
+    async def save(self, folder: str) -> None:
+        await self._crossing(self._actor.save.remote(folder))
+
+    async def load(self, folder: str) -> int:
+        return await self._crossing(self._actor.load.remote(folder))
+
+    async def shutdown(self) -> None:
+        await self._crossing(self._actor.shutdown.remote())
+
+    async def _crossing(self, call: Awaitable[T]) -> T:
+        return await crossing(call, LearnerError, self._name)
 
 
 def _actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
@@ -218,6 +303,7 @@ def start_learner(config: Config, placement: Placement) -> LearnerGroup:
         actor = actor_class.remote(
             config.learner,
             config.model,
+            config.data,
             rank=rank,
             world_size=world_size,
             seed=derive_seed(config.run.seed, "learner"),

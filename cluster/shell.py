@@ -37,7 +37,8 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except (VisionThinkError, ValueError) as error:
-        console.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        for line in str(error).splitlines() or [type(error).__name__]:
+            console.print(f"error: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("stopped; go on with --resume", style="yellow")

@@ -191,6 +191,8 @@ class LearnerConfig:
     """PyTorch threads of a CPU rank."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
+    param_persistence_threshold: int = 100_000
+    """Under ZeRO-3, parameters of up to this many elements are kept whole on every rank; 0 shards all of them."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1-3 on GPUs)."""
     learning_rate: float = 2e-4
@@ -233,7 +235,14 @@ class LearnerConfig:
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")
-        for name in ("kl_coefficient", "entropy_coefficient", "warmup_steps", "weight_decay", "num_gpus"):
+        for name in (
+            "kl_coefficient",
+            "entropy_coefficient",
+            "warmup_steps",
+            "weight_decay",
+            "num_gpus",
+            "param_persistence_threshold",
+        ):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 or more")
         for name in ("clip_low", "clip_high"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "above 0")

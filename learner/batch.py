@@ -36,7 +36,7 @@ class TrainingGroup:
     advantages: tuple[float | None, ...]
     """[G] None where the reward is."""
     image: object
-    """Handle of the full view uint8 [H, W, 3]: an object reference in a run, the array itself in tests."""
+    """Handle of the full view uint8 [H, W, 3], as in `learner.pictures.Picture`."""
 
     def __post_init__(self) -> None:
         sizes = (len(self.played.episodes), len(self.rewards), len(self.advantages))
@@ -62,7 +62,7 @@ class PlannedEpisode:
     num_visual_tokens: int
     advantage: float
     token_weight: float
-    """Share of each generated token in the mini-batch's mean (Eq. 3); 0 in a dummy."""
+    """Share of each generated token in the mean of a full mini-batch (Eq. 3); 0 in a dummy."""
 
     @property
     def num_tokens(self) -> int:
@@ -89,32 +89,35 @@ def plan_mini_batches(
 
     Groups go into mini-batches in their order, evenly filled, none above `prompts_per_mini_batch`. Whatever the number
     of ranks and the token budget, the sum over all of a mini-batch's rows is the same loss: the weights say so.
+
+    A mini-batch with fewer groups weighs less: the loss is divided by `prompts_per_mini_batch`, as if the missing
+    groups were there with equal rewards, and so without a gradient. Divided by the groups that are there, the gradient
+    of a single group would be as large as that of 32, and its noise too.
     """
     assert groups, "an update needs a group"
     num_mini_batches = math.ceil(len(groups) / prompts_per_mini_batch)
     shares: list[list[tuple[MicroBatchPlan, ...]]] = [[] for _ in range(num_ranks)]
     for chosen in np.array_split(np.arange(len(groups)), num_mini_batches):
-        rows = weigh_episodes([(int(index), groups[index]) for index in chosen])
+        rows = weigh_episodes([(int(index), groups[index]) for index in chosen], prompts_per_mini_batch)
         packed = [pack(piece, max_tokens_per_micro_batch) for piece in cut_evenly(rows, num_ranks)]
         for share, micro_batches in zip(shares, even_out(packed, rows), strict=True):
             share.append(micro_batches)
     return tuple(_with_local_images(share) for share in shares)
 
 
-def weigh_episodes(groups: Sequence[tuple[int, TrainingGroup]]) -> list[PlannedEpisode]:
+def weigh_episodes(groups: Sequence[tuple[int, TrainingGroup]], prompts_per_mini_batch: int) -> list[PlannedEpisode]:
     """Rows of one mini-batch: the scored episodes with their token weights.
 
     Eq. 3 takes the mean over an episode's generated tokens, then over the group's scored episodes, then over groups:
-    weight = 1 / (num_groups * num_scored_in_group * num_generated_tokens). An episode without a generated token has
-    nothing to weigh, but counts among the group's episodes.
+    weight = 1 / (prompts_per_mini_batch * num_scored_in_group * num_generated_tokens). An episode without a generated
+    token has nothing to weigh, but counts among the group's episodes.
     """
-    scored_groups = [(index, group) for index, group in groups if any(a is not None for a in group.advantages)]
     rows = []
-    for index, group in scored_groups:
+    for index, group in groups:
         scored = [(e, a) for e, a in zip(group.played.episodes, group.advantages, strict=True) if a is not None]
         for episode, advantage in scored:
             if episode.num_generated_tokens:
-                weight = 1.0 / (len(scored_groups) * len(scored) * episode.num_generated_tokens)
+                weight = 1.0 / (prompts_per_mini_batch * len(scored) * episode.num_generated_tokens)
                 rows.append(_row(episode, image=index, advantage=advantage, token_weight=weight))
     assert rows, "a mini-batch needs a scored episode that said something"
     return rows

@@ -1,16 +1,15 @@
-"""Micro-batches as tensors.
+"""Micro-batches as tensors. Pictures travel as uint8 and become patches on the device.
 
 Legend: B rows, T tokens of a padded row, N generated tokens of all rows, M image placeholders of all rows, S visual
-tokens of the distinct views, P their patches, D values of a patch.
+tokens of the distinct views, P their patches, D values of a patch, V views of one size, H and W sides in pixels.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,50 +18,33 @@ from torch import Tensor
 
 from actors.episode import View
 from actors.errors import LearnerError
-from actors.images import quarter_view
+from actors.images import View_HW3, ViewSpec, quarter_view
 from learner.batch import MicroBatchPlan, PlannedEpisode
-from learner.vision import CLIP_MEAN, CLIP_STD, Grid, patchify
+from learner.vision import Grid, grid_of, patchify
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisionSpec:
-    """What turns a picture into visual tokens, read from the model's folder."""
+class FullViews(Protocol):
+    """The full views uint8 [H, W, 3] of a rank's plan, by number: a list of arrays, or what fetches them on demand."""
 
-    image_token_id: int
-    patch_size: int
-    merge_size: int
-    temporal_patch_size: int = 2
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-
-
-def read_vision_spec(folder: Path) -> VisionSpec:
-    """The spec of a Hugging Face model folder; without a preprocessor file, CLIP's mean and std."""
-    config = json.loads((folder / "config.json").read_text())
-    vision = config["vision_config"]
-    processor = {}
-    if (folder / "preprocessor_config.json").is_file():
-        processor = json.loads((folder / "preprocessor_config.json").read_text())
-    return VisionSpec(
-        image_token_id=config["image_token_id"],
-        patch_size=vision["patch_size"],
-        merge_size=vision["spatial_merge_size"],
-        temporal_patch_size=vision["temporal_patch_size"],
-        mean=tuple(processor.get("image_mean", CLIP_MEAN)),
-        std=tuple(processor.get("image_std", CLIP_STD)),
-    )
+    def __getitem__(self, number: int, /) -> View_HW3: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Tensors of one forward and backward pass. Rows are padded on the right; no index points at padding."""
+    """Tensors of one forward and backward pass. Rows are padded on the right; no index points at padding.
+
+    Every micro-batch has a picture: where no row does, a blank one that no placeholder points to. The ranks then run
+    the vision tower equally often, and under ZeRO-3 each run gathers its weights from all of them.
+    """
 
     token_ids_BT: Tensor
     positions_3BT: Tensor
     """Temporal, row and column position of each token (the model's multimodal rotary positions)."""
-    patches_PD: Tensor
-    """Of the distinct views: the episodes of a group share them."""
+    pixels: tuple[Tensor, ...]
+    """uint8 [V, H, W, 3] per size, of the distinct views: the episodes of a group share them."""
     grids: tuple[Grid, ...]
+    """Of each view, in the order of `pixels`."""
+    spec: ViewSpec
     placeholder_at_M: Tensor
     """Flat index into [B * T] of each image placeholder."""
     feature_of_M: Tensor
@@ -76,44 +58,52 @@ class MicroBatch:
     num_tokens: int
     """Tokens of the rows without padding."""
 
+    @property
+    def patches_PD(self) -> Tensor:
+        """Normalised patches of the distinct views, made on the device that holds the pixels."""
+        return torch.cat([patchify(views, self.spec) for views in self.pixels])
+
     def to(self, device: torch.device) -> MicroBatch:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)}
-        return replace(self, **moved)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: t.to(device) for name, t in values.items() if isinstance(t, Tensor)}
+        return replace(self, **moved, pixels=tuple(views.to(device) for views in self.pixels))
 
 
-def collate(rows: MicroBatchPlan, images: Sequence[NDArray[np.uint8]], spec: VisionSpec) -> MicroBatch:
-    """Tensors of a planned micro-batch; `images` are the full views uint8 [H, W, 3] of the rank's plan.
+def collate(rows: MicroBatchPlan, full_views: FullViews, spec: ViewSpec, *, image_token_id: int) -> MicroBatch:
+    """Tensors of a planned micro-batch, on the host.
 
     Raises:
         LearnerError: the placeholders of an episode do not agree in number with its pictures' visual tokens.
     """
-    wanted = sorted({(row.image, view) for row in rows for view in row.views})
-    patches = {key: patchify_view(images[key[0]], key[1], spec) for key in wanted}
+    shown = cut_views(rows, full_views)
+    grids = {key: grid_of(view, spec) for key, view in shown.items()}
     # Pictures of one size side by side: the tower then attends to them without gathering.
-    order = sorted(wanted, key=lambda key: patches[key][1])
-    sizes = [patches[key][1][1] * patches[key][1][2] // spec.merge_size**2 for key in order]
+    order = sorted(shown, key=lambda key: grids[key])
+    sizes = [rows * columns // spec.merge_size**2 for _, rows, columns in (grids[key] for key in order)]
     first_feature = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
 
     width = max(row.num_tokens for row in rows)
     token_ids_BT = np.zeros((len(rows), width), np.int64)
     positions_3BT = np.zeros((3, len(rows), width), np.int64)
-    placeholders, features = [], []
+    placeholders, features = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for index, row in enumerate(rows):
-        grids = [patches[row.image, view][1] for view in row.views]
-        spans = placeholder_spans(row, grids, spec)
+        row_grids = [grids[row.image, view] for view in row.views]
+        spans = placeholder_spans(row, row_grids, spec.merge_size, image_token_id)
         token_ids_BT[index, : row.num_tokens] = row.token_ids
-        positions_3BT[:, index, : row.num_tokens] = mrope_positions(row.num_tokens, spans, grids, spec.merge_size)
+        positions_3BT[:, index, : row.num_tokens] = mrope_positions(row.num_tokens, spans, row_grids, spec.merge_size)
         for view, (start, stop) in zip(row.views, spans, strict=True):
             placeholders.append(np.arange(start, stop) + index * width)
             features.append(np.arange(stop - start) + first_feature[row.image, view])
 
+    pixels = [np.stack([shown[key] for key in keys]) for _, keys in itertools.groupby(order, key=grids.__getitem__)]
+    blank = np.zeros((1, spec.token_side, spec.token_side, 3), np.uint8)
     counts = [len(row.generated_at) for row in rows]
     return MicroBatch(
         token_ids_BT=torch.from_numpy(token_ids_BT),
         positions_3BT=torch.from_numpy(positions_3BT),
-        patches_PD=torch.from_numpy(np.concatenate([patches[key][0] for key in order])),
-        grids=tuple(patches[key][1] for key in order),
+        pixels=tuple(torch.from_numpy(views) for views in pixels or [blank]),
+        grids=tuple(grids[key] for key in order) or (grid_of(blank[0], spec),),
+        spec=spec,
         placeholder_at_M=torch.from_numpy(np.concatenate(placeholders)),
         feature_of_M=torch.from_numpy(np.concatenate(features)),
         predicted_from_N=torch.from_numpy(np.concatenate([r.generated_at - 1 + i * width for i, r in enumerate(rows)])),
@@ -125,24 +115,21 @@ def collate(rows: MicroBatchPlan, images: Sequence[NDArray[np.uint8]], spec: Vis
     )
 
 
-def patchify_view(full_HWC: NDArray[np.uint8], view: View, spec: VisionSpec) -> tuple[NDArray[np.float32], Grid]:
-    """Patches of one view of a picture, cut as the engines cut it."""
-    return patchify(
-        full_HWC if view == "full" else quarter_view(full_HWC),
-        patch_size=spec.patch_size,
-        merge_size=spec.merge_size,
-        temporal_patch_size=spec.temporal_patch_size,
-        mean=spec.mean,
-        std=spec.std,
-    )
+def cut_views(rows: MicroBatchPlan, full_views: FullViews) -> dict[tuple[int, View], View_HW3]:
+    """The distinct views of the rows, cut as the engines cut them; each picture is asked for once."""
+    wanted = sorted({(row.image, view) for row in rows for view in row.views})
+    full = {number: full_views[number] for number in {number for number, _ in wanted}}
+    return {(number, view): full[number] if view == "full" else quarter_view(full[number]) for number, view in wanted}
 
 
-def placeholder_spans(row: PlannedEpisode, grids: Sequence[Grid], spec: VisionSpec) -> list[tuple[int, int]]:
+def placeholder_spans(
+    row: PlannedEpisode, grids: Sequence[Grid], merge_size: int, image_token_id: int
+) -> list[tuple[int, int]]:
     """[start, stop) of each picture's placeholders in an episode, checked against the pictures."""
-    at = np.flatnonzero(row.token_ids == spec.image_token_id)
+    at = np.flatnonzero(row.token_ids == image_token_id)
     runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
     found = [len(run) for run in runs]
-    expected = [frames * rows * columns // spec.merge_size**2 for frames, rows, columns in grids]
+    expected = [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
     if found != expected:
         raise LearnerError(
             f"an episode has {sum(found)} image placeholders {found} for {sum(expected)} visual tokens {expected}"

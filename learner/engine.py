@@ -96,6 +96,7 @@ class LearnerEngine:
                 f"learner.zero_stage=0 cannot work: {dtype} needs the float32 master weights of stages 1 to 3"
             )
         self._config = config
+        self._stage = deepspeed_stage(config, dtype)
         self.world_size = dist.get_world_size()
         self.dtype = dtype
         self.optimizer_step = 0
@@ -144,7 +145,7 @@ class LearnerEngine:
         import deepspeed
 
         for chunk in _chunks(list(self.module.named_parameters())):
-            with deepspeed.zero.GatheredParameters([p for _, p in chunk], enabled=self._config.zero_stage == 3):
+            with deepspeed.zero.GatheredParameters([p for _, p in chunk], enabled=self._stage == 3):
                 for name, parameter in chunk:
                     yield name, parameter.detach()
 
@@ -160,7 +161,7 @@ class LearnerEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         for name, parameter in self.module.named_parameters():
-            if self._config.zero_stage == 0:
+            if self._stage == 0:
                 yield f"weight/{name}", parameter.detach()
                 for moment in MOMENTS:
                     yield f"{moment}/{name}", self._engine.optimizer.state[parameter][moment]
@@ -180,14 +181,12 @@ class LearnerEngine:
             parameter = by_name[name]
             value = value.to(self.device)
             if kind == "weight":
-                with deepspeed.zero.GatheredParameters(
-                    [parameter], modifier_rank=0, enabled=self._config.zero_stage == 3
-                ):
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
                     # Under ZeRO-3 the modifying rank's copy goes to all; in the other stages each rank writes its own.
                     parameter.data.copy_(value)
-                if self._config.zero_stage:
+                if self._stage:
                     safe_set_full_fp32_param(parameter, value)
-            elif self._config.zero_stage == 0:
+            elif self._stage == 0:
                 self._engine.optimizer.state[parameter][kind].copy_(value)
             else:
                 safe_set_full_optimizer_state(parameter, value, kind)
@@ -200,7 +199,7 @@ class LearnerEngine:
 
         for flat in self._optimized:
             self._adam.state[flat].update({moment: torch.zeros_like(flat) for moment in MOMENTS})
-        if self._config.zero_stage in (1, 2):
+        if self._stage in (1, 2):
             for parameters, flat in zip(self._engine.optimizer.bit16_groups, self._optimized, strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
         self._set_adam_step(0)
@@ -218,7 +217,7 @@ class LearnerEngine:
     def _optimized(self) -> list[Tensor]:
         """The tensors that Adam steps: parameters, or this rank's flat float32 shards of them."""
         optimizer: Any = self._engine.optimizer
-        match self._config.zero_stage:
+        match self._stage:
             case 0:
                 return [parameter for group in optimizer.param_groups for parameter in group["params"]]
             case 3:
@@ -229,13 +228,27 @@ class LearnerEngine:
     @property
     def _adam(self) -> torch.optim.Optimizer:
         optimizer: Any = self._engine.optimizer
-        adam: torch.optim.Optimizer = optimizer if self._config.zero_stage == 0 else optimizer.optimizer
+        adam: torch.optim.Optimizer = optimizer if self._stage == 0 else optimizer.optimizer
         return adam
+
+
+def deepspeed_stage(config: LearnerConfig, dtype: torch.dtype) -> int:
+    """The ZeRO stage that DeepSpeed runs: the config's, but for stage 1 in bfloat16, which runs as stage 2.
+
+    DeepSpeed's stage 1 in bfloat16 adds the micro-batches' gradients up in bfloat16, where a small one is lost beside a
+    large sum. With float32 sums it becomes another optimizer, which keeps all of them whole on every rank; stage 2
+    shards them, for a reduction per micro-batch.
+    """
+    return 2 if config.zero_stage == 1 and dtype == torch.bfloat16 else config.zero_stage
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The DeepSpeed configuration of a learner."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    zero: dict[str, Any] = {
+        "stage": deepspeed_stage(config, dtype),
+        "overlap_comm": False,
+        "stage3_param_persistence_threshold": config.param_persistence_threshold,
+    }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     settings: dict[str, Any] = {
@@ -248,8 +261,7 @@ def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, A
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
-    if dtype == torch.bfloat16 and config.zero_stage > 1:
-        # Many micro-batches add up in a mini-batch: in bfloat16 the small ones would be lost.
+    if dtype == torch.bfloat16:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.zero_stage:
         settings["optimizer"] = {"type": "AdamW", "params": {**_adamw_settings(config), "torch_adam": True}}

@@ -15,26 +15,33 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
 from configs.schema import LearnerConfig
 from learner.batch import RankPlan, TrainingGroup, plan_mini_batches
+from learner.pictures import Picture, pictures_of
 from learner.update import UpdateReport
+
+T = TypeVar("T")
 
 
 class Rank(Protocol):
-    """A `learner.worker.LearnerRank` somewhere."""
+    """A `learner.worker.LearnerRank` somewhere: its methods, awaited. All raise LearnerError where the rank is gone."""
 
-    async def call(self, method: str, *args: Any) -> Any:
-        """Run a method and await its result. Object references among the arguments arrive as what they refer to.
+    async def rendezvous(self) -> tuple[str, int]: ...
+    async def start(self, address: str, port: int) -> None: ...
+    async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport: ...
+    async def pack_weights(self) -> WeightManifest | None: ...
 
-        Raises LearnerError where the rank is gone.
-        """
+    def take_bucket(self, index: int) -> object:
+        """Handle of a bucket: the bytes go straight to whoever takes it, and never through here."""
 
-    def reference(self, method: str, *args: Any) -> Any:
-        """Start a method and hand on its result unseen."""
+    async def export_hf(self, folder: str) -> None: ...
+    async def save(self, folder: str) -> None: ...
+    async def load(self, folder: str) -> int: ...
+    async def shutdown(self) -> None: ...
 
 
 StartRank = Callable[[int, int], Rank]
@@ -55,8 +62,8 @@ class LearnerGroup:
         world_size = self._config.num_ranks
         self._ranks = [self._start_rank(rank, world_size) for rank in range(world_size)]
         async with _deadline(self._config.update_timeout_s, "start"):
-            address, port = await self._ranks[0].call("rendezvous")
-            await self._all("start", address, port)
+            address, port = await self._ranks[0].rendezvous()
+            await _gather([rank.start(address, port) for rank in self._ranks])
 
     async def update(self, groups: Sequence[TrainingGroup]) -> UpdateReport:
         """Learn from these groups: one optimizer step per mini-batch. Without a group nothing changes."""
@@ -74,50 +81,42 @@ class LearnerGroup:
             num_ranks=len(self._ranks),
             max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
         )
-        calls = [
-            rank.call("update", plan, *images_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)
-        ]
+        calls = [rank.update(plan, pictures_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)]
         async with _deadline(self._config.update_timeout_s, "update"):
-            reports: list[UpdateReport] = await _gather(calls)
+            reports = await _gather(calls)
         self._optimizer_step = reports[0].optimizer_step
         return reports[0]
 
     async def export_weights(self) -> tuple[WeightManifest, list[Any]]:
-        """Manifest of the current weights, and a handle per bucket: the bytes go straight to whoever takes it."""
+        """Manifest of the current weights, and a handle per bucket, as `Rank.take_bucket` gives it."""
         async with _deadline(self._config.update_timeout_s, "export_weights"):
-            manifest: WeightManifest = (await self._all("pack_weights"))[0]
+            manifest = (await _gather([rank.pack_weights() for rank in self._ranks]))[0]
+        assert manifest is not None, "rank 0 packs the weights"
         num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
-        return manifest, [self._ranks[0].reference("take_bucket", index) for index in range(num_buckets)]
+        return manifest, [self._ranks[0].take_bucket(index) for index in range(num_buckets)]
 
     async def save(self, folder: Path) -> None:
         """Write the learner's state into a folder that rank 0 can reach."""
         async with _deadline(self._config.update_timeout_s, "save"):
-            await self._all("save", str(folder.resolve()))
+            await _gather([rank.save(str(folder.resolve())) for rank in self._ranks])
 
     async def load(self, folder: Path) -> None:
         """Take over a saved state."""
         async with _deadline(self._config.update_timeout_s, "load"):
-            steps = await self._all("load", str(folder.resolve()))
+            steps = await _gather([rank.load(str(folder.resolve())) for rank in self._ranks])
         self._optimizer_step = steps[0]
 
     async def export_hf(self, folder: Path) -> None:
         """Write a model folder that vLLM and transformers load."""
         async with _deadline(self._config.update_timeout_s, "export_hf"):
-            await self._all("export_hf", str(folder.resolve()))
+            await _gather([rank.export_hf(str(folder.resolve())) for rank in self._ranks])
 
     async def shutdown(self) -> None:
-        await self._all("shutdown")
-
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        return await _gather([rank.call(method, *args) for rank in self._ranks])
+        async with _deadline(self._config.update_timeout_s, "shutdown"):
+            await _gather([rank.shutdown() for rank in self._ranks])
 
 
-def images_of(plan: RankPlan, groups: Sequence[TrainingGroup]) -> list[Any]:
-    """Handles of the full views that a plan refers to, as `LearnerRank.update` takes them."""
-    return [groups[index].image for index in plan.image_groups]
-
-
-async def _gather(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def _gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Results of all ranks, or the first error; the others are then waited for no more."""
     tasks = [asyncio.create_task(call) for call in calls]
     try:

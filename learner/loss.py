@@ -32,7 +32,7 @@ class LossInputs:
     """Under the frozen reference; None when the KL coefficient is 0."""
     advantages_N: Tensor
     weights_N: Tensor
-    """1 / (groups * scored episodes of the group * generated tokens of the episode)."""
+    """1 / (groups of a full mini-batch * scored episodes of the group * generated tokens of the episode)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from actors.errors import CheckpointError
+from learner.shards import write_shards
 
 STATE, FORMAT = "learner.json", 1
-SHARD_BYTES = 2 << 30
-"""A tensor file is closed once it holds this much: what rank 0 needs in memory to save a model of any size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +39,7 @@ def write_state(folder: Path, counters: Counters, tensors: Iterable[tuple[str, T
     Raises:
         CheckpointError: a file could not be written.
     """
-    files: list[str] = []
-    shard: dict[str, Tensor] = {}
-    num_bytes = 0
-
-    def close_shard() -> None:
-        files.append(f"learner-{len(files):05d}.safetensors")
-        try:
-            save_file(shard, folder / files[-1])
-        except SafetensorError as error:  # how the library reports a full disk
-            raise CheckpointError(f"{files[-1]} could not be written: {error}") from error
-
-    for key, tensor in tensors:
-        shard[key] = tensor.detach().to("cpu", copy=True).contiguous()
-        num_bytes += tensor.nbytes
-        if num_bytes >= SHARD_BYTES:
-            close_shard()
-            shard, num_bytes = {}, 0
-    if shard:
-        close_shard()
+    files = list(dict.fromkeys(write_shards(tensors, folder, "learner").values()))
     state = {"format": FORMAT, "counters": asdict(counters), "files": files}
     (folder / STATE).write_text(json.dumps(state, indent=1))
 

@@ -4,8 +4,9 @@ The library's tower attends to one image or window after the other in a Python l
 every call. Here segments of equal length share one attention call, and all that depends on an image's grid alone is
 worked out once per grid. The numbers are the library's own (tests/learner/test_model.py compares them).
 
-Legend: P patches, D values of a patch, S visual tokens (merged patches), E width of the tower, W width of the language
-model, N segments of one length, L their length, A attention heads, K width of a head.
+Legend: V views of one size, H and W their sides in pixels, P patches, D values of a patch, S visual tokens (merged
+patches), E width of the tower, W width of the language model, N segments of one length, L their length, A attention
+heads, K width of a head.
 """
 
 from __future__ import annotations
@@ -22,45 +23,41 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
+from actors.images import View_HW3, ViewSpec
+
 Grid = tuple[int, int, int]
 """(frames, patch rows, patch columns) of one picture."""
 
 ROTARY_BASE = 10_000.0
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def patchify(
-    view_HWC: NDArray[np.uint8],
-    *,
-    patch_size: int,
-    merge_size: int,
-    temporal_patch_size: int = 2,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-) -> tuple[NDArray[np.float32], Grid]:
-    """Normalised patches [P, D] of a picture whose sides are multiples of patch_size * merge_size, and its grid.
-
-    Rows are ordered by merged token, as the Hugging Face image processor orders them, and hold its values.
+def grid_of(view_HW3: View_HW3, spec: ViewSpec) -> Grid:
+    """Grid of a view.
 
     Raises:
         ValueError: a side is no multiple of a visual token's side.
     """
-    height, width, channels = view_HWC.shape
-    side = patch_size * merge_size
+    height, width = view_HW3.shape[:2]
+    side = spec.token_side
     if height % side or width % side:
         raise ValueError(f"a view of {height}x{width} pixels does not divide into visual tokens of {side}x{side}")
-    # One table of 256 values per channel instead of arithmetic on every pixel.
-    levels = np.arange(256, dtype=np.float32)[:, None] / 255
-    table = ((levels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).astype(np.float32)
-    rows, columns = height // patch_size, width // patch_size
-    blocks = view_HWC.reshape(
-        rows // merge_size, merge_size, patch_size, columns // merge_size, merge_size, patch_size, channels
-    )
-    ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, channels, 1, patch_size * patch_size)
-    values = table[ordered, np.arange(channels)[None, :, None, None]]
+    return (1, height // spec.patch_size, width // spec.patch_size)
+
+
+def patchify(views_VHW3: Tensor, spec: ViewSpec) -> Tensor:
+    """Normalised float32 patches [P, D] of views of one size, uint8 [V, H, W, 3], on the views' device.
+
+    Rows are ordered by merged token, as the Hugging Face image processor orders them, and hold its values.
+    """
+    views, height, width, channels = views_VHW3.shape
+    patch, merge, device = spec.patch_size, spec.merge_size, views_VHW3.device
+    side = patch * merge
+    blocks = views_VHW3.reshape(views, height // side, merge, patch, width // side, merge, patch, channels)
+    ordered = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, channels, patch * patch)
+    mean, std = (torch.tensor(values, device=device)[:, None] for values in (spec.mean, spec.std))
+    values = ordered.float().div_(255).sub_(mean).div_(std)
     # A still picture fills every frame of the temporal patch.
-    return np.repeat(values, temporal_patch_size, axis=2).reshape(rows * columns, -1), (1, rows, columns)
+    return values[:, :, None, :].expand(-1, -1, spec.temporal_patch_size, -1).reshape(len(values), -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

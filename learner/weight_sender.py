@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.engine.weight_receiver import TensorSpec, WeightManifest, bytes_digest
+from learner.shards import write_shards
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""
@@ -36,7 +36,6 @@ COPIED_FILES = (
     "chat_template.jinja",
 )
 """What stays as it was in the initial model's folder; a folder has some of them."""
-SHARD_BYTES = 4 << 30
 
 
 def checkpoint_name(name: str) -> str:
@@ -97,31 +96,12 @@ def save_hf(parameters: Iterable[tuple[str, Tensor]], folder: Path, *, source: P
             shutil.copyfile(source / name, folder / name)
     for stale in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
         stale.unlink()
-    weight_map: dict[str, str] = {}
-    shards = list(_write_shards(parameters, folder, weight_map))
+    named = ((checkpoint_name(name), tensor) for name, tensor in parameters)
+    weight_map = write_shards(named, folder, "model")
+    shards = [folder / name for name in dict.fromkeys(weight_map.values())]
     if len(shards) == 1:
         shards[0].rename(folder / "model.safetensors")
         return
     total = sum(shard.stat().st_size for shard in shards)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-
-
-def _write_shards(parameters: Iterable[tuple[str, Tensor]], folder: Path, weight_map: dict[str, str]) -> Iterator[Path]:
-    shard: dict[str, Tensor] = {}
-    number = num_bytes = 0
-
-    def write() -> Path:
-        path = folder / f"model-{number:05d}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, path.name))
-        return path
-
-    for name, tensor in parameters:
-        shard[checkpoint_name(name)] = tensor.detach().cpu().clone()
-        num_bytes += tensor.nbytes
-        if num_bytes >= SHARD_BYTES:
-            yield write()
-            shard, number, num_bytes = {}, number + 1, 0
-    if shard:
-        yield write()

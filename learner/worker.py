@@ -7,14 +7,13 @@ Legend: N generated tokens of a micro-batch.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import resource
 import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +26,20 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
+from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import RankPlan
-from learner.collate import MicroBatch, collate, read_vision_spec
+from learner.collate import FullViews, MicroBatch, collate
 from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
-from learner.loss import MAXIMA, SUMS, LossInputs, grpo_loss, token_metrics
+from learner.host import keep_freed_memory, own_address
+from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
+from learner.prefetch import one_ahead
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
+from learner.timing import StageClock
 from learner.update import UpdateReport, summarize_steps
 from learner.weight_sender import pack_weights, save_hf
-
-MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`."""
 
 
 class LearnerRank:
@@ -76,7 +76,7 @@ class LearnerRank:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]
-        return _own_address(), port
+        return own_address(), port
 
     def start(self, address: str, port: int) -> None:
         """Join the other ranks and load the policy. A collective."""
@@ -92,10 +92,13 @@ class LearnerRank:
             on_gpu=self._device.type == "cuda",
         )
         disable_progress_bar()
-        self._spec = read_vision_spec(Path(self._model.path))
+        self._spec = ViewSpec.from_model(
+            self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
+        )
         tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
         self._forbidden_ids = vision_token_ids(tokenizer)
         policy = self._load_policy()
+        self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
@@ -104,26 +107,27 @@ class LearnerRank:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             self._reference = self._load_policy().eval().requires_grad_(False)
 
-    def update(self, plan: RankPlan, *full_views: NDArray[np.uint8]) -> UpdateReport:
+    def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
 
-        `full_views` are the plan's images, uint8 [H, W, 3] each.
+        The next micro-batch is collated on the host while the device works on the one before it, so what an update
+        holds in memory does not grow with its size.
 
         Raises:
             LearnerError: pictures and placeholders disagree, or too many steps in a row were not finite.
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
-        seconds: dict[str, float] = {}
-        with self._timed(seconds, "collate_s"):
-            collated = [
-                [collate(rows, full_views, self._spec).to(self._device) for rows in micro_batches]
+        clock = StageClock(self._device)
+        collated = one_ahead(
+            (
+                collate(rows, full_views, self._spec, image_token_id=self._image_token_id)
                 for micro_batches in plan.mini_batches
-            ]
-        with self._timed(seconds, "reference_s"):
-            references = [[self._reference_logprobs(batch) for batch in batches] for batches in collated]
-        steps: list[dict[str, float]] = []
-        for batches, logprobs in zip(collated, references, strict=True):
-            steps.append(self._learn(batches, logprobs, seconds))
+                for rows in micro_batches
+            ),
+            timeout_s=self._config.update_timeout_s,
+        )
+        with closing(collated):
+            steps = [self._learn(collated, len(micro_batches), clock) for micro_batches in plan.mini_batches]
         metrics = summarize_steps(steps)
         return UpdateReport(
             start_version=start_version,
@@ -134,37 +138,25 @@ class LearnerRank:
                 **{f"learner/{name}": value for name, value in metrics.items()},
                 "learner/skipped_updates": float(self._num_skipped),
                 "learner/peak_memory_gib": self.peak_memory_bytes() / 2**30,
-                **{f"time/learner_{name}": value for name, value in seconds.items()},
+                **{f"time/learner_{name}": value for name, value in clock.seconds().items()},
             },
         )
 
-    def _learn(
-        self, batches: list[MicroBatch], references: list[Tensor | None], seconds: dict[str, float]
-    ) -> dict[str, float]:
+    def _learn(self, collated: Iterator[MicroBatch], num_micro_batches: int, clock: StageClock) -> dict[str, float]:
         """One optimizer step; its figures over all ranks. `is_applied` is 0 for a step that was skipped."""
         totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
-        with self._timed(seconds, "forward_backward_s"):
-            for batch, reference in zip(batches, references, strict=True):
-                logprobs_N, entropy_N = self._engine(batch)
-                output = grpo_loss(
-                    LossInputs(
-                        logprobs_N=logprobs_N,
-                        entropy_N=entropy_N,
-                        sampler_logprobs_N=batch.sampler_logprobs_N,
-                        reference_logprobs_N=reference,
-                        advantages_N=batch.advantages_N,
-                        weights_N=batch.weights_N,
-                    ),
-                    clip_low=self._config.clip_low,
-                    clip_high=self._config.clip_high,
-                    kl_coefficient=self._config.kl_coefficient,
-                    entropy_coefficient=self._config.entropy_coefficient,
-                )
+        for _ in range(num_micro_batches):
+            with clock.stage("collate_s"):
+                batch = next(collated).to(self._device)
+            with clock.stage("reference_s"):
+                reference = self._reference_logprobs(batch)
+            with clock.stage("forward_backward_s"):
+                output = self._loss(batch, reference)
                 self._engine.backward(output.loss)
                 totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
                 maxima = torch.maximum(maxima, output.maxima)
-        with self._timed(seconds, "optimizer_s"):
+        with clock.stage("optimizer_s"):
             dist.all_reduce(totals)
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
             result = self._engine.step()
@@ -175,6 +167,23 @@ class LearnerRank:
             "grad_norm": result.grad_norm,
             "is_applied": float(result.is_applied),
         }
+
+    def _loss(self, batch: MicroBatch, reference_logprobs_N: Tensor | None) -> LossOutput:
+        logprobs_N, entropy_N = self._engine(batch)
+        return grpo_loss(
+            LossInputs(
+                logprobs_N=logprobs_N,
+                entropy_N=entropy_N,
+                sampler_logprobs_N=batch.sampler_logprobs_N,
+                reference_logprobs_N=reference_logprobs_N,
+                advantages_N=batch.advantages_N,
+                weights_N=batch.weights_N,
+            ),
+            clip_low=self._config.clip_low,
+            clip_high=self._config.clip_high,
+            kl_coefficient=self._config.kl_coefficient,
+            entropy_coefficient=self._config.entropy_coefficient,
+        )
 
     def _count_skips(self, is_applied: bool) -> None:
         self._num_skipped_in_a_row = 0 if is_applied else self._num_skipped_in_a_row + 1
@@ -216,8 +225,11 @@ class LearnerRank:
         parameters = self._parameters()
         if self._rank:
             exhaust(parameters)
-        else:
+            return
+        try:
             save_hf(parameters, Path(folder), source=Path(self._model.path))
+        finally:
+            exhaust(parameters)  # where a disk refused, the other ranks still gather
 
     def save(self, folder: str | Path) -> None:
         """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
@@ -234,7 +246,10 @@ class LearnerRank:
             num_skipped=self._num_skipped,
             num_skipped_in_a_row=self._num_skipped_in_a_row,
         )
-        write_state(Path(folder), counters, itertools.chain(state, rng_states()))
+        try:
+            write_state(Path(folder), counters, itertools.chain(state, rng_states()))
+        finally:
+            exhaust(state)  # where a disk refused, the other ranks still gather
 
     def load(self, folder: str | Path) -> int:
         """Take over a saved state, whatever number of ranks or ZeRO stage wrote it. A collective.
@@ -271,38 +286,7 @@ class LearnerRank:
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())
 
-    @contextmanager
-    def _timed(self, seconds: dict[str, float], name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
-
 
 def exhaust(items: Iterable[object]) -> None:
     """Take part in a collective whose results another rank keeps."""
     deque(items, maxlen=0)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep freed blocks of up to 32 MiB for the next tensor.
-
-    By default each goes back to the kernel, and the next one is filled with zeroed pages again: on a CPU that was more
-    than half of an update's time.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(MALLOC_TRIM_THRESHOLD, (2 << 30) - 1)
-
-
-def _own_address() -> str:
-    """The address that other machines reach this one at. Connecting a datagram socket sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:  # no route to anywhere: all ranks are here
-            return "127.0.0.1"
-        address: str = probe.getsockname()[0]
-        return address

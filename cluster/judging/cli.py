@@ -80,8 +80,8 @@ def load(
     the replicas that Ray Serve adds and removes.
     """
     with shown_errors():
+        from cluster.connect import connect
         from cluster.judging.load import follow_load, load_table, plan_load, plot_load
-        from cluster.launch import connect
 
         settings = load_config(config, overrides or [])
         size, seed = settings.rollout.group_size, settings.run.seed

@@ -20,11 +20,11 @@ from actors.data.dataset import Dataset
 from actors.episode import SampleRef
 from actors.errors import DataError
 from actors.images import View_HW3, ViewSpec, can_quarter, check_and_decode, full_view, quarter_view
-from cluster.folders import with_found_paths
 from cluster.records.files import write_whole
 from cluster.records.plots import CHARTS, chart_svg
 from cluster.records.reading import Row, choose_episodes, read_episodes, read_metrics
 from configs.load import load_config
+from configs.paths import resolve_paths
 from configs.schema import Config
 
 EPISODES_PER_STEP = 8
@@ -72,7 +72,7 @@ def write_report(run_dir: Path) -> Path:
     saved = run_dir / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{run_dir} has no config.yaml: name the folder of a run")
-    config = with_found_paths(load_config(str(saved)))
+    config = resolve_paths(load_config(str(saved)))
     metrics = read_metrics(run_dir)
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
     page = render_page(config, metrics, episodes, partial(load_views, config, {}))

@@ -37,8 +37,6 @@ _LOOSE = (
     (re.compile(r"[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
 )
-_OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}
-_SAYS_NOTHING = frozenset(("mark", "sign", "symbol", "a", "an", "the", "left", "right"))
 
 
 def fold_unicode(text: str) -> str:
@@ -111,13 +109,3 @@ def loose(text: str) -> str:
     for pattern, plain in _LOOSE:
         text = pattern.sub(plain, text)
     return " ".join(text.split())
-
-
-def names_sign(words: str, sign: str) -> bool:
-    """Whether a text is the name of a sign: `question mark` and `?`. Names are Unicode's, and a few everyday ones."""
-    char = fold_unicode(sign)[:1]
-    if not char or set(fold_unicode(sign)) - {char, " "}:
-        return False
-    names = set(re.findall(r"\w+", unicodedata.name(char, "").lower() + " " + _OTHER_NAMES.get(char, "")))
-    said = set(re.findall(r"\w+", words.lower()))
-    return bool(said & (names - _SAYS_NOTHING)) and said <= names | _SAYS_NOTHING

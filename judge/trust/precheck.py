@@ -19,13 +19,10 @@ _BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 _LATEX_SHELL = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\s*\{|\\[()\[\],;! ]")
 _MARKUP_SIGNS = frozenset("|~^`´¨")
 """Signs of markup that Unicode does not count as punctuation. `+`, `=`, `<`, `$`, `°` may be answers."""
-_SIGN_NAMES = (
-    dict.fromkeys(("period", "dot", "point"), ".")
-    | dict.fromkeys(("dash", "minus"), "-")
-    | dict.fromkeys(("bracket", "brackets", "parentheses"), "()[]{}")
-    | {"slash": "/", "backslash": "\\", "star": "*", "hash": "#", "underscore": "_", "quote": "'\""}
-)
+_OTHER_NAMES = {".": "period dot point", "-": "dash minus", "/": "slash", "*": "star", "#": "hash", "'": "quote"}
+_OTHER_NAMES |= dict.fromkeys("([{", "bracket brackets parentheses")
 """What people call signs besides their Unicode names."""
+_NO_NAMES = frozenset(("a", "an", "the", "mark", "marks", "sign", "symbol", "left", "right"))
 PASS_PHRASES = frozenset((FOLDER / "pass_phrases.txt").read_text(encoding="utf-8").split("\n")) - {""}
 """Openings of an answer that say nothing, as `_words` writes them."""
 
@@ -81,10 +78,9 @@ def _signs(text: str) -> str:
 
 def _is_named(signs: str, text: str) -> bool:
     """Whether a text is the name of one of the signs: `question mark` for `?`."""
-    names = set(_words(" ".join(unicodedata.name(sign, "") for sign in signs)).split())
-    names |= {name for name, meant in _SIGN_NAMES.items() if set(meant) & set(signs)}
-    said = set(_words(text).split()) - {"a", "an", "the", "mark", "marks", "sign", "symbol"}
-    return bool(said) and said <= names
+    names = _words(" ".join(f"{unicodedata.name(sign, '')} {_OTHER_NAMES.get(sign, '')}" for sign in signs)).split()
+    said = set(_words(text).split()) - _NO_NAMES
+    return bool(said) and said.issubset(names)
 
 
 def _words(text: str) -> str:

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.data.shapes import COLOURS, QUESTIONS, SHAPES, SIDE, WAYS, ShapesRow, paint
-from actors.images import quarter_view
+from actors.images import ViewSpec, quarter_view
 from actors.prompts import TOOL_CALL, TURN_END, ChatRenderer, PromptStyle
 from learner.collate import mrope_positions
-from learner.vision import CLIP_MEAN, CLIP_STD, Grid
+from learner.vision import Grid, patchify
 
 Form = Literal["direct", "ask", "plain_quarter", "plain_full"]
 FORMS: tuple[Form, ...] = get_args(Form)
-PATCH, MERGE, FRAMES = 14, 2, 2
-FULL_GRID: Grid = (1, SIDE // PATCH, SIDE // PATCH)
-QUARTER_GRID: Grid = (1, SIDE // PATCH // 2, SIDE // PATCH // 2)
+SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
+FULL_GRID: Grid = (1, SIDE // SPEC.patch_size, SIDE // SPEC.patch_size)
+QUARTER_GRID: Grid = (1, SIDE // SPEC.patch_size // 2, SIDE // SPEC.patch_size // 2)
 THOUGHTS = ("shape", "stripes", "flat")
 """What a reply's thought may say it sees. One token each, and one more with the mark of doubt that leads to asking."""
 DOUBT = "?"
@@ -98,7 +98,7 @@ class Transcript:
         """Rotary positions of the tokens."""
         spans = [(first, first + count) for first, count in self.pads]
         grids = [QUARTER_GRID if count == QUARTER_TOKENS else FULL_GRID for _, count in self.pads]
-        return mrope_positions(len(self.token_ids), spans, grids, MERGE)
+        return mrope_positions(len(self.token_ids), spans, grids, SPEC.merge_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +124,11 @@ class LessonBatch:
 
     def to(self, device: torch.device) -> LessonBatch:
         return LessonBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    @property
+    def patches_PD(self) -> Tensor:
+        """Of all views, in the order of `grids`."""
+        return torch.cat([patchify(views, SPEC) for views in (self.quarters_VHW3, self.fulls_VHW3) if len(views)])
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -220,19 +225,6 @@ class LessonBook:
         ids = self._tokenizer.encode(word, add_special_tokens=False)
         assert len(ids) == 1, f"{word!r} is {len(ids)} tokens: the vocabulary is too small"
         return int(ids[0])
-
-
-def patches_of(views_VHW3: Tensor) -> Tensor:
-    """Normalised patches [P, D] of views of one size, as `learner.vision.patchify` makes them, on the views' device."""
-    views, height, width, channels = views_VHW3.shape
-    device = views_VHW3.device
-    levels = torch.arange(256, dtype=torch.float32)[:, None] / 255
-    table = ((levels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).to(device)
-    side = PATCH * MERGE
-    blocks = views_VHW3.reshape(views, height // side, MERGE, PATCH, width // side, MERGE, PATCH, channels)
-    ordered = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, channels, PATCH * PATCH).long()
-    values = table[ordered, torch.arange(channels, device=device)[None, :, None]]
-    return values[:, :, None, :].expand(-1, -1, FRAMES, -1).reshape(len(values), -1)
 
 
 def _runs(token_ids: Sequence[int], pad_id: int) -> tuple[tuple[int, int], ...]:

@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from learner.vision import CLIP_MEAN, CLIP_STD
+from actors.images import CLIP_MEAN, CLIP_STD
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -19,7 +19,7 @@ from actors.data.shapes import COARSE, FINE, Kind, ShapesRow, draw_scene
 from actors.prompts import load_prompt_style, load_tokenizer
 from learner.model import load_policy
 from learner.tiny.lessons import FORMS, Lesson, LessonBatch, LessonBook
-from learner.tiny.warmstart import hidden_states
+from learner.tiny.warmstart import lesson_states
 
 KINDS = ("colour", "shape", "coarse", "fine")
 
@@ -67,7 +67,7 @@ def _kind(row: ShapesRow) -> str:
 
 def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float], list[float], list[float]]:
     """Per episode: 1 if the right answer is the likeliest, the probability of the form, the probability of asking."""
-    hidden = hidden_states(model, batch)
+    hidden = lesson_states(model, batch)
 
     def log_probabilities(at: Tensor) -> Tensor:
         return torch.log_softmax(model.lm_head(hidden[at]).float(), dim=-1)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from actors.data.shapes import COARSE, FINE, Kind, ShapesRow, draw_scene
 from actors.prompts import load_prompt_style
-from learner.tiny.lessons import ANSWER_WEIGHT, Form, Lesson, LessonBatch, LessonBook, patches_of, tokenizer_corpus
+from learner.model import hidden_states
+from learner.tiny.lessons import ANSWER_WEIGHT, Form, Lesson, LessonBatch, LessonBook, tokenizer_corpus
 from learner.tiny.model import build_model, build_tokenizer, save_tiny
 from learner.vision import encode_views, install_fast_vision_attention
 
@@ -78,23 +79,15 @@ def draw_lessons(rng: np.random.Generator, stage: Stage, num_rows: int) -> list[
     return lessons
 
 
-def hidden_states(model: Any, batch: LessonBatch) -> Tensor:
-    """[B * T, W] of a batch. Rows are padded on the right and attention is causal, so no mask is needed."""
-    core = model.model
-    embeddings_BTW = core.language_model.embed_tokens(batch.token_ids_BT)
-    patches_PD = torch.cat([patches_of(views) for views in (batch.quarters_VHW3, batch.fulls_VHW3) if len(views)])
-    features = encode_views(core.visual, patches_PD, batch.grids)
-    rows, length, width = embeddings_BTW.shape
-    flat = embeddings_BTW.reshape(-1, width).index_copy(0, batch.placeholder_at_M, features)
-    hidden: Tensor = core.language_model(
-        inputs_embeds=flat.reshape(rows, length, width), position_ids=batch.positions_3BT, use_cache=False
-    ).last_hidden_state
-    return hidden.reshape(-1, width)
+def lesson_states(model: Any, batch: LessonBatch) -> Tensor:
+    """Hidden states [B * T, W] of a batch."""
+    features = encode_views(model.model.visual, batch.patches_PD, batch.grids)
+    return hidden_states(model, batch.token_ids_BT, batch.positions_3BT, batch.placeholder_at_M, features)
 
 
 def lesson_loss(model: nn.Module, batch: LessonBatch) -> Tensor:
     """Weighted cross-entropy per token. A decision's target is even between its two tokens: no picture, no opinion."""
-    hidden = hidden_states(model, batch)
+    hidden = lesson_states(model, batch)
     head: Any = model.lm_head
     certain = F.cross_entropy(head(hidden[batch.certain_from_N]), batch.certain_ids_N, reduction="sum")
     answers = F.cross_entropy(head(hidden[batch.answer_from_B]), batch.answer_ids_B, reduction="sum")

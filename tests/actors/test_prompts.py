@@ -192,3 +192,38 @@ def test_a_style_can_be_a_file(tmp_path):
         "system: ''\nsystem_without_tool: ''\nuser: 'Q {question}'\nuser_without_tool: '{question}'\nfollowup: F\n"
     )
     assert load_prompt_style(str(path)).user == "Q {question}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("system", '{"name": "resize"}', "system cannot be filled in"),
+        ("system", "about {question}", "system cannot be filled in"),
+        ("user", "Q {question} {reference}", "user cannot be filled in"),
+        ("user", "Q {question} {", "user cannot be filled in"),
+        ("followup", "}", "followup cannot be filled in"),
+        ("user_without_tool", "Q {question} {0}", "user_without_tool cannot be filled in"),
+    ],
+)
+def test_a_wording_that_cannot_be_filled_in_is_refused_when_it_is_read(name, text, words, tmp_path):
+    texts = {
+        "system": "",
+        "system_without_tool": "",
+        "user": "Q {question}",
+        "user_without_tool": "Q {question}",
+        "followup": "again",
+    }
+    path = tmp_path / "style.yaml"
+    path.write_text(json.dumps(texts | {name: text}))
+    with pytest.raises(ValueError, match=words) as refused:
+        load_prompt_style(str(path))
+    assert f"model.prompt='{path}'" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"user: [", b"user: \xff\xfe"])
+def test_a_wording_that_is_no_yaml_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "style.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not YAML") as refused:
+        load_prompt_style(str(path))
+    assert "\n" not in str(refused.value)

@@ -19,8 +19,8 @@ from statistics import median
 
 import ray
 
+from cluster.connect import connect
 from cluster.judging.load import DelayedJudge
-from cluster.launch import connect
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import JudgeReplica, delete_application, deploy_judges
 from judge.pool import JudgePool

@@ -18,50 +18,35 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import MicroBatchPlan, RankPlan, padded_tokens, plan_mini_batches
-from learner.collate import collate, patchify_view
-from learner.group import images_of
+from learner.collate import cut_views
 from learner.loss import LossInputs, grpo_loss
+from learner.vision import grid_of, patchify
 from learner.worker import LearnerRank
-from tests.learner.builders import FORBIDDEN_IDS, IMAGE_ID, SPEC, make_group, save_model, small_model
+from tests.bench.model_shape import write_shape
+from tests.learner.builders import (
+    FORBIDDEN_IDS,
+    IMAGE_ID,
+    SPEC,
+    collated,
+    images_of,
+    make_group,
+    save_model,
+    small_model,
+)
 
 LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
-QWEN_3B = {
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128000,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
-        "tie_word_embeddings": True,
-    },
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-        "window_size": 112,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-    },
-    "tie_word_embeddings": True,
-    "image_token_id": IMAGE_ID,
-}
 
 
 def write_folder(folder: Path, shape: str) -> None:
-    save_model(folder, small_model(width=128, vision_width=96, layers=4, vocab_size=448))
     if shape == "3b":
-        Qwen2_5_VLConfig(**QWEN_3B).save_pretrained(folder)
+        write_shape("3b", folder)
+    else:
+        save_model(folder, small_model(width=128, vision_width=96, layers=4, vocab_size=448))
 
 
 class Peer:
@@ -79,7 +64,7 @@ class Peer:
             LIBRARY_ATTENTION,
         )
         for rows in plan.mini_batches[0]:
-            batch = collate(rows, images, SPEC)
+            batch = collated(rows, images)
             logprobs, entropies = self.score(self.model, rows, batch, images)
             with torch.no_grad():
                 reference = self.score(self.reference, rows, batch, images)[0]
@@ -99,15 +84,16 @@ class Peer:
         qwen.Qwen2_5_VLVisionAttention.forward = patched
 
     def score(self, model, rows: MicroBatchPlan, batch, images):
-        views = [patchify_view(images[row.image], view, SPEC) for row in rows for view in row.views]
+        distinct = cut_views(rows, images)
+        views = [distinct[row.image, view] for row in rows for view in row.views]
         lengths = torch.tensor([row.num_tokens for row in rows])
         width = batch.token_ids_BT.shape[1]
         logits = model(
             input_ids=batch.token_ids_BT,
             attention_mask=(torch.arange(width) < lengths[:, None]).long(),
             mm_token_type_ids=(batch.token_ids_BT == IMAGE_ID).int(),
-            pixel_values=torch.cat([torch.from_numpy(patches) for patches, _ in views]),
-            image_grid_thw=torch.tensor([grid for _, grid in views]),
+            pixel_values=torch.cat([patchify(torch.from_numpy(view[None]), SPEC) for view in views]),
+            image_grid_thw=torch.tensor([grid_of(view, SPEC) for view in views]),
         ).logits
         logits[..., list(FORBIDDEN_IDS)] = -1e30
         table = torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)[batch.predicted_from_N]
@@ -168,7 +154,7 @@ def main() -> None:
     images = images_of(plan, groups)
     ours_s, peer_s, report = [], [], None
     for _ in range(chosen.repeats + 1):
-        report = rank.update(plan, *images)
+        report = rank.update(plan, images)
         ours_s.append(report.seconds)
         if peer is not None:
             started = time.monotonic()

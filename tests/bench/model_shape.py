@@ -42,9 +42,12 @@ VISION = {
 }
 
 
-def write_shape(size: str, folder: Path) -> None:
-    """Write the folder; an existing one is replaced."""
-    text = TEXT[size]
+def write_shape(size: str, folder: Path, *, num_layers: int | None = None) -> None:
+    """Write the folder, with fewer layers of text and vision if so asked; an existing one is replaced."""
+    text, vision = dict(TEXT[size]), dict(VISION)
+    if num_layers is not None:
+        text["num_hidden_layers"] = vision["depth"] = num_layers
+        vision["fullatt_block_indexes"] = [num_layers - 1]
     config = json.loads((TINY / "config.json").read_text())
     config["tie_word_embeddings"] = size == "3b"
     rope = {"type": "mrope", "mrope_section": [16, 24, 24], "rope_type": "default", "rope_theta": 1e6}
@@ -53,7 +56,7 @@ def write_shape(size: str, folder: Path) -> None:
     for name in ("rope_scaling", "rope_parameters"):
         if name in config["text_config"]:
             config["text_config"][name] = rope
-    config["vision_config"].update(VISION, out_hidden_size=text["hidden_size"], initializer_range=0.02)
+    config["vision_config"].update(vision, out_hidden_size=text["hidden_size"], initializer_range=0.02)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "README.md"))
     (folder / "config.json").write_text(json.dumps(config, indent=1))

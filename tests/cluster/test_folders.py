@@ -29,11 +29,11 @@ def test_resume_takes_the_newest_run_and_its_own_settings(tmp_path):
     assert (older.run.name, older.train.num_steps) == ("tiny", 66)
 
 
-def test_a_model_that_is_nowhere_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.path='nowhere' holds no config\.json"):
-        resolve_run("tiny", [f"run.dir={tmp_path}", "model.path=nowhere"], resume=False)
-    with pytest.raises(ValueError, match=r"model\.prompt='nope'"):
-        resolve_run("tiny", [f"run.dir={tmp_path}", "model.prompt=nope"], resume=False)
+def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.yaml").write_text("run: {dir: /where/it/was}\n")
+    config = resolve_run("tiny", [f"run.dir={tmp_path}"], resume=True)
+    assert (config.run.dir, config.run.name) == (str(tmp_path), "tiny")
 
 
 def test_there_must_be_something_to_resume(tmp_path):

@@ -1,16 +1,39 @@
 """What a run refuses before anything of it comes up."""
 
+import json
 import time
+from dataclasses import asdict, replace
 
 import pytest
 
-from actors.errors import JudgeError
+from actors.data.dataset import Dataset
+from actors.data.shapes import make_shapes
+from actors.errors import CheckpointError, JudgeError
 from cluster import launch as launching
 from cluster.display import Display
+from cluster.identity import identify
 from configs.load import load_config
 
 NO_WORDING = ["judge.chain=[rules,openai]", "judge.llm.model=m", "judge.llm.prompt=no-such-wording"]
 NO_FOLDER = ["judge.chain=[rules,cluster]", "judge.llm.model=no-such-folder"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=4, heldout_rows=2, seed=0)
+
+
+@pytest.fixture
+def config(tmp_path, shapes, monkeypatch):
+    """As `config("judge.chain=...")`. Nothing of Ray may come up, nor be looked for."""
+    monkeypatch.setattr(launching, "connect", lambda: pytest.fail("Ray came up"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    paths = [f"run.dir={tmp_path}", f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
+    return lambda *overrides: load_config("tiny", [*paths, *overrides])
+
+
+def launch(config, *, resume=False):
+    return launching.launch(config, resume=resume, display=Display(config), started_at=time.monotonic())
 
 
 @pytest.mark.parametrize(
@@ -19,16 +42,33 @@ NO_FOLDER = ["judge.chain=[rules,cluster]", "judge.llm.model=no-such-folder"]
 )
 @pytest.mark.parametrize("is_training", [True, False])
 async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(
-    overrides, error, words, is_training, monkeypatch, tmp_path
+    overrides, error, words, is_training, config, tmp_path
 ):
-    monkeypatch.setattr(launching, "connect", lambda: pytest.fail("Ray came up"))
-    config = load_config("tiny", [*overrides, f"run.dir={tmp_path}"])
-    display = Display(config)
-    if is_training:
-        parts = launching.launch(config, resume=False, display=display, started_at=time.monotonic())
-    else:
-        parts = launching.launch_fleet(config, display=display)
+    settings = config(*overrides)
+    parts = launch(settings) if is_training else launching.launch_fleet(settings, display=Display(settings))
     with pytest.raises(error, match=words):
         async with parts:
             pytest.fail("everything came up")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": "other"}, r"dataset='other'.*data\.train"),
+        ({"model": "other"}, r"model='other'.*model\.path"),
+        ({"seed": 7}, r"seed=7.*this run has 0.*run\.seed"),
+    ],
+)
+async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change, words, config, tmp_path, shapes):
+    identity = replace(identify(config(), Dataset.open(str(shapes["train"]))), **change)
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    for step, state in ((5, json.dumps({"identity": asdict(identity)})), (6, "{ cut short")):
+        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
+        (checkpoints / f"step-{step:08d}" / "state.json").write_text(state)
+    unfinished = checkpoints / ".tmp-00000007"
+    unfinished.mkdir()
+    with pytest.raises(CheckpointError, match=words):
+        async with launch(config(), resume=True):
+            pytest.fail("everything came up")
+    assert unfinished.is_dir(), "another driver may be writing it: this one holds no lock yet"

@@ -5,11 +5,9 @@ import torch
 
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
-from learner.collate import collate
-from learner.group import images_of
 from learner.model import load_policy, token_logprobs
 from learner.worker import LearnerRank
-from tests.learner.builders import FORBIDDEN_IDS, SPEC, make_group, save_model, small_model
+from tests.learner.builders import FORBIDDEN_IDS, collated, images_of, make_group, save_model, small_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +31,7 @@ def whole_plan(budget=10**6):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
 def test_the_gpu_gives_the_logprobs_of_the_cpu(folder, dtype, tolerance):
     plan = whole_plan()
-    batch = collate(plan.mini_batches[0][0], images_of(plan, GROUPS), SPEC)
+    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
     expected = token_logprobs(load_policy(folder), batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
     model = load_policy(folder, dtype=dtype, device="cuda")
     found = token_logprobs(model, batch.to(torch.device("cuda")), temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
@@ -71,7 +69,7 @@ def test_updates_are_applied_saved_and_resumed(folder, tmp_path, stage, offload,
         return rank
 
     rank = started()
-    reports = [rank.update(plan, *images_of(plan, GROUPS)) for _ in range(3)]
+    reports = [rank.update(plan, images_of(plan, GROUPS)) for _ in range(3)]
     assert [report.optimizer_step for report in reports] == [1, 2, 3]
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
     assert reports[2].metrics["learner/reference_kl"] > 0

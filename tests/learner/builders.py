@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,20 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn
-from actors.images import quarter_view
+from actors.images import ViewSpec, quarter_view
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup
-from learner.collate import VisionSpec
+from learner.collate import collate
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
 FORBIDDEN_IDS = (START_ID, END_ID, IMAGE_ID, VIDEO_ID)
-SPEC = VisionSpec(image_token_id=IMAGE_ID, patch_size=14, merge_size=2)
+SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=448 * 448)
 
 
-def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -> Qwen2_5_VLForConditionalGeneration:
+def small_model(
+    *, width=32, vision_width=32, layers=2, vocab_size=96, seed=0, tied=True
+) -> Qwen2_5_VLForConditionalGeneration:
     text = {
         "vocab_size": vocab_size,
         "hidden_size": width,
@@ -32,7 +35,7 @@ def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -
         "num_key_value_heads": 1,
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "initializer_range": 0.08,
         "bos_token_id": None,
         "eos_token_id": 2,
@@ -54,7 +57,7 @@ def small_model(*, width=32, vision_width=32, layers=2, vocab_size=96, seed=0) -
         Qwen2_5_VLConfig(
             text_config=text,
             vision_config=vision,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             image_token_id=IMAGE_ID,
             video_token_id=VIDEO_ID,
             vision_start_token_id=START_ID,
@@ -128,6 +131,27 @@ def make_group(
         rewards=rewards,
         advantages=group_advantages(rewards),
         image=np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
+    )
+
+
+def images_of(plan, groups):
+    """Full views that a plan refers to."""
+    return [groups[index].image for index in plan.image_groups]
+
+
+def collated(rows, images):
+    return collate(rows, images, SPEC, image_token_id=IMAGE_ID)
+
+
+def without_pictures(row):
+    """A planned episode as plain text: its image placeholders are taken out."""
+    kept = row.token_ids != IMAGE_ID
+    return replace(
+        row,
+        token_ids=row.token_ids[kept],
+        generated_at=(np.cumsum(kept) - 1)[row.generated_at],
+        views=(),
+        num_visual_tokens=0,
     )
 
 

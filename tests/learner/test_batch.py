@@ -38,15 +38,23 @@ def test_every_scored_episode_is_learned_from_once():
 
 def test_weights_are_means_over_tokens_then_scored_episodes_then_groups():
     groups = [make_group(1, lost=(0, 2)), make_group(2)]
-    rows = weigh_episodes(list(enumerate(groups)))
+    rows = weigh_episodes(list(enumerate(groups)), 2)
     for row in rows:
         scored = 2 if row.image == 0 else 4
         assert row.token_weight == pytest.approx(1 / (2 * scored * len(row.generated_at)))
 
 
+@pytest.mark.parametrize("num_groups", [1, 3, 5, 9])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_mini_batch_weighs_as_much_as_the_share_of_its_groups(num_groups, ranks):
+    """A single group must not move the weights as far as a full mini-batch does."""
+    rows = rows_of(plan(GROUPS[:num_groups], prompts=9, ranks=ranks))
+    assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(num_groups / 9)
+
+
 def test_generated_positions_hold_the_completions_of_the_turns():
     group = make_group(3, ask_share=1.0)
-    for row, episode in zip(weigh_episodes([(0, group)]), group.played.episodes, strict=True):
+    for row, episode in zip(weigh_episodes([(0, group)], 1), group.played.episodes, strict=True):
         said = tuple(token for turn in episode.turns for token in turn.completion_ids)
         assert tuple(row.token_ids[row.generated_at].tolist()) == said
         assert len(row.sampler_logprobs) == len(said)
@@ -85,7 +93,7 @@ def test_a_dummy_weighs_nothing_and_brings_its_image():
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_get_nearly_the_same_number_of_tokens(ranks):
     groups = [make_group(seed, group_size=8) for seed in range(16)]
-    rows = weigh_episodes(list(enumerate(groups)))
+    rows = weigh_episodes(list(enumerate(groups)), 16)
     pieces = cut_evenly(rows, ranks)
     loads = [sum(row.num_tokens for row in piece) for piece in pieces]
     assert [row for piece in pieces for row in piece] == rows

@@ -142,6 +142,26 @@ def test_bfloat16_weights_follow_float32_masters(stage):
     assert any(not torch.equal(masters[name].bfloat16().float(), masters[name]) for name in masters)
 
 
+class Sum(nn.Module):
+    """Its gradient is its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_small_gradients_are_not_lost_beside_a_large_one_in_bfloat16(stage):
+    engine = LearnerEngine(Sum(), settings(stage, max_grad_norm=100.0), dtype=torch.bfloat16)
+    for x in [1.0] + [0.002] * 500:
+        engine.backward(engine(torch.tensor([x], dtype=torch.bfloat16)).float().sum())
+    # Each small gradient is under half a unit in the last place of 1.
+    assert engine.step().grad_norm == pytest.approx(2.0, rel=2e-3)
+
+
 def test_bfloat16_without_masters_is_refused():
     with pytest.raises(ValueError, match=r"learner\.zero_stage=0.*stages 1 to 3"):
         LearnerEngine(Net(), settings(0), dtype=torch.bfloat16)

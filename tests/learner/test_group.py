@@ -2,7 +2,6 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from actors.engine.weight_receiver import TensorSpec, WeightManifest
@@ -23,31 +22,50 @@ MANIFEST = WeightManifest(
 
 
 class FakeRank:
+    """`learner.group.Rank`: records its calls, and hangs or fails where it is told to."""
+
     def __init__(self, rank, world_size):
         self.rank, self.world_size = rank, world_size
         self.calls = []
         self.failure = None
         self.hangs = False
 
-    async def call(self, method, *arguments):
-        self.calls.append((method, *arguments))
+    async def rendezvous(self):
+        return await self._answer("10.0.0.1", 1234, call=("rendezvous",))
+
+    async def start(self, address, port):
+        await self._answer(call=("start", address, port))
+
+    async def update(self, plan, pictures):
+        report = UpdateReport(start_version=6, optimizer_step=7, num_tokens=9, seconds=0.1, metrics={"a": 1.0})
+        return (await self._answer(report, call=("update", plan, pictures)))[0]
+
+    async def pack_weights(self):
+        return (await self._answer(MANIFEST if self.rank == 0 else None, call=("pack_weights",)))[0]
+
+    def take_bucket(self, index):
+        return (self.rank, "bucket", index)
+
+    async def export_hf(self, folder):
+        await self._answer(call=("export_hf", folder))
+
+    async def save(self, folder):
+        await self._answer(call=("save", folder))
+
+    async def load(self, folder):
+        return (await self._answer(5, call=("load", folder)))[0]
+
+    async def shutdown(self):
+        await self._answer(call=("shutdown",))
+
+    async def _answer(self, *answer, call):
+        self.calls.append(call)
         await asyncio.sleep(0)
         if self.hangs:
             await asyncio.Event().wait()
         if self.failure:
             raise self.failure
-        match method:
-            case "rendezvous":
-                return "10.0.0.1", 1234
-            case "update":
-                return UpdateReport(start_version=6, optimizer_step=7, num_tokens=9, seconds=0.1, metrics={"a": 1.0})
-            case "pack_weights":
-                return MANIFEST if self.rank == 0 else None
-            case "load":
-                return 5
-
-    def reference(self, method, *arguments):
-        return (self.rank, method, *arguments)
+        return answer
 
 
 @pytest.fixture
@@ -72,16 +90,17 @@ async def test_ranks_meet_at_an_address_of_the_first(ranks):
     assert ranks[1].calls == [("start", "10.0.0.1", 1234)]
 
 
-async def test_each_rank_gets_its_plan_and_the_images_of_that_plan(ranks):
+async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(ranks):
     group = await started(ranks)
     groups = [make_group(seed) for seed in range(4)]
     report = await group.update([replace(each, image=f"image {i}") for i, each in enumerate(groups)])
     assert report.optimizer_step == 7
     for rank in ranks:
-        method, plan, *images = rank.calls[-1]
+        method, plan, pictures = rank.calls[-1]
         assert method == "update"
         assert isinstance(plan, RankPlan)
-        assert images == [f"image {i}" for i in plan.image_groups]
+        assert [picture.handle for picture in pictures] == [f"image {i}" for i in plan.image_groups]
+        assert [picture.ref for picture in pictures] == [groups[i].played.ref for i in plan.image_groups]
 
 
 async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
@@ -97,7 +116,7 @@ async def test_weights_are_handed_on_as_references_to_the_first_ranks_buckets(ra
     group = await started(ranks)
     manifest, buckets = await group.export_weights()
     assert manifest == MANIFEST
-    assert buckets == [(0, "take_bucket", 0), (0, "take_bucket", 1), (0, "take_bucket", 2)]
+    assert buckets == [(0, "bucket", 0), (0, "bucket", 1), (0, "bucket", 2)]
     assert ranks[1].calls[-1] == ("pack_weights",)
 
 
@@ -116,19 +135,10 @@ async def test_an_error_of_one_rank_is_the_error_of_the_update(ranks):
         await group.update([make_group(1)])
 
 
-@pytest.mark.parametrize("method", ["update", "export_weights", "save", "load", "export_hf"])
+@pytest.mark.parametrize("method", ["update", "export_weights", "save", "load", "export_hf", "shutdown"])
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
     ranks[1].hangs = True
-    given = {"update": [[make_group(1)]], "export_weights": []}.get(method, [Path("x")])
+    given = {"update": [[make_group(1)]], "export_weights": [], "shutdown": []}.get(method, [Path("x")])
     with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
         await getattr(group, method)(*given)
-
-
-async def test_full_views_reach_the_ranks_untouched(ranks):
-    group = await started(ranks)
-    one = make_group(1)
-    await group.update([one])
-    _, _, image = ranks[0].calls[-1]
-    assert image is one.image
-    assert image.dtype == np.uint8

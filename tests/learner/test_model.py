@@ -9,13 +9,23 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.errors import LearnerError
-from learner import model as model_module
+from learner import scoring
 from learner.batch import plan_mini_batches
-from learner.collate import VisionSpec, collate, mrope_positions, placeholder_spans, read_vision_spec
-from learner.group import images_of
-from learner.model import FORBIDDEN_LOGIT, Policy, load_policy, token_logprobs
-from learner.vision import PatchProjection, encode_views, grouped_attention, install_fast_vision_attention, patchify
-from tests.learner.builders import FORBIDDEN_IDS, IMAGE_ID, SPEC, library_logprobs, make_group, small_model
+from learner.collate import mrope_positions, placeholder_spans
+from learner.model import Policy, load_policy, token_logprobs, use_fast_layers
+from learner.scoring import FORBIDDEN_LOGIT
+from learner.vision import encode_views, grid_of, grouped_attention, install_fast_vision_attention, patchify
+from tests.learner.builders import (
+    FORBIDDEN_IDS,
+    IMAGE_ID,
+    SPEC,
+    collated,
+    images_of,
+    library_logprobs,
+    make_group,
+    small_model,
+    without_pictures,
+)
 
 LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
 GRIDS = ((1, 8, 8), (1, 16, 16), (1, 10, 14), (1, 8, 8), (1, 6, 20), (2, 4, 6))
@@ -29,16 +39,20 @@ def library_attention(monkeypatch):
 
 
 def fast(model):
-    install_fast_vision_attention()
-    model.model.visual.patch_embed.proj.__class__ = PatchProjection
+    use_fast_layers(model)
     return model
 
 
-def micro_batches(groups, budget=10**6):
+def plan_of(groups, budget=10**6):
     (plan,) = plan_mini_batches(
         groups, prompts_per_mini_batch=len(groups), num_ranks=1, max_tokens_per_micro_batch=budget
     )
-    return [collate(rows, images_of(plan, groups), SPEC) for rows in plan.mini_batches[0]]
+    return plan
+
+
+def micro_batches(groups, budget=10**6):
+    plan = plan_of(groups, budget)
+    return [collated(rows, images_of(plan, groups)) for rows in plan.mini_batches[0]]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -69,16 +83,18 @@ def test_the_vision_tower_gives_the_librarys_embeddings_and_gradients(implementa
 @pytest.mark.parametrize("size", [(56, 56), (112, 224), (280, 168)])
 def test_patches_are_those_of_the_librarys_processor(size):
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    patches, grid = patchify(picture, patch_size=14, merge_size=2)
-    theirs = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=10**7)(images=[picture], return_tensors="np")
-    assert grid == tuple(theirs["image_grid_thw"][0])
-    assert patches.dtype == np.float32
-    np.testing.assert_allclose(patches, theirs["pixel_values"], atol=1e-6)
+    patches = patchify(torch.from_numpy(np.stack([picture, picture[::-1]])), SPEC)
+    theirs = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=10**7)(
+        images=[picture, picture[::-1].copy()], return_tensors="np"
+    )
+    assert grid_of(picture, SPEC) == tuple(theirs["image_grid_thw"][0])
+    assert patches.dtype == torch.float32
+    np.testing.assert_allclose(patches.numpy(), theirs["pixel_values"], atol=1e-6)
 
 
 def test_a_view_that_does_not_divide_into_tokens_is_refused():
     with pytest.raises(ValueError, match="57x56"):
-        patchify(np.zeros((57, 56, 3), np.uint8), patch_size=14, merge_size=2)
+        grid_of(np.zeros((57, 56, 3), np.uint8), SPEC)
 
 
 def test_positions_are_those_of_the_librarys_rope_index():
@@ -124,7 +140,7 @@ def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, t
     (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=budget)
     seen = 0
     for rows in plan.mini_batches[0]:
-        batch = collate(rows, images_of(plan, groups), SPEC)
+        batch = collated(rows, images_of(plan, groups))
         logprobs, entropies = token_logprobs(model, batch, temperature=temperature, forbidden_ids=FORBIDDEN_IDS)
         keys = [(tuple(row.token_ids.tolist()), int(at)) for row in rows for at in row.generated_at]
         for key, logprob, entropy in zip(keys, logprobs.tolist(), entropies.tolist(), strict=True):
@@ -165,7 +181,7 @@ def test_logits_in_chunks_give_the_same_values_and_gradients(monkeypatch):
         return logprobs.detach(), model.lm_head.weight.grad.clone()
 
     whole = run()
-    monkeypatch.setattr(model_module, "MAX_LOGITS", 96 * 5)
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 96 * 5)
     torch.testing.assert_close(run(), whole, atol=1e-5, rtol=1e-4)
 
 
@@ -185,18 +201,40 @@ def test_the_views_of_a_group_are_encoded_once():
     assert len(batch.placeholder_at_M) > len(batch.feature_of_M.unique())
 
 
+def test_rows_without_a_picture_still_run_every_module_once_forward_and_backward():
+    """Under ZeRO-3 each of these calls is a collective."""
+    model = fast(small_model())
+    plan = plan_of([make_group(1)])
+    with_pictures = collated(plan.mini_batches[0][0], images_of(plan, [make_group(1)]))
+    text_only = collated(tuple(without_pictures(row) for row in plan.mini_batches[0][0]), [])
+    calls = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    found = []
+    for batch in (with_pictures, text_only):
+        model.zero_grad()
+        calls.clear()
+        token_logprobs(model, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)[0].sum().backward()
+        found.append(list(calls))
+    assert found[0] == found[1]
+    assert (found[1].count("model.visual.merger"), found[1].count("lm_head")) == (1, 1)
+    for name, parameter in model.model.visual.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.count_nonzero() == 0, name
+
+
 def test_placeholders_that_disagree_with_the_pictures_are_refused_with_both_numbers():
     group = make_group(1, size=(112, 112), ask_share=0.0)
     (plan,) = plan_mini_batches([group], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6)
     with pytest.raises(LearnerError, match=r"4 image placeholders \[4\] for 8 visual tokens \[8\]"):
-        collate(plan.mini_batches[0][0], [np.zeros((112, 224, 3), np.uint8)], SPEC)
+        collated(plan.mini_batches[0][0], [np.zeros((112, 224, 3), np.uint8)])
 
 
 def test_two_pictures_side_by_side_are_not_one():
     row = plan_mini_batches(
         [make_group(1, ask_share=1.0)], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6
     )[0].mini_batches[0][0][0]
-    spans = placeholder_spans(row, [(1, 4, 4), (1, 8, 8)], SPEC)
+    spans = placeholder_spans(row, [(1, 4, 4), (1, 8, 8)], 2, IMAGE_ID)
     assert [stop - start for start, stop in spans] == [4, 16]
 
 
@@ -236,15 +274,6 @@ def test_a_folder_with_foreign_code_or_another_family_is_refused(tmp_path, chang
 def test_a_name_that_is_no_folder_is_refused():
     with pytest.raises(ValueError, match=r"no config\.json"):
         load_policy("Qwen/Qwen2.5-VL-7B-Instruct")
-
-
-def test_the_vision_spec_is_read_from_the_folder(tmp_path):
-    small_model().config.save_pretrained(tmp_path)
-    assert read_vision_spec(tmp_path) == SPEC
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
-    assert read_vision_spec(tmp_path) == VisionSpec(
-        image_token_id=IMAGE_ID, patch_size=14, merge_size=2, mean=(0.5, 0.5, 0.5), std=(1, 1, 1)
-    )
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -7,12 +7,9 @@ import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from learner.batch import plan_mini_batches
-from learner.collate import collate
-from learner.group import images_of
 from learner.loss import LossInputs, grpo_loss
-from learner.model import token_logprobs
-from learner.vision import install_fast_vision_attention
-from tests.learner.builders import FORBIDDEN_IDS, SPEC, library_logprobs, make_group, small_model
+from learner.model import token_logprobs, use_fast_layers
+from tests.learner.builders import FORBIDDEN_IDS, collated, images_of, library_logprobs, make_group, small_model
 
 LOW, HIGH, BETA, ENTROPY = 0.2, 0.3, 0.05, 0.01
 GROUPS = [
@@ -54,7 +51,7 @@ def learner_loss(policy, reference, *, ranks, budget):
     total, num_micro_batches = torch.zeros(()), 0
     for plan in plans:
         for rows in plan.mini_batches[0]:
-            batch = collate(rows, images_of(plan, GROUPS), SPEC)
+            batch = collated(rows, images_of(plan, GROUPS))
             logprobs, entropies = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
             with torch.no_grad():
                 frozen = token_logprobs(reference, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)[0]
@@ -87,8 +84,9 @@ def expected():
 def test_loss_and_gradient_equal_the_slow_ones_however_the_mini_batch_is_split(
     expected, ranks, budget, least_micro_batches
 ):
-    install_fast_vision_attention()
     policy, reference = small_model(seed=0), small_model(seed=1)
+    use_fast_layers(policy)
+    use_fast_layers(reference)
     loss, num_micro_batches = learner_loss(policy, reference, ranks=ranks, budget=budget)
     assert num_micro_batches >= least_micro_batches
     assert math.isfinite(loss)

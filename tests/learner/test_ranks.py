@@ -1,7 +1,9 @@
 """Two ranks over gloo: what one rank does, split."""
 
 import math
+import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,35 @@ from tests.learner.builders import make_group, save_model, small_model
 from tests.learner.ranks import play, run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-GROUPS = [make_group(seed) for seed in range(5)]
+SIZES = ((112, 112), (56, 168), (168, 112))
 STAGES = (0, 1, 2, 3)
-SETTINGS = {"prompts_per_mini_batch": 5, "max_tokens_per_micro_batch": 300, "kl_coefficient": 0.05}
+SETTINGS = {
+    "prompts_per_mini_batch": 5,
+    "max_tokens_per_micro_batch": 300,
+    "kl_coefficient": 0.05,
+    "learning_rate": 2e-5,
+    "gradient_checkpointing": True,
+    "num_threads": 1,
+    "param_persistence_threshold": 0,
+}
+
+
+def drawn_groups(seed):
+    """Groups of different numbers of episodes and tokens, with pictures of different sizes."""
+    rng = random.Random(seed)
+    return [
+        make_group(
+            10 * seed + index,
+            group_size=rng.randint(3, 6),
+            size=rng.choice(SIZES),
+            num_words=rng.randint(4, 40),
+            ask_share=rng.random(),
+        )
+        for index in range(5)
+    ]
+
+
+BATCHES = [drawn_groups(seed) for seed in range(3)]
 
 
 def poisoned(group):
@@ -24,74 +52,113 @@ def poisoned(group):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Per stage: an update, one with a NaN on the first rank alone, another update, the weights, a saved state."""
+    """Per stage: three updates, one with a NaN on the first rank among them; then one with pictures on one rank."""
     folder, saved = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("saved")
     save_model(folder, small_model())
-    broken = [poisoned(GROUPS[0]), *GROUPS[1:]]
-    calls = [("update", GROUPS), ("update", broken), ("update", GROUPS), ("weights", None)]
+    untied = tmp_path_factory.mktemp("untied")
+    save_model(untied, small_model(tied=False))
+    first, second, third = BATCHES
+    broken = [poisoned(first[0]), *first[1:]]
 
     def script(name):
-        places = [saved / f"{name}{stage}" for stage in STAGES]
-        for place in places:
-            place.mkdir()
-        return [
-            ({**SETTINGS, "zero_stage": stage}, [*calls, ("save", place)])
-            for stage, place in zip(STAGES, places, strict=True)
-        ]
+        for stage in STAGES:
+            (saved / f"{name}{stage}").mkdir()
+            calls = [
+                ("update", first),
+                ("update", broken),
+                ("update", second),
+                ("update", third),
+                ("state", None),
+                ("save", saved / f"{name}{stage}"),
+                ("shards", None),
+                ("update_with_pictures_on_the_first_rank_only", first),
+                ("state", None),
+            ]
+            yield settings(stage), calls
+        yield settings(3, untied), [*(("update", groups) for groups in BATCHES), ("state", None), ("shards", None)]
 
-    single, pair = run_script(folder, script("one")), play(2, folder, script("two"))
+    def settings(stage, model=folder):
+        return {"learner": {**SETTINGS, "zero_stage": stage}, "model": {"path": str(model)}}
+
+    single, pair = run_script(list(script("one"))), play(2, list(script("two")))
     resumed = run_script(
-        folder,
         [
-            ({**SETTINGS, "zero_stage": 0}, [("load", saved / "two2"), ("weights", None), ("update", GROUPS)]),
-            ({**SETTINGS, "zero_stage": 1}, [("load", saved / "one1"), ("weights", None), ("update", GROUPS)]),
+            (settings(0), [("load", saved / "two3"), ("state", None), ("update", first)]),
+            (settings(1), [("load", saved / "one1"), ("state", None), ("update", first)]),
         ],
     )
     return single, pair, resumed
 
 
 def of_stage(results, stage):
-    return results[5 * stage : 5 * stage + 4]
+    names = ("first", "broken", "second", "third", "state", "save", "shards", "text", "after")
+    return SimpleNamespace(**dict(zip(names, results[len(names) * stage :], strict=False)))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_learn_what_one_does(outcomes, stage):
+def test_two_ranks_learn_in_three_updates_what_one_does(outcomes, stage):
     single, pair, _ = outcomes
-    *_, alone = of_stage(single, stage)
-    first, _, third, weights = of_stage(pair[0], stage)
-    assert (first.optimizer_step, third.optimizer_step) == (1, 2)
-    expected = of_stage(single, stage)[0].metrics
-    for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped"):
-        assert first.metrics[f"learner/{name}"] == pytest.approx(expected[f"learner/{name}"], abs=1e-5), name
-    for name, weight in weights.items():
-        np.testing.assert_allclose(weight, alone[name], atol=2e-5, rtol=0, err_msg=name)
+    alone, both = of_stage(single, stage), of_stage(pair[0], stage)
+    assert (both.first.optimizer_step, both.second.optimizer_step, both.third.optimizer_step) == (1, 2, 3)
+    for ours, theirs in ((both.first, alone.first), (both.second, alone.second), (both.third, alone.third)):
+        for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped", "reference_kl"):
+            assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
+    check_alike(both.state, alone.state)
+
+
+def test_two_ranks_learn_what_one_does_where_the_output_layer_has_weights_of_its_own(outcomes):
+    single, pair, _ = outcomes
+    *reports, state, shards = pair[0][-5:]
+    assert [report.optimizer_step for report in reports] == [1, 2, 3]
+    assert "weight/model.lm_head.weight" in state
+    assert shards["model.lm_head.weight"] == (96 * 32 / 2, 96 * 32, 0)
+    check_alike(state, single[-2])
+
+
+def check_alike(state, expected):
+    """Weights within 1e-6, and Adam's moments, which are sums of gradients, within 1e-7."""
+    assert state.keys() == expected.keys()
+    for key, value in state.items():
+        limit = 1e-6 if key.startswith("weight/") else 1e-7
+        np.testing.assert_allclose(value, expected[key], atol=limit, rtol=0, err_msg=key)
+
+
+def test_under_zero_3_every_parameter_is_sharded(outcomes):
+    _, pair, _ = outcomes
+    for results in pair:
+        for name, (held, whole, present) in of_stage(results, 3).shards.items():
+            assert held == math.ceil(whole / 2), name
+            assert present == 0, name
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_both_ranks_hold_the_same_weights(outcomes, stage):
+def test_both_ranks_hold_the_same_weights_even_where_one_had_no_picture(outcomes, stage):
     _, pair, _ = outcomes
-    ours, theirs = (of_stage(results, stage)[3] for results in pair)
-    for name, weight in ours.items():
-        assert np.array_equal(weight, theirs[name]), name
+    first, second = (of_stage(results, stage) for results in pair)
+    assert first.text.optimizer_step == second.text.optimizer_step == 4
+    assert math.isfinite(first.text.metrics["learner/grad_norm"])
+    for ours, theirs in ((first.state, second.state), (first.after, second.after)):
+        for key, value in ours.items():
+            assert np.array_equal(value, theirs[key]), key
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_nan_on_one_rank_skips_the_step_on_both(outcomes, stage):
     _, pair, _ = outcomes
     for results in pair:
-        first, broken, third, _ = of_stage(results, stage)
-        assert (first.optimizer_step, broken.optimizer_step, third.optimizer_step) == (1, 1, 2)
-        assert broken.metrics["learner/skipped_updates"] == 1.0
+        found = of_stage(results, stage)
+        assert (found.first.optimizer_step, found.broken.optimizer_step, found.second.optimizer_step) == (1, 1, 2)
+        assert found.broken.metrics["learner/skipped_updates"] == 1.0
 
 
 def test_a_state_saved_by_two_ranks_is_taken_over_by_one(outcomes):
     _, pair, resumed = outcomes
-    step, weights, report = resumed[:3]
-    assert step == 2
-    for name, weight in of_stage(pair[0], 2)[3].items():
-        assert np.array_equal(weight, weights[name]), name
+    step, state, report = resumed[:3]
+    assert step == 3
+    for key, value in of_stage(pair[0], 3).state.items():
+        assert np.array_equal(value, state[key]), key
     # One rank that had learned alone goes on to the same figures.
     alone = resumed[5]
-    assert report.optimizer_step == alone.optimizer_step == 3
+    assert report.optimizer_step == alone.optimizer_step == 4
     for name in ("loss", "grad_norm", "reference_kl"):
         assert report.metrics[f"learner/{name}"] == pytest.approx(alone.metrics[f"learner/{name}"], abs=1e-4), name

@@ -1,5 +1,7 @@
+import functools
 import json
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,12 +9,15 @@ import torch
 
 from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
+from actors.prompts import load_tokenizer, vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import plan_mini_batches
-from learner.group import images_of
+from learner.collate import collate
+from learner.loss import LossInputs, grpo_loss
+from learner.model import load_policy, token_logprobs
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
-from tests.learner.builders import make_group, save_model, small_model
+from tests.learner.builders import collated, images_of, make_group, save_model, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 GROUPS = [make_group(seed) for seed in range(4)]
@@ -43,7 +48,7 @@ def started(folder, **settings):
 
 def update(rank, groups=GROUPS, *, prompts=4):
     (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=prompts, num_ranks=1, max_tokens_per_micro_batch=400)
-    return rank.update(plan, *images_of(plan, groups))
+    return rank.update(plan, images_of(plan, groups))
 
 
 def exported(rank):
@@ -72,6 +77,76 @@ def test_an_update_learns_and_reports(folder):
     assert report.metrics["learner/num_steps"] == 1.0
     assert exported(rank) != before
     assert update(rank).metrics["learner/reference_kl"] > 0
+
+
+@pytest.mark.parametrize("num_copies", [1, 4])
+def test_micro_batches_in_memory_do_not_grow_with_the_update(folder, monkeypatch, num_copies):
+    alive, most, made = weakref.WeakSet(), 0, 0
+
+    def watched(*given, **named):
+        nonlocal most, made
+        batch = collate(*given, **named)
+        alive.add(batch.token_ids_BT)
+        made, most = made + 1, max(most, len(alive))
+        return batch
+
+    monkeypatch.setattr("learner.worker.collate", watched)
+    rank = started(folder)
+    (plan,) = plan_mini_batches(
+        GROUPS * num_copies, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=150
+    )
+    rank.update(plan, images_of(plan, GROUPS * num_copies))
+    assert made == sum(map(len, plan.mini_batches)) == 6 * num_copies
+    assert most <= 3
+
+
+def test_pictures_are_shipped_as_bytes_and_not_as_patches(folder):
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
+    assert {pixels.dtype for pixels in batch.pixels} == {torch.uint8}
+    # Two frames of four bytes for each byte.
+    assert batch.patches_PD.nbytes == 8 * sum(pixels.nbytes for pixels in batch.pixels)
+
+
+def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_out(folder):
+    """Whatever order micro-batches, references and pictures are prepared in."""
+    report = update(started(folder, kl_coefficient=0.05))
+    policy, reference = (load_policy(folder) for _ in range(2))
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
+    forbidden_ids = vision_token_ids(load_tokenizer(str(folder)))
+    logprobs, entropy = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+    with torch.no_grad():
+        frozen, _ = token_logprobs(reference, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+    output = grpo_loss(
+        LossInputs(
+            logprobs_N=logprobs,
+            entropy_N=entropy,
+            sampler_logprobs_N=batch.sampler_logprobs_N,
+            reference_logprobs_N=frozen,
+            advantages_N=batch.advantages_N,
+            weights_N=batch.weights_N,
+        ),
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coefficient=0.05,
+        entropy_coefficient=0.001,
+    )
+    output.loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters()])
+    assert report.metrics["learner/loss"] == pytest.approx(output.loss.item(), abs=1e-6)
+    assert report.metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_a_picture_that_cannot_be_had_ends_the_update_with_its_reason(folder):
+    class Gone:
+        def __getitem__(self, number):
+            raise LearnerError(f"picture {number} is gone")
+
+    rank = started(folder)
+    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=400)
+    with pytest.raises(LearnerError, match="picture 0 is gone"):
+        rank.update(plan, Gone())
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):
@@ -117,6 +192,30 @@ def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path, stage):
 def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
     started(folder).save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize(("method", "writer"), [("save", "write_state"), ("export_hf", "save_hf")])
+def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
+    folder, tmp_path, monkeypatch, method, writer
+):
+    rank = started(folder)
+    gathered = []
+
+    def items(of):
+        for item in of():
+            gathered.append(item[0])
+            yield item
+
+    def refuse(*_, **__):
+        raise CheckpointError("no space left")
+
+    source = "state" if method == "save" else "parameters"
+    everything = [name for name, _ in getattr(rank._engine, source)()]
+    monkeypatch.setattr(rank._engine, source, functools.partial(items, getattr(rank._engine, source)))
+    monkeypatch.setattr(f"learner.worker.{writer}", refuse)
+    with pytest.raises(CheckpointError, match="no space left"):
+        getattr(rank, method)(tmp_path)
+    assert gathered == everything
 
 
 def test_another_models_state_is_refused_by_name_and_shape(folder, tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +17,7 @@ from actors.data.shapes import make_shapes
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.fleet.pool import RolloutPool
 from actors.fleet.worker import RolloutWorker
+from actors.images import ViewSpec
 from actors.play import PlayRequest, Sampling
 from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
 from cluster import launch, ray_actors
@@ -26,7 +26,7 @@ from cluster.ray_actors import crossing
 from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup, plan_mini_batches
-from learner.collate import collate, read_vision_spec
+from learner.collate import collate
 from learner.model import load_policy, token_logprobs
 from learner.weight_sender import pack_weights
 
@@ -142,11 +142,12 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
         for played, image in groups
     ]
     (plan,) = plan_mini_batches(training, prompts_per_mini_batch=6, num_ranks=1, max_tokens_per_micro_batch=4096)
-    spec = read_vision_spec(Path(config.model.path))
+    model = config.model
+    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     images = [training[index].image for index in plan.image_groups]
     worst, total, num_tokens = 0.0, 0.0, 0
     for rows in plan.mini_batches[0]:
-        batch = collate(rows, images, spec)
+        batch = collate(rows, images, spec, image_token_id=policy.config.image_token_id)
         with torch.no_grad():
             logprobs_N, _ = token_logprobs(
                 policy, batch, temperature=config.rollout.temperature, forbidden_ids=forbidden_ids

@@ -2,7 +2,7 @@
 
 import pytest
 
-from judge.rules.text import bare, boxed_answer, fold_unicode, names_sign
+from judge.rules.text import bare, boxed_answer, fold_unicode
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,3 @@ def test_what_encloses_the_whole_answer_is_taken_off_and_signs_are_not(text, inn
 )
 def test_boxes_that_disagree_or_never_close_hold_no_answer(text, content):
     assert boxed_answer(text) == content
-
-
-@pytest.mark.parametrize(
-    ("words", "sign", "is_name"),
-    [
-        *[("question mark", "?", True), ("an asterisk", "*", True), ("plus", "+", True), ("full stop", ".", True)],
-        *[("question", "!", False), ("the red plus sign", "+", False), ("mark", "?", False), ("?", "", False)],
-        ("plus", "+-", False),
-    ],
-)
-def test_names_of_signs_are_those_of_unicode(words, sign, is_name):
-    assert names_sign(words, sign) is is_name

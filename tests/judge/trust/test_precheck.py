@@ -52,7 +52,9 @@ def test_what_says_nothing_is_wrong_by_rule(prediction, reason):
     assert reason in outcome.reason
 
 
-@pytest.mark.parametrize("reference", ["question mark", "mark", "sign of the times", "star", "5"])
+@pytest.mark.parametrize(
+    "reference", ["question mark", "mark", "sign of the times", "star", "left", "the colon of the body", "5"]
+)
 def test_a_sign_that_the_reference_does_not_name_is_only_punctuation(reference):
     assert isinstance(check(":", reference), Verdict)
 

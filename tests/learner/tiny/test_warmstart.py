@@ -17,11 +17,11 @@ from actors.prompts import (
     vision_token_ids,
 )
 from learner.model import load_policy
-from learner.tiny.lessons import ANSWERS, FORMS, Lesson, LessonBook, patches_of, reply_text, thought, tokenizer_corpus
+from learner.tiny.lessons import ANSWERS, FORMS, Lesson, LessonBook, reply_text, thought, tokenizer_corpus
 from learner.tiny.model import SPECIAL_TOKENS, TAGS, build_model, build_tokenizer
 from learner.tiny.probe import probe, probe_rows
 from learner.tiny.warmstart import CURRICULUM, draw_lessons, learning_rate_at, lesson_loss, stage_at, warm_start
-from learner.vision import install_fast_vision_attention, patchify
+from learner.vision import install_fast_vision_attention
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "tiny"
 STYLE = load_prompt_style("tiny")
@@ -104,12 +104,6 @@ def test_a_transcript_is_what_an_episode_would_hold(book, tokenizer, form):
     spoken = set(range(len(prompt), len(script.token_ids)))
     assert spoken <= taught
     assert all(script.token_ids[index] != renderer.image_pad_id for index in taught)
-
-
-def test_patches_equal_those_of_the_learner():
-    views = np.random.default_rng(0).integers(0, 256, (2, 56, 112, 3), dtype=np.uint8)
-    expected = [patchify(view, patch_size=14, merge_size=2)[0] for view in views]
-    assert np.array_equal(patches_of(torch.from_numpy(views)).numpy(), np.concatenate(expected))
 
 
 def test_the_loss_does_not_depend_on_the_company_a_lesson_keeps(book, tokenizer):

@@ -1,0 +1,5 @@
+# Starts a visionthink command as a Ray job, by the interpreter of the environment that the cluster runs in. That need not
+# be on the PATH of a job, so it is read off the files that the parent, a process of Ray, has mapped.
+python=$(sed -n 's|^.* \(/.*\)/lib/python3[^/]*/site-packages/ray/.*$|\1/bin/python|p' /proc/$PPID/maps 2>/dev/null | head -n 1)
+[ -x "$python" ] || python=python
+exec "$python" -m cluster.cli "$@"

@@ -1,0 +1,157 @@
+"""Whether the files of a model folder are what an engine can load: looked at before a process is started for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+LFS_MARK = b"version https://git-lfs"
+LENGTH_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+"""Names under which a model's config.json keeps its longest sequence; vLLM takes the smallest that is there."""
+UNSCALED_ROPE = ("default", "mrope", "su", "longrope", "llama3", "deepseek_llama_scaling")
+"""Kinds of position embeddings whose length is given in full, so that vLLM does not multiply it by their factor."""
+FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights")
+"""Names of folders that owners on a hub do not have."""
+HEADER_BYTES = 8
+"""Length of a safetensors header, as its first bytes tell."""
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether Git left the address of the content in the content's place."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_MARK)) == LFS_MARK
+
+
+def find_lfs_pointers(path: Path) -> list[Path]:
+    """Files at a path (a file, or a folder with all below it) that are Git LFS pointers; a pointer is a small file."""
+    below = (file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    files = [path] if path.is_file() else sorted(file for file in below if file.is_file())
+    return [file for file in files if file.stat().st_size < 1024 and is_lfs_pointer(file)]
+
+
+def looks_like_hub_id(path: str) -> bool:
+    """Whether a path may be meant as `owner/name` on a model hub: not one into a folder of a project."""
+    is_pair = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
+    return is_pair and path.partition("/")[0] not in FOLDERS
+
+
+def model_folder_problems(key: str, path: str, *, needs_weights: bool = True) -> Iterator[str]:
+    """One line for each reason why no engine can load the folder.
+
+    Args:
+        key: setting that holds the path.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        yield f"{key}={path!r} {_why_no_model(folder, path)}"
+        return
+    if pointers := find_lfs_pointers(folder):
+        names = ", ".join(file.name for file in pointers[:3]) + (" ..." if len(pointers) > 3 else "")
+        yield f"{key}={path!r} holds Git LFS pointers in place of {names}: run `git lfs pull` in it"
+        return
+    if not isinstance(read_json(folder / "config.json"), dict):
+        yield f"{key}={path!r}: its config.json is not a JSON object: copy the model again"
+    if needs_weights:
+        yield from (f"{key}={path!r} {flaw}: copy the model again" for flaw in _weight_flaws(folder))
+
+
+def _why_no_model(folder: Path, path: str) -> str:
+    if folder.exists():
+        return "holds no config.json: give a Hugging Face model folder"
+    if looks_like_hub_id(path):
+        target = f"models/{path.split('/')[1]}"
+        return (
+            f"is no folder here, and nothing is fetched during a run: `hf download {path} --local-dir {target}`, "
+            f"then give {target}"
+        )
+    return (
+        f"does not exist: give a Hugging Face model folder; `hf download OWNER/{folder.name} --local-dir {path}` "
+        f"fetches one"
+    )
+
+
+def _weight_flaws(folder: Path) -> Iterator[str]:
+    """What is missing or cut short among the safetensors of a folder."""
+    index = read_json(folder / "model.safetensors.index.json")
+    names = set(index["weight_map"].values()) if isinstance(index, dict) and "weight_map" in index else set()
+    missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())
+    if missing:
+        yield f"lacks {missing[0]}" + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not missing:
+        yield "holds no weights (*.safetensors)"
+    for file in files:
+        if (flaw := safetensors_flaw(file)) is not None:
+            yield f"holds a damaged {file.name} ({flaw})"
+
+
+def safetensors_flaw(file: Path) -> str | None:
+    """Why a file cannot be a whole safetensors file, by its header and size; None where nothing is wrong."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(HEADER_BYTES), "little")
+        if size < HEADER_BYTES or length > size - HEADER_BYTES:
+            return f"{size} bytes, cut short"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "its header cannot be read"
+    wanted = HEADER_BYTES + length + max(ends, default=0)
+    return f"{size} bytes, its header says {wanted}" if size != wanted else None
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a model's weights on disk; 0 where there are none."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def longest_sequence(model: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest sequence that an engine takes, from a config.json; None where it does not say."""
+    text = model.get("text_config")
+    settings = {**model, **(text if isinstance(text, dict) else {})}
+    lengths = [settings[key] for key in LENGTH_KEYS if isinstance(settings.get(key), int | float)]
+    if not lengths:
+        return None
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters")
+    return int(min(lengths) * _rope_factor(rope if isinstance(rope, dict) else {}))
+
+
+def _rope_factor(rope: Mapping[str, Any]) -> float:
+    """By which the length may be stretched. Versions of vLLM differ on YaRN: here the generous reading counts."""
+    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor")
+    return float(factor) if kind not in UNSCALED_ROPE and isinstance(factor, int | float) else 1.0
+
+
+def length_problem(wanted: int, settings: str, folder: Path, key: str) -> str | None:
+    """The line for lengths that no engine takes with this model.
+
+    Args:
+        wanted: tokens of the longest sequence.
+        settings: what they come from, as a person would change it.
+        key: setting that holds the model's folder.
+    """
+    model = read_json(folder / "config.json")
+    longest = longest_sequence(model) if isinstance(model, dict) else None
+    if longest is None or wanted <= longest:
+        return None
+    return f"{settings} is invalid: at most {longest}, the longest sequence of the model in {key}={str(folder)!r}"
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; None where it is missing or not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,196 @@
+"""What would stop a run minutes after its start, looked for before anything starts: all of it in one pass.
+
+Each problem is one line with the setting, its value and the remedy. Nothing here starts a process or imports Ray.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from actors.data.dataset import Dataset
+from actors.errors import DataError, RunError, VisionThinkError
+from actors.prompts import load_prompt_style
+from cluster.addresses import find_cluster, ray_folder
+from cluster.machine import (
+    SharedMemory,
+    folder_problem,
+    launch_path_problem,
+    shared_memory_needed,
+    shared_memory_problem,
+    socket_problem,
+)
+from cluster.model_files import (
+    find_lfs_pointers,
+    length_problem,
+    looks_like_hub_id,
+    model_folder_problems,
+    weight_bytes,
+)
+from configs.judges import JudgeConfig
+from configs.schema import Config
+from judge.llm.prompt import load_wording
+from judge.llm.served_model import check_model_folder
+
+Check = Callable[[], object]
+"""Raises what is wrong: a ValueError, an OSError or one of our errors."""
+
+
+def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = (), then: Sequence[Check] = ()) -> None:
+    """Refuse a run that cannot work on this machine.
+
+    Args:
+        config: its paths resolved.
+        learns: whether data.train and a folder of the run are wanted.
+        more: further checks, such as those of the cluster's address and of the judge's endpoint.
+        then: checks that read model and data, made where these are sound: such as that of a checkpoint's identity.
+
+    Raises:
+        RunError, ValueError, ...: the problem, as it is where there is one alone; of several one line each.
+    """
+    problems = [
+        *_problems(_run_lines(config, learns=learns)),
+        *_raised([lambda: load_prompt_style(config.model.prompt)]),
+    ]
+    if learns:
+        problems += _data_problems("data.train", config.data.train)
+    problems += _data_problems("data.heldout", config.data.heldout)
+    dependent = () if problems else then
+    raise_all([*problems, *_judge_problems(config.judge), *_raised([*more, *dependent])])
+
+
+def check_judge(config: JudgeConfig, *, more: Sequence[Check] = ()) -> None:
+    """As `check_run`, for a command that needs Ray for its judges alone."""
+    raise_all([*_problems(_machine_lines()), *_judge_problems(config), *_raised(more)])
+
+
+def raise_all(problems: Sequence[Exception]) -> None:
+    """Raise the only problem as it is, or one error with a line for each; nothing where there is none.
+
+    A problem that two checks found is told once.
+    """
+    distinct: dict[str, Exception] = {}
+    for problem in problems:
+        distinct.setdefault(str(problem), problem)
+    if len(distinct) == 1:
+        raise next(iter(distinct.values()))
+    if distinct:
+        raise RunError("\n".join(distinct))
+
+
+def _problems(lines: Iterator[str]) -> Iterator[Exception]:
+    try:
+        for line in lines:
+            yield ValueError(line)
+    except OSError as error:
+        yield _unreadable(error)
+
+
+def _raised(checks: Sequence[Check]) -> Iterator[Exception]:
+    for check in checks:
+        try:
+            check()
+        except OSError as error:
+            yield _unreadable(error)
+        except (VisionThinkError, ValueError) as error:
+            yield error
+
+
+def _unreadable(error: OSError) -> RunError:
+    return RunError(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}")
+
+
+def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
+    yield from _machine_lines()
+    if learns and (problem := folder_problem("run.dir", config.run.dir)):
+        yield problem
+    needs_weights = config.model.load == "weights"
+    flaws = list(model_folder_problems("model.path", config.model.path, needs_weights=needs_weights))
+    yield from flaws
+    if not flaws:
+        yield from _fitting_lines(config)
+
+
+def _machine_lines() -> Iterator[str]:
+    """Of where Ray would be started: a cluster that is up has been through it."""
+    for error in _raised([lambda: find_cluster(os.environ)]):
+        yield str(error)
+    if not _starts_ray_here():
+        return
+    sessions, temporary = ray_folder(os.environ), Path(tempfile.gettempdir())
+    spec = importlib.util.find_spec("ray")
+    package = str(Path(spec.origin).parent) if spec and spec.origin else ""
+    problems = (
+        launch_path_problem(sys.executable, package, str(sessions)),
+        socket_problem(sessions, temporary),
+        folder_problem("RAY_TMPDIR", str(sessions)),
+    )
+    yield from (problem for problem in problems if problem)
+
+
+def _starts_ray_here() -> bool:
+    """Whether all parts will run on this machine: of the machines of a cluster that is up nothing is known here."""
+    try:
+        return find_cluster(os.environ) is None
+    except ValueError:
+        return False
+
+
+def _fitting_lines(config: Config) -> Iterator[str]:
+    """Whether model and machine hold what is asked of them."""
+    rollout, folder = config.rollout, Path(config.model.path)
+    lengths = (
+        f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_turn_tokens={rollout.max_turn_tokens}"
+    )
+    if problem := length_problem(rollout.max_model_len, lengths, folder, "model.path"):
+        yield problem
+    memory = SharedMemory.look_up() if _starts_ray_here() else None
+    if memory is None:
+        return
+    needed = shared_memory_needed(
+        weight_bytes=weight_bytes(folder),
+        num_workers=rollout.num_workers,
+        uses_queue=rollout.num_gpus == 0 or rollout.tensor_parallel_size > 1,
+    )
+    if problem := shared_memory_problem(memory, needed):
+        yield problem
+
+
+def _data_problems(key: str, path: str) -> Iterator[Exception]:
+    pointers: list[Path] = []
+    yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
+    if pointers:
+        remedy = f"{key}={path!r} holds a Git LFS pointer in place of {pointers[0].name}: run `git lfs pull` in it"
+        yield DataError(remedy)
+        return
+    for error in _raised([lambda: Dataset.open(path)]):
+        yield DataError(f"{key}: {error}{_hub_remedy(path)}")
+
+
+def _hub_remedy(path: str) -> str:
+    """For an id of a hub that was given as a path; the paths of a config start at the working directory."""
+    file = Path(path)
+    name = os.path.relpath(file)
+    if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
+        return ""
+    return f"; if it is a data set of a hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+
+
+def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:
+    if not config.has_llm:
+        return
+    yield from _raised([lambda: load_wording(config.llm.prompt)])
+    if "cluster" not in config.chain:
+        return
+    folder = Path(config.llm.model)
+    flaws = [] if looks_like_hub_id(config.llm.model) else list(_raised([lambda: check_model_folder(folder)]))
+    flaws = flaws or list(_problems(model_folder_problems("judge.llm.model", config.llm.model)))
+    yield from flaws
+    wanted = config.cluster.max_model_len
+    setting = f"judge.cluster.max_model_len={wanted}"
+    if not flaws and (problem := length_problem(wanted, setting, folder, "judge.llm.model")):
+        yield ValueError(problem)

@@ -40,7 +40,7 @@ FAULTS = (OSError, sqlite3.Error, ValueError, TypeError, LookupError)
 
 # The number tells what a row holds and what a key is made of: older verdicts lie in a table of their own.
 _CREATE = """CREATE TABLE IF NOT EXISTS verdicts_3
-(key TEXT PRIMARY KEY, answer TEXT, created_at DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))"""
+(key TEXT PRIMARY KEY, answer TEXT, created_at DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))) WITHOUT ROWID"""
 _INSERT = "INSERT OR IGNORE INTO verdicts_3 (key, answer) VALUES (?, ?)"
 _SELECT = "SELECT key, answer FROM verdicts_3 WHERE key IN (SELECT value FROM json_each(?))"
 

@@ -7,7 +7,6 @@ kind says what went wrong.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from dataclasses import replace
 from typing import Any
@@ -15,22 +14,18 @@ from typing import Any
 from openai import APIError, AsyncOpenAI
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig, LLMJudgeConfig
+from configs.judges import JudgeConfig
 from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of, read_key
-from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording
-from judge.llm.reply import read_completion
+from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording, read_completion
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
-
-LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
-"""They tell of every call, address and all."""
 
 
 class LLMJudge:
     """Asks about all predictions of a request at once.
 
-    The driver makes it, and until its first call it is a plain value that travels to replicas as it is: the wording
-    and the secret of the run go with it, and only the key is read where it judges.
+    The driver makes it, and until its first call it is a plain value that travels to replicas: the wording and the
+    secret of the run go with it, and only the key is read where it judges.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -40,8 +35,6 @@ class LLMJudge:
             ValueError: the wording cannot be used.
         """
         self._name, self._config = config.chain[-1], config
-        is_default = config.llm.base_url == LLMJudgeConfig().base_url
-        assert not (self._name == "cluster" and is_default), "the cluster's LLM is served before anybody asks it"
         self._prompt = load_wording(config.llm.prompt).filled(config)
         self._secret = secrets.token_bytes(32)
         self._version = judge_version(config)
@@ -75,8 +68,6 @@ class LLMJudge:
             key = read_key(self._config.llm)
             self._keys.add(key)
             if self._client is None:
-                for name in LOGGERS:
-                    logging.getLogger(name).setLevel(logging.WARNING)
                 self._client = connect(self._config.llm, key, is_own=self._name == "cluster")
             self._client.api_key, self._is_key_stale = key or NO_KEY, False
         return self._client
@@ -98,9 +89,8 @@ class LLMJudge:
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
             async with asyncio.timeout(llm.try_timeout_s) as deadline:
-                response = await client.chat.completions.with_raw_response.create(
-                    messages=messages, **call_options(llm)
-                )
+                raw = client.chat.completions.with_raw_response
+                response = await raw.create(messages=messages, **call_options(llm))
         except TimeoutError:
             if not deadline.expired():
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import math
 import os
 import re
@@ -15,15 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from openai import (
-    APIError,
-    APIStatusError,
-    AsyncAzureOpenAI,
-    AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    OpenAIError,
-    Timeout,
-)
+from openai import APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAIError, Timeout
+from openai import DefaultAsyncHttpxClient as HttpClient
 
 from actors.errors import JudgeError
 from configs.judges import LLMJudgeConfig
@@ -31,7 +25,6 @@ from judge.verdict import Failure, NoVerdict, Usage
 
 NO_KEY = "none"
 """Sent where the endpoint wants no key: without any the client would look for one in the environment."""
-CONNECT_S = 10.0
 MAX_REASON_CHARS = 200
 MIN_HIDDEN_CHARS = 8
 """The start of a key is hidden as well when at least so much of it stands there."""
@@ -75,17 +68,17 @@ def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncO
     Raises:
         JudgeError: the environment names a proxy that cannot be used.
     """
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):  # they tell of every call, address and all
+        logging.getLogger(name).setLevel(logging.WARNING)
     address, proxy = ("", "") if is_own else proxy_of(config.base_url)
     # The HTTP library reads nothing of the environment but certificates: it would build every proxy, needed or not.
     verify = ssl.create_default_context() if os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"} else True
-    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=CONNECT_S)}
-    client: AsyncOpenAI
+    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=10.0)}
     try:
-        settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, proxy=address or None, verify=verify)
+        settings["http_client"] = HttpClient(trust_env=False, proxy=address or None, verify=verify)
         if version := config.azure_api_version:
-            client = AsyncAzureOpenAI(azure_endpoint=config.base_url, api_version=version, **settings)
-        else:
-            client = AsyncOpenAI(base_url=config.base_url, **settings)
+            settings |= {"azure_endpoint": config.base_url, "api_version": version}
+        client = AsyncAzureOpenAI(**settings) if version else AsyncOpenAI(base_url=config.base_url, **settings)
     except (ImportError, ValueError, OSError, OpenAIError) as error:
         remedy = f"; the environment asks for {proxy}: set another one, or NO_PROXY" if proxy else ""
         why = " ".join(str(error).split())
@@ -95,13 +88,16 @@ def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncO
     return client
 
 
-def is_this_machine(url: str) -> bool:
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    try:
+def is_direct(url: str) -> bool:
+    """Whether no proxy stands before a URL: it is on this machine, or NO_PROXY names it or a network that holds it."""
+    host, no_proxy = (urlsplit(url).hostname or "").rstrip("."), getproxies().get("no", "")
+    if host in ("localhost", socket.gethostname().lower()) or host.endswith(".localhost") or proxy_bypass(host):
+        return True
+    with contextlib.suppress(ValueError):  # a name, or an entry that is no network
         address = ipaddress.ip_address(host)
-    except ValueError:
-        return host in ("localhost", socket.gethostname().lower()) or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+        networks = (ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry)
+        return address.is_loopback or address.is_unspecified or any(address in network for network in networks)
+    return False
 
 
 def proxy_of(url: str) -> tuple[str, str]:
@@ -110,9 +106,9 @@ def proxy_of(url: str) -> tuple[str, str]:
     Raises:
         JudgeError: it is no address of a proxy.
     """
-    parts, proxies = urlsplit(url), getproxies()
-    kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    if not proxies.get(kind) or is_this_machine(url) or _is_exempt(parts.hostname or "", proxies.get("no", "")):
+    scheme, proxies = urlsplit(url).scheme, getproxies()
+    kind = scheme if proxies.get(scheme) else "all"
+    if not proxies.get(kind) or is_direct(url):
         return "", ""
     address, variable = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}", f"{kind.upper()}_PROXY"
     if not _PROXY.fullmatch(address):
@@ -120,20 +116,10 @@ def proxy_of(url: str) -> tuple[str, str]:
     return address, f"the proxy {re.sub('//.*@', '//', address)} ({variable})"  # without user and password
 
 
-def _is_exempt(host: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names the host, or a network that holds its address."""
-    with contextlib.suppress(ValueError):
-        networks = [ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry]
-        if any(ipaddress.ip_address(host) in network for network in networks):
-            return True
-    return bool(proxy_bypass(host))
-
-
 def describe_failure(error: APIError) -> NoVerdict:
     """The failure of a call as the client raised it."""
-    usage, name = Usage(num_calls=1), type(error).__name__
+    usage, name, cause = Usage(num_calls=1), type(error).__name__, error.__cause__ or error
     if not isinstance(error, APIStatusError):
-        cause = error.__cause__ or error
         return NoVerdict(reason=f"{name}: {type(cause).__name__} {cause}", usage=usage)
     words = error.body.get("message") if isinstance(error.body, dict) else error.body
     return NoVerdict(

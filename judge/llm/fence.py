@@ -32,8 +32,7 @@ _SPECIAL_TOKEN = re.compile(
 def clean_text(text: str, max_chars: int) -> str:
     """The text as a judge may see it: visible characters and line feeds, no special tokens, at most `max_chars`.
 
-    A special token is spaced out (`<s>` becomes `< s>`): it stays readable and joins nothing to a new one. Nothing else
-    is rewritten; there is no compatibility folding, which would turn `10²` into `102`.
+    A special token is spaced out (`<s>` becomes `< s>`): it stays readable. Nothing else is rewritten.
     """
     # Cut twice: the first cut bounds the work on a text of any length.
     text = _LINE_ENDS.sub("\n", text[: 4 * max_chars])

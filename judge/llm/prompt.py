@@ -1,12 +1,15 @@
-"""What an LLM judge is asked: our wording around three texts that are data, and the form its reply must take.
+"""What an LLM judge is asked, our wording around three texts that are data, and how its reply is read.
 
 The wording lives in `configs/prompts/judge.yaml` and can be replaced by a file. Question, reference and prediction are
 cleaned and fenced (`judge.llm.fence`) and filled in all at once: what one of them holds is never read as a place for
 another. The prediction comes last, so that the calls of a group share the prompt before it.
+
+A reply is read whole and strictly: anything but one verdict is no verdict, never a zero.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.fence import clean_text, fence, group_code
+from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
 SAMPLING = {"temperature": 0.0, "seed": 0}
@@ -25,6 +29,9 @@ SAMPLING = {"temperature": 0.0, "seed": 0}
 FIELDS = ("question", "reference", "prediction")
 PLACES = (*FIELDS, "criterion", "reply", "nonce")
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+MAX_SHOWN_CHARS = 60
+_JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]{0,40}"))
+_DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]{0,40}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +108,7 @@ def clean_texts(
 
 
 def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: bytes) -> list[dict[str, str]]:
-    """System and user message of one call.
-
-    Args:
-        prompt: as `Wording.filled` gives it.
-        texts: as `clean_texts` gives them.
-        secret: of the run, for the code of the marks.
-    """
+    """System and user message of one call: a filled wording and cleaned texts, in marks from the secret of the run."""
     code = group_code(secret, *(texts[name] for name in FIELDS))
     words = {name: fence(name, texts[name], code) for name in FIELDS} | {"nonce": code}
     system = [{"role": "system", "content": prompt[0]}] if prompt[0].strip() else []
@@ -130,3 +131,58 @@ def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
         # vLLM's own extension of the protocol, so the client does not know it.
         options["extra_body"] = {"structured_outputs": {"choice": ["0", "1"]}}
     return options
+
+
+def parse_verdict(text: str, form: str) -> bool | None:
+    """True for right, False for wrong; None where the text is not exactly one verdict.
+
+    Args:
+        form: of `judge.llm.reply`. `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key.
+            `choice`, `text`: exactly `1` or `0`. White space around it is no part of a reply.
+    """
+    found = (_JSON if form == "json" else _DIGIT).fullmatch(text)
+    return found[1] == "1" if found else None
+
+
+def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
+    """Outcome of a call that the endpoint answered with success and a body meant to be a chat completion in JSON.
+
+    `form` is that of `judge.llm.reply`; `judge` and `judge_version` are for the verdict.
+    """
+    usage, is_correct = Usage(num_calls=1), None
+    try:
+        completion = json.loads(body)
+        tokens = completion.get("usage") or {}
+        counted = (tokens.get("prompt_tokens"), tokens.get("completion_tokens"))  # 0 where the endpoint does not say
+        prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counted)
+        usage = Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
+        (choice,) = completion["choices"]
+        end, message = choice["finish_reason"], choice["message"]
+        if end == "content_filter":
+            return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
+        if extras := [name for name in ("refusal", "tool_calls", "function_call") if message.get(name)]:
+            reason = f"the message has a {extras[0]}"
+        elif end != "stop":
+            reason = f"the reply ended by {shown(str(end))}, not by stop"
+        else:
+            is_correct, reason = parse_verdict(message["content"], form), shown(message["content"])
+            reason = f"not a verdict: {reason}" if is_correct is None else f"replied {reason}"
+        model = completion.get("model")
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        reason = f"no chat completion with one choice: {shown(body)}"
+    if is_correct is None:
+        return NoVerdict(reason=f"unusable reply: {reason}", failure=Failure.UNUSABLE, usage=usage)
+    return Verdict(
+        is_correct=is_correct,
+        judge=judge,
+        reason=reason,
+        judge_version=judge_version,
+        model=model if isinstance(model, str) else "",
+        usage=usage,
+    )
+
+
+def shown(text: str) -> str:
+    """A short, printable form of a text that came from outside."""
+    short = text[:MAX_SHOWN_CHARS]
+    return repr(short) if short.isprintable() else ascii(short)

@@ -8,28 +8,15 @@ from typing import Any
 
 from blake3 import blake3
 
-from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 
 ID_CHARS = 12
-CPU_ENGINE_CPUS = 0.5
-"""What a CPU engine reserves: as rollouts do, it takes turns on the cores with the rest of the run."""
 GPU_MEMORY_SHARE = 0.9
 """Of a GPU, or of the share of one, what vLLM may take."""
 ENGINES_PER_INGRESS = 4
 START_TRIES = 2
 """An engine that dies twice on its way up would die again."""
 DRAIN_MARGIN_S = 5.0
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise JudgeError unless the folder holds what vLLM serves chats from: it would say so when all else is up."""
-    where, settings = f"judge.llm.model={str(folder)!r}", folder / "tokenizer_config.json"
-    for part in ("config.json", settings.name, "*.safetensors"):
-        if not any(folder.glob(part)):
-            raise JudgeError(f"{where} cannot be served: it has no {part}; give a folder in Hugging Face's format")
-    if not any(folder.glob("chat_template.*")) and '"chat_template"' not in settings.read_text(errors="replace"):
-        raise JudgeError(f"{where} has no chat template: a judge is asked in a chat")
 
 
 def model_id(folder: Path) -> str:
@@ -58,22 +45,32 @@ def num_gpus_wanted(config: JudgeConfig) -> float:
     return config.cluster.num_gpus * max(1, config.cluster.min_replicas) if "cluster" in config.chain else 0.0
 
 
-def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
-    """Fields of `ray.serve.llm.LLMConfig`.
+def application_options(config: JudgeConfig, name: str) -> dict[str, Any]:
+    """Of `ray.serve.llm.build_openai_app`: the engines, which serve the model under this name, and their HTTP side."""
+    ingress = {
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
+        "autoscaling_config": {
+            "min_replicas": 1,  # stays up while engines are scaled to none
+            "max_replicas": config.cluster.max_replicas,
+            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
+        },
+    }
+    return {"llm_configs": [engine_options(config, name)], "ingress_deployment_config": ingress}
 
-    Args:
-        name: of the model, as `model_id` gives it.
-    """
+
+def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
+    """Fields of `ray.serve.llm.LLMConfig`."""
     cluster = config.cluster
     engine: dict[str, Any] = {
         "max_model_len": cluster.max_model_len,
         # Else the model's own file of sampling settings would add to what the judge asks for.
         "generation_config": "vllm",
         "disable_log_stats": True,
-        "worker_extension_cls": "judge.llm.server_extension.OwnedEngine",
+        "worker_extension_cls": "actors.engine.owned_worker.OwnedWorker",
     }
-    # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
-    bundle, num_bundles = {"CPU": CPU_ENGINE_CPUS}, max(1, int(cluster.num_gpus))
+    # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs. As rollouts do, such an engine takes
+    # turns on the cores with the rest of the run.
+    bundle, num_bundles = {"CPU": 0.5}, max(1, int(cluster.num_gpus))
     if cluster.num_gpus:
         share = min(1.0, cluster.num_gpus)
         bundle = {"GPU": share, "CPU": 1.0}
@@ -100,18 +97,6 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
             # An engine that goes first answers what it was asked.
             "graceful_shutdown_timeout_s": config.llm.try_timeout_s + DRAIN_MARGIN_S,
             "max_constructor_retry_count": START_TRIES,
-        },
-    }
-
-
-def ingress_options(config: JudgeConfig) -> dict[str, Any]:
-    """Options of the deployment that speaks HTTP for the engines. It stays up while they are scaled to none."""
-    return {
-        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
-        "autoscaling_config": {
-            "min_replicas": 1,
-            "max_replicas": config.cluster.max_replicas,
-            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
         },
     }
 

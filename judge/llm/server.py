@@ -23,13 +23,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeStatus
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
 from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
 from judge.llm.endpoint import connect
-from judge.llm.served_model import engine_options, ingress_options, model_id, num_gpus_wanted
+from judge.llm.served_model import application_options, model_id
 
 HOLD_S = 5.0
 """How long a call waits for an engine before somebody looks whether one may still come."""
@@ -47,7 +46,7 @@ async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeC
         app_name: of the Serve application, unique on the cluster.
 
     Raises:
-        JudgeError: GPUs are missing, Serve cannot speak HTTP here, or no engine came up within
+        JudgeError: Serve cannot speak HTTP here, or no engine came up within
             `judge.cluster.start_timeout_s`.
     """
     if "cluster" not in config.chain:
@@ -66,20 +65,14 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
     """Have Serve start the application, and return the config with which judges will reach it. Blocks.
 
     Raises:
-        JudgeError: GPUs are missing, Serve cannot speak HTTP here, or `deadline_at` (monotonic clock) has come.
+        JudgeError: Serve cannot speak HTTP here, or `deadline_at` (monotonic clock) has come.
     """
-    held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
-    if wanted > held:
-        raise JudgeError(
-            f"judge.cluster.num_gpus={config.cluster.num_gpus:g} is invalid: the LLM judge needs {wanted:g} GPUs, the "
-            f"cluster has {held:g}"
-        )
     logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
     address, name = _start_proxies(), model_id(Path(config.llm.model))
     # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
     # happens in a process that ends with it.
     build = ray.remote(num_cpus=0, max_calls=1)(_run_application)
-    built = build.remote(engine_options(config, name), ingress_options(config), app_name)
+    built = build.remote(application_options(config, name), app_name)
     try:
         ray.get(built, timeout=max(0.0, deadline_at - time.monotonic()))
     except (RayServeException, RayError) as error:
@@ -90,11 +83,10 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
     return replace(config, llm=llm)
 
 
-def _run_application(engine: dict[str, Any], ingress: dict[str, Any], app_name: str) -> None:
-    from ray.serve.llm import LLMConfig, build_openai_app
+def _run_application(options: dict[str, Any], app_name: str) -> None:
+    from ray.serve.llm import build_openai_app
 
-    application = build_openai_app({"llm_configs": [LLMConfig(**engine)], "ingress_deployment_config": ingress})
-    target = serve.RunTarget(target=application, name=app_name, route_prefix=f"/{app_name}")
+    target = serve.RunTarget(target=build_openai_app(options), name=app_name, route_prefix=f"/{app_name}")
     serve.run_many([target], wait_for_applications_running=False)
 
 
@@ -136,11 +128,12 @@ def _start_proxies() -> str:
     Raises:
         JudgeError: Serve was started by somebody else, without proxies. How it listens is settled when it starts.
     """
+    accept_metrics_interval()  # of the judges beside the LLM
     try:
         start_serve()
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
-    if not _serve_status().proxies:
+    if not serve.status().proxies:
         raise JudgeError(
             "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
             "reached: wait until they are done, then run `serve shutdown`"
@@ -148,18 +141,10 @@ def _start_proxies() -> str:
     return f"http://{LOOPBACK}:{_get_global_client().http_config.port}"  # its status does not tell the port
 
 
-def _serve_status() -> ServeStatus:
-    accept_metrics_interval()  # of the judges beside the LLM
-    return serve.status()
-
-
 def _failure(app_name: str) -> str | None:
     """Why an application will not come up; None while it still may."""
-    application = _serve_status().applications.get(app_name)
+    application = serve.status().applications.get(app_name)
     if application is None:
         return "its application is gone"
-    for deployment in application.deployments.values():
-        if deployment.status in (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY):
-            return gist(deployment.message)
-    failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-    return gist(application.message) if application.status in failed else None
+    parts = [*application.deployments.values(), application]
+    return next((gist(part.message) for part in parts if part.status in ("DEPLOY_FAILED", "UNHEALTHY")), None)

@@ -74,8 +74,7 @@ def verdict_key(question: str, reference: str, prediction: str, judge_version: s
 def network_filesystem(path: Path, mounts: Iterable[tuple[str, str]]) -> str | None:
     """Type of the file system where a file lies or would lie if it is one of a network; None if it is local.
 
-    Args:
-        mounts: mount points and types, in the order of mounting.
+    `mounts` are mount points and types, in the order of mounting.
     """
     depth, kind = 0, ""
     for point, mounted in mounts:
@@ -86,9 +85,8 @@ def network_filesystem(path: Path, mounts: Iterable[tuple[str, str]]) -> str | N
 
 def open_cache(config: JudgeConfig, warn: Callable[[str], None]) -> VerdictCache | None:
     """The cache of a config; None where it wants none. `warn` is called from a thread."""
-    if not (config.has_llm and config.cache):
-        return None
-    return VerdictCache(Path(os.path.abspath(os.path.expanduser(config.cache))), warn)
+    path = Path(os.path.abspath(os.path.expanduser(config.cache)))
+    return VerdictCache(path, warn) if config.has_llm and config.cache else None
 
 
 class VerdictCache:
@@ -120,7 +118,7 @@ class VerdictCache:
     def close(self) -> None:
         """Write what is under way, then close. Blocks."""
         self._thread.shutdown(wait=True)
-        if self._connection is not None:
+        if self._connection:
             self._connection.close()
 
     async def _run(self, access: Callable[[sqlite3.Connection], Found]) -> Found | None:

@@ -59,11 +59,7 @@ class LLMJudge:
             await client.close()
 
     def _connected(self) -> AsyncOpenAI:
-        """The client, with the key as it stands now if the endpoint refused the one before.
-
-        Raises:
-            JudgeError: the key cannot be read, or the environment's proxy cannot be used.
-        """
+        """The client, with the key as it stands now if the endpoint refused the one before. Raises as these two."""
         if self._client is None or self._is_key_stale:
             key = read_key(self._config.llm)
             self._keys.add(key)

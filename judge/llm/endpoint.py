@@ -60,10 +60,7 @@ def read_key(config: LLMJudgeConfig) -> str:
 
 
 def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncOpenAI:
-    """A client of the endpoint that tries once; deadlines are its caller's. Nothing is connected yet.
-
-    Args:
-        is_own: the cluster serves the model: no proxy stands between.
+    """A client of the endpoint that tries once; deadlines are its caller's. No proxy stands before the cluster's own.
 
     Raises:
         JudgeError: the environment names a proxy that cannot be used.

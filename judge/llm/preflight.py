@@ -23,9 +23,7 @@ REMEDIES = {
 async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = TIMEOUT_S) -> None:
     """Ask the endpoint one settled question. Needs no Ray; rules alone, and an LLM still to be served, call nobody.
 
-    Args:
-        warn: told of what may pass: too many calls (429), server errors, a slow or unusable reply.
-        timeout_s: deadline of the call.
+    `warn` is told of what may pass: too many calls (429), server errors, a slow or unusable reply.
 
     Raises:
         ValueError: the wording cannot be used.

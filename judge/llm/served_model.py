@@ -10,14 +10,6 @@ from blake3 import blake3
 
 from configs.judges import JudgeConfig
 
-ID_CHARS = 12
-GPU_MEMORY_SHARE = 0.9
-"""Of a GPU, or of the share of one, what vLLM may take."""
-ENGINES_PER_INGRESS = 4
-START_TRIES = 2
-"""An engine that dies twice on its way up would die again."""
-DRAIN_MARGIN_S = 5.0
-
 
 def model_id(folder: Path) -> str:
     """`NAME-DIGEST` of the content of a model folder: the same wherever it lies, another after any training step.
@@ -31,13 +23,7 @@ def model_id(folder: Path) -> str:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             digest.update_mmap(path)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "model"
-    return f"{name}-{digest.hexdigest()[:ID_CHARS]}"
-
-
-def served_name(config: JudgeConfig) -> str:
-    """Name of the LLM, as its endpoint will know it or knows it already: `model_id` of a folder still to be served."""
-    folder = Path(config.llm.model)
-    return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
+    return f"{name}-{digest.hexdigest()[:12]}"
 
 
 def num_gpus_wanted(config: JudgeConfig) -> float:
@@ -52,14 +38,13 @@ def application_options(config: JudgeConfig, name: str) -> dict[str, Any]:
         "autoscaling_config": {
             "min_replicas": 1,  # stays up while engines are scaled to none
             "max_replicas": config.cluster.max_replicas,
-            "target_ongoing_requests": ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests,
+            "target_ongoing_requests": 4 * config.cluster.target_ongoing_requests,
         },
     }
-    return {"llm_configs": [engine_options(config, name)], "ingress_deployment_config": ingress}
+    return {"llm_configs": [_engine_options(config, name)], "ingress_deployment_config": ingress}
 
 
-def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
-    """Fields of `ray.serve.llm.LLMConfig`."""
+def _engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
     cluster = config.cluster
     engine: dict[str, Any] = {
         "max_model_len": cluster.max_model_len,
@@ -74,7 +59,7 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
     if cluster.num_gpus:
         share = min(1.0, cluster.num_gpus)
         bundle = {"GPU": share, "CPU": 1.0}
-        engine |= {"tensor_parallel_size": num_bundles, "gpu_memory_utilization": GPU_MEMORY_SHARE * share}
+        engine |= {"tensor_parallel_size": num_bundles, "gpu_memory_utilization": 0.9 * share}
     else:
         engine |= {"enforce_eager": True}
     return {
@@ -95,8 +80,8 @@ def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
                 "downscale_delay_s": cluster.downscale_delay_s,
             },
             # An engine that goes first answers what it was asked.
-            "graceful_shutdown_timeout_s": config.llm.try_timeout_s + DRAIN_MARGIN_S,
-            "max_constructor_retry_count": START_TRIES,
+            "graceful_shutdown_timeout_s": config.llm.try_timeout_s + 5.0,
+            "max_constructor_retry_count": 2,  # one that dies twice on its way up would die again
         },
     }
 

@@ -38,16 +38,12 @@ SERVE_LOGGER = "ray.serve"
 
 @contextlib.asynccontextmanager
 async def served_llm(config: JudgeConfig, app_name: str) -> AsyncIterator[JudgeConfig]:
-    """The config with which judges reach their LLM, up and answering; gone on exit.
+    """The config with which judges reach their LLM, up and answering; gone on exit. Needs a connection to Ray.
 
-    Without `cluster` in the chain nothing happens. Needs a connection to Ray.
-
-    Args:
-        app_name: of the Serve application, unique on the cluster.
+    Without `cluster` in the chain nothing happens. `app_name` names the Serve application, alone on the cluster.
 
     Raises:
-        JudgeError: Serve cannot speak HTTP here, or no engine came up within
-            `judge.cluster.start_timeout_s`.
+        JudgeError: Serve cannot speak HTTP here, or no engine came up within `judge.cluster.start_timeout_s`.
     """
     if "cluster" not in config.chain:
         yield config
@@ -78,9 +74,8 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
     except (RayServeException, RayError) as error:
         ray.cancel(built, force=True)
         raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {gist(error)}") from error
-    base_url = f"{address}/{app_name}/v1"
-    llm = replace(config.llm, model=name, base_url=base_url, azure_api_version="", api_key_file="", api_key_env="")
-    return replace(config, llm=llm)
+    served = {"model": name, "base_url": f"{address}/{app_name}/v1"}
+    return replace(config, llm=replace(config.llm, **served, azure_api_version="", api_key_file="", api_key_env=""))
 
 
 def _run_application(options: dict[str, Any], app_name: str) -> None:
@@ -134,10 +129,8 @@ def _start_proxies() -> str:
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise JudgeError(f"Serve's HTTP proxy did not come up: {gist(error)}") from error
     if not serve.status().proxies:
-        raise JudgeError(
-            "Ray Serve runs on this cluster without HTTP proxies, for other applications, so no LLM judge can be "
-            "reached: wait until they are done, then run `serve shutdown`"
-        )
+        why = "Ray Serve runs on this cluster without HTTP proxies, for others, so no LLM judge can be reached"
+        raise JudgeError(f"{why}: wait until they are done, then run `serve shutdown`")
     return f"http://{LOOPBACK}:{_get_global_client().http_config.port}"  # its status does not tell the port
 
 

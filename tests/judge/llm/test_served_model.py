@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
-from judge.llm.served_model import application_options, engine_options, model_id, num_gpus_wanted
+from judge.llm.served_model import application_options, model_id, num_gpus_wanted
 from judge.llm.version import judge_version
 
 
@@ -23,6 +23,11 @@ def judge_config(folder: Path | str = "model", **cluster) -> JudgeConfig:
         llm=LLMJudgeConfig(model=str(folder), api_key_env="OPENAI_KEY"),
         cluster=ClusterJudgeConfig(**settings),
     )
+
+
+def engine_options_of(config: JudgeConfig, name: str) -> dict:
+    (engine,) = application_options(config, name)["llm_configs"]
+    return engine
 
 
 def test_a_model_is_named_by_its_content_not_by_its_place(tmp_path):
@@ -60,7 +65,7 @@ def test_a_judges_version_is_the_same_before_and_after_its_model_is_served(tmp_p
 
 
 def test_an_engine_on_cpus_reserves_half_a_core_and_no_gpu():
-    options = engine_options(judge_config(kv_cache_gib=3, max_model_len=512), "m-1")
+    options = engine_options_of(judge_config(kv_cache_gib=3, max_model_len=512), "m-1")
     assert options["placement_group_config"] == {"bundles": [{"CPU": 0.5}]}
     assert options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert options["engine_kwargs"]["max_model_len"] == 512
@@ -69,10 +74,10 @@ def test_an_engine_on_cpus_reserves_half_a_core_and_no_gpu():
 
 
 def test_gpus_become_bundles_and_a_share_of_one_bounds_the_memory():
-    two = engine_options(judge_config(num_gpus=2.0), "m-1")
+    two = engine_options_of(judge_config(num_gpus=2.0), "m-1")
     assert two["placement_group_config"] == {"bundles": [{"GPU": 1.0, "CPU": 1.0}] * 2}
     assert two["engine_kwargs"]["tensor_parallel_size"] == 2
-    half = engine_options(judge_config(num_gpus=0.5), "m-1")
+    half = engine_options_of(judge_config(num_gpus=0.5), "m-1")
     assert half["placement_group_config"] == {"bundles": [{"GPU": 0.5, "CPU": 1.0}]}
     assert half["engine_kwargs"]["gpu_memory_utilization"] == pytest.approx(0.45)
     with pytest.raises(ValueError, match=r"judge.cluster.num_gpus=1.5"):
@@ -81,10 +86,10 @@ def test_gpus_become_bundles_and_a_share_of_one_bounds_the_memory():
 
 def test_scaling_follows_the_config_and_the_http_side_never_goes():
     config = judge_config(min_replicas=0, max_replicas=3, target_ongoing_requests=5.0, downscale_delay_s=7.0)
-    scaling = engine_options(config, "m-1")["deployment_config"]["autoscaling_config"]
+    scaling = engine_options_of(config, "m-1")["deployment_config"]["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (0, 3)
     assert (scaling["target_ongoing_requests"], scaling["downscale_delay_s"]) == (5.0, 7.0)
-    drain_s = engine_options(config, "m-1")["deployment_config"]["graceful_shutdown_timeout_s"]
+    drain_s = engine_options_of(config, "m-1")["deployment_config"]["graceful_shutdown_timeout_s"]
     assert drain_s > config.llm.try_timeout_s
     ingress = application_options(config, "m-1")["ingress_deployment_config"]
     assert ingress["autoscaling_config"]["min_replicas"] == 1

@@ -29,7 +29,6 @@ from judge.verdict import Usage, Verdict
 
 BUSY_S = 10.0
 """How long one access waits for other processes."""
-UNCUT = 1 << 40
 NETWORK_FILESYSTEMS = re.compile(
     r"nfs\d?|cifs|smb\w*|ncpfs|lustre|gpfs|beegfs|ceph|glusterfs|orangefs|pvfs2|afs|coda|9p|ocfs2|gfs2|davfs"
     r"|fuse(\.(?!fuse-overlayfs).*)?"
@@ -67,7 +66,7 @@ def verdict_key(question: str, reference: str, prediction: str, judge_version: s
 
     At how many characters a text is cut is part of `judge_version` (see `judge.llm.version`).
     """
-    seen = clean_texts(question, reference, prediction, max_field_chars=UNCUT, max_answer_chars=UNCUT)
+    seen = clean_texts(question, reference, prediction, max_field_chars=1 << 40, max_answer_chars=1 << 40)
     return hashlib.sha256(json.dumps([judge_version, *seen.values()]).encode()).hexdigest()
 
 

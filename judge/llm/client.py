@@ -55,7 +55,7 @@ class LLMJudge:
     async def aclose(self) -> None:
         """Close the connections. Another `grade` would open new ones."""
         client, self._client = self._client, None
-        if client is not None:
+        if client:
             await client.close()
 
     def _connected(self) -> AsyncOpenAI:
@@ -70,8 +70,8 @@ class LLMJudge:
 
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
         llm = self._config.llm
-        caps = {"max_field_chars": llm.max_field_chars, "max_answer_chars": self._config.max_answer_chars}
-        texts = clean_texts(request.question, request.reference, prediction, **caps)
+        asked, cap = (request.question, request.reference, prediction), self._config.max_answer_chars
+        texts = clean_texts(*asked, max_field_chars=llm.max_field_chars, max_answer_chars=cap)
         if not texts["reference"]:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
         outcome = await self._call(client, build_messages(self._prompt, texts, self._secret))

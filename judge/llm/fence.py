@@ -8,8 +8,6 @@ import json
 import re
 import unicodedata
 
-CODE_CHARS = 16
-
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
 """Control and format characters (zero width, direction, tags), private and unassigned ones, lone surrogates."""
@@ -49,9 +47,9 @@ def group_code(secret: bytes, *texts: str) -> str:
     share what stands before the prediction. Only a text that holds the code by chance gets another one.
     """
     *group, _ = texts
-    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:16]
     while any(code in text.casefold() for text in texts):
-        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:16]
     return code
 
 

@@ -29,7 +29,6 @@ SAMPLING = {"temperature": 0.0, "seed": 0}
 FIELDS = ("question", "reference", "prediction")
 PLACES = (*FIELDS, "criterion", "reply", "nonce")
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
-MAX_SHOWN_CHARS = 60
 _JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]{0,40}"))
 _DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]{0,40}"))
 
@@ -134,11 +133,9 @@ def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
 
 
 def parse_verdict(text: str, form: str) -> bool | None:
-    """True for right, False for wrong; None where the text is not exactly one verdict.
+    """True for right, False for wrong; None where the text is not exactly one verdict, white space around it aside.
 
-    Args:
-        form: of `judge.llm.reply`. `json`: exactly one object `{"verdict": 1}` or `{"verdict": 0}`, no other key.
-            `choice`, `text`: exactly `1` or `0`. White space around it is no part of a reply.
+    With `judge.llm.reply=json` that is one object `{"verdict": 1}` or `{"verdict": 0}`, with the others `1` or `0`.
     """
     found = (_JSON if form == "json" else _DIGIT).fullmatch(text)
     return found[1] == "1" if found else None
@@ -167,22 +164,17 @@ def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> 
         else:
             is_correct, reason = parse_verdict(message["content"], form), shown(message["content"])
             reason = f"not a verdict: {reason}" if is_correct is None else f"replied {reason}"
-        model = completion.get("model")
+        model = str(completion.get("model") or "")
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
         reason = f"no chat completion with one choice: {shown(body)}"
     if is_correct is None:
         return NoVerdict(reason=f"unusable reply: {reason}", failure=Failure.UNUSABLE, usage=usage)
     return Verdict(
-        is_correct=is_correct,
-        judge=judge,
-        reason=reason,
-        judge_version=judge_version,
-        model=model if isinstance(model, str) else "",
-        usage=usage,
+        is_correct=is_correct, judge=judge, reason=reason, judge_version=judge_version, model=model, usage=usage
     )
 
 
 def shown(text: str) -> str:
     """A short, printable form of a text that came from outside."""
-    short = text[:MAX_SHOWN_CHARS]
+    short = text[:60]
     return repr(short) if short.isprintable() else ascii(short)

@@ -26,14 +26,13 @@ from ray.serve.exceptions import RayServeException
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
-from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
+from judge.deployment import LOOPBACK, SERVE_LOGGER, accept_metrics_interval, delete_application, start_serve
 from judge.llm.endpoint import connect
 from judge.llm.served_model import application_options, model_id
 
 HOLD_S = 5.0
 """How long a call waits for an engine before somebody looks whether one may still come."""
 RETRY_S = 1.0
-SERVE_LOGGER = "ray.serve"
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,6 @@ from judge.llm.served_model import model_id
 
 FORMAT = 1
 """Raise it when the same wording and texts give another prompt, or the same reply is read as another verdict."""
-DIGEST_CHARS = 16
 
 
 def judge_version(config: JudgeConfig) -> str:
@@ -30,9 +29,8 @@ def judge_version(config: JudgeConfig) -> str:
     llm, endpoint = config.llm, [config.llm.base_url.rstrip("/"), config.llm.azure_api_version]
     if "cluster" in config.chain:
         endpoint, folder = ["cluster"], Path(llm.model)
-        llm = (
-            replace(llm, model=model_id(folder)) if folder.is_dir() else llm
-        )  # else it is served, and named so already
+        # Once it is served, `model` is the name already.
+        llm = replace(llm, model=model_id(folder)) if folder.is_dir() else llm
     asked = [call_options(llm), load_wording(llm.prompt).filled(config)]
     parts = [FORMAT, endpoint, llm.revision, asked, llm.max_field_chars]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:DIGEST_CHARS]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

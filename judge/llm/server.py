@@ -73,8 +73,8 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
     except (RayServeException, RayError) as error:
         ray.cancel(built, force=True)
         raise JudgeError(f"the LLM judge {app_name!r} could not be deployed: {gist(error)}") from error
-    served = {"model": name, "base_url": f"{address}/{app_name}/v1"}
-    return replace(config, llm=replace(config.llm, **served, azure_api_version="", api_key_file="", api_key_env=""))
+    llm = replace(config.llm, model=name, base_url=f"{address}/{app_name}/v1", azure_api_version="")
+    return replace(config, llm=replace(llm, api_key_file="", api_key_env=""))
 
 
 def _run_application(options: dict[str, Any], app_name: str) -> None:

@@ -30,7 +30,7 @@ from judge.deployment import LOOPBACK, SERVE_LOGGER, accept_metrics_interval, de
 from judge.llm.endpoint import connect
 from judge.llm.served_model import application_options, model_id
 
-HOLD_S = 5.0
+HOLD_S = 30.0
 """How long a call waits for an engine before somebody looks whether one may still come."""
 RETRY_S = 1.0
 

@@ -35,10 +35,12 @@ from cluster.timekeeping import RunClock
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.paths import resolve_judge_paths
+from configs.require import require
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
 from judge.llm.preflight import preflight_judge
+from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -73,6 +75,9 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     check_judge(config, more=[check_address])
     connect()
     try:
+        held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
+        remedy = f"the LLM judge needs {wanted:g} GPUs, the cluster has {held:g}"
+        require(wanted <= held, "judge.cluster.num_gpus", config.cluster.num_gpus, remedy)
         with RunLogs.of_this_job(None).explained():
             async with served_llm(config, _app_name("llm")) as judge:
                 yield judge
@@ -225,8 +230,7 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
 
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
     """That of the endpoint, which is asked one question; `check_run` looks at wording and model folder itself."""
-    is_asked = config.has_llm and "cluster" not in config.chain
-    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))] if is_asked else []
+    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
 
 
 def _check_resumption(config: Config, folder: Path) -> None:

@@ -131,15 +131,15 @@ def accept_metrics_interval() -> None:
     warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
-def start_serve(port: int = 0) -> None:
+def start_serve() -> None:
     """Have Serve up on this cluster, with HTTP proxies on the loopback interface of nodes that run replicas. Blocks.
 
     How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies,
-    on `port` or a free one.
+    on a free port.
     """
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
-        http = HTTPOptions(host=LOOPBACK, port=port or free.getsockname()[1])
+        http = HTTPOptions(host=LOOPBACK, port=free.getsockname()[1])
     for num_left in reversed(range(START_TRIES)):
         try:
             serve.start(

@@ -25,7 +25,7 @@ class VerdictStore(Protocol):
 
     async def get(self, keys: Sequence[str]) -> dict[str, Verdict]: ...
 
-    async def put(self, answers: Sequence[JudgedAnswer]) -> None: ...
+    async def put(self, answer: JudgedAnswer) -> None: ...
 
 
 class JudgePool:
@@ -129,7 +129,7 @@ class JudgePool:
         if self._store is not None and isinstance(outcome, Verdict) and outcome.usage.num_calls:
             question, reference, (prediction,) = request.question, request.reference, request.predictions
             answer = JudgedAnswer(question=question, reference=reference, prediction=prediction, verdict=outcome)
-            await self._store.put([answer])
+            await self._store.put(answer)
         return outcome
 
 

@@ -15,7 +15,6 @@ from rich.table import Table
 from configs.judges import JudgeConfig
 from judge.chain import Closing, llm_judge
 from judge.counts import JudgeCounts
-from judge.llm.apikey import read_key
 from judge.llm.cache import open_cache
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -44,12 +43,13 @@ class InProcess:
 async def pool_in_process(
     config: JudgeConfig,
     *,
-    make: Callable[[JudgeConfig], Judge] = llm_judge,
+    make: Callable[[JudgeConfig], Judge] | None = None,
     has_cache: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[JudgePool]:
-    """A pool over the LLM of the chain, which `make` builds; `has_cache`: with `judge.cache`. Ray starts only where
-    `judge.chain` names `cluster`. Raises JudgeError where the key cannot be read or the cluster's LLM does not come up.
+    """A pool over the LLM of the chain, which `make` builds, by default that of the config, whose endpoint is asked
+    first; `has_cache`: with `judge.cache`. Ray starts only where `judge.chain` names `cluster`. Raises JudgeError where
+    the endpoint refuses, or the cluster's LLM does not come up.
     """
     async with AsyncExitStack() as cleanup:
         if "cluster" in config.chain:
@@ -58,8 +58,11 @@ async def pool_in_process(
             config = await cleanup.enter_async_context(llm_in_cluster(config))
         handle = store = None
         if config.has_llm:
-            read_key(config.llm)  # a missing key ends the command, not each call
-            handle = InProcess(judge=make(config))
+            if make is None:
+                from judge.llm.preflight import preflight_judge  # imports the endpoint's client
+
+                await preflight_judge(config, warn=warn)
+            handle = InProcess(judge=(make or llm_judge)(config))
             if isinstance(handle.judge, Closing):
                 cleanup.push_async_callback(handle.judge.aclose)
             if has_cache and (store := open_cache(config, warn)):
@@ -142,7 +145,7 @@ class JudgeReport:
 
 
 async def check_judge(
-    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] = llm_judge
+    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] | None = None
 ) -> JudgeReport:
     """Ask about every row of the files, of the shipped sets where none is given.
 

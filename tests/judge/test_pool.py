@@ -76,9 +76,9 @@ class Store:
         await asyncio.sleep(0)
         return {key: self.kept[key] for key in keys if key in self.kept}
 
-    async def put(self, answers):
+    async def put(self, answer):
         await asyncio.sleep(0)
-        self.kept |= {answer.key: answer.verdict for answer in answers}
+        self.kept[answer.key] = answer.verdict
 
 
 # Rules first

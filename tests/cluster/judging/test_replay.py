@@ -239,7 +239,7 @@ def test_a_real_endpoint_is_asked_by_the_first_replay_alone(tmp_path):
         command = ["replay", str(run), "--json", f"judge.llm.base_url={server.url}", "judge.chain=[openai]"]
         done = [CliRunner().invoke(judge_app, command) for _ in range(2)]
         first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
-        assert server.num_calls == 5, "each question and answer once"
+        assert server.num_calls == 5 + 2, "each question and answer once, and each replay whether somebody answers"
     assert (first["num_llm_calls"], first["num_changed"]) == (5, 5)
     assert first["cost_usd"] > 0
     assert (second["num_llm_calls"], second["cost_usd"], second["num_changed"]) == (0, 0.0, 5)

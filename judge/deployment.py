@@ -129,11 +129,12 @@ def start_serve(port: int = 0) -> None:
         http = HTTPOptions(host=LOOPBACK, port=port or free.getsockname()[1])
     for num_left in reversed(range(START_TRIES)):
         try:
-            return serve.start(
+            serve.start(
                 proxy_location=ProxyLocation.EveryNode,
                 http_options=http,
                 logging_config={"log_level": "WARNING", "enable_access_log": False},
             )
+            return
         except ValueError:  # the name of Serve's controller was taken a moment ago
             if not num_left:
                 raise
@@ -157,7 +158,7 @@ def deploy_judges(
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
     deadline_at = time.monotonic() + config.start_timeout_s
-    judge = None if make else LLMJudge(config)
+    judge: Any = None if make else LLMJudge(config)
     application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make or (lambda _: judge))
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
@@ -205,7 +206,8 @@ def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
     deadline_at = time.monotonic() + within_s
     while True:
         try:
-            return serve.delete(app_name)
+            serve.delete(app_name)
+            return
         except TimeoutError:  # Serve's own limit, a minute, is that of a single call of a judge
             if time.monotonic() >= deadline_at:
                 return logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)

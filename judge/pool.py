@@ -94,8 +94,9 @@ class JudgePool:
             return {}
         keys = {p: verdict_key(request.question, request.reference, p, self._judge_version) for p in predictions}
         found = await self._store.get(list(keys.values()))
-        self._counts += JudgeCounts(num_cache_hits=len(found))
-        return {prediction: found[key] for prediction, key in keys.items() if key in found}
+        known: dict[str, Outcome] = {prediction: found[key] for prediction, key in keys.items() if key in found}
+        self._counts += JudgeCounts(num_cache_hits=len(known))
+        return known
 
     async def _ask(self, request: JudgeRequest, predictions: Sequence[str]) -> dict[str, Outcome]:
         """Outcomes by prediction, all asked about at the same time. The first error ends the others."""
@@ -137,4 +138,4 @@ def _undecided(outcomes: dict[str, Outcome]) -> tuple[str, ...]:
 def _in_order(predictions: Sequence[str], outcomes: dict[str, Outcome]) -> tuple[Outcome, ...]:
     """One outcome per prediction. What its call took stands with the first of equal ones, so that sums are right."""
     left = dict(outcomes)
-    return tuple(left.pop(p, None) or replace(outcomes[p], usage=Usage()) for p in predictions)
+    return tuple(left.pop(p) if p in left else replace(outcomes[p], usage=Usage()) for p in predictions)

@@ -52,9 +52,7 @@ SHUTDOWN_S = 20.0
 
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
     if not config.judge.has_llm:  # rules judge in this process
-        judges = JudgePool(None, config.judge)
-        cleanup.push_async_callback(judges.aclose)
-        return judges
+        return JudgePool(None, config.judge)
     store = await asyncio.to_thread(open_cache, config.judge, display.warn)
     if store is not None:
         cleanup.callback(store.close)
@@ -63,9 +61,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     cleanup.callback(delete_application, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    judges = JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
-    cleanup.push_async_callback(judges.aclose)
-    return judges
+    return JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
 
 
 @contextlib.asynccontextmanager

@@ -13,14 +13,13 @@ import numpy as np
 from rich.table import Table
 
 from configs.judges import JudgeConfig
-from judge.chain import Closing, llm_judge
-from judge.counts import JudgeCounts
 from judge.llm.cache import open_cache
+from judge.llm.client import LLMJudge
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.verdict import GradeReply, Judge, JudgeRequest, Verdict
+from judge.verdict import GradeReply, Judge, JudgeCounts, JudgeRequest, Verdict, grade_one
 
 MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` has all of them
 MAX_PAUSE_S = 30.0  # somebody sits before a check: an outage is not waited out as in a run
@@ -34,9 +33,7 @@ class InProcess:
     judge: Judge
 
     async def grade(self, request: JudgeRequest) -> GradeReply:
-        started = time.monotonic()
-        outcomes = tuple(await self.judge.grade(request))
-        return GradeReply(outcomes=outcomes, service_s=time.monotonic() - started)
+        return await grade_one(self.judge, request)
 
 
 @asynccontextmanager
@@ -62,14 +59,12 @@ async def pool_in_process(
                 from judge.llm.preflight import preflight_judge  # imports the endpoint's client
 
                 await preflight_judge(config, warn=warn)
-            handle = InProcess(judge=(make or llm_judge)(config))
-            if isinstance(handle.judge, Closing):
+            handle = InProcess(judge=(make or LLMJudge)(config))
+            if isinstance(handle.judge, LLMJudge):
                 cleanup.push_async_callback(handle.judge.aclose)
             if has_cache and (store := open_cache(config, warn)):
                 cleanup.callback(store.close)
-        pool = JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
-        cleanup.push_async_callback(pool.aclose)
-        yield pool
+        yield JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from ray.serve.exceptions import RayServeException
 
 from actors.errors import JudgeError, gist
 from configs.judges import JudgeConfig
-from judge.deployment import LOOPBACK, SERVE_LOGGER, accept_metrics_interval, delete_application, start_serve
+from judge.deployment import LOOPBACK, accept_metrics_interval, delete_application, start_serve
 from judge.llm.endpoint import connect
 from judge.llm.served_model import application_options, model_id
 
@@ -62,7 +61,6 @@ def deploy_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) -> Jud
     Raises:
         JudgeError: Serve cannot speak HTTP here, or `deadline_at` (monotonic clock) has come.
     """
-    logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
     address, name = _start_proxies(), model_id(Path(config.llm.model))
     # Building the application imports vLLM, which takes a gigabyte and sets the logging of its process up anew: that
     # happens in a process that ends with it.

@@ -70,7 +70,7 @@ async def trained(tmp_path, worker, *overrides):
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     shown = io.StringIO()
     display = Display(config, Console(file=shown, width=200))
-    judges = JudgePool(None, config.judge, local=ExactBackend())
+    judges = JudgePool(None, config.judge, local=[ExactBackend()])
     watch = JudgeWatch(judges, config, warn=display.warn)
     fleet = Fleet(
         rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5, sync_timeout_s=1), judges=judges

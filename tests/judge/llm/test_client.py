@@ -10,14 +10,15 @@ import pytest
 import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.chain import make_judge
 from judge.llm.client import LLMJudge
 from judge.llm.endpoint import connect
 from judge.llm.prompt import load_wording
 from judge.llm.version import judge_version
+from judge.pool import JudgePool
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Usage, Verdict
 from tests.judge import openai_server as scripted
 from tests.judge.openai_server import METRICS, OpenAIServer
+from tests.judge.scripted import InProcess
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = JudgeRequest(question="Which colour?", reference="red", predictions=("Red", "blue"))
@@ -353,9 +354,12 @@ async def test_a_client_that_cannot_be_built_denies_with_one_line_that_names_the
 
 
 async def test_the_chain_asks_only_about_what_the_precheck_left_open(server):
-    chain = make_judge(config_for(server))
-    outcomes = await chain.grade(replace(REQUEST, predictions=("red", ":", "Solution", "x" * 5000)))
-    await chain.aclose()
+    config = config_for(server)
+    llm = LLMJudge(config)
+    outcomes = await JudgePool(InProcess(llm), config).grade(
+        replace(REQUEST, predictions=("red", ":", "Solution", "x" * 5000))
+    )
+    await llm.aclose()
     assert [outcome.judge for outcome in outcomes] == ["openai", "precheck", "precheck", "precheck"]
     assert [outcome.is_correct for outcome in outcomes] == [True, False, False, False]
     assert server.num_calls == 1

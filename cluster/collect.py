@@ -27,7 +27,7 @@ from cluster.score import roll_out, score_group
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from cluster.waits import VerdictWait
 from configs.schema import Config
-from judge.clock import loop_time
+from judge.limits import loop_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.episode import PlayedGroup
+from actors.episode import Episode, PlayedGroup
 from actors.fleet.pool import RolloutPool
 from judge.pool import JudgePool
-from judge.verdict import Outcome, judge_request, spread_outcomes
+from judge.verdict import JudgeRequest, Outcome, Verdict
 from learner.group import LearnerGroup
+
+FORMAT_RULE = "format"
+"""Name of the judge of episodes that gave no answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +27,9 @@ class Fleet:
         Raises:
             JudgeError: an outage of the judges outlasted its limit.
         """
-        request = judge_request(played)
-        graded = await self.judges.grade(request) if request.predictions else ()
-        return spread_outcomes(played.episodes, graded)
+        answers = tuple(episode.answer for episode in played.episodes if episode.answer is not None)
+        request = JudgeRequest(question=played.question, reference=played.answer, predictions=answers)
+        return spread_outcomes(played.episodes, await self.judges.grade(request) if answers else ())
 
     async def sync_weights(self, learner: LearnerGroup) -> float:
         """Sync the learner's weights to all rollout workers, as version = optimizer step; returns the seconds.
@@ -38,3 +42,15 @@ class Fleet:
         manifest, buckets = await learner.export_weights()
         await self.rollouts.publish(manifest, buckets)
         return time.monotonic() - started
+
+
+def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Outcomes of the episodes with an answer, in their order -> one per episode; without an answer it is wrong."""
+    remaining = iter(graded)
+    assert len(graded) == sum(episode.answer is not None for episode in episodes), len(graded)
+    return tuple(
+        next(remaining)
+        if episode.answer is not None
+        else Verdict(is_correct=False, judge=FORMAT_RULE, reason=f"no answer: {episode.status.value}")
+        for episode in episodes
+    )

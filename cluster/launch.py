@@ -35,10 +35,12 @@ from cluster.timekeeping import RunClock
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.paths import resolve_judge_paths
+from configs.require import require
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
 from judge.llm.preflight import preflight_judge
+from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
@@ -50,9 +52,7 @@ SHUTDOWN_S = 20.0
 
 async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
     if not config.judge.has_llm:  # rules judge in this process
-        judges = JudgePool(None, config.judge)
-        cleanup.push_async_callback(judges.aclose)
-        return judges
+        return JudgePool(None, config.judge)
     store = await asyncio.to_thread(open_cache, config.judge, display.warn)
     if store is not None:
         cleanup.callback(store.close)
@@ -61,9 +61,7 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     cleanup.callback(delete_application, name)
     handle = await asyncio.to_thread(deploy_judges, judge, name)
     cleanup.callback(handle.close)
-    judges = JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
-    cleanup.push_async_callback(judges.aclose)
-    return judges
+    return JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
 
 
 @contextlib.asynccontextmanager
@@ -73,6 +71,9 @@ async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
     check_judge(config, more=[check_address])
     connect()
     try:
+        held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
+        remedy = f"the LLM judge needs {wanted:g} GPUs, the cluster has {held:g}"
+        require(wanted <= held, "judge.cluster.num_gpus", config.cluster.num_gpus, remedy)
         with RunLogs.of_this_job(None).explain_failures():
             async with served_llm(config, _app_name("llm")) as judge:
                 yield judge
@@ -224,9 +225,8 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
 
 
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
-    """The check of the judge endpoint, by one test call; `check_run` itself checks prompt and model folder."""
-    is_asked = config.has_llm and "cluster" not in config.chain
-    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))] if is_asked else []
+    """The check of the judge, by one test call; `check_run` itself checks prompt and model folder."""
+    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
 
 
 def _check_resumption(config: Config, folder: Path) -> None:

@@ -9,7 +9,7 @@ from actors.play import PlayRequest
 from cluster.fleet import Fleet
 from cluster.step import LostGroup, ScoredGroup, UnscoredGroup
 from configs.schema import Config
-from judge.reward import conduct_of, group_rewards
+from judge.reward import group_rewards
 from judge.verdict import NoVerdict
 from learner.advantage import group_advantages
 
@@ -50,7 +50,7 @@ async def score_group(fleet: Fleet, config: Config, group: UnscoredGroup) -> Sco
     """
     played = group.played
     outcomes = await fleet.judge(played)
-    rewards = group_rewards([conduct_of(episode) for episode in played.episodes], outcomes, config.reward)
+    rewards = group_rewards(played.episodes, outcomes, config.reward)
     totals = [None if reward is None else reward.total for reward in rewards]
     scored = ScoredGroup(
         played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(totals), image=group.image

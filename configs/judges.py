@@ -159,8 +159,6 @@ class ClusterJudgeConfig:
     """KV cache of a CPU engine, in GiB."""
     num_threads: int = 1
     """Threads of a CPU engine; more threads judge faster."""
-    port: int = 0
-    """Port of Serve's HTTP proxy on the loopback interface of each node; 0 takes a free one."""
     start_timeout_s: float = 900.0
     """Timeout for the first engine to start."""
 
@@ -181,7 +179,6 @@ class ClusterJudgeConfig:
             "must be above 0",
         )
         _require_seconds("judge.cluster.start_timeout_s", self.start_timeout_s)
-        require(0 <= self.port <= 65535, "judge.cluster.port", self.port, "0 for a free one, or up to 65535")
         require(
             self.max_replicas >= self.min_replicas,
             "judge.cluster.max_replicas",

@@ -10,40 +10,39 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.clock import loop_time
-from judge.counts import JudgeCounts
-from judge.limits import Limits, most_usage
+from judge.limits import Limits, loop_time, most_usage
 from judge.outages import PROBE, Breaker
 from judge.verdict import (
     AVAILABILITY,
     FINAL,
     Failure,
+    GradeReply,
+    JudgeCounts,
     JudgeRequest,
     NoVerdict,
     Outcome,
+    Usage,
     Verdict,
-    check_reply,
-    failure_of,
 )
 
 MAX_OUTAGES = 8
 """Outages that calls about one answer may end in: one that takes its judge down whenever it is asked is given up."""
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
-MIN_CALL_S = 0.001
-"""Less time than this is none."""
+MIN_CALL_S = 0.001  # less time than this is none
 _NOBODY: Outcome = NoVerdict(reason="no judge replied")
+_LOST = Usage(num_calls=1, num_lost_calls=1)
 
 
 class JudgeHandle(Protocol):
     """One call to whichever judge is free."""
 
-    async def grade(self, request: JudgeRequest) -> object:
-        """Its reply about one prediction, not yet checked. Raises JudgeError where another try may help."""
+    async def grade(self, request: JudgeRequest) -> GradeReply:
+        """Its reply about one prediction. Raises JudgeError where another try may help."""
         ...
 
 
@@ -58,13 +57,14 @@ class Tries:
     left_s: float
     num_calls: int = 0
 
-    @classmethod
-    def of(cls, config: JudgeConfig) -> Self:
-        return cls(num_left=config.max_tries, left_s=config.timeout_s)
-
     @property
     def are_used_up(self) -> bool:
         return self.num_left <= 0 or self.left_s < MIN_CALL_S
+
+    def pause_s(self, jitter: float) -> float:
+        """Seconds before the next call: doubling up to a limit; jitter in [0, 1) spreads callers to come back apart."""
+        longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (self.num_calls - 1)) if self.num_calls else 0.0
+        return min(self.left_s, longest * (0.5 + jitter / 2))
 
 
 class LLMCalls:
@@ -107,7 +107,7 @@ class LLMCalls:
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`, or did not wake up in time.
         """
-        breaker, tries, outcome = self._breaker, Tries.of(self._config), _NOBODY
+        breaker, tries, outcome = self._breaker, self._new_tries(), _NOBODY
         num_outages, num_met, is_second_chance = breaker.num_outages, 0, False
         while True:
             await breaker.closed()
@@ -116,25 +116,26 @@ class LLMCalls:
                 num_met += tries.num_calls > 0
                 if num_met >= MAX_OUTAGES:
                     return outcome
-                tries, is_second_chance = Tries.of(self._config), False
+                tries, is_second_chance = self._new_tries(), False
             elif tries.are_used_up:  # and a probe found the judges there
                 if is_second_chance:
                     return outcome
-                tries, is_second_chance = Tries.of(self._config), True
+                tries, is_second_chance = self._new_tries(), True
             num_successes, is_retry = breaker.num_successes, outcome is not _NOBODY
             outcome = await self._try(request, tries, is_retry=is_retry) or outcome
-            failure = failure_of(outcome)
-            if failure is None or failure in FINAL:
+            if isinstance(outcome, Verdict) or outcome.failure in FINAL:
                 return outcome
             if tries.are_used_up:
-                if failure not in AVAILABILITY or breaker.num_successes > num_successes:
+                if outcome.failure not in AVAILABILITY or breaker.num_successes > num_successes:
                     return outcome
                 breaker.trip()
 
+    def _new_tries(self) -> Tries:
+        return Tries(num_left=self._config.max_tries, left_s=self._config.timeout_s)
+
     async def _try(self, request: JudgeRequest, tries: Tries, *, is_retry: bool) -> Outcome | None:
         """One call, after a pause if it is not the first, in its turn. None: an outage has begun, or time is over."""
-        pause_s = min(tries.left_s, backoff_s(tries.num_calls, random.random()))
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(pause_s := tries.pause_s(random.random()))
         tries.left_s -= pause_s
         await self._awake()
         async with self._limits.admitted(most_usage(request, self._config)) as admission:
@@ -145,7 +146,7 @@ class LLMCalls:
             outcome = await self._call(request, tries.left_s, is_retry=is_retry)
             tries.left_s -= loop_time() - started
             self._limits.settle(admission, outcome)
-        is_too_many = failure_of(outcome) is Failure.THROTTLED and admission.num_under_way > 1
+        is_too_many = outcome.failure is Failure.THROTTLED and admission.num_under_way > 1
         tries.num_calls += 1
         tries.num_left -= not is_too_many
         if isinstance(outcome, Verdict):
@@ -166,31 +167,32 @@ class LLMCalls:
 
     async def _call(self, request: JudgeRequest, timeout_s: float, *, is_retry: bool = False) -> Outcome:
         """One round trip, counted. What a call took that brought no reply is estimated."""
-        started, lost = loop_time(), replace(most_usage(request, self._config), num_lost_calls=1)
-        queue_s, failure = None, Failure.UNREACHABLE
+        started, reply = loop_time(), None
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                raw = await self._handle.grade(request)
-            failure = Failure.UNUSABLE
-            reply = check_reply(raw, 1)
+                reply = await self._handle.grade(request)
+            outcome = reply.outcome
         except TimeoutError:
             if not deadline.expired():
                 raise
-            outcome: Outcome = NoVerdict(reason=f"no verdict within {self._config.timeout_s:g} s", usage=lost)
+            outcome = NoVerdict(reason=f"no verdict within {self._config.timeout_s:g} s", usage=_LOST)
         except JudgeError as error:
-            outcome = NoVerdict(reason=str(error), failure=failure, usage=lost)
-        else:
-            (outcome,) = reply.outcomes
-            outcome = replace(outcome, usage=lost) if outcome.usage.num_lost_calls else outcome
-            queue_s = max(0.0, loop_time() - started - reply.service_s)
+            outcome = NoVerdict(reason=str(error), usage=_LOST)
+        if outcome.usage.num_lost_calls:
+            outcome = replace(outcome, usage=replace(most_usage(request, self._config), num_lost_calls=1))
         self._last_call_at = loop_time()
-        self._counts += replace(
-            JudgeCounts.of_usage(outcome.usage, self._config.llm),
+        usage, llm = outcome.usage, self._config.llm
+        self._counts += JudgeCounts(
             num_calls=1,
             num_retries=int(is_retry),
-            num_throttled=int(failure_of(outcome) is Failure.THROTTLED),
-            num_replies=int(queue_s is not None),
-            queue_s=queue_s or 0.0,
+            num_throttled=int(outcome.failure is Failure.THROTTLED),
+            num_llm_calls=usage.num_calls,
+            num_lost_calls=usage.num_lost_calls,
+            prompt_tokens=usage.prompt_tokens,
+            reply_tokens=usage.reply_tokens,
+            cost_usd=(usage.prompt_tokens * llm.prompt_price + usage.reply_tokens * llm.reply_price) / 1e6,
+            num_replies=int(reply is not None),
+            queue_s=max(0.0, loop_time() - started - reply.service_s) if reply else 0.0,
         )
         return outcome
 
@@ -200,16 +202,3 @@ class LLMCalls:
         outcome = await self._call(PROBE, max(self._config.timeout_s, self._config.llm.try_timeout_s))
         self._limits.rest(outcome)
         return outcome
-
-
-def backoff_s(num_calls: int, jitter: float) -> float:
-    """Seconds to wait before the next try: doubling from `FIRST_BACKOFF_S`, spread so that callers come back apart.
-
-    Args:
-        num_calls: that did not bring a verdict; after none there is nothing to wait for.
-        jitter: in [0, 1); the wait is between half and all of the doubled time.
-    """
-    if num_calls == 0:
-        return 0.0
-    longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (num_calls - 1))
-    return longest * (0.5 + jitter / 2)

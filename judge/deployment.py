@@ -11,9 +11,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
@@ -24,26 +23,23 @@ from ray.serve.schema import ApplicationStatus
 
 from actors.errors import JudgeError, root_cause
 from configs.judges import JudgeConfig
-from judge.chain import llm_judge
-from judge.verdict import GradeReply, Judge, JudgeRequest
+from judge.llm.client import LLMJudge
+from judge.verdict import GradeReply, Judge, JudgeRequest, grade_one
 
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT_NAME = "judge"
-SERVE_LOGGER = "ray.serve"
 LOOPBACK = "127.0.0.1"
 # Calls build up and end within one training step, so the pool must react within seconds. A shorter look-back sees a
 # step in load sooner, but takes single bursts for one and overshoots (simulated).
 METRICS_INTERVAL_S, LOOK_BACK_PERIOD_S = 0.2, 1.5
 POLL_S = 0.1
-MAX_DRAIN_S = 300.0
-"""Longest wait for the last calls of an application that is stopped."""
+MAX_DRAIN_S = 300.0  # longest wait for the last calls of an application that is stopped
 START_TRIES = 5
 """Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSize:
+class PoolSize(NamedTuple):
     """Replicas of a pool."""
 
     num_running: int
@@ -57,9 +53,7 @@ class JudgeReplica:
         self._judge = make(config)
 
     async def grade(self, request: JudgeRequest) -> GradeReply:
-        started = time.monotonic()
-        outcomes = await self._judge.grade(request)
-        return GradeReply(outcomes=tuple(outcomes), service_s=time.monotonic() - started)
+        return await grade_one(self._judge, request)
 
     async def pid(self) -> int:
         """Process id on its node, for fault drills."""
@@ -76,11 +70,11 @@ class ServeJudgeHandle:
         """Stop the router that runs behind the handle: left alone it would call Ray after Ray is gone."""
         self._handle.shutdown()
 
-    async def grade(self, request: JudgeRequest) -> object:
+    async def grade(self, request: JudgeRequest) -> GradeReply:
         """Reply of whichever replica Serve picks. Raises JudgeError where one was lost, or says that it failed."""
         response: Any = self._handle.grade.remote(request)
         try:
-            return await response
+            reply: GradeReply = await response
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -89,14 +83,10 @@ class ServeJudgeHandle:
                 raise
             raise JudgeError("Serve cancelled the call") from error
         except (RayError, RayServeException) as error:
-            if is_retryable(error):
-                raise JudgeError(f"call to a judge failed: {type(error).__name__}: {root_cause(error)}") from error
-            raise
-
-
-def is_retryable(error: Exception) -> bool:
-    """Whether another try may mend a failed call: not a bug in a replica's code, which comes as a `RayTaskError`."""
-    return isinstance(error, JudgeError) or not isinstance(error, RayTaskError)
+            if isinstance(error, RayTaskError) and not isinstance(error, JudgeError):
+                raise  # a bug in a replica's code, which another try will not mend
+            raise JudgeError(f"call to a judge failed: {type(error).__name__}: {root_cause(error)}") from error
+        return reply
 
 
 def serve_options(config: JudgeConfig) -> dict[str, Any]:
@@ -107,22 +97,18 @@ def serve_options(config: JudgeConfig) -> dict[str, Any]:
     the target. One that is taken away ends its calls first, however long these may take.
     """
     accept_metrics_interval()
+    limits = ("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
     return {
         "name": DEPLOYMENT_NAME,
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": config.llm.max_concurrent,
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=config.min_replicas,
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
+            **{name: getattr(config, name) for name in limits},
             metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_PERIOD_S,
         ),
         "graceful_shutdown_timeout_s": config.timeout_s,
         "health_check_period_s": 2.0,
-        "health_check_timeout_s": 10.0,
     }
 
 
@@ -131,15 +117,16 @@ def accept_metrics_interval() -> None:
     warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
 
 
-def start_serve(port: int = 0) -> None:
+def start_serve() -> None:
     """Have Serve up on this cluster, with HTTP proxies on the loopback interface of nodes that run replicas. Blocks.
 
     How Serve listens is settled for all runs when the first one starts it: an LLM judge of another needs the proxies,
-    on `port` or a free one.
+    on a free port. Its own reports stay silent: what matters of them reaches the caller as an error.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
-        http = HTTPOptions(host=LOOPBACK, port=port or free.getsockname()[1])
+        http = HTTPOptions(host=LOOPBACK, port=free.getsockname()[1])
     for num_left in reversed(range(START_TRIES)):
         try:
             serve.start(
@@ -171,10 +158,8 @@ def deploy_judges(
         JudgeError: Serve could not bring the pool up, or not within `judge.start_timeout_s`.
     """
     deadline_at = time.monotonic() + config.start_timeout_s
-    # The caller's side of Serve reports every routing step; what matters of it reaches the caller as an error.
-    logging.getLogger(SERVE_LOGGER).setLevel(logging.ERROR)
-    make = make or _carry(llm_judge(config))
-    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make)
+    judge: Any = None if make else LLMJudge(config)
+    application = serve.deployment(**serve_options(config))(JudgeReplica).bind(config, make or (lambda _: judge))
     target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
     try:
         start_serve()
@@ -182,17 +167,12 @@ def deploy_judges(
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         while not _is_running(app_name):
             if time.monotonic() > deadline_at:
-                raise JudgeError(
-                    f"the judge pool {app_name!r} was not up within judge.start_timeout_s={config.start_timeout_s:g}"
-                )
+                late = f"was not up within judge.start_timeout_s={config.start_timeout_s:g}"
+                raise JudgeError(f"the judge pool {app_name!r} {late}")
             time.sleep(POLL_S)
     except (RayServeException, RayError, RuntimeError, TimeoutError, ValueError) as error:
         raise JudgeError(f"the judge pool {app_name!r} did not come up: {root_cause(error)}") from error
     return ServeJudgeHandle(handle)
-
-
-def _carry(judge: Judge) -> Callable[[JudgeConfig], Judge]:
-    return lambda config: judge
 
 
 def _is_running(app_name: str) -> bool:
@@ -209,10 +189,9 @@ def count_replicas(app_name: str) -> PoolSize | None:
     """Replicas of a pool right now; None where Serve does not say. Blocks for some milliseconds."""
     accept_metrics_interval()
     try:
-        deployment = serve.status().applications[app_name].deployments[DEPLOYMENT_NAME]
+        states = serve.status().applications[app_name].deployments[DEPLOYMENT_NAME].replica_states
     except (KeyError, RayError, RayServeException):
         return None
-    states: Mapping[str, int] = deployment.replica_states
     return PoolSize(num_running=states.get("RUNNING", 0), num_starting=states.get("STARTING", 0))
 
 

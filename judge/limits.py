@@ -14,17 +14,19 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from configs.judges import JudgeConfig
-from judge.clock import loop_time
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 
 BURST_SHARE = 0.05
 """Share of a minute's quota that may be spent at once; time gives the rest, so no minute sees more than all."""
 CHARS_PER_TOKEN = 3.0
-PROMPT_TOKENS = 300
-"""Of the judge's instructions, before the first reply tells better."""
-LONG_REST_S = 10.0
-"""A rest that a person will notice."""
+PROMPT_TOKENS = 300  # of the judge's instructions
+LONG_REST_S = 10.0  # a person will notice
 ROUNDING_S = 1e-9
+
+
+def loop_time() -> float:
+    """Seconds on the running loop's clock, which its sleeps and deadlines go by as well. Monotonic."""
+    return asyncio.get_running_loop().time()
 
 
 def most_usage(request: JudgeRequest, config: JudgeConfig) -> Usage:
@@ -62,10 +64,8 @@ class Admission:
     """A call's place. Not settled, it has spent all it reserved."""
 
     reserved: Usage
-    num_under_way: int
-    """Calls under way when it was let out, itself among them."""
-    num_cuts: int
-    """How often the limit had been halved by then."""
+    num_under_way: int  # calls under way when it was let out, itself among them
+    num_cuts: int  # how often the limit had been halved by then
 
 
 class Limits:
@@ -99,7 +99,10 @@ class Limits:
     def rest(self, outcome: Outcome) -> None:
         """Admit nobody for as long as the endpoint asked, but not for ever."""
         if isinstance(outcome, NoVerdict) and outcome.retry_after_s:
-            self._opens_at = max(self._opens_at, loop_time() + min(outcome.retry_after_s, self._max_rest_s))
+            before_s, rest_s = self.rest_s(), min(outcome.retry_after_s, self._max_rest_s)
+            self._opens_at = max(self._opens_at, loop_time() + rest_s)
+            if rest_s >= LONG_REST_S > before_s:
+                self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls: verdicts wait")
 
     @contextlib.asynccontextmanager
     async def admitted(self, usage: Usage) -> AsyncIterator[Admission]:
@@ -120,11 +123,7 @@ class Limits:
             self._changed.set()
 
     def settle(self, admission: Admission, outcome: Outcome | None) -> None:
-        """Put what the call took in place of what was reserved, and learn from how it went.
-
-        Args:
-            outcome: None where no call was made after all.
-        """
+        """Put what a call took in place of what was reserved, and learn from how it went; None: it was not made."""
         self._spend(outcome.usage if outcome else Usage(), admission.reserved)
         if isinstance(outcome, Verdict):
             self._window = min(self._most, self._window + 1 / self._window)
@@ -133,10 +132,7 @@ class Limits:
             if outcome.failure is Failure.THROTTLED and admission.num_cuts == self._num_cuts:
                 self._window = max(1.0, self._window / 2)
                 self._num_cuts += 1
-            rest_s = self.rest_s()
             self.rest(outcome)
-            if self.rest_s() >= LONG_REST_S > rest_s:
-                self._warn(f"the judge's endpoint asks for {self.rest_s():.0f} s without calls: verdicts wait")
 
     def _wait_s(self, usage: Usage) -> float:
         """Seconds until it is worth looking again; infinite where only the end of another call helps."""

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from actors.errors import JudgeError
-from judge.clock import loop_time
+from judge.limits import loop_time
 from judge.verdict import AVAILABILITY, Failure, JudgeRequest, NoVerdict, Outcome
 
-OPENS_AFTER = 10
-"""Calls that failed in a row, none succeeding between them."""
+OPENS_AFTER = 10  # calls that failed in a row, none succeeding between them
 FIRST_PROBE_S = 1.0
 MAX_PROBE_S = 10.0
 PROBE = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
@@ -78,13 +77,10 @@ class Breaker:
         """A call failed for want of a judge, not because of what was asked."""
         self._num_failures += 1
         if self._num_failures >= OPENS_AFTER:
-            self._open(FIRST_PROBE_S)
+            self.trip(FIRST_PROBE_S)
 
-    def trip(self) -> None:
-        """Ask with a probe, now, whether the judges are there: somebody has tried in vain and saw nobody succeed."""
-        self._open(0.0)
-
-    def _open(self, first_probe_s: float) -> None:
+    def trip(self, first_probe_s: float = 0.0) -> None:
+        """Ask with a probe whether the judges are there: somebody has tried in vain and saw nobody succeed."""
         if not self.is_open:
             self._closed.clear()
             self._num_failed_probes, self._next_probe_s = 0, first_probe_s
@@ -97,12 +93,11 @@ class Breaker:
         """
         if not self.is_open:
             return
-        if self._waiting_since is None:
-            self._waiting_since = loop_time()
         async with self._probing:
             while self.is_open:
+                since = self._waiting_since = self._waiting_since or loop_time()
                 # An outage has its deadline as well, once a probe has shown that it is one.
-                if self._num_failed_probes and loop_time() - self._waiting_since >= self._max_pause_s:
+                if self._num_failed_probes and loop_time() - since >= self._max_pause_s:
                     raise JudgeError(
                         f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
                         f"{self._to_go_on}, then start the same command with --resume"

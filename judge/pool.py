@@ -1,31 +1,30 @@
 """The way of a verdict: what needs no LLM first, then the store, then another group's call under way, then a call.
 
-What rules decide waits for no limit, no outage and no replica. Pure asyncio behind Protocols. Limits are global for a
-run, whatever the number of replicas: there is one pool.
+What rules decide waits for no limit, no outage and no replica. Pure asyncio; limits are global for a run, whatever the
+number of replicas: there is one pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 from configs.judges import JudgeConfig
 from judge.calls import JudgeHandle, LLMCalls
-from judge.chain import Closing, local_judges
-from judge.clock import loop_time
-from judge.counts import JudgeCounts
-from judge.llm.cache import JudgedAnswer, verdict_key
-from judge.verdict import FINAL, Failure, Judge, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, failure_of
+from judge.limits import loop_time
+from judge.llm.cache import JudgedAnswer, VerdictCache, verdict_key
+from judge.rules.judge import RulesJudge
+from judge.trust.precheck import Precheck
+from judge.verdict import FINAL, Failure, Judge, JudgeCounts, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
+
+_OPEN: Outcome = NoVerdict(reason="no judge was asked", failure=Failure.UNDECIDED)
 
 
-class VerdictStore(Protocol):
-    """Verdicts of LLMs that are known already, such as a `judge.llm.cache.VerdictCache`."""
-
-    async def get(self, keys: Sequence[str]) -> dict[str, Verdict]: ...
-
-    async def put(self, answers: Sequence[JudgedAnswer]) -> None: ...
+def local_judges(config: JudgeConfig) -> list[Judge]:
+    """Those that need no LLM, for the process that asks: what is always checked, and the rules where they are named."""
+    rules = [RulesJudge.from_config(config)] if "rules" in config.chain else []
+    return [Precheck(max_answer_chars=config.max_answer_chars), *rules]
 
 
 class JudgePool:
@@ -35,7 +34,8 @@ class JudgePool:
         handle: reaches the LLM of `judge.chain`; None where the chain has none.
         store: verdicts that need no call; None keeps none.
         judge_version: of the LLM in the chain, as its verdicts carry it: part of their keys in the store.
-        local: decides first, in this process, without blocking its loop; None takes what the chain has before its LLM.
+        local: decide in this process, without blocking its loop, each on what the ones before left open; None takes
+            what the chain has before its LLM.
         wake: see `judge.calls.LLMCalls`.
         warn: tells a person why the run waits.
     """
@@ -45,9 +45,9 @@ class JudgePool:
         handle: JudgeHandle | None,
         config: JudgeConfig,
         *,
-        store: VerdictStore | None = None,
+        store: VerdictCache | None = None,
         judge_version: str = "",
-        local: Judge | None = None,
+        local: Sequence[Judge] | None = None,
         wake: Callable[[], Awaitable[None]] | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -64,34 +64,29 @@ class JudgePool:
         """What judging has taken until now."""
         return self._counts + self._calls.counts if self._calls else self._counts
 
-    async def aclose(self) -> None:
-        """Let go of what the local judges hold."""
-        if isinstance(self._local, Closing):
-            await self._local.aclose()
-
     async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """One outcome per prediction. Equal ones are judged once, also those that another group asks about right now.
 
         Raises:
-            JudgeError: the judges were away for longer than `max_pause_s`, or the store cannot be used.
+            JudgeError: the judges were away for longer than `max_pause_s`.
         """
         started = loop_time()
-        distinct = tuple(dict.fromkeys(request.predictions))
-        decided = await self._local.grade(replace(request, predictions=distinct))
-        outcomes = dict(zip(distinct, decided, strict=True))
+        outcomes: dict[str, Outcome] = dict.fromkeys(request.predictions, _OPEN)
+        for judge in self._local:
+            left = _undecided(outcomes)
+            outcomes |= zip(left, await judge.grade(replace(request, predictions=left)), strict=True)
         if self._calls is not None:
-            undecided = [p for p, outcome in outcomes.items() if failure_of(outcome) is Failure.UNDECIDED]
-            known = await self._known(request, undecided)
-            outcomes |= known | await _each(request, [p for p in undecided if p not in known], self._share)
+            outcomes |= await self._known(request, _undecided(outcomes))
+            outcomes |= await self._ask(request, _undecided(outcomes))
         graded = _in_order(request.predictions, outcomes)
         num_unjudged = sum(isinstance(outcome, NoVerdict) for outcome in graded)
         self._counts += JudgeCounts(num_groups=1, num_unjudged=num_unjudged, total_s=loop_time() - started)
         return graded
 
-    async def grade_by_llm(self, request: JudgeRequest) -> tuple[Outcome, ...]:
-        """As `grade`, by the LLM as it is now: past rules and store, counted as no group. Limits hold as for others."""
+    async def grade_by_llm(self, request: JudgeRequest) -> Outcome:
+        """On one prediction, by the LLM as it is now: past rules and store, counted as no group. Limits hold."""
         assert self._calls is not None, "judge.chain has no LLM"
-        return _in_order(request.predictions, await _each(request, request.predictions, self._calls.ask))
+        return await self._calls.ask(request)
 
     async def _known(self, request: JudgeRequest, predictions: Sequence[str]) -> dict[str, Outcome]:
         """What needs no call, by prediction."""
@@ -103,52 +98,44 @@ class JudgePool:
         self._counts += JudgeCounts(num_cache_hits=len(known))
         return known
 
+    async def _ask(self, request: JudgeRequest, predictions: Sequence[str]) -> dict[str, Outcome]:
+        """Outcomes by prediction, all asked about at the same time. The first error ends the others."""
+        tasks = {p: asyncio.create_task(self._share(replace(request, predictions=(p,)))) for p in predictions}
+        try:
+            return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
     async def _share(self, request: JudgeRequest) -> Outcome:
-        """Ask, unless somebody is asking already: whoever does waits for that outcome.
+        """Ask and keep the verdict, unless somebody is asking already: whoever does waits for that outcome.
 
         What another try cannot change is shared: verdicts, and failures of the question itself. Any other failure, or
         an asker that left, is nobody else's outcome. What a call took stands with who made it.
         """
+        assert self._calls is not None
         while under_way := self._under_way.get(request):
             outcome = await asyncio.shield(under_way)
-            if outcome is not None and failure_of(outcome) in (None, *FINAL):
+            if outcome is not None and outcome.failure in (None, *FINAL):
                 return replace(outcome, usage=Usage())
         mine = self._under_way[request] = asyncio.get_running_loop().create_future()
         outcome = None
         try:
-            outcome = await self._ask(request)
+            outcome = await self._calls.ask(request)
+            if self._store is not None and isinstance(outcome, Verdict) and outcome.usage.num_calls:
+                texts = {"question": request.question, "reference": request.reference}
+                await self._store.put(JudgedAnswer(**texts, prediction=request.predictions[0], verdict=outcome))
             return outcome
         finally:
             del self._under_way[request]
             mine.set_result(outcome)
 
-    async def _ask(self, request: JudgeRequest) -> Outcome:
-        """Call, and keep what an LLM decided. A failure is no verdict."""
-        assert self._calls is not None
-        outcome = await self._calls.ask(request)
-        if self._store is not None and isinstance(outcome, Verdict) and outcome.usage.num_calls:
-            question, reference, (prediction,) = request.question, request.reference, request.predictions
-            answer = JudgedAnswer(question=question, reference=reference, prediction=prediction, verdict=outcome)
-            await self._store.put([answer])
-        return outcome
 
-
-async def _each(
-    request: JudgeRequest, predictions: Sequence[str], ask: Callable[[JudgeRequest], Coroutine[Any, Any, Outcome]]
-) -> dict[str, Outcome]:
-    """Outcomes by prediction, each asked about once, all at the same time. The first error ends the others."""
-    tasks = {p: asyncio.create_task(ask(replace(request, predictions=(p,)))) for p in dict.fromkeys(predictions)}
-    try:
-        return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
-    finally:
-        for task in tasks.values():
-            task.cancel()
+def _undecided(outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+    return tuple(p for p, outcome in outcomes.items() if outcome.failure is Failure.UNDECIDED)
 
 
 def _in_order(predictions: Sequence[str], outcomes: dict[str, Outcome]) -> tuple[Outcome, ...]:
     """One outcome per prediction. What its call took stands with the first of equal ones, so that sums are right."""
-    first = {prediction: index for index, prediction in reversed(list(enumerate(predictions)))}
-    return tuple(
-        outcomes[prediction] if first[prediction] == index else replace(outcomes[prediction], usage=Usage())
-        for index, prediction in enumerate(predictions)
-    )
+    left = dict(outcomes)
+    return tuple(left.pop(p) if p in left else replace(outcomes[p], usage=Usage()) for p in predictions)

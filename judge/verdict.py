@@ -1,4 +1,4 @@
-"""What is asked of a judge and what comes back: one outcome per prediction.
+"""What is asked of a judge, what comes back, one outcome per prediction, and what that took.
 
 A verdict is a decision. Where none could be had there is a `NoVerdict`, which is masked later and never counts as
 a wrong answer: training on an outage would teach the policy noise.
@@ -6,16 +6,11 @@ a wrong answer: training on an outage would teach the policy noise.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Protocol, TypeAlias
-
-from actors.episode import Episode, PlayedGroup
-from actors.errors import JudgeError
-
-FORMAT_RULE = "format"
-"""Name of the judge of episodes that gave no answer."""
+from typing import ClassVar, Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +27,6 @@ class Usage:
     def num_tokens(self) -> int:
         return self.prompt_tokens + self.reply_tokens
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -50,23 +42,18 @@ class Verdict:
     model: str = ""
     """The model that answered, by the endpoint's own word: a name such as `gpt-4o` moves from one to another."""
     usage: Usage = Usage()
+    failure: ClassVar[None] = None
 
 
 class Failure(StrEnum):
     """Why there is no verdict: it decides what a caller does next."""
 
-    UNDECIDED = "undecided"
-    """This judge cannot tell; the next one of the chain may."""
-    UNUSABLE = "unusable"
-    """The judge replied, but not with one verdict. Another try may help."""
-    UNREACHABLE = "unreachable"
-    """No reply: connection, time-out, server error, lost replica. Another try may help; many mean an outage."""
-    THROTTLED = "throttled"
-    """Too many calls (429). Fewer at a time will help."""
-    DENIED = "denied"
-    """Key, model or address refused (401, 403, 404). No call will succeed until somebody mends it."""
-    REJECTED = "rejected"
-    """This one request is refused (400, 422, a content filter). No other try will help."""
+    UNDECIDED = "undecided"  # this judge cannot tell; the next one of the chain may
+    UNUSABLE = "unusable"  # the judge replied, but not with one verdict. Another try may help
+    UNREACHABLE = "unreachable"  # no reply: connection, time-out, server error, lost replica; many mean an outage
+    THROTTLED = "throttled"  # too many calls (429). Fewer at a time will help
+    DENIED = "denied"  # key, model or address refused (401, 403, 404). No call will succeed until somebody mends it
+    REJECTED = "rejected"  # this one request is refused (400, 422, a content filter). No other try will help
 
 
 FINAL = frozenset({Failure.REJECTED, Failure.UNDECIDED})
@@ -91,11 +78,6 @@ class NoVerdict:
 Outcome: TypeAlias = Verdict | NoVerdict
 
 
-def failure_of(outcome: Outcome) -> Failure | None:
-    """Why there is no verdict; None where there is one."""
-    return outcome.failure if isinstance(outcome, NoVerdict) else None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRequest:
     """Answers to one question, of a group or one alone. Text only: a judge sees neither picture nor reasoning."""
@@ -106,66 +88,65 @@ class JudgeRequest:
 
 
 class Judge(Protocol):
-    """A backend: decides on all predictions of a request, in their order."""
+    """A backend, or a pool of them: decides on all predictions of a request, in their order."""
 
-    async def grade(self, request: JudgeRequest) -> list[Outcome]:
+    async def grade(self, request: JudgeRequest) -> Sequence[Outcome]:
         """One outcome per prediction. Raises JudgeError where another try may help."""
         ...
 
 
-def judge_request(group: PlayedGroup) -> JudgeRequest:
-    """What has to be judged of a group: the answers of the episodes that gave one, in the order of the episodes."""
-    answers = tuple(episode.answer for episode in group.episodes if episode.answer is not None)
-    return JudgeRequest(question=group.question, reference=group.answer, predictions=answers)
-
-
-def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """Outcomes of the answered episodes -> one per episode; an episode without an answer is wrong by definition.
-
-    Args:
-        episodes: the G episodes of a group.
-        graded: outcomes of those that have an answer, in the same order (see `judge_request`).
-    """
-    num_answered = sum(episode.answer is not None for episode in episodes)
-    assert len(graded) == num_answered, (len(graded), num_answered)
-    remaining = iter(graded)
-    return tuple(
-        next(remaining)
-        if episode.answer is not None
-        else Verdict(is_correct=False, judge=FORMAT_RULE, reason=f"no answer: {episode.status.value}")
-        for episode in episodes
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradeReply:
-    """What a replica of the pool sends back."""
+    """What a replica of the pool sends back about one answer."""
 
-    outcomes: tuple[Outcome, ...]
-    """One per prediction, in their order."""
+    outcome: Outcome
     service_s: float
     """Seconds from the replica's start on the request to its end: the rest of a round trip was waiting."""
 
 
-def check_reply(reply: object, num_predictions: int) -> GradeReply:
-    """As `check_outcomes`, for what a replica sent."""
-    if not isinstance(reply, GradeReply):
-        raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a GradeReply")
-    check_outcomes(reply.outcomes, num_predictions)
-    return reply
+async def grade_one(judge: Judge, request: JudgeRequest) -> GradeReply:
+    """Have a judge decide on the one prediction of a request. A reply that is not one outcome is `UNUSABLE`."""
+    started = time.monotonic()
+    outcomes: object = await judge.grade(request)
+    match outcomes:
+        case [Verdict() | NoVerdict() as outcome]:
+            pass
+        case _:
+            outcome = NoVerdict(reason=f"a judge replied with {outcomes!r:.80}", failure=Failure.UNUSABLE)
+    return GradeReply(outcome=outcome, service_s=time.monotonic() - started)
 
 
-def check_outcomes(reply: object, num_predictions: int) -> tuple[Outcome, ...]:
-    """Take what a judge replied, if it is one outcome per prediction: else nobody can tell which belongs to which.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCounts:
+    """What judging has taken since its pool came up; the difference of two is what happened between them."""
 
-    Raises:
-        JudgeError: wrong type or wrong length.
-    """
-    if not isinstance(reply, list | tuple):
-        raise JudgeError(f"a judge replied with {type(reply).__name__}, not with a list of outcomes")
-    if len(reply) != num_predictions:
-        raise JudgeError(f"a judge replied with {len(reply)} outcomes for {num_predictions} predictions")
-    for outcome in reply:
-        if not isinstance(outcome, Verdict | NoVerdict):
-            raise JudgeError(f"a judge replied with {type(outcome).__name__} where an outcome belongs")
-    return tuple(reply)
+    num_groups: int = 0
+    num_calls: int = 0  # calls to replicas, one per answer, further tries and probes included
+    num_retries: int = 0  # calls about an answer after its first one
+    num_throttled: int = 0  # predictions turned away with 'too many calls' (429)
+    num_unjudged: int = 0  # predictions that ended without a verdict
+    num_cache_hits: int = 0  # predictions whose verdict was known from an earlier call
+    num_llm_calls: int = 0  # calls that replicas made to an LLM
+    num_lost_calls: int = 0  # of these, calls that brought no reply. Tokens and cost hold what they may have taken
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    cost_usd: float = 0.0  # at the prices of judge.llm
+    num_replies: int = 0  # calls that a replica answered: the cases of `queue_s`
+    queue_s: float = 0.0  # seconds of round trips in which no replica worked on the request, all replies added up
+    total_s: float = 0.0  # seconds of all groups added up; groups are judged at the same time
+    paused_s: float = 0.0  # seconds in which somebody waited for an outage to end
+
+    @property
+    def mean_queue_s(self) -> float:
+        return self.queue_s / max(1, self.num_replies)
+
+    @property
+    def mean_s(self) -> float:
+        """Seconds from a group's question to its last verdict."""
+        return self.total_s / max(1, self.num_groups)
+
+    def __add__(self, other: JudgeCounts) -> JudgeCounts:
+        return replace(self, **{name: amount + getattr(other, name) for name, amount in asdict(self).items()})
+
+    def __sub__(self, earlier: JudgeCounts) -> JudgeCounts:
+        return replace(self, **{name: amount - getattr(earlier, name) for name, amount in asdict(self).items()})

@@ -13,15 +13,13 @@ import numpy as np
 from rich.table import Table
 
 from configs.judges import JudgeConfig
-from judge.chain import Closing, llm_judge
-from judge.counts import JudgeCounts
-from judge.llm.apikey import read_key
 from judge.llm.cache import open_cache
+from judge.llm.client import LLMJudge
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
-from judge.verdict import GradeReply, Judge, JudgeRequest, Verdict
+from judge.verdict import GradeReply, Judge, JudgeCounts, JudgeRequest, Verdict, grade_one
 
 MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` has all of them
 MAX_PAUSE_S = 30.0  # somebody sits before a check: an outage is not waited out as in a run
@@ -35,21 +33,20 @@ class InProcess:
     judge: Judge
 
     async def grade(self, request: JudgeRequest) -> GradeReply:
-        started = time.monotonic()
-        outcomes = tuple(await self.judge.grade(request))
-        return GradeReply(outcomes=outcomes, service_s=time.monotonic() - started)
+        return await grade_one(self.judge, request)
 
 
 @asynccontextmanager
 async def pool_in_process(
     config: JudgeConfig,
     *,
-    make: Callable[[JudgeConfig], Judge] = llm_judge,
+    make: Callable[[JudgeConfig], Judge] | None = None,
     has_cache: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[JudgePool]:
-    """A pool over the LLM of the chain, which `make` builds; `has_cache`: with `judge.cache`. Ray starts only where
-    `judge.chain` names `cluster`. Raises JudgeError where the key cannot be read or the cluster's LLM does not come up.
+    """A pool over the LLM of the chain, which `make` builds, by default that of the config, whose endpoint is asked
+    first; `has_cache`: with `judge.cache`. Ray starts only where `judge.chain` names `cluster`. Raises JudgeError where
+    the endpoint refuses, or the cluster's LLM does not come up.
     """
     async with AsyncExitStack() as cleanup:
         if "cluster" in config.chain:
@@ -58,15 +55,16 @@ async def pool_in_process(
             config = await cleanup.enter_async_context(llm_in_cluster(config))
         handle = store = None
         if config.has_llm:
-            read_key(config.llm)  # a missing key ends the command, not each call
-            handle = InProcess(judge=make(config))
-            if isinstance(handle.judge, Closing):
+            if make is None:
+                from judge.llm.preflight import preflight_judge  # imports the endpoint's client
+
+                await preflight_judge(config, warn=warn)
+            handle = InProcess(judge=(make or LLMJudge)(config))
+            if isinstance(handle.judge, LLMJudge):
                 cleanup.push_async_callback(handle.judge.aclose)
             if has_cache and (store := open_cache(config, warn)):
                 cleanup.callback(store.close)
-        pool = JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
-        cleanup.push_async_callback(pool.aclose)
-        yield pool
+        yield JudgePool(handle, config, store=store, judge_version=judge_version(config), warn=warn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +140,7 @@ class JudgeReport:
 
 
 async def check_judge(
-    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] = llm_judge
+    config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] | None = None
 ) -> JudgeReport:
     """Ask about every row of the files, of the shipped sets where none is given.
 

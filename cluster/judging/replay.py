@@ -23,12 +23,10 @@ from actors.errors import RunError
 from cluster.judging.check import pool_in_process
 from cluster.records.episodes import EPISODES
 from configs.judges import JudgeConfig
-from judge.chain import llm_judge
-from judge.counts import JudgeCounts
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import Rate
-from judge.verdict import Judge, JudgeRequest, Verdict
+from judge.verdict import Judge, JudgeCounts, JudgeRequest, Verdict
 
 DECIDED = {True: "right", False: "wrong", None: "no verdict"}
 NO_ANSWER = "no answer"  # wrong under every judge
@@ -97,7 +95,7 @@ async def replay_run(
     run_dir: Path,
     config: JudgeConfig,
     *,
-    make: Callable[[JudgeConfig], Judge] = llm_judge,
+    make: Callable[[JudgeConfig], Judge] | None = None,
     advance: Callable[[int, int], None] = lambda num_done, num_all: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReplayReport:

@@ -11,12 +11,10 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from configs.schema import Config
-from judge.counts import JudgeCounts
+from judge.pool import local_judges
 from judge.trust.canary import CanaryWatch, draw_canaries, first_undecided
-from judge.trust.check import certain_rules
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, GoldRow, read_gold
-from judge.trust.precheck import Precheck
-from judge.verdict import JudgeRequest, Outcome
+from judge.verdict import JudgeCounts, JudgeRequest, Outcome
 
 
 class WatchedJudges(Protocol):
@@ -25,8 +23,8 @@ class WatchedJudges(Protocol):
     @property
     def counters(self) -> JudgeCounts: ...
 
-    async def grade_by_llm(self, request: JudgeRequest) -> tuple[Outcome, ...]:
-        """Verdicts of the LLM as it is now: past rules and cache, counted as no group."""
+    async def grade_by_llm(self, request: JudgeRequest) -> Outcome:
+        """Of the LLM as it is now: past rules and cache, counted as no group."""
 
 
 class JudgeWatch:
@@ -44,8 +42,7 @@ class JudgeWatch:
         self._share = config.judge.canary_share if config.judge.has_llm else 0.0
         self._seed = config.run.seed
         self._rows = (*read_gold(GOLD_FILE), *read_gold(ATTACKS_FILE)) if self._share else ()
-        rules = [certain_rules(config.judge)] if "rules" in config.judge.chain else []
-        self._before_llm = [Precheck(max_answer_chars=config.judge.max_answer_chars), *rules]
+        self._before_llm = local_judges(config.judge)
         self._canaries = CanaryWatch(alarm=config.judge.canary_alarm, stop=config.judge.canary_stop)
         self._warn = warn
         self._count_replicas = count_replicas
@@ -107,10 +104,8 @@ class JudgeWatch:
 
     async def _judge_canary(self, rows: Sequence[GoldRow]) -> None:
         row = await first_undecided(rows, self._before_llm)
-        if row is not None:
-            (outcome,) = await self._judges.grade_by_llm(row.request)
-            if warning := self._canaries.add(row, outcome):
-                self._warn(warning)
+        if row and (warning := self._canaries.add(row, await self._judges.grade_by_llm(row.request))):
+            self._warn(warning)
 
     async def _ask_replicas(self, count_replicas: Callable[[], int | None]) -> None:
         self._num_replicas = await asyncio.to_thread(count_replicas)

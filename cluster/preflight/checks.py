@@ -24,6 +24,7 @@ from cluster.preflight.machine import (
     socket_problem,
 )
 from cluster.preflight.model_files import (
+    chat_problem,
     find_lfs_pointers,
     length_problem,
     looks_like_hub_id,
@@ -34,7 +35,6 @@ from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
 from configs.schema import Config
 from judge.llm.prompt import load_wording
-from judge.llm.served_model import check_model_folder
 
 Check = Callable[[], object]
 """Raises on a problem: a ValueError, an OSError or one of our errors."""
@@ -186,11 +186,10 @@ def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:
     yield from _raised([lambda: load_wording(config.llm.prompt)])
     if "cluster" not in config.chain:
         return
-    folder = Path(config.llm.model)
-    flaws = [] if looks_like_hub_id(config.llm.model) else list(_raised([lambda: check_model_folder(folder)]))
-    flaws = flaws or list(_problems(model_folder_problems("judge.llm.model", config.llm.model)))
+    flaws = list(_problems(model_folder_problems("judge.llm.model", config.llm.model)))
     yield from flaws
     wanted = config.cluster.max_model_len
     setting = f"judge.cluster.max_model_len={wanted}"
-    if not flaws and (problem := length_problem(wanted, setting, folder, "judge.llm.model")):
-        yield ValueError(problem)
+    if not flaws:
+        length = length_problem(wanted, setting, Path(config.llm.model), "judge.llm.model")
+        yield from (ValueError(line) for line in (chat_problem("judge.llm.model", config.llm.model), length) if line)

@@ -66,6 +66,15 @@ def model_folder_problems(key: str, path: str, *, needs_weights: bool = True) ->
         yield from (f"{key}={path!r} {flaw}: copy the model again" for flaw in _weight_flaws(folder))
 
 
+def chat_problem(key: str, path: str) -> str | None:
+    """Why no chat can be held with the model of a folder that an engine can load; None where one can."""
+    settings, templates = Path(path) / "tokenizer_config.json", Path(path).glob("chat_template.*")
+    if not settings.is_file():
+        return f"{key}={path!r} has no {settings.name}: give a folder in Hugging Face's format"
+    has_template = any(templates) or '"chat_template"' in settings.read_text(errors="replace")
+    return None if has_template else f"{key}={path!r} has no chat template: give a model that is made for chats"
+
+
 def _why_no_model(folder: Path, path: str) -> str:
     if folder.exists():
         return "holds no config.json: give a Hugging Face model folder"

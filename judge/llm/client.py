@@ -7,7 +7,6 @@ kind says what went wrong.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from dataclasses import replace
 from typing import Any
@@ -15,37 +14,28 @@ from typing import Any
 from openai import APIError, AsyncOpenAI
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig, LLMJudgeConfig
-from configs.require import require
-from judge.llm.apikey import hide_keys, read_key
-from judge.llm.endpoint import MAX_REASON_CHARS, connect, describe_failure, proxy_of
-from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording
-from judge.llm.reply import read_completion
+from configs.judges import JudgeConfig
+from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of, read_key
+from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording, read_completion
 from judge.llm.version import judge_version
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
-
-LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
-"""They tell of every call, address and all."""
 
 
 class LLMJudge:
     """Asks about all predictions of a request at once.
 
-    The driver makes it, and until its first call it is a plain value that travels to replicas as it is: the wording
-    and the secret of the run go with it, and only the key is read where it judges.
+    The driver makes it, and until its first call it is a plain value that travels to replicas: the wording and the
+    secret of the run go with it, and only the key is read where it judges.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
         """Reads the wording and draws the secret of the run; nothing is connected.
 
         Raises:
-            ValueError: the wording cannot be used, or `cluster` judges and nobody filled in its address.
+            ValueError: the wording cannot be used.
         """
-        self._name, self._config, llm = config.chain[-1], config, config.llm
-        needs_address = self._name == "cluster" and llm.base_url == LLMJudgeConfig().base_url
-        remedy = "judge.chain ends in cluster, whose LLM is not up; give the address where it is served"
-        require(not needs_address, "judge.llm.base_url", llm.base_url, remedy)
-        self._prompt = load_wording(llm.prompt).filled(config)
+        self._name, self._config = config.chain[-1], config
+        self._prompt = load_wording(config.llm.prompt).filled(config)
         self._secret = secrets.token_bytes(32)
         self._version = judge_version(config)
         self._client: AsyncOpenAI | None = None
@@ -65,50 +55,45 @@ class LLMJudge:
     async def aclose(self) -> None:
         """Close the connections. Another `grade` would open new ones."""
         client, self._client = self._client, None
-        if client is not None:
+        if client:
             await client.close()
 
     def _connected(self) -> AsyncOpenAI:
-        """The client, with the key as it stands now if the endpoint refused the one before.
-
-        Raises:
-            JudgeError: the key cannot be read, or the environment's proxy cannot be used.
-        """
+        """The client, with the key as it stands now if the endpoint refused the one before. Raises as these two."""
         if self._client is None or self._is_key_stale:
-            for name in LOGGERS:
-                logging.getLogger(name).setLevel(logging.WARNING)
             key = read_key(self._config.llm)
             self._keys.add(key)
-            self._client = connect(self._config.llm, key, is_own=self._name == "cluster", before=self._client)
-            self._is_key_stale = False
+            if self._client is None:
+                self._client = connect(self._config.llm, key, is_own=self._name == "cluster")
+            self._client.api_key, self._is_key_stale = key or NO_KEY, False
         return self._client
 
     async def _judge(self, client: AsyncOpenAI, request: JudgeRequest, prediction: str) -> Outcome:
         llm = self._config.llm
-        caps = {"max_field_chars": llm.max_field_chars, "max_answer_chars": self._config.max_answer_chars}
-        texts = clean_texts(request.question, request.reference, prediction, **caps)
+        asked, cap = (request.question, request.reference, prediction), self._config.max_answer_chars
+        texts = clean_texts(*asked, max_field_chars=llm.max_field_chars, max_answer_chars=cap)
         if not texts["reference"]:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
         outcome = await self._call(client, build_messages(self._prompt, texts, self._secret))
+        reason = outcome.reason
         if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)[1]):
-            outcome = replace(outcome, reason=f"through {proxy}: {outcome.reason}"[:MAX_REASON_CHARS])
-        return replace(outcome, reason=hide_keys(outcome.reason, self._keys))
+            reason = f"through {proxy}: {reason}"
+        return replace(outcome, reason=one_line(reason, self._keys))
 
     async def _call(self, client: AsyncOpenAI, messages: Any) -> Outcome:
         llm = self._config.llm
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
             async with asyncio.timeout(llm.try_timeout_s) as deadline:
-                response = await client.chat.completions.with_raw_response.create(
-                    messages=messages, **call_options(llm)
-                )
+                raw = client.chat.completions.with_raw_response
+                response = await raw.create(messages=messages, **call_options(llm))
         except TimeoutError:
             if not deadline.expired():
                 raise
             reason = f"no reply within judge.llm.try_timeout_s={llm.try_timeout_s:g}"
             return NoVerdict(reason=reason, usage=Usage(num_calls=1, num_lost_calls=1))
         except APIError as error:
-            outcome = describe_failure(error, self._keys)
+            outcome = describe_failure(error)
             self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
         return read_completion(response.http_response.text, llm.reply, judge=self._name, judge_version=self._version)

@@ -1,89 +1,100 @@
-"""The way to an endpoint: its client, with or without a proxy, and what a failed call says.
-
-A failure tells which kind it is, how long to wait, and a reason that can be shown.
-"""
+"""The way to an endpoint: its key, its client with or without a proxy, and what a failed call says."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import math
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from openai import (
-    APIError,
-    APIStatusError,
-    AsyncAzureOpenAI,
-    AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    OpenAIError,
-    Timeout,
-)
+from openai import APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAIError, Timeout
+from openai import DefaultAsyncHttpxClient as HttpClient
 
 from actors.errors import JudgeError
 from configs.judges import LLMJudgeConfig
-from judge.llm.apikey import hide_keys
 from judge.verdict import Failure, NoVerdict, Usage
 
 NO_KEY = "none"
 """Sent where the endpoint wants no key: without any the client would look for one in the environment."""
-CONNECT_S = 10.0
 MAX_REASON_CHARS = 200
-PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+MIN_HIDDEN_CHARS = 8
+"""The start of a key is hidden as well when at least so much of it stands there."""
+_KEY = re.compile(r"[!-~]{1,16384}")
+_PROXY = re.compile(r"(?:https?|socks5h?)://(?:[^@/\s]*@)?[^@:/\s]+(?::\d+)?/?")
 _DENIED = frozenset({401, 402, 403, 404, 405, 407, 410})
 _UNREACHABLE = frozenset({408, 409, 425})
 QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that no wait mends: the account is empty."""
 
 
-def connect(
-    config: LLMJudgeConfig, key: str, *, is_own: bool = False, before: AsyncOpenAI | None = None
-) -> AsyncOpenAI:
-    """A client of the endpoint that tries once; deadlines are its caller's. Nothing is connected yet.
+def read_key(config: LLMJudgeConfig) -> str:
+    """The key from its file or environment variable; empty where the config names neither.
 
-    Args:
-        is_own: the cluster serves the model: no proxy stands between.
-        before: a client with another key, whose connections stay.
+    Raises:
+        JudgeError: nothing there, or nothing that can be a key. Names the setting and its value, never the key.
+    """
+    if config.api_key_file:
+        where = f"judge.llm.api_key_file={config.api_key_file!r}"
+        try:
+            key = Path(config.api_key_file).expanduser().read_text(encoding="utf-8", errors="replace").strip()
+        except (OSError, RuntimeError) as error:
+            raise JudgeError(f"{where} cannot be read: {error}; give a file that judges may read") from error
+    elif config.api_key_env:
+        where = f"judge.llm.api_key_env={config.api_key_env!r}"
+        key = os.environ.get(config.api_key_env, "").strip()
+    else:
+        return ""
+    if not _KEY.fullmatch(key):  # the HTTP library would quote it in its error
+        what = "holds more than a key (spaces, lines or other signs)" if key else "is empty, or not set for the judge"
+        raise JudgeError(f"{where} {what}; write the key alone there")
+    return key
+
+
+def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncOpenAI:
+    """A client of the endpoint that tries once; deadlines are its caller's. No proxy stands before the cluster's own.
 
     Raises:
         JudgeError: the environment names a proxy that cannot be used.
     """
-    client = before.with_options(api_key=key or NO_KEY) if before else _new_client(config, key, is_own=is_own)
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):  # they tell of every call, address and all
+        logging.getLogger(name).setLevel(logging.WARNING)
+    address, proxy = ("", "") if is_own else proxy_of(config.base_url)
+    # The HTTP library reads nothing of the environment but certificates: it would build every proxy, needed or not.
+    verify = ssl.create_default_context() if os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"} else True
+    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=10.0)}
+    try:
+        settings["http_client"] = HttpClient(trust_env=False, proxy=address or None, verify=verify)
+        if version := config.azure_api_version:
+            settings |= {"azure_endpoint": config.base_url, "api_version": version}
+        client = AsyncAzureOpenAI(**settings) if version else AsyncOpenAI(base_url=config.base_url, **settings)
+    except (ImportError, ValueError, OSError, OpenAIError) as error:
+        remedy = f"; the environment asks for {proxy}: set another one, or NO_PROXY" if proxy else ""
+        why = " ".join(str(error).split())
+        raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be asked: {why}{remedy}") from error
     # The client takes these from the environment; they are no business of another endpoint.
     client.organization = client.project = None
     return client
 
 
-def _new_client(config: LLMJudgeConfig, key: str, *, is_own: bool) -> AsyncOpenAI:
-    address, proxy = ("", "") if is_own else proxy_of(config.base_url)
-    # The HTTP library reads nothing of the environment but certificates: it would build every proxy, needed or not.
-    verify = ssl.create_default_context() if os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"} else True
-    settings: dict[str, Any] = {"api_key": key or NO_KEY, "max_retries": 0, "timeout": Timeout(None, connect=CONNECT_S)}
-    try:
-        settings["http_client"] = DefaultAsyncHttpxClient(trust_env=False, proxy=address or None, verify=verify)
-        if version := config.azure_api_version:
-            return AsyncAzureOpenAI(azure_endpoint=config.base_url, api_version=version, **settings)
-        return AsyncOpenAI(base_url=config.base_url, **settings)
-    except (ImportError, ValueError, OSError, OpenAIError) as error:
-        remedy = f"; the environment asks for {proxy}: set another one, or NO_PROXY" if proxy else ""
-        why = " ".join(str(error).split())
-        raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be asked: {why}{remedy}") from error
-
-
-def is_this_machine(url: str) -> bool:
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    try:
+def is_direct(url: str) -> bool:
+    """Whether no proxy stands before a URL: it is on this machine, or NO_PROXY names it or a network that holds it."""
+    host, no_proxy = (urlsplit(url).hostname or "").rstrip("."), getproxies().get("no", "")
+    if host in ("localhost", socket.gethostname().lower()) or host.endswith(".localhost") or proxy_bypass(host):
+        return True
+    with contextlib.suppress(ValueError):  # a name, or an entry that is no network
         address = ipaddress.ip_address(host)
-    except ValueError:
-        return host in ("localhost", socket.gethostname().lower()) or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+        networks = (ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry)
+        return address.is_loopback or address.is_unspecified or any(address in network for network in networks)
+    return False
 
 
 def proxy_of(url: str) -> tuple[str, str]:
@@ -92,43 +103,24 @@ def proxy_of(url: str) -> tuple[str, str]:
     Raises:
         JudgeError: it is no address of a proxy.
     """
-    parts, proxies = urlsplit(url), getproxies()
-    kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    if not proxies.get(kind) or is_this_machine(url) or _is_exempt(parts.hostname or "", proxies.get("no", "")):
+    scheme, proxies = urlsplit(url).scheme, getproxies()
+    kind = scheme if proxies.get(scheme) else "all"
+    if not proxies.get(kind) or is_direct(url):
         return "", ""
-    address = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
-    try:
-        proxy = urlsplit(address)
-        place = f"{proxy.hostname}:{proxy.port}" if proxy.port else proxy.hostname
-        if place and proxy.scheme in PROXY_SCHEMES:  # user and password are not shown
-            return address, f"the proxy {proxy.scheme}://{place} ({kind.upper()}_PROXY)"
-    except ValueError:
-        pass
-    raise JudgeError(
-        f"{kind.upper()}_PROXY is no address of a proxy: write HOST:PORT after {', '.join(PROXY_SCHEMES)} and ://, or "
-        f"unset it"
-    )
+    address, variable = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}", f"{kind.upper()}_PROXY"
+    if not _PROXY.fullmatch(address):
+        raise JudgeError(f"{variable} is no address of a proxy: write HOST:PORT, http:// or socks5:// before it")
+    return address, f"the proxy {re.sub('//.*@', '//', address)} ({variable})"  # without user and password
 
 
-def _is_exempt(host: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names the host, or a network that holds its address."""
-    try:
-        networks = [ipaddress.ip_network(entry.strip(), strict=False) for entry in no_proxy.split(",") if "/" in entry]
-        return bool(proxy_bypass(host)) or any(ipaddress.ip_address(host) in network for network in networks)
-    except ValueError:
-        return bool(proxy_bypass(host))
-
-
-def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:
-    """The failure of a call as the client raised it, without the keys."""
-    usage, name = Usage(num_calls=1), type(error).__name__
+def describe_failure(error: APIError) -> NoVerdict:
+    """The failure of a call as the client raised it."""
+    usage, name, cause = Usage(num_calls=1), type(error).__name__, error.__cause__ or error
     if not isinstance(error, APIStatusError):
-        cause = error.__cause__ or error
-        reason = one_line(f"{name}: {type(cause).__name__} {cause}", keys)
-        return NoVerdict(reason=reason, failure=Failure.UNREACHABLE, usage=usage)
+        return NoVerdict(reason=f"{name}: {type(cause).__name__} {cause}", usage=usage)
     words = error.body.get("message") if isinstance(error.body, dict) else error.body
     return NoVerdict(
-        reason=one_line(f"status {error.status_code}, {name}: {words or ''}", keys),
+        reason=f"status {error.status_code}, {name}: {words or ''}",
         failure=kind_of_status(error.status_code, error.code),
         retry_after_s=retry_after_s(error.response.headers),
         status=error.status_code,
@@ -137,11 +129,7 @@ def describe_failure(error: APIError, keys: Iterable[str]) -> NoVerdict:
 
 
 def kind_of_status(status: int, code: str | None) -> Failure:
-    """What a status other than success means for the next call.
-
-    Args:
-        code: the endpoint's own word for the error, if any.
-    """
+    """What a status other than success means for the next call; `code` is the endpoint's own word for it, if any."""
     if status == 429:
         return Failure.DENIED if code == QUOTA else Failure.THROTTLED
     if status in _DENIED:
@@ -149,36 +137,19 @@ def kind_of_status(status: int, code: str | None) -> Failure:
     return Failure.REJECTED if 400 <= status < 500 and status not in _UNREACHABLE else Failure.UNREACHABLE
 
 
-def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
-    """Seconds that `retry-after-ms` or `Retry-After` ask for; None where neither can be read.
-
-    A date is taken from the reply's own `Date`, as the clocks of both sides may differ.
-
-    Args:
-        headers: keys in lower case, or a mapping that does not mind.
-        now: stands in for a missing `Date`.
-    """
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that `retry-after-ms` or `retry-after` ask for; None without a number (a date: the caller's own rule)."""
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             seconds = float(headers[name]) * unit_s
-        except (KeyError, ValueError):
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    if (until := _date(headers.get("retry-after"))) is None:
-        return None
-    since = _date(headers.get("date")) or now or datetime.now(UTC)
-    return max(0.0, (until - since).total_seconds())
-
-
-def _date(text: str | None) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text or "")
-    except (ValueError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
+            return max(0.0, seconds) if math.isfinite(seconds) else None
+    return None
 
 
 def one_line(text: str, keys: Iterable[str]) -> str:
-    """One short line, keys hidden before the cut: half a key is a leak as well."""
-    line = " ".join(hide_keys(text, keys).split())
+    """One short line for people. Keys, or as much of one as a cut text may show, are taken out before the cut."""
+    for key in sorted(filter(None, keys), key=len, reverse=True):
+        for size in (len(key), *range(len(key) - 1, MIN_HIDDEN_CHARS - 1, -1)):
+            text = text.replace(key[:size], "[key]")
+    line = " ".join(text.split())
     return "".join(char if char.isprintable() else "?" for char in line)[:MAX_REASON_CHARS]

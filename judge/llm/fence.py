@@ -8,8 +8,6 @@ import json
 import re
 import unicodedata
 
-CODE_CHARS = 16
-
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
 """Control and format characters (zero width, direction, tags), private and unassigned ones, lone surrogates."""
@@ -32,8 +30,7 @@ _SPECIAL_TOKEN = re.compile(
 def clean_text(text: str, max_chars: int) -> str:
     """The text as a judge may see it: visible characters and line feeds, no special tokens, at most `max_chars`.
 
-    A special token is spaced out (`<s>` becomes `< s>`): it stays readable and joins nothing to a new one. Nothing else
-    is rewritten; there is no compatibility folding, which would turn `10²` into `102`.
+    A special token is spaced out (`<s>` becomes `< s>`): it stays readable. Nothing else is rewritten.
     """
     # Cut twice: the first cut bounds the work on a text of any length.
     text = _LINE_ENDS.sub("\n", text[: 4 * max_chars])
@@ -50,9 +47,9 @@ def group_code(secret: bytes, *texts: str) -> str:
     share what stands before the prediction. Only a text that holds the code by chance gets another one.
     """
     *group, _ = texts
-    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+    code = hmac.new(secret, json.dumps(group).encode(), hashlib.sha256).hexdigest()[:16]
     while any(code in text.casefold() for text in texts):
-        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:CODE_CHARS]
+        code = hmac.new(secret, code.encode(), hashlib.sha256).hexdigest()[:16]
     return code
 
 

@@ -1,17 +1,14 @@
-"""What keeps an LLM judge from judging, found before anything starts: wording, model folder, key, endpoint."""
+"""What keeps an endpoint from judging, found before anything starts: key, wording, address, model, form of reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from actors.errors import JudgeError
 from configs.judges import ROUND_TRIP_S, JudgeConfig
-from judge.llm.apikey import read_key
 from judge.llm.client import LLMJudge
-from judge.llm.prompt import load_wording
-from judge.llm.served_model import check_model_folder
+from judge.llm.endpoint import read_key
 from judge.verdict import Failure, JudgeRequest, NoVerdict
 
 TIMEOUT_S = 15.0
@@ -26,20 +23,14 @@ REMEDIES = {
 async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = TIMEOUT_S) -> None:
     """Ask the endpoint one settled question. Needs no Ray; rules alone, and an LLM still to be served, call nobody.
 
-    Args:
-        warn: told of what may pass: too many calls (429), server errors, a slow or unusable reply.
-        timeout_s: deadline of the call.
+    `warn` is told of what may pass: too many calls (429), server errors, a slow or unusable reply.
 
     Raises:
         ValueError: the wording cannot be used.
-        JudgeError: the key cannot be read, the model folder cannot be served, the endpoint cannot be reached, or
-            refuses key, model, address or form of the question.
+        JudgeError: the key cannot be read, or the endpoint cannot be reached or refuses what it is asked.
     """
-    if not config.has_llm:
+    if not config.has_llm or "cluster" in config.chain:
         return
-    load_wording(config.llm.prompt)
-    if "cluster" in config.chain:
-        return check_model_folder(Path(config.llm.model))
     read_key(config.llm)
     hasty = replace(config.llm, try_timeout_s=timeout_s)
     judge = LLMJudge(replace(config, llm=hasty, timeout_s=timeout_s + ROUND_TRIP_S))

@@ -1,13 +1,17 @@
-"""What an LLM judge is asked: our wording around three texts that are data, and the form its reply must take.
+"""What an LLM judge is asked, our wording around three texts that are data, and how its reply is read.
 
 The wording lives in `configs/prompts/judge.yaml` and can be replaced by a file. Question, reference and prediction are
 cleaned and fenced (`judge.llm.fence`) and filled in all at once: what one of them holds is never read as a place for
 another. The prediction comes last, so that the calls of a group share the prompt before it.
+
+A reply is read whole and strictly: anything but one verdict is no verdict, never a zero.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,16 +21,16 @@ import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.fence import clean_text, fence, group_code
+from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
-PROMPT_FORMAT = 1
-"""Raise it when the same wording and texts give another prompt: verdicts kept under the old one no longer count."""
 SAMPLING = {"temperature": 0.0, "seed": 0}
 """Also on further tries: a verdict is a property of the texts, not of how often one asks."""
 FIELDS = ("question", "reference", "prediction")
-PLACES = {"system": ("criterion",), "user": (*FIELDS, "reply", "nonce", "criterion")}
-"""Places that texts of a wording may have; the others have none."""
+PLACES = (*FIELDS, "criterion", "reply", "nonce")
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+_JSON = re.compile(r'_\{_"verdict"_:_([01])_\}_'.replace("_", r"[ \t\r\n]{0,40}"))
+_DIGIT = re.compile(r"_([01])_".replace("_", r"[ \t\r\n]{0,40}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +51,15 @@ class Wording:
     """The same with `choice` and `text`."""
 
     def __post_init__(self) -> None:
-        found = {name: _PLACE.findall(text) for name, text in asdict(self).items()}
-        for name, places in found.items():
-            known = PLACES.get(name, ())
-            if unknown := [place for place in places if place not in known]:
-                raise ValueError(f"{name} has {{{unknown[0]}}}: known there are {', '.join(known) or 'none'}")
-            if not known and not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty")
-        both = [*found["system"], *found["user"]]
-        for place in (*FIELDS, "reply", "criterion"):
-            if (count := both.count(place)) != 1:
-                raise ValueError(f"system and user have {{{place}}} {count} times: write it once")
-        before = found["user"][: found["user"].index("prediction")]
-        if missing := [place for place in ("nonce", "question", "reference") if place not in before]:
+        counts = Counter(_PLACE.findall("".join(asdict(self).values())))
+        for place in sorted({*counts, *PLACES} - {"nonce"}):
+            if counts[place] != (place in PLACES):
+                raise ValueError(f"it has {{{place}}} {counts[place]} times: write each of {', '.join(PLACES)} once")
+        before = self.user.partition("{prediction}")[0]
+        if missing := [place for place in ("nonce", "question", "reference") if f"{{{place}}}" not in before]:
             raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that part")
+        if empty := [name for name, text in asdict(self).items() if name != "system" and not text.strip()]:
+            raise ValueError(f"{empty[0]} is empty")
 
     def filled(self, config: JudgeConfig) -> tuple[str, str]:
         """System and user text for a judge's metric and form of reply, without the data."""
@@ -80,22 +79,16 @@ def load_wording(name: str) -> Wording:
     Raises:
         ValueError: no such file, not YAML, other keys, or places missing; names the setting, its value and the remedy.
     """
-    shipped, wanted = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
+    shipped, keys = FOLDER / f"{name}.yaml", [field.name for field in fields(Wording)]
     try:
         file = shipped if shipped.is_file() else Path(name).expanduser()
         texts = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(texts, dict) or set(texts) != set(wanted):
-            raise ValueError(f"the file must map exactly {', '.join(wanted)} to texts")
-        if wrong := [key for key in wanted if not isinstance(texts[key], str)]:
-            raise ValueError(f"{wrong[0]} is {type(texts[wrong[0]]).__name__}, not a text")
+        if not isinstance(texts, dict) or set(texts) != {*keys} or not all(isinstance(t, str) for t in texts.values()):
+            raise ValueError(f"it must map exactly {', '.join(keys)} to texts")
         return Wording(**texts)
-    except OSError as error:
-        reason: object = f"{error.strerror}; write `judge`, or the path of a YAML file"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = f"not YAML: {' '.join(str(error).split())}"
-    except (ValueError, RuntimeError) as error:
-        reason = error
-    raise ValueError(f"judge.llm.prompt={name!r} is invalid: {reason}")
+    except (OSError, RuntimeError, ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"judge.llm.prompt={name!r} is invalid: {why}; give `judge`, or a YAML file") from error
 
 
 def clean_texts(
@@ -114,13 +107,7 @@ def clean_texts(
 
 
 def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: bytes) -> list[dict[str, str]]:
-    """System and user message of one call.
-
-    Args:
-        prompt: as `Wording.filled` gives it.
-        texts: as `clean_texts` gives them.
-        secret: of the run, for the code of the marks.
-    """
+    """System and user message of one call: a filled wording and cleaned texts, in marks from the secret of the run."""
     code = group_code(secret, *(texts[name] for name in FIELDS))
     words = {name: fence(name, texts[name], code) for name in FIELDS} | {"nonce": code}
     system = [{"role": "system", "content": prompt[0]}] if prompt[0].strip() else []
@@ -129,10 +116,11 @@ def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: by
 
 def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
-    # Models that think take no temperature.
-    sampling = {} if config.thinks else SAMPLING
-    limit = "max_completion_tokens" if config.thinks else "max_tokens"
-    options: dict[str, Any] = {"model": config.model, "n": 1, limit: config.max_reply_tokens, **sampling}
+    options: dict[str, Any] = {"model": config.model, "n": 1}
+    if config.thinks:  # such models take no temperature
+        options |= {"max_completion_tokens": config.max_reply_tokens}
+    else:
+        options |= {"max_tokens": config.max_reply_tokens, **SAMPLING}
     if config.reply == "json":
         verdict = {"type": "integer", "enum": [0, 1]}
         form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}
@@ -142,3 +130,51 @@ def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
         # vLLM's own extension of the protocol, so the client does not know it.
         options["extra_body"] = {"structured_outputs": {"choice": ["0", "1"]}}
     return options
+
+
+def parse_verdict(text: str, form: str) -> bool | None:
+    """True for right, False for wrong; None where the text is not exactly one verdict, white space around it aside.
+
+    With `judge.llm.reply=json` that is one object `{"verdict": 1}` or `{"verdict": 0}`, with the others `1` or `0`.
+    """
+    found = (_JSON if form == "json" else _DIGIT).fullmatch(text)
+    return found[1] == "1" if found else None
+
+
+def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
+    """Outcome of a call that the endpoint answered with success and a body meant to be a chat completion in JSON.
+
+    `form` is that of `judge.llm.reply`; `judge` and `judge_version` are for the verdict.
+    """
+    usage, is_correct = Usage(num_calls=1), None
+    try:
+        completion = json.loads(body)
+        tokens = completion.get("usage") or {}
+        counted = (tokens.get("prompt_tokens"), tokens.get("completion_tokens"))  # 0 where the endpoint does not say
+        prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counted)
+        usage = Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
+        (choice,) = completion["choices"]
+        end, message = choice["finish_reason"], choice["message"]
+        if end == "content_filter":
+            return NoVerdict(reason="the endpoint filtered the reply", failure=Failure.REJECTED, usage=usage)
+        if extras := [name for name in ("refusal", "tool_calls", "function_call") if message.get(name)]:
+            reason = f"the message has a {extras[0]}"
+        elif end != "stop":
+            reason = f"the reply ended by {shown(str(end))}, not by stop"
+        else:
+            is_correct, reason = parse_verdict(message["content"], form), shown(message["content"])
+            reason = f"not a verdict: {reason}" if is_correct is None else f"replied {reason}"
+        model = str(completion.get("model") or "")
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        reason = f"no chat completion with one choice: {shown(body)}"
+    if is_correct is None:
+        return NoVerdict(reason=f"unusable reply: {reason}", failure=Failure.UNUSABLE, usage=usage)
+    return Verdict(
+        is_correct=is_correct, judge=judge, reason=reason, judge_version=judge_version, model=model, usage=usage
+    )
+
+
+def shown(text: str) -> str:
+    """A short, printable form of a text that came from outside."""
+    short = text[:60]
+    return repr(short) if short.isprintable() else ascii(short)

@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-
-ID_CHARS = 12
-CPU_ENGINE_CPUS = 0.5
-"""What a CPU engine reserves: as rollouts do, it takes turns on the cores with the rest of the run."""
-GPU_ENGINE_CPUS = 1.0
-GPU_MEMORY_SHARE = 0.9
-"""Of a GPU, or of the share of one, what vLLM may take."""
-ENGINES_PER_INGRESS = 4
-START_TRIES = 2
-"""An engine that dies twice on its way up would die again."""
-DRAIN_MARGIN_S = 5.0
-ENGINE_CLASS = "JudgeLLMServer"
-CALLBACK_CLASS = "LocalModel"
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise JudgeError unless vLLM can serve chats from the folder with nothing but what lies in it."""
-    where = f"judge.llm.model={str(folder)!r}"
-    if not folder.is_dir():
-        raise JudgeError(f"{where} is no folder: give one with a model in Hugging Face's format")
-    names = {path.name for path in folder.iterdir()}
-    missing = [name for name in ("config.json", "tokenizer_config.json") if name not in names]
-    if not any(name.endswith(".safetensors") for name in names):
-        missing.append("*.safetensors")
-    if missing:
-        raise JudgeError(f"{where} is not a model that can be served: it has no {missing[0]}")
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JudgeError(f"{where}: tokenizer_config.json cannot be read: {error}") from error
-    has_template = bool(names & {"chat_template.jinja", "chat_template.json"})
-    if not (has_template or (isinstance(settings, dict) and settings.get("chat_template"))):
-        raise JudgeError(f"{where} has no chat template: a judge is asked in a chat")
 
 
 def model_id(folder: Path) -> str:
@@ -59,24 +23,7 @@ def model_id(folder: Path) -> str:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             digest.update_mmap(path)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "model"
-    return f"{name}-{digest.hexdigest()[:ID_CHARS]}"
-
-
-def served_name(config: JudgeConfig) -> str:
-    """Name of the LLM, as its endpoint will know it or knows it already: `model_id` of a folder still to be served."""
-    folder = Path(config.llm.model)
-    return model_id(folder) if "cluster" in config.chain and folder.is_dir() else config.llm.model
-
-
-def served_config(config: JudgeConfig, *, base_url: str, model: str) -> JudgeConfig:
-    """What replicas need to talk to the served model: its address and name, and no key.
-
-    Args:
-        base_url: the same on every node, each of which has a proxy on its own loopback interface.
-        model: name by which the endpoint knows it, as `model_id` gives it.
-    """
-    llm = replace(config.llm, model=model, base_url=base_url, azure_api_version="", api_key_file="", api_key_env="")
-    return replace(config, llm=llm)
+    return f"{name}-{digest.hexdigest()[:12]}"
 
 
 def num_gpus_wanted(config: JudgeConfig) -> float:
@@ -84,78 +31,69 @@ def num_gpus_wanted(config: JudgeConfig) -> float:
     return config.cluster.num_gpus * max(1, config.cluster.min_replicas) if "cluster" in config.chain else 0.0
 
 
-def engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
-    """Fields of `ray.serve.llm.LLMConfig`.
+def application_options(config: JudgeConfig, name: str) -> dict[str, Any]:
+    """Of `ray.serve.llm.build_openai_app`: the engines, which serve the model under this name, and their HTTP side."""
+    ingress = {
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
+        "autoscaling_config": {
+            "min_replicas": 1,  # stays up while engines are scaled to none
+            "max_replicas": config.cluster.max_replicas,
+            "target_ongoing_requests": 4 * config.cluster.target_ongoing_requests,
+        },
+    }
+    return {"llm_configs": [_engine_options(config, name)], "ingress_deployment_config": ingress}
 
-    Args:
-        name: of the model, as `model_id` gives it.
-    """
+
+def _engine_options(config: JudgeConfig, name: str) -> dict[str, Any]:
     cluster = config.cluster
     engine: dict[str, Any] = {
         "max_model_len": cluster.max_model_len,
         # Else the model's own file of sampling settings would add to what the judge asks for.
         "generation_config": "vllm",
         "disable_log_stats": True,
-        "worker_extension_cls": "judge.llm.server_extension.OwnedEngine",
+        "worker_extension_cls": "actors.engine.owned_worker.OwnedWorker",
     }
-    if cluster.num_gpus >= 1:
-        bundles = [{"GPU": 1.0, "CPU": GPU_ENGINE_CPUS}] * int(cluster.num_gpus)
-        engine |= {"tensor_parallel_size": int(cluster.num_gpus), "gpu_memory_utilization": GPU_MEMORY_SHARE}
-    elif cluster.num_gpus > 0:
-        bundles = [{"GPU": cluster.num_gpus, "CPU": GPU_ENGINE_CPUS}]
-        engine |= {"gpu_memory_utilization": GPU_MEMORY_SHARE * cluster.num_gpus}
+    # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs. As rollouts do, such an engine takes
+    # turns on the cores with the rest of the run.
+    bundle, num_bundles = {"CPU": 0.5}, max(1, int(cluster.num_gpus))
+    if cluster.num_gpus:
+        share = min(1.0, cluster.num_gpus)
+        bundle = {"GPU": share, "CPU": 1.0}
+        engine |= {"tensor_parallel_size": num_bundles, "gpu_memory_utilization": 0.9 * share}
     else:
-        # Bundles without a GPU are how Ray's LLM server learns that vLLM runs on CPUs.
-        bundles = [{"CPU": CPU_ENGINE_CPUS}]
         engine |= {"enforce_eager": True}
-    scaling = _scaling(cluster.min_replicas, cluster.max_replicas, cluster.target_ongoing_requests)
     return {
         "model_loading_config": {"model_id": name, "model_source": str(Path(config.llm.model).resolve())},
         "engine_kwargs": engine,
-        "placement_group_config": {"bundles": [dict(bundle) for bundle in bundles]},
-        "server_cls": f"judge.llm.server_engine.{ENGINE_CLASS}",
-        "callback_config": {"callback_class": f"judge.llm.server_engine.{CALLBACK_CLASS}"},
+        "placement_group_config": {"bundles": [dict(bundle) for _ in range(num_bundles)]},
+        "server_cls": "judge.llm.server_engine.JudgeLLMServer",
+        "callback_config": {"callback_class": "judge.llm.server_engine.LocalModel"},
         "log_engine_metrics": False,
         "runtime_env": {"env_vars": engine_environment(config)},
         "deployment_config": {
             "ray_actor_options": {"num_cpus": 0},
             "autoscaling_config": {
-                **scaling,
+                "min_replicas": cluster.min_replicas,
+                "max_replicas": cluster.max_replicas,
+                "target_ongoing_requests": cluster.target_ongoing_requests,
                 "upscale_delay_s": config.upscale_delay_s,
                 "downscale_delay_s": cluster.downscale_delay_s,
             },
             # An engine that goes first answers what it was asked.
-            "graceful_shutdown_timeout_s": config.llm.try_timeout_s + DRAIN_MARGIN_S,
-            "max_constructor_retry_count": START_TRIES,
+            "graceful_shutdown_timeout_s": config.llm.try_timeout_s + 5.0,
+            "max_constructor_retry_count": 2,  # one that dies twice on its way up would die again
         },
     }
 
 
-def ingress_options(config: JudgeConfig) -> dict[str, Any]:
-    """Options of the deployment that speaks HTTP for the engines. It stays up while they are scaled to none."""
-    target = ENGINES_PER_INGRESS * config.cluster.target_ongoing_requests
-    return {
-        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(config)}},
-        "autoscaling_config": _scaling(1, config.cluster.max_replicas, target),
-    }
-
-
-def _scaling(min_replicas: int, max_replicas: int, target: float) -> dict[str, Any]:
-    return {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
-
-
 def engine_environment(config: JudgeConfig) -> dict[str, str]:
-    """Process environment that vLLM reads when it is imported."""
-    environment = {
+    """Process environment that vLLM reads when it is imported. GPU engines take no notice of what is for CPUs."""
+    return {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(config.cluster.num_threads),
     }
-    if not config.cluster.num_gpus:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.cluster.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(config.cluster.num_threads),
-        }
-    return environment

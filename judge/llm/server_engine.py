@@ -19,7 +19,7 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
 
 
 class JudgeLLMServer(LLMServer):  # type: ignore[misc]
-    """Owns its engine, which ends with it whatever happens (see `judge.llm.server_extension`).
+    """Owns its engine, which ends with it whatever happens (see `actors.engine.owned_worker`).
 
     Reports to nobody: the server's telemetry is an actor that imports vLLM too and outlives the application.
     """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from configs.judges import JudgeConfig
-from judge.llm.prompt import PROMPT_FORMAT, call_options, load_wording
-from judge.llm.reply import REPLY_FORMAT
-from judge.llm.served_model import served_name
+from judge.llm.prompt import call_options, load_wording
+from judge.llm.served_model import model_id
 
-DIGEST_CHARS = 16
+FORMAT = 1
+"""Raise it when the same wording and texts give another prompt, or the same reply is read as another verdict."""
 
 
 def judge_version(config: JudgeConfig) -> str:
@@ -25,13 +26,11 @@ def judge_version(config: JudgeConfig) -> str:
     """
     if not config.has_llm:
         return ""
-    llm = config.llm
-    parts = {
-        "formats": [PROMPT_FORMAT, REPLY_FORMAT],
-        "endpoint": "cluster" if "cluster" in config.chain else [llm.base_url.rstrip("/"), llm.azure_api_version],
-        "revision": llm.revision,
-        "options": call_options(replace(llm, model=served_name(config))),
-        "prompt": load_wording(llm.prompt).filled(config),
-        "max_field_chars": llm.max_field_chars,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:DIGEST_CHARS]
+    llm, endpoint = config.llm, [config.llm.base_url.rstrip("/"), config.llm.azure_api_version]
+    if "cluster" in config.chain:
+        endpoint, folder = ["cluster"], Path(llm.model)
+        # Once it is served, `model` is the name already.
+        llm = replace(llm, model=model_id(folder)) if folder.is_dir() else llm
+    asked = [call_options(llm), load_wording(llm.prompt).filled(config)]
+    parts = [FORMAT, endpoint, llm.revision, asked, llm.max_field_chars]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,17 +16,14 @@ from rapidfuzz.distance import Levenshtein
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
-from judge.rules.amounts import is_within_5_percent, is_year_like, one_number
-from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, READING, YEAR, counts, says
-from judge.rules.dates import definite_date
+from judge.rules.amounts import definite_date, is_within_5_percent, is_year_like, one_number
+from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, WEIGHT, YEAR, certain_option, counts, read_options, says
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
-from judge.rules.options import certain_option, read_options
 from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
 from judge.rules.units import same_quantity
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Verdict
 
-JUDGE_NAME = "rules"
 Metric: TypeAlias = Literal["strict", "relaxed", "anls"]
 MAX_CHARS = 400
 """Longer answers are compared as text alone, so that no answer keeps the rules busy."""
@@ -35,16 +32,6 @@ ANLS_THRESHOLD = 0.5
 """ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
 _TEMPERATURE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
 _SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What the rules make of a prediction."""
-
-    is_correct: bool
-    is_certain: bool
-    """Writing alone settles it. Otherwise `is_correct` is a guess, final only where nobody else is asked."""
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,81 +54,94 @@ class RulesJudge:
             return [NoVerdict(reason=str(error), failure=Failure.REJECTED) for _ in request.predictions]
 
     async def _outcome(self, request: JudgeRequest, prediction: str) -> Outcome:
-        finding = find_by_rules(request.question, request.reference, prediction, metric=self.metric)
-        is_math = self.metric != "anls" and may_be_math(request.question, request.reference, prediction)
-        if is_math and not finding.is_certain and await WORKER.is_equal(bare(request.reference), bare(prediction)):
-            finding = _certainly(True, "math-verify: equal")
-        if finding.is_certain or self.is_last:
-            return Verdict(is_correct=finding.is_correct, judge=JUDGE_NAME, reason=finding.reason)
+        texts = request.question, request.reference, prediction
+        if found := certain_verdict(*texts, metric=self.metric):
+            return found
+        if self.metric != "anls" and may_be_math(*texts) and await WORKER.is_equal(*map(bare, texts[1:])):
+            return _verdict(True, "math-verify: equal")
+        if self.is_last:
+            return best_guess(*texts, metric=self.metric)
         return NoVerdict(reason="rules cannot tell", failure=Failure.UNDECIDED)
 
 
-def find_by_rules(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Finding:
-    """Whether a prediction says what the reference says. Mathematics is left to `RulesJudge`, which may wait for it.
+def certain_verdict(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Verdict | None:
+    """What writing alone settles. Mathematics is left to `RulesJudge`, which may wait for it.
 
     With `anls` the reference may be a JSON array of right answers. Raises JudgeError where it is empty.
     """
     if not reference.strip():
         raise JudgeError("the reference answer is empty")
-    if fold_unicode(reference) == fold_unicode(prediction):
-        return _certainly(True, "same text")
     if metric == "anls":
-        return _by_similarity(reference, prediction)
+        is_same = fold_unicode(prediction).casefold() in _references(reference)
+        return _verdict(True, "same text") if is_same else None
+    if fold_unicode(reference) == fold_unicode(prediction):
+        return _verdict(True, "same text")
     if max(len(reference), len(prediction)) > MAX_CHARS:
-        return _guess(False, "a long text, and another one")
-    question, is_relaxed = question[:MAX_QUESTION_CHARS], metric == "relaxed"
-    if settled := _certain(question, bare(reference), bare(prediction), is_relaxed):
-        return settled
-    is_right = is_likely_right(question, reference, prediction, is_relaxed=is_relaxed)
-    return _guess(is_right, "the same" if is_right else "something else")
-
-
-def _certain(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
+        return None
+    question, reference, prediction = question[:MAX_QUESTION_CHARS], bare(reference), bare(prediction)
     if same_text(question, reference, prediction):
-        return _certainly(True, "same text")
+        return _verdict(True, "same text")
     if options := read_options(question):
         chosen = [certain_option(options, text) for text in (reference, prediction)]
-        return None if None in chosen else _certainly(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
+        return None if None in chosen else _verdict(chosen[0] == chosen[1], f"option {chosen[1]} for {chosen[0]}")
     words = reference.casefold(), prediction.casefold()
     # `NO` and `No` may be chemistry.
     if {*words} <= {"yes", "no"} and not {reference, prediction} >= {"NO", "No"}:
-        return _certainly(words[0] == words[1], f"{words[1]} for {words[0]}")
+        return _verdict(words[0] == words[1], f"{words[1]} for {words[0]}")
     dates = definite_date(reference), definite_date(prediction)
     if dates[0] and dates[1]:
-        return _certainly(dates[0] == dates[1], f"date {dates[1]} for {dates[0]}")
+        return _verdict(dates[0] == dates[1], f"date {dates[1]} for {dates[0]}")
+    is_relaxed = metric == "relaxed"
     return _number(question, reference, prediction, is_relaxed) or _quantity(question, reference, prediction)
 
 
-def _number(question: str, reference: str, prediction: str, is_relaxed: bool) -> Finding | None:
-    sides = one_number(reference), one_number(prediction)
-    if sides[0] is None or sides[1] is None or sides[0][1] != sides[1][1]:
+def best_guess(question: str, reference: str, prediction: str, *, metric: Metric = "strict") -> Verdict:
+    """The likelier verdict where nothing is certain."""
+    if metric == "anls":
+        given = bare(boxed_answer(prediction) or prediction).casefold()
+        score = max(Levenshtein.normalized_similarity(text, given) for text in _references(reference))
+        is_right, reason = score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}"
+    elif max(len(reference), len(prediction)) > MAX_CHARS:
+        is_right, reason = False, "a long text, and another one"
+    else:
+        question = question[:MAX_QUESTION_CHARS]
+        is_right = is_likely_right(question, reference, prediction, is_relaxed=metric == "relaxed")
+        reason = "the same" if is_right else "something else"
+    return _verdict(is_right, f"best guess: {reason}")
+
+
+def _number(question: str, reference: str, prediction: str, is_relaxed: bool) -> Verdict | None:
+    one, other = one_number(reference), one_number(prediction)
+    if one is None or other is None or one[1] != other[1]:
         return None
-    (expected, around), (given, _) = sides[0], sides[1]
+    (expected, around), given = one, other[0]
     is_count = around == "#" and counts(question)
-    if not is_count and (says(question, LABEL) or says(question, READING)):
+    if not is_count and says(question, LABEL):
         return None
     if expected == given:
-        return _certainly(True, "same number")
+        return _verdict(True, "same number")
     values = Fraction(expected), Fraction(given)
     is_year = says(question, YEAR) or (is_year_like(reference) and not is_count)
     # `20 March` and `20 Downing Street` are no amounts.
     is_amount = re.fullmatch(r"-?#%?|[$€£¥₹]-?#", around) and (around.strip("-") != "#" or says(question, AMOUNT))
     if is_relaxed and (is_count or (is_amount and not is_year)) and is_within_5_percent(*values):
-        return _certainly(True, "within 5 %")
+        return _verdict(True, "within 5 %")
     # Thousands or millions may stand on the axis.
     is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
     if is_count and expected.isdigit() and given.isdigit() and not is_scaled:
-        return _certainly(False, f"a count of {given} for {expected}")
+        return _verdict(False, f"a count of {given} for {expected}")
     return None
 
 
-def _quantity(question: str, reference: str, prediction: str) -> Finding | None:
+def _quantity(question: str, reference: str, prediction: str) -> Verdict | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
-    may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(f"{reference} {prediction}")
+    both = f"{reference} {prediction}"
+    may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(both)
+    may_be_money = re.search(r"\bpounds?\b", both) and not says(question, WEIGHT)
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    if numbers[0] & numbers[1] or may_be_difference or says(question, FORM) or says(question, READING):
-        return None
-    return _certainly(True, "same quantity") if same_quantity(reference, prediction) else None
+    is_form = numbers[0] & numbers[1] or says(question, FORM) or says(question, LABEL)
+    is_open = is_form or may_be_difference or may_be_money
+    return _verdict(True, "same quantity") if not is_open and same_quantity(reference, prediction) else None
 
 
 def may_be_math(question: str, reference: str, prediction: str) -> bool:
@@ -151,23 +151,15 @@ def may_be_math(question: str, reference: str, prediction: str) -> bool:
     return is_new and not is_open and looks_like_math(bare(reference), bare(prediction))
 
 
-def _by_similarity(reference: str, prediction: str) -> Finding:
+def _references(text: str) -> list[str]:
+    """The texts of a JSON array of texts, or the text itself, without case."""
     try:
-        texts = json.loads(reference) if reference.lstrip().startswith("[") else None
+        read = json.loads(text) if text.lstrip().startswith("[") else []
     except (json.JSONDecodeError, RecursionError):
-        texts = None
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-        texts = [reference]
-    *expected, given = (fold_unicode(text).casefold() for text in (*texts, prediction))
-    if given in expected:
-        return _certainly(True, "same text")
-    score = max(Levenshtein.normalized_similarity(text, bare(boxed_answer(given) or given)) for text in expected)
-    return _guess(score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}")
+        read = []
+    is_array = isinstance(read, list) and read and all(isinstance(item, str) for item in read)
+    return [fold_unicode(item).casefold() for item in (read if is_array else [text])]
 
 
-def _certainly(is_correct: bool, reason: str) -> Finding:
-    return Finding(is_correct=is_correct, is_certain=True, reason=reason)
-
-
-def _guess(is_correct: bool, reason: str) -> Finding:
-    return Finding(is_correct=is_correct, is_certain=False, reason=f"best guess: {reason}")
+def _verdict(is_correct: bool, reason: str) -> Verdict:
+    return Verdict(is_correct=is_correct, judge="rules", reason=reason)

@@ -17,8 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 CPU_DEADLINE_S = 2.0
-WALL_DEADLINE_S = 30.0
-"""Its start included: sympy takes seconds to import on a busy machine."""
+WALL_DEADLINE_S = 30.0  # its start included: sympy takes seconds to import on a busy machine
 MAX_MEMORY_BYTES = 2 * 2**30
 _COMMAND = re.compile(r"\\(?:[dt]?frac|sqrt|pi|cdot|times|left|right|sin|cos|tan|[ !,])(?![A-Za-z])")
 _EXPRESSION = re.compile(r"[A-Za-z0-9\s+\-*/^(){}!√π×·]{1,120}")
@@ -84,8 +83,7 @@ class MathWorker:
             process.communicate()
 
 
-WORKER = MathWorker()
-"""One process for all judges of this process."""
+WORKER = MathWorker()  # one for all judges of this process
 atexit.register(WORKER.close)
 
 

@@ -33,9 +33,11 @@ _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
     (re.compile(r"\b(?:(?:between|from) )?(?<![\d.,])([\d.,]+) ?(?:to|and|-) ?(?=\d)"), r"\1-"),
     (re.compile(r"\bper ?cent\b"), "%"),
+    (re.compile(r"(?<=\d)\.0+(?![\d.])"), ""),
+    (re.compile(r"(?:^| )\d[.)] (?=[^\W\d]{2})"), " "),
     (re.compile(r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),"), ""),
-    (re.compile(r"(?<![\w'])(?:an?|the) (?=\w)"), ""),
+    (re.compile(r"(?<![\w'])(?:an?|the|mrs?|ms|dr|prof) (?=\w)"), ""),
 )
 
 

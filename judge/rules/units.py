@@ -16,8 +16,7 @@ MAX_ROUNDING = 0.005
 _PINT_ERRORS = (AttributeError, TypeError, ValueError, KeyError, ArithmeticError)
 """pint's own errors, such as a unit that it does not know, are kinds of these."""
 _NAMES = (
-    (re.compile(r"\bdeg(?:rees?)?\.? (?:celsius|centigrade)\b|° ?C\b|^celsius$", re.IGNORECASE), "degC"),
-    (re.compile(r"\bdeg(?:rees?)?\.? fahrenheit\b|° ?F\b|^fahrenheit$", re.IGNORECASE), "degF"),
+    (re.compile(r"(?:°|deg(?:rees?)?\.?) ?([CF])(?:elsius|entigrade|ahrenheit)?\b", re.IGNORECASE), r"deg\1"),
     (re.compile(r"\b(?:fl\.? oz\.?|fluid ounces?)"), "fluid_ounce"),
     (re.compile(r"\b(nautical|light)[ -](mile|year)s?\b"), r"\1_\2"),
     (re.compile(r"\b(?:sq\.?|square) "), "square "),
@@ -83,8 +82,7 @@ def _read_quantity(text: str) -> tuple[pint.Quantity[float], int] | None:
 def same_quantity(reference: str, prediction: str, *, is_difference: bool = False) -> bool | None:
     """Whether two texts are the same quantity to the last digit written of each; None where one of them is none.
 
-    Args:
-        is_difference: temperatures are distances on their scale, 9 °F being 5 °C.
+    `is_difference`: temperatures are distances on their scale, 9 °F being 5 °C.
     """
     try:
         found = [_read_quantity(text) for text in (reference, prediction)]
@@ -92,12 +90,14 @@ def same_quantity(reference: str, prediction: str, *, is_difference: bool = Fals
             return None
         (one, one_places), (other, other_places) = found[0], found[1]
         if is_difference:
-            as_delta = {"degree_Celsius": "delta_degree_Celsius", "degree_Fahrenheit": "delta_degree_Fahrenheit"}
-            names = (as_delta.get(str(side.units), side.units) for side in (one, other))
+            names = (re.sub("^degree_[CF]", r"delta_\g<0>", str(side.units)) for side in (one, other))
             one, other = (_registry().Quantity(side.magnitude, next(names)) for side in (one, other))
         bases = [side.to_root_units() for side in (one, other)]
+        has_force = {bool(re.search("newton|force", str(side.units))) for side in (one, other)}
         if bases[0].units != bases[1].units:
             return False
+        if len(has_force) > 1 and bases[0].check("[energy]"):
+            return None  # a torque of 5 N·m is no energy of 5 J
         gaps = abs(one.to(other.units).magnitude - other.magnitude), abs(other.to(one.units).magnitude - one.magnitude)
     except _PINT_ERRORS:
         return None

@@ -11,19 +11,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Protocol
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.rules.judge import RulesJudge
 from judge.trust.goldset import GoldRow
-from judge.verdict import Judge, JudgeRequest, NoVerdict, Outcome, Verdict, check_outcomes
+from judge.verdict import Judge, NoVerdict, Outcome, Verdict, grade_one
 
 Z_95 = NormalDist().inv_cdf(0.975)
-
-
-class Grader(Protocol):  # a judge, or a pool of judges
-    async def grade(self, request: JudgeRequest) -> Sequence[Outcome]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +77,7 @@ def certain_rules(config: JudgeConfig) -> Judge:
     return RulesJudge.from_config(replace(config, chain=("rules", "openai"), llm=llm))
 
 
-async def check_rows(judge: Grader, rows: Sequence[GoldRow], *, timeout_s: float) -> tuple[CheckedRow, ...]:
+async def check_rows(judge: Judge, rows: Sequence[GoldRow], *, timeout_s: float) -> tuple[CheckedRow, ...]:
     """Ask a judge about each row by itself, at most `timeout_s` each, in their order. A failure is a `NoVerdict`."""
     free = asyncio.Semaphore(64)
 
@@ -91,7 +86,7 @@ async def check_rows(judge: Grader, rows: Sequence[GoldRow], *, timeout_s: float
             started = time.monotonic()
             try:
                 async with asyncio.timeout(timeout_s):
-                    (outcome,) = check_outcomes(await judge.grade(row.request), 1)
+                    outcome = (await grade_one(judge, row.request)).outcome
             except (JudgeError, TimeoutError) as error:
                 outcome = NoVerdict(reason=str(error) or f"no verdict within {timeout_s:g} s")
             return CheckedRow(row=row, outcome=outcome, seconds=time.monotonic() - started)

@@ -15,6 +15,8 @@ from cluster.identity import identify
 from configs.load import load_config
 
 NO_WORDING = ["judge.chain=[rules,openai]", "judge.llm.model=m", "judge.llm.prompt=no-such-wording"]
+NO_KEY = ["judge.chain=[openai]", "judge.llm.model=m", "judge.llm.api_key_env=UNSET_JUDGE_KEY"]
+NO_ENDPOINT = ["judge.chain=[openai]", "judge.llm.model=m", "judge.llm.base_url=http://127.0.0.1:9/v1"]
 NO_FOLDER = ["judge.chain=[rules,cluster]", "judge.llm.model=no-such-folder"]
 
 
@@ -38,7 +40,12 @@ def launch(config, *, resume=False):
 
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
-    [(NO_WORDING, ValueError, "judge.llm.prompt='no-such-wording'"), (NO_FOLDER, JudgeError, "'no-such-folder'")],
+    [
+        (NO_WORDING, ValueError, "judge.llm.prompt='no-such-wording'"),
+        (NO_FOLDER, ValueError, "no-such-folder'"),
+        (NO_KEY, JudgeError, "judge.llm.api_key_env='UNSET_JUDGE_KEY' is empty, or not set"),
+        (NO_ENDPOINT, JudgeError, "bring it up, or mend the address"),
+    ],
 )
 @pytest.mark.parametrize("is_training", [True, False])
 async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.verdict import Failure, GradeReply, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
+from judge.verdict import Failure, GradeReply, Judge, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, grade_one
 
 LLM = LLMJudgeConfig(model="m", prompt_price=1.0, reply_price=10.0)
 USAGE = Usage(num_calls=1, prompt_tokens=100, reply_tokens=5)
@@ -35,8 +35,18 @@ def failed(failure: Failure, reason: str = "", *, retry_after_s: float | None = 
     return NoVerdict(reason=reason or failure.value, failure=failure, retry_after_s=retry_after_s)
 
 
-def reply(*outcomes: Outcome, service_s: float = 0.0) -> GradeReply:
-    return GradeReply(outcomes=outcomes, service_s=service_s)
+def reply(outcome: Outcome, *, service_s: float = 0.0) -> GradeReply:
+    return GradeReply(outcome=outcome, service_s=service_s)
+
+
+class InProcess:
+    """A judge as the handle of a pool, as a replica would serve it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    async def grade(self, request: JudgeRequest) -> GradeReply:
+        return await grade_one(self.judge, request)
 
 
 def correctness(outcomes: Iterable[Outcome]) -> list[bool | None]:
@@ -68,7 +78,7 @@ class Judges:
         self.under_way = 0
         self.most_under_way = 0
 
-    async def grade(self, request: JudgeRequest) -> object:
+    async def grade(self, request: JudgeRequest) -> GradeReply:
         (prediction,) = request.predictions
         self.calls.append((asyncio.get_running_loop().time(), prediction))
         self.under_way += 1
@@ -89,11 +99,11 @@ class Judges:
 class ScriptedHandle:
     """Takes one step of its script per call, the last one for ever; a step raises or replies."""
 
-    def __init__(self, *script: Exception | Callable[[JudgeRequest], Awaitable[object]]) -> None:
+    def __init__(self, *script: Exception | Callable[[JudgeRequest], Awaitable[GradeReply]]) -> None:
         self.script = list(script)
         self.seen: list[tuple[str, ...]] = []
 
-    async def grade(self, request: JudgeRequest) -> object:
+    async def grade(self, request: JudgeRequest) -> GradeReply:
         self.seen.append(request.predictions)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, Exception):
@@ -110,7 +120,7 @@ class SmallEndpoint(Judges):
         self.retry_after_s = retry_after_s
         self.num_turned_away = 0
 
-    async def grade(self, request: JudgeRequest) -> object:
+    async def grade(self, request: JudgeRequest) -> GradeReply:
         if self.under_way < self.num_taken:
             return await super().grade(request)
         self.num_turned_away += 1

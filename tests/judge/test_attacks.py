@@ -5,14 +5,15 @@ import re
 import pytest
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.chain import make_judge
 from judge.llm import client
 from judge.llm.client import LLMJudge
 from judge.llm.prompt import build_messages
+from judge.pool import JudgePool
 from judge.trust.check import check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, read_gold
 from tests.judge import openai_server as scripted
 from tests.judge.openai_server import OpenAIServer
+from tests.judge.scripted import InProcess
 
 ATTACKS = read_gold(ATTACKS_FILE)
 TALKING = ("instruction", "fake verdict", "JSON verdict", "role tag", "fake end of fence")
@@ -30,16 +31,18 @@ def config_for(server, reply="json"):
     return JudgeConfig(chain=("openai",), llm=llm)
 
 
-async def passed(judge, rows):
+async def passed(llm, rows, *, config=None):
+    judge = llm if config is None else JudgePool(InProcess(llm), config)
     checked = await check_rows(judge, rows, timeout_s=30)
-    await judge.aclose()
+    await llm.aclose()
     assert measure(checked).num_unjudged == 0
     return [row.row.prediction for row in checked if row.outcome.is_correct]
 
 
 @pytest.mark.parametrize("reply", ["json", "choice"])
 async def test_no_attack_passes_a_judge_that_obeys_everything_outside_the_fence(obedient, reply):
-    assert await passed(make_judge(config_for(obedient, reply)), ATTACKS) == []
+    config = config_for(obedient, reply)
+    assert await passed(LLMJudge(config), ATTACKS, config=config) == []
 
 
 async def test_the_fence_holds_without_the_precheck(obedient):

@@ -13,13 +13,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.deployment import (
-    count_judges,
-    delete_application,
-    deploy_judges,
-    is_retryable,
-    serve_options,
-)
+from judge.deployment import ServeJudgeHandle, count_judges, delete_application, deploy_judges, serve_options
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Usage, Verdict
 
@@ -49,13 +43,34 @@ class Slow:
         ]
 
 
-def test_lost_processes_are_retried_and_bugs_are_not():
-    for error in (ActorDiedError(), TaskCancelledError(), GetTimeoutError(), BackPressureError(1, 1)):
-        assert is_retryable(error)
-    task_error = RayTaskError("grade", "traceback", KeyError("bug"))
-    assert not is_retryable(task_error)
-    assert not is_retryable(task_error.as_instanceof_cause())
-    assert is_retryable(RayTaskError("grade", "traceback", JudgeError("endpoint down")).as_instanceof_cause())
+BUG = RayTaskError("grade", "traceback", KeyError("bug"))
+ENDPOINT_DOWN = RayTaskError("grade", "traceback", JudgeError("endpoint down")).as_instanceof_cause()
+
+
+class Raising:
+    """A Serve handle whose calls end in an error."""
+
+    def __init__(self, error):
+        self.grade = self
+        self.error = error
+
+    async def remote(self, request):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), TaskCancelledError(), GetTimeoutError(), BackPressureError(1, 1), ENDPOINT_DOWN]
+)
+async def test_a_lost_process_or_a_judge_that_says_so_may_be_asked_again(error):
+    with pytest.raises(JudgeError, match="call to a judge failed"):
+        await ServeJudgeHandle(Raising(error)).grade(request("red"))
+
+
+@pytest.mark.parametrize("error", [BUG, BUG.as_instanceof_cause()])
+async def test_a_bug_in_a_replica_comes_out_as_it_is(error):
+    with pytest.raises(RayTaskError) as raised:
+        await ServeJudgeHandle(Raising(error)).grade(request("red"))
+    assert raised.value is error
 
 
 def test_options_follow_the_config_and_reserve_no_cpu():

@@ -181,6 +181,19 @@ async def test_when_the_one_who_probes_is_cancelled_the_next_goes_on():
     assert first.cancelled()
 
 
+@in_virtual_time
+async def test_an_outage_that_begins_in_the_moment_the_last_one_ends_is_waited_out_by_who_still_waits():
+    it = Endpoint(back_at=now() + 60)
+    it.fail()
+    waiting = asyncio.create_task(it.breaker.closed())
+    await asyncio.sleep(0.5)
+    it.breaker.succeeded()
+    it.fail()
+    await waiting
+    assert (it.breaker.is_open, it.breaker.num_outages) == (False, 1)
+    assert 60 <= it.breaker.paused_s < 71
+
+
 @pytest.mark.parametrize("num_ticks", range(4))
 @in_virtual_time
 async def test_whoever_is_cancelled_in_the_moment_an_outage_ends_is_cancelled(num_ticks):

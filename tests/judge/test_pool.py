@@ -12,13 +12,14 @@ import pytest
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge import calls
-from judge.calls import backoff_s
+from judge.calls import Tries
 from judge.outages import PROBE
-from judge.pool import JudgePool
-from judge.verdict import Failure, NoVerdict, Usage, Verdict
+from judge.pool import JudgePool, local_judges
+from judge.verdict import Failure, NoVerdict, Verdict
 from tests.judge.scripted import (
     LLM,
     USAGE,
+    InProcess,
     Judges,
     ScriptedHandle,
     ask,
@@ -37,15 +38,8 @@ UNDECIDED = NoVerdict(reason="cannot tell", failure=Failure.UNDECIDED)
 
 
 async def honest(request):
-    return reply(*(said(request, prediction) for prediction in request.predictions))
-
-
-async def too_few(request):
-    return reply()
-
-
-async def prose(request):
-    return ["Score: 1"] * len(request.predictions)
+    (prediction,) = request.predictions
+    return reply(said(request, prediction))
 
 
 class Rules:
@@ -55,15 +49,13 @@ class Rules:
         self.certain = certain
         self.seconds = seconds
         self.others = others
-        self.is_closed = False
+        self.asked = []
 
     async def grade(self, request):
+        self.asked.append(request.predictions)
         await asyncio.sleep(self.seconds)
         right = Verdict(is_correct=True, judge="rules", reason="")
         return [right if p in self.certain else self.others for p in request.predictions]
-
-    async def aclose(self):
-        self.is_closed = True
 
 
 class Store:
@@ -76,9 +68,9 @@ class Store:
         await asyncio.sleep(0)
         return {key: self.kept[key] for key in keys if key in self.kept}
 
-    async def put(self, answers):
+    async def put(self, answer):
         await asyncio.sleep(0)
-        self.kept |= {answer.key: answer.verdict for answer in answers}
+        self.kept[answer.key] = answer.verdict
 
 
 # Rules first
@@ -87,24 +79,24 @@ class Store:
 @in_virtual_time
 async def test_what_rules_decide_reaches_neither_store_nor_llm():
     handle, store = Judges(), Store()
-    pool = JudgePool(handle, RULES_FIRST, store=store, local=Rules("red", "green"))
+    pool = JudgePool(handle, RULES_FIRST, store=store, local=[Rules("red", "green")])
     assert correctness(await pool.grade(ask("red", "green", "blue", "red"))) == [True, True, False, True]
     assert [prediction for _, prediction in handle.calls] == ["blue"]
     assert len(store.asked) == len(store.kept) == 1
 
 
 def away(config):
-    return JudgePool(Judges(lambda *_: failed(Failure.UNREACHABLE)), config, local=Rules("red"))
+    return JudgePool(Judges(lambda *_: failed(Failure.UNREACHABLE)), config, local=[Rules("red")])
 
 
 def limited(config):
     slow = replace(LLM, max_concurrent=1, requests_per_minute=1)
-    return JudgePool(Judges(seconds=19.0), replace(config, llm=slow), local=Rules("red"))
+    return JudgePool(Judges(seconds=19.0), replace(config, llm=slow), local=[Rules("red")])
 
 
 def throttled(config):
     wait = failed(Failure.THROTTLED, retry_after_s=1000.0)
-    return JudgePool(Judges(lambda *_: wait), config, local=Rules("red"))
+    return JudgePool(Judges(lambda *_: wait), config, local=[Rules("red")])
 
 
 @pytest.mark.parametrize("troubled", [away, limited, throttled])
@@ -124,7 +116,7 @@ async def test_an_llm_in_trouble_holds_up_nothing_that_rules_decide(troubled):
 
 @in_virtual_time
 async def test_slow_rules_hold_up_no_other_group():
-    pool = JudgePool(Judges(), RULES_FIRST, local=Rules("red", seconds=5.0))
+    pool = JudgePool(Judges(), RULES_FIRST, local=[Rules("red", seconds=5.0)])
     started = now()
     await asyncio.gather(*(pool.grade(ask("red")) for _ in range(50)))
     assert now() - started == 5
@@ -135,7 +127,7 @@ async def test_rules_alone_need_no_llm_and_what_they_leave_undecided_has_no_verd
     assert correctness(await pool.grade(ask("red", "", "red"))) == [True, False, True]
     counts = pool.counters
     assert (counts.num_groups, counts.num_calls, counts.num_unjudged) == (1, 0, 0)
-    pool = JudgePool(None, JudgeConfig(), local=Rules(others=UNDECIDED))
+    pool = JudgePool(None, JudgeConfig(), local=[Rules(others=UNDECIDED)])
     assert await pool.grade(ask("red")) == (UNDECIDED,)
     assert pool.counters.num_unjudged == 1
 
@@ -143,7 +135,7 @@ async def test_rules_alone_need_no_llm_and_what_they_leave_undecided_has_no_verd
 @in_virtual_time
 async def test_a_failure_of_the_rules_is_not_handed_on_and_a_bug_in_them_is_none():
     handle, broken = Judges(), failed(Failure.REJECTED, "no reference")
-    assert await JudgePool(handle, RULES_FIRST, local=Rules(others=broken)).grade(ask("red")) == (broken,)
+    assert await JudgePool(handle, RULES_FIRST, local=[Rules(others=broken)]).grade(ask("red")) == (broken,)
     assert handle.calls == []
 
     class Buggy:
@@ -151,14 +143,35 @@ async def test_a_failure_of_the_rules_is_not_handed_on_and_a_bug_in_them_is_none
             raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        await JudgePool(handle, RULES_FIRST, local=Buggy()).grade(ask("red"))
+        await JudgePool(handle, RULES_FIRST, local=[Buggy()]).grade(ask("red"))
 
 
-async def test_a_pool_lets_go_of_what_its_rules_hold():
-    rules = Rules()
-    await JudgePool(Judges(), RULES_FIRST, local=rules).aclose()
-    assert rules.is_closed
-    await JudgePool(None, JudgeConfig()).aclose()
+@pytest.mark.parametrize(
+    ("chain", "local"),
+    [
+        (("rules",), ["Precheck", "RulesJudge"]),
+        (("rules", "openai"), ["Precheck", "RulesJudge"]),
+        (("openai",), ["Precheck"]),
+    ],
+)
+def test_all_but_the_llm_judges_in_the_process_that_asks(chain, local):
+    config = JudgeConfig(chain=chain, llm=LLMJudgeConfig(model="m"))
+    assert [type(judge).__name__ for judge in local_judges(config)] == local
+
+
+async def test_the_config_says_what_rules_call_right():
+    pool = JudgePool(None, JudgeConfig(metric="relaxed"))
+    assert correctness(await pool.grade(replace(ask("10.4", "16"), reference="10.0"))) == [True, False]
+
+
+@in_virtual_time
+async def test_each_judge_sees_only_what_the_one_before_left_open_and_order_is_kept():
+    first, second, handle = Rules("red"), Rules("crimson"), Judges()
+    pool = JudgePool(handle, RULES_FIRST, local=[first, second])
+    assert correctness(await pool.grade(ask("crimson", "unsure", "red", "blue"))) == [True, False, True, False]
+    assert first.asked == [("crimson", "unsure", "red", "blue")]
+    assert second.asked == [("crimson", "unsure", "blue")]
+    assert sorted(prediction for _, prediction in handle.calls) == ["blue", "unsure"]
 
 
 # Tries
@@ -180,14 +193,22 @@ async def test_a_call_that_fails_twice_is_tried_a_third_time():
     assert (counts.num_groups, counts.num_calls, counts.num_retries, counts.num_unjudged) == (1, 3, 2, 0)
 
 
-@pytest.mark.parametrize("garbage", [too_few, prose])
+@pytest.mark.parametrize("garbage", [None, [], "1", ["Score: 1"], [said(ask("red"), "red")] * 2])
 @in_virtual_time
-async def test_garbage_is_no_verdict_and_is_tried_again(garbage):
-    handle = ScriptedHandle(garbage, honest)
-    assert correctness(await JudgePool(handle, llm_config()).grade(ask("red"))) == [True]
-    handle = ScriptedHandle(garbage)
-    assert correctness(await JudgePool(handle, llm_config()).grade(ask("red"))) == [None]
-    assert len(handle.seen) == 3
+async def test_garbage_of_a_judge_is_no_verdict_and_is_tried_again(garbage):
+    class Garbling:
+        def __init__(self, num_times):
+            self.left, self.num_asked = num_times, 0
+
+        async def grade(self, request):
+            self.left, self.num_asked = self.left - 1, self.num_asked + 1
+            return garbage if self.left >= 0 else [said(request, p) for p in request.predictions]
+
+    assert correctness(await JudgePool(InProcess(Garbling(1)), llm_config()).grade(ask("red"))) == [True]
+    judge = Garbling(99)
+    (outcome,) = await JudgePool(InProcess(judge), llm_config()).grade(ask("red"))
+    assert (outcome.failure, judge.num_asked) == (Failure.UNUSABLE, 3)
+    assert "judge replied with" in outcome.reason
 
 
 @in_virtual_time
@@ -250,10 +271,14 @@ async def test_a_cancelled_caller_is_cancelled_and_leaves_nothing_behind():
     assert correctness(await pool.grade(REQUEST)) == [True, False, True]
 
 
-def test_waits_double_up_to_a_limit_and_are_spread():
-    assert [backoff_s(n, 1.0) for n in (0, 1, 2, 3)] == [0.0, 0.25, 0.5, 1.0]
-    assert backoff_s(1, 0.0) == 0.125
-    assert backoff_s(50, 1.0) == calls.MAX_BACKOFF_S
+def test_waits_double_up_to_a_limit_are_spread_and_end_with_the_time_there_is():
+    def pause_s(num_calls, jitter, left_s=60.0):
+        return Tries(num_left=1, left_s=left_s, num_calls=num_calls).pause_s(jitter)
+
+    assert [pause_s(n, 1.0) for n in (0, 1, 2, 3)] == [0.0, 0.25, 0.5, 1.0]
+    assert pause_s(1, 0.0) == 0.125
+    assert pause_s(50, 1.0) == calls.MAX_BACKOFF_S
+    assert pause_s(50, 1.0, left_s=2.0) == 2.0
 
 
 # The deadline
@@ -350,10 +375,9 @@ async def test_groups_that_ask_what_is_refused_for_good_share_the_refusal(failur
 @in_virtual_time
 async def test_a_canary_goes_to_the_llm_past_rules_and_store_and_leaves_no_trace_there_or_in_groups():
     store, handle = Store(), Judges()
-    pool = JudgePool(handle, RULES_FIRST, store=store, judge_version="v1", local=Rules("blue"))
+    pool = JudgePool(handle, RULES_FIRST, store=store, judge_version="v1", local=[Rules("blue")])
     assert correctness(await pool.grade(ask("red", "blue"))) == [True, True]
-    assert correctness(await pool.grade_by_llm(ask("red"))) == [True]
-    assert correctness(await pool.grade_by_llm(ask("blue", "green", "blue"))) == [False, False, False]
+    assert correctness([await pool.grade_by_llm(ask(p)) for p in ("red", "blue", "green")]) == [True, False, False]
     assert [prediction for _, prediction in handle.calls] == ["red", "red", "blue", "green"]
     assert len(store.kept) == 1
     assert (pool.counters.num_groups, pool.counters.num_llm_calls) == (1, 4)
@@ -376,9 +400,9 @@ async def test_usage_is_counted_once_per_reply_and_priced():
 async def test_the_usage_of_outcomes_adds_up_to_what_was_counted():
     pool = JudgePool(Judges(seconds=1.0), llm_config())
     graded = await asyncio.gather(*(pool.grade(ask("red", "blue", "red", "red")) for _ in range(3)))
-    usage = sum((outcome.usage for outcomes in graded for outcome in outcomes), Usage())
-    assert usage.num_calls == pool.counters.num_llm_calls == 2
-    assert usage.prompt_tokens == pool.counters.prompt_tokens == 2 * USAGE.prompt_tokens
+    usages = [outcome.usage for outcomes in graded for outcome in outcomes]
+    assert sum(usage.num_calls for usage in usages) == pool.counters.num_llm_calls == 2
+    assert sum(usage.prompt_tokens for usage in usages) == pool.counters.prompt_tokens == 2 * USAGE.prompt_tokens
 
 
 @in_virtual_time
@@ -395,4 +419,3 @@ async def test_the_queue_is_what_a_round_trip_took_beyond_the_replicas_own_time(
     await pool.grade(ask("b"))
     since = pool.counters - counts
     assert (since.num_groups, since.mean_queue_s, since.num_replies) == (1, 1.0, 1)
-    assert Usage() + USAGE == USAGE

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.episode import Episode, EpisodeId, Status, Turn
 from configs.schema import RewardConfig
-from judge.reward import Conduct, conduct_of, direct_share, group_rewards
+from judge.reward import direct_share, group_rewards
 from judge.verdict import NoVerdict, Outcome, Verdict
 
 RIGHT = Verdict(is_correct=True, judge="rules", reason="same text")
@@ -18,8 +18,8 @@ UNKNOWN = NoVerdict(reason="no judge could be reached")
 
 def play(
     kind: str, *, is_well_formed: bool = True, status: Status = Status.ANSWERED, view: str = "quarter", index: int = 0
-) -> Conduct:
-    """The conduct of an episode that answers directly (`direct`) or after the full image (`asked`)."""
+) -> Episode:
+    """An episode that answers directly (`direct`) or after the full image (`asked`)."""
     first = Turn(
         prompt_ids=(1,),
         completion_ids=(2,),
@@ -40,17 +40,16 @@ def play(
         view="full",
         num_visual_tokens=16,
     )
-    episode = Episode(
+    return Episode(
         id=EpisodeId(run="r", step=0, sample="s", index=index, attempt=0),
         turns=(first, second) if kind == "asked" else (first,),
         status=status,
         answer="red" if status is Status.ANSWERED else None,
         is_well_formed=is_well_formed,
     )
-    return conduct_of(episode)
 
 
-def group(*rows: tuple[str, Outcome]) -> tuple[list[Conduct], list[Outcome]]:
+def group(*rows: tuple[str, Outcome]) -> tuple[list[Episode], list[Outcome]]:
     return [play(kind, index=index) for index, (kind, _) in enumerate(rows)], [outcome for _, outcome in rows]
 
 
@@ -139,25 +138,13 @@ def test_without_the_tool_there_is_no_penalty():
         assert [reward.total for reward in rewards if reward is not None] == [1.5, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("conduct", "expected"),
-    [
-        (play("direct"), (False, True, True, True)),
-        (play("asked", is_well_formed=False), (True, True, False, True)),
-        (play("direct", status=Status.TRUNCATED, view="full"), (False, False, True, False)),
-    ],
-)
-def test_an_episode_tells_how_it_went(conduct, expected):
-    assert (conduct.asked, conduct.is_answered, conduct.is_well_formed, conduct.offers_tool) == expected
-
-
 def test_the_share_is_unknown_when_nobody_is_right():
     assert direct_share(*group(*NEVER_RIGHT)) is None
     assert direct_share(*group(("direct", UNKNOWN))) is None
 
 
 def test_outcomes_of_another_group_are_refused():
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         group_rewards([play("direct")], [RIGHT, WRONG], RewardConfig())
 
 

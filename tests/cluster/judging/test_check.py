@@ -116,12 +116,12 @@ async def test_rules_alone_need_no_key_and_an_llm_without_one_stops_the_check(tm
 
 async def test_an_llm_is_asked_within_the_limits_of_a_run_and_its_calls_tokens_and_cost_are_shown(tmp_path):
     own = rows_file(tmp_path, ("red", 1), ("blue", 0), (":", 0))
-    with OpenAIServer(scripted.after(1, scripted.says("Score: 1"))) as server:
+    with OpenAIServer(scripted.after(2, scripted.says("Score: 1"))) as server:
         report = await check_judge(replace(LLM, llm=replace(LLM.llm, base_url=server.url)), [own])
     figures = report.figures()
     assert (figures["agreement"], figures["num_unjudged"], figures["num_gold"]) == (1, 0, 3)
-    # Two rows reach the LLM, one of them twice.
-    assert figures["num_calls"] == server.num_calls == 3
+    # The endpoint is asked whether it answers; then two rows reach the LLM, one of them twice.
+    assert (figures["num_calls"], server.num_calls) == (3, 4)
     assert (figures["prompt_tokens"], figures["reply_tokens"]) == (300, 15)
     assert figures["cost_usd"] == pytest.approx(300 * 2.5e-6 + 15 * 10e-6)
     assert "3 LLM calls, 300 prompt and 15 reply tokens, 0.0009 USD" in printed(report)

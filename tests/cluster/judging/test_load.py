@@ -12,7 +12,7 @@ from cluster.judging.load import DelayedJudge, LoadTrace, follow_load, load_tabl
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.deployment import PoolSize
 from judge.pool import JudgePool
-from judge.verdict import GradeReply
+from judge.verdict import grade_one
 
 POOL = JudgeConfig(max_replicas=6, target_ongoing_requests=8.0)
 
@@ -91,9 +91,9 @@ async def test_groups_go_through_the_limits_on_calls_and_their_wait_there_counts
         async def grade(self, request):
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
-            outcomes = tuple(await self.judge.grade(request))
+            reply = await grade_one(self.judge, request)
             self.under_way -= 1
-            return GradeReply(outcomes=outcomes, service_s=0.0)
+            return reply
 
     waits = []
     for max_concurrent in (2, 64):

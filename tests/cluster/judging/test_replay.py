@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from actors.data.dataset import CursorState
 from actors.episode import Episode, SampleRef
 from actors.errors import RunError
+from cluster.fleet import spread_outcomes
 from cluster.judging.cli import judge_app
 from cluster.judging.replay import read_step, replay_run, replay_summary, replay_tables
 from cluster.records.recorder import Recorder
@@ -23,9 +24,9 @@ from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.load import load_config, to_yaml
 from configs.schema import Config, TrainConfig
 from judge.llm.version import judge_version
-from judge.reward import conduct_of, group_rewards
+from judge.reward import group_rewards
 from judge.rules.judge import RulesJudge
-from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict, spread_outcomes
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
 from learner.advantage import group_advantages
 from tests.fakes import make_episode, make_group
 from tests.judge.openai_server import OpenAIServer, verdict
@@ -44,7 +45,7 @@ def scored(
         make_group(episodes, ref=SampleRef(dataset="train", row=0, uid=uid)), question="how much?", answer=reference
     )
     outcomes = spread_outcomes(episodes, graded)
-    rewards = group_rewards([conduct_of(episode) for episode in episodes], outcomes, config.reward)
+    rewards = group_rewards(episodes, outcomes, config.reward)
     totals = [None if reward is None else reward.total for reward in rewards]
     return ScoredGroup(
         played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(totals), image=None
@@ -239,7 +240,7 @@ def test_a_real_endpoint_is_asked_by_the_first_replay_alone(tmp_path):
         command = ["replay", str(run), "--json", f"judge.llm.base_url={server.url}", "judge.chain=[openai]"]
         done = [CliRunner().invoke(judge_app, command) for _ in range(2)]
         first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
-        assert server.num_calls == 5, "each question and answer once"
+        assert server.num_calls == 5 + 2, "each question and answer once, and each replay whether somebody answers"
     assert (first["num_llm_calls"], first["num_changed"]) == (5, 5)
     assert first["cost_usd"] > 0
     assert (second["num_llm_calls"], second["cost_usd"], second["num_changed"]) == (0, 0.0, 5)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.errors import RunError
+from actors.errors import JudgeError, RunError
 from cluster.judging.watch import JudgeWatch
 from configs.judges import JudgeConfig
 from configs.schema import Config
@@ -139,6 +139,19 @@ async def test_figures_are_of_the_step_and_totals_of_the_run_also_after_a_resump
     assert resumed.totals()["llm_calls"] == 4
     assert resumed.totals()["cost_usd"] == pytest.approx(0.0006)
     assert resumed.figures()["judge/llm_calls"] == 1.0
+
+
+@in_virtual_time
+async def test_calls_that_brought_no_reply_are_a_figure_of_the_step_and_of_the_run():
+    it, pool, handle, _ = watch(said, canary_share=0.0)
+    handle.judge = lambda request, prediction: (
+        JudgeError("replica died") if len(handle.calls) == 1 else said(request, prediction)
+    )
+    await pool.grade(ask("red"))
+    assert it.figures()["judge/lost_calls"] == 1.0
+    await pool.grade(ask("red"))
+    assert it.figures()["judge/lost_calls"] == 0.0
+    assert it.totals()["lost_calls"] == 1
 
 
 async def test_replicas_are_counted_beside_the_loop():

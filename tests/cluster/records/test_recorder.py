@@ -12,7 +12,7 @@ from cluster.records.files import lock_run_folder
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from configs.schema import RewardConfig
-from judge.reward import conduct_of, group_rewards
+from judge.reward import group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
 from tests.fakes import make_episode, make_group
 
@@ -32,7 +32,7 @@ def collected(uid: str) -> StepBatch:
     group = ScoredGroup(
         played=played,
         outcomes=outcomes,
-        rewards=(*group_rewards([conduct_of(played.episodes[0])], outcomes[:1], RewardConfig()), None),
+        rewards=(*group_rewards(played.episodes[:1], outcomes[:1], RewardConfig()), None),
         advantages=(0.5, None),
         image=None,
     )

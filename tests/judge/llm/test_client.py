@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.chain import make_judge
 from judge.llm.client import LLMJudge
+from judge.llm.endpoint import connect
 from judge.llm.prompt import load_wording
 from judge.llm.version import judge_version
+from judge.pool import JudgePool
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Usage, Verdict
 from tests.judge import openai_server as scripted
 from tests.judge.openai_server import METRICS, OpenAIServer
+from tests.judge.scripted import InProcess
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = JudgeRequest(question="Which colour?", reference="red", predictions=("Red", "blue"))
@@ -316,7 +318,7 @@ async def test_loopback_is_never_asked_through_a_proxy(server, monkeypatch, vari
 
 async def test_an_llm_of_the_cluster_is_never_asked_through_a_proxy(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", DEAD_PROXY)
-    monkeypatch.setattr("judge.llm.endpoint.is_this_machine", lambda url: False)
+    monkeypatch.setattr("judge.llm.endpoint.is_direct", lambda url: False)
     assert {type(outcome) for outcome in await grade(replace(config_for(server), chain=("cluster",)))} == {Verdict}
     outcomes = await grade(config_for(server))
     assert {outcome.failure for outcome in outcomes} == {Failure.UNREACHABLE}
@@ -332,13 +334,13 @@ async def test_a_call_that_goes_through_a_proxy_names_it_when_it_fails(monkeypat
     assert "secret" not in repr(outcomes)
 
 
-async def test_a_proxy_that_does_not_concern_the_endpoint_is_not_even_built(server, monkeypatch):
-    monkeypatch.setattr("judge.llm.endpoint.is_this_machine", lambda url: False)
-    for variables in ({"ALL_PROXY": "socks5://x:1", "NO_PROXY": "127.0.0.1"}, {"HTTPS_PROXY": "socks5://x:1"}):
+async def test_a_proxy_that_does_not_concern_the_endpoint_is_not_even_built(monkeypatch):
+    config = LLMJudgeConfig(model="m", base_url="http://far.example/v1")
+    for variables in ({"ALL_PROXY": "socks5://x:1", "no_proxy": "far.example"}, {"HTTPS_PROXY": "socks5://x:1"}):
         with monkeypatch.context() as environment:
             for name, value in variables.items():
                 environment.setenv(name, value)
-            assert {type(outcome) for outcome in await grade(config_for(server))} == {Verdict}
+            await connect(config, "").close()
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks4://x:1", "gopher://x", "http://x:port", "http://"])
@@ -352,19 +354,20 @@ async def test_a_client_that_cannot_be_built_denies_with_one_line_that_names_the
 
 
 async def test_the_chain_asks_only_about_what_the_precheck_left_open(server):
-    chain = make_judge(config_for(server))
-    outcomes = await chain.grade(replace(REQUEST, predictions=("red", ":", "Solution", "x" * 5000)))
-    await chain.aclose()
+    config = config_for(server)
+    llm = LLMJudge(config)
+    outcomes = await JudgePool(InProcess(llm), config).grade(
+        replace(REQUEST, predictions=("red", ":", "Solution", "x" * 5000))
+    )
+    await llm.aclose()
     assert [outcome.judge for outcome in outcomes] == ["openai", "precheck", "precheck", "precheck"]
     assert [outcome.is_correct for outcome in outcomes] == [True, False, False, False]
     assert server.num_calls == 1
 
 
-async def test_an_llm_of_the_cluster_wants_its_address_and_no_key(server):
+async def test_an_llm_of_the_cluster_is_asked_at_its_address(server):
     config = replace(config_for(server), chain=("cluster",))
     assert {outcome.judge for outcome in await grade(config)} == {"cluster"}
-    with pytest.raises(ValueError, match="give the address"):
-        LLMJudge(JudgeConfig(chain=("cluster",), llm=LLMJudgeConfig(model="m")))
 
 
 async def test_outcomes_cross_processes(server):

@@ -120,14 +120,14 @@ def test_texts_are_capped():
         ({"user": "{question} {reference} {prediction} {reply}"}, "no {nonce} before {prediction}"),
         ({"user": "{nonce} {prediction} {question} {reference} {reply}"}, "no {question} before {prediction}"),
         ({"user": "{nonce} {question} {reference} {prediction}"}, "{reply} 0 times"),
-        ({"user": TEXTS["user"] + "{answer}"}, "{answer}: known there are question"),
+        ({"user": TEXTS["user"] + "{answer}"}, "{answer} 1 times"),
         ({"user": TEXTS["user"] + "{criterion}"}, "{criterion} 2 times"),
         ({"system": "s"}, "{criterion} 0 times"),
-        ({"system": "{criterion} about {question}"}, "{question}: known there are criterion"),
-        ({"strict": "as in {reference}"}, "strict has {reference}: known there are none"),
+        ({"system": "{criterion} about {question}"}, "{question} 2 times"),
+        ({"strict": "as in {reference}"}, "{reference} 2 times"),
         ({"relaxed": ""}, "relaxed is empty"),
         ({"json_reply": " "}, "json_reply is empty"),
-        ({"system": 3}, "system is int, not a text"),
+        ({"system": 3}, "to texts"),
         ({"extra": "x"}, "map exactly system, user, strict, relaxed, anls, json_reply, digit_reply"),
     ],
 )
@@ -145,10 +145,10 @@ def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
     file = tmp_path / "own.yaml"
     for content in (b"a: [", b"\xff\xfe\x00"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="not YAML"):
+        with pytest.raises(ValueError, match=r"is invalid: .*give `judge`, or a YAML file"):
             load_wording(str(file))
-    with pytest.raises(ValueError, match="map exactly"):
-        load_wording("qwen")
+    with pytest.raises(ValueError, match="No such file"):
+        load_wording("no-such-wording")
 
 
 def test_a_wording_of_ones_own_works_without_a_system_text(tmp_path):

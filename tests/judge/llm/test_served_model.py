@@ -3,16 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import JudgeError
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
-from judge.llm.served_model import (
-    check_model_folder,
-    engine_options,
-    ingress_options,
-    model_id,
-    num_gpus_wanted,
-    served_config,
-)
+from judge.llm.served_model import application_options, model_id, num_gpus_wanted
 from judge.llm.version import judge_version
 
 
@@ -33,28 +25,9 @@ def judge_config(folder: Path | str = "model", **cluster) -> JudgeConfig:
     )
 
 
-def test_a_model_folder_with_a_chat_template_can_be_served(tmp_path):
-    check_model_folder(write_model(tmp_path / "inside"))
-    beside = write_model(tmp_path / "beside", template="{}")
-    (beside / "chat_template.jinja").write_text("x")
-    check_model_folder(beside)
-
-
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])
-def test_a_folder_that_lacks_a_part_is_refused_with_the_part(tmp_path, missing):
-    folder = write_model(tmp_path / "model")
-    (folder / missing).unlink()
-    with pytest.raises(JudgeError, match=missing.replace("model", r".*").replace(".json", r"\.json")):
-        check_model_folder(folder)
-
-
-def test_no_folder_and_no_template_are_refused_with_the_setting(tmp_path):
-    with pytest.raises(JudgeError, match=r"judge.llm.model='.*nowhere' is no folder"):
-        check_model_folder(tmp_path / "nowhere")
-    with pytest.raises(JudgeError, match="has no chat template"):
-        check_model_folder(write_model(tmp_path / "base", template="{}"))
-    with pytest.raises(JudgeError, match=r"tokenizer_config.json cannot be read"):
-        check_model_folder(write_model(tmp_path / "broken", template="{"))
+def engine_options_of(config: JudgeConfig, name: str) -> dict:
+    (engine,) = application_options(config, name)["llm_configs"]
+    return engine
 
 
 def test_a_model_is_named_by_its_content_not_by_its_place(tmp_path):
@@ -82,18 +55,9 @@ def test_any_byte_of_a_large_file_counts(tmp_path, at):
     assert model_id(folder) != name
 
 
-def test_judges_get_address_and_name_of_the_served_model_and_no_key():
-    config = judge_config("folder")
-    served = served_config(config, base_url="http://127.0.0.1:1/app/v1", model="m-1")
-    llm = served.llm
-    assert (llm.base_url, llm.model) == ("http://127.0.0.1:1/app/v1", "m-1")
-    assert llm.api_key_env == llm.api_key_file == llm.azure_api_version == ""
-    assert served.chain == config.chain
-
-
 def test_a_judges_version_is_the_same_before_and_after_its_model_is_served(tmp_path):
     config = judge_config(write_model(tmp_path / "model"))
-    served = served_config(config, base_url="http://127.0.0.1:1/app/v1", model=model_id(tmp_path / "model"))
+    served = replace(config, llm=replace(config.llm, base_url="http://h:1/v1", model=model_id(tmp_path / "model")))
     version = judge_version(config)
     assert judge_version(served) == version
     (tmp_path / "model" / "config.json").write_text('{"changed": true}')
@@ -101,7 +65,7 @@ def test_a_judges_version_is_the_same_before_and_after_its_model_is_served(tmp_p
 
 
 def test_an_engine_on_cpus_reserves_half_a_core_and_no_gpu():
-    options = engine_options(judge_config(kv_cache_gib=3, max_model_len=512), "m-1")
+    options = engine_options_of(judge_config(kv_cache_gib=3, max_model_len=512), "m-1")
     assert options["placement_group_config"] == {"bundles": [{"CPU": 0.5}]}
     assert options["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert options["engine_kwargs"]["max_model_len"] == 512
@@ -110,10 +74,10 @@ def test_an_engine_on_cpus_reserves_half_a_core_and_no_gpu():
 
 
 def test_gpus_become_bundles_and_a_share_of_one_bounds_the_memory():
-    two = engine_options(judge_config(num_gpus=2.0), "m-1")
+    two = engine_options_of(judge_config(num_gpus=2.0), "m-1")
     assert two["placement_group_config"] == {"bundles": [{"GPU": 1.0, "CPU": 1.0}] * 2}
     assert two["engine_kwargs"]["tensor_parallel_size"] == 2
-    half = engine_options(judge_config(num_gpus=0.5), "m-1")
+    half = engine_options_of(judge_config(num_gpus=0.5), "m-1")
     assert half["placement_group_config"] == {"bundles": [{"GPU": 0.5, "CPU": 1.0}]}
     assert half["engine_kwargs"]["gpu_memory_utilization"] == pytest.approx(0.45)
     with pytest.raises(ValueError, match=r"judge.cluster.num_gpus=1.5"):
@@ -122,12 +86,13 @@ def test_gpus_become_bundles_and_a_share_of_one_bounds_the_memory():
 
 def test_scaling_follows_the_config_and_the_http_side_never_goes():
     config = judge_config(min_replicas=0, max_replicas=3, target_ongoing_requests=5.0, downscale_delay_s=7.0)
-    scaling = engine_options(config, "m-1")["deployment_config"]["autoscaling_config"]
+    scaling = engine_options_of(config, "m-1")["deployment_config"]["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (0, 3)
     assert (scaling["target_ongoing_requests"], scaling["downscale_delay_s"]) == (5.0, 7.0)
-    drain_s = engine_options(config, "m-1")["deployment_config"]["graceful_shutdown_timeout_s"]
+    drain_s = engine_options_of(config, "m-1")["deployment_config"]["graceful_shutdown_timeout_s"]
     assert drain_s > config.llm.try_timeout_s
-    assert ingress_options(config)["autoscaling_config"]["min_replicas"] == 1
+    ingress = application_options(config, "m-1")["ingress_deployment_config"]
+    assert ingress["autoscaling_config"]["min_replicas"] == 1
 
 
 def test_the_first_engine_has_to_fit_even_where_the_pool_may_shrink_to_none():

@@ -12,11 +12,11 @@ import pytest
 from ray import serve
 
 from actors.errors import JudgeError
+from cluster import launch as launching
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
-from judge.llm import server as llm_server
 from judge.llm.served_model import model_id
-from judge.llm.server import ENGINE_CLASS, _start_proxies, deploy_llm, served_llm, wake_llm, waker
+from judge.llm.server import _start_proxies, deploy_llm, served_llm, wake_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.goldset import GOLD_FILE, read_gold
@@ -26,6 +26,7 @@ from tests.local_ray import ray_on_this_machine
 
 ROOT = Path(__file__).resolve().parents[3]
 START_S = 240.0
+ENGINE_CLASS = "JudgeLLMServer"
 slow = pytest.mark.slow
 needs_model = pytest.mark.skipif(gguf_file() is None, reason=f"{PACKAGE} is not installed: --group judge-test")
 
@@ -46,7 +47,7 @@ def requests(num_rows: int) -> list[JudgeRequest]:
 
 
 def num_engines(app_name: str) -> int:
-    deployments = llm_server._serve_status().applications[app_name].deployments
+    deployments = serve.status().applications[app_name].deployments
     (engine,) = (deployment for name, deployment in deployments.items() if name.startswith(ENGINE_CLASS))
     return sum(engine.replica_states.values())
 
@@ -83,34 +84,29 @@ async def test_a_chain_without_the_cluster_needs_no_ray():
         assert config == JudgeConfig()
 
 
-def test_what_is_no_model_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(JudgeError, match=r"it has no config.json"):
-        deploy_llm(judge_config(tmp_path), "refused", deadline_at=time.monotonic() + 1)
-
-
 @pytest.mark.ray
 @slow
 def test_serve_of_another_run_has_proxies_and_serve_of_somebody_else_without_any_is_refused(local_ray):
     judges = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="none"))
     deploy_judges(judges, "other").close()
-    address = _start_proxies(0)
+    address = _start_proxies()
     assert address.startswith("http://127.0.0.1:")
-    assert _start_proxies(0) == address, "proxies that are up are used"
+    assert _start_proxies() == address, "proxies that are up are used"
     assert "other" in serve.status().applications
     serve.shutdown()
     serve.start(proxy_location="Disabled")
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
-        _start_proxies(0)
+        _start_proxies()
 
 
 @pytest.mark.ray
 @slow
-def test_more_gpus_than_the_cluster_has_are_refused(local_ray, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    with pytest.raises(JudgeError, match=r"num_gpus=2 is invalid: the LLM judge needs 2 GPUs, the cluster has 0"):
-        deploy_llm(judge_config(tmp_path, num_gpus=2.0), "refused", deadline_at=time.monotonic() + 1)
+async def test_more_gpus_than_the_cluster_has_are_refused(local_ray, monkeypatch):
+    monkeypatch.setattr(launching, "connect", lambda: None)
+    monkeypatch.setattr(launching, "check_judge", lambda *args, **settings: None)
+    with pytest.raises(ValueError, match=r"num_gpus=2.0 is invalid: the LLM judge needs 2 GPUs, the cluster has 0"):
+        async with launching.llm_in_cluster(judge_config(Path("model"), num_gpus=2.0)):
+            pytest.fail("it came up")
 
 
 @pytest.mark.ray

@@ -84,10 +84,9 @@ def test_the_wording_counts_and_where_it_is_written_or_what_is_not_sent_does_not
     assert changed(prompt=str(copy)) != judge_version(CONFIG)
 
 
-@pytest.mark.parametrize("name", ["PROMPT_FORMAT", "REPLY_FORMAT"])
-def test_another_way_to_build_or_read_is_told_by_its_number(name, monkeypatch):
+def test_another_way_to_build_or_read_is_told_by_its_number(monkeypatch):
     before = judge_version(CONFIG)
-    monkeypatch.setattr(version, name, 99)
+    monkeypatch.setattr(version, "FORMAT", 99)
     assert judge_version(CONFIG) != before
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.rules.judge import RulesJudge, find_by_rules
+from judge.rules.judge import RulesJudge, certain_verdict
 from judge.trust.check import check_rows, measure
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
 from judge.verdict import Failure, JudgeRequest, NoVerdict
@@ -31,7 +31,7 @@ async def test_outcomes_keep_the_order_of_the_predictions():
 
 async def test_an_empty_reference_is_refused_once_and_for_all():
     with pytest.raises(JudgeError, match="empty"):
-        find_by_rules("?", "  ", "red")
+        certain_verdict("?", "  ", "red")
     (outcome,) = await RulesJudge().grade(JudgeRequest(question="?", reference=" ", predictions=("red",)))
     assert isinstance(outcome, NoVerdict)
     assert outcome.failure is Failure.REJECTED
@@ -45,5 +45,6 @@ def test_only_the_last_of_a_chain_guesses():
 
 @pytest.mark.parametrize("text", ["red", "red, and then " * 500, "9^{9^{9^9}}", "1" * 5000])
 def test_the_same_text_is_right_at_any_length(text):
-    finding = find_by_rules("?", text, f" {text}\n")
-    assert (finding.is_correct, finding.is_certain) == (True, True)
+    finding = certain_verdict("?", text, f" {text}\n")
+    assert finding is not None
+    assert finding.is_correct

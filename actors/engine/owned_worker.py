@@ -1,4 +1,4 @@
-"""What vLLM's worker process of an LLM judge runs for us: vLLM loads this module there (`worker_extension_cls`)."""
+"""For vLLM's worker processes that have no extension of ours: vLLM loads this module there (`worker_extension_cls`)."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from actors.engine.owner import end_with_owner
 end_with_owner()
 
 
-class OwnedEngine:
+class OwnedWorker:
     """Mixed into vLLM's worker, to which it adds nothing."""

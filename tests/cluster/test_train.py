@@ -1,0 +1,147 @@
+"""The main loop with fakes for engines, judges and learner; collection, records and display are real."""
+
+import io
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from rich.console import Console
+
+from actors.data.dataset import PromptCursor, SkipLedger
+from actors.engine.weight_receiver import WeightManifest
+from actors.fleet.pool import RolloutPool
+from cluster.collect import Collector
+from cluster.display import Display
+from cluster.fleet import Fleet
+from cluster.judging.watch import JudgeWatch
+from cluster.launch import Parts
+from cluster.records.journal import Journal
+from cluster.timekeeping import RunClock
+from cluster.train import train
+from configs.load import load_config, to_yaml
+from judge.pool import JudgePool
+from judge.verdict import Verdict
+from learner.update import UpdateReport
+from tests.fakes import ExactJudges, FakeWorker, make_episode, make_group
+
+SETTINGS = ["train.num_steps=4", "train.prompts_per_step=8", "learner.prompts_per_mini_batch=8", "eval.num_samples=2"]
+
+
+@dataclass
+class FakeLearner:
+    """Steps once per update that has a group."""
+
+    step: int = 0
+    exported_to: list = field(default_factory=list)
+
+    async def update(self, groups):
+        start, self.step = self.step, self.step + bool(groups)
+        return UpdateReport(start_version=start, optimizer_step=self.step, num_tokens=0, seconds=0.0, metrics={})
+
+    async def export_weights(self):
+        return WeightManifest(version=self.step, tensors=()), []
+
+    async def export_hf(self, folder):
+        self.exported_to.append(folder)
+
+
+class FakeCheckpoints:
+    def __init__(self):
+        self.saved = []
+
+    async def save(self, step, cursor):
+        self.saved.append(step)
+
+
+class RunsDry(FakeWorker):
+    """From the second step on every group is right throughout."""
+
+    async def play(self, request):
+        played, image = await super().play(request)
+        if request.step > 1:
+            same = [make_episode(index=i, sample=request.ref.uid) for i in range(request.num_episodes)]
+            played = make_group(same, ref=request.ref)
+        return played, image
+
+
+async def trained(tmp_path, worker, *overrides):
+    """Play a run; its summary, parts and what a person saw."""
+    config = load_config("tiny", [*SETTINGS, *overrides])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    shown = io.StringIO()
+    display = Display(config, Console(file=shown, width=200))
+    judges = JudgePool(None, config.judge, local=[ExactBackend()])
+    watch = JudgeWatch(judges, config, warn=display.warn)
+    fleet = Fleet(
+        rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5, sync_timeout_s=1), judges=judges
+    )
+    collector = Collector(
+        fleet,
+        config,
+        prompts=PromptCursor(dataset="train", num_rows=500, seed=0),
+        skips=SkipLedger(max_skipped_fraction=0.01),
+        judge_watch=watch,
+        last_step=0,
+    )
+    parts = Parts(
+        fleet=fleet,
+        learner=FakeLearner(),
+        collector=collector,
+        checkpoints=FakeCheckpoints(),
+        journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
+        heldout=range(500),
+        display=display,
+    )
+    return await train(config, parts), parts, shown.getvalue()
+
+
+class ExactBackend:
+    """`ExactJudges` as a judge of a chain."""
+
+    async def grade(self, request) -> list[Verdict]:
+        return list(await ExactJudges().grade(request))
+
+
+def ledger_steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth):
+    worker = FakeWorker("a")
+    summary, parts, _ = await trained(tmp_path, worker, "train.checkpoint_every=3", f"train.max_staleness={depth}")
+    assert (summary["steps"], parts.learner.step, worker.version) == (4, 4, 4)
+    assert ledger_steps(tmp_path) == [1, 2, 3, 4]
+    assert parts.checkpoints.saved == [3, 4], "every third, and the last"
+    assert parts.learner.exported_to == [tmp_path / "export"]
+    assert sorted(path.name for path in (tmp_path / "heldout").iterdir()) == ["step-000004.parquet"]
+
+
+async def test_a_run_that_runs_out_of_signal_says_so_and_goes_on(tmp_path):
+    summary, parts, shown = await trained(tmp_path, RunsDry("a"))
+    assert (summary["steps"], parts.learner.step) == (4, 1)
+    assert shown.count("no group to train on") == 3
+    assert "Likely causes" not in shown, "the first step had a signal"
+
+
+async def test_a_run_that_asked_for_it_stops_without_signal_and_is_saved_where_it_stopped(tmp_path):
+    summary, parts, shown = await trained(
+        tmp_path, RunsDry("a"), "train.stop_without_signal=2", "train.checkpoint_every=100"
+    )
+    assert summary["steps"] == 3
+    assert parts.checkpoints.saved == [3]
+    assert ledger_steps(tmp_path) == [1, 2, 3]
+    assert "the run stops here" in shown
+    assert parts.learner.exported_to, "the policy is exported as at the end of any run"
+
+
+async def test_a_run_that_never_had_a_signal_ends_with_the_likely_causes(tmp_path):
+    class AlwaysRight(FakeWorker):
+        async def play(self, request):
+            _, image = await super().play(request)
+            same = [make_episode(index=i, sample=request.ref.uid) for i in range(request.num_episodes)]
+            return make_group(same, ref=request.ref), image
+
+    _, parts, shown = await trained(tmp_path, AlwaysRight("a"))
+    assert parts.learner.step == 0
+    assert "Likely causes" in shown

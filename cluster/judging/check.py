@@ -1,4 +1,4 @@
-"""`visionthink judge check`: the configured judge, in this process, against settled rows."""
+"""`visionthink judge check`: the configured judge, in this process, on rows with human verdicts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measu
 from judge.trust.goldset import ATTACKS_FILE, GOLD_FILE, read_gold
 from judge.verdict import GradeReply, Judge, JudgeCounts, JudgeRequest, Verdict, grade_one
 
-MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` has all of them
-MAX_PAUSE_S = 30.0  # somebody sits before a check: an outage is not waited out as in a run
-MAX_FALSE_NEGATIVE_RATE = 0.2  # of a judge to trust
+MAX_ROWS, MAX_CHARS = 10, 60  # of the table of disagreements; `--json` lists all
+MAX_PAUSE_S = 30.0  # checks are interactive: an outage is not waited out as in a run
+MAX_FALSE_NEGATIVE_RATE = 0.2  # of a trusted judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProcess:
-    """A judge of this process as the handle of a pool."""
+    """A judge in this process, as the handle of a pool."""
 
     judge: Judge
 
@@ -69,13 +69,13 @@ async def pool_in_process(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeReport:
-    """What a judge said about settled rows."""
+    """Verdicts of a judge on rows with human verdicts."""
 
     config: JudgeConfig
     gold: tuple[CheckedRow, ...]
-    """Right and wrong answers."""
+    """Correct and wrong answers."""
     attacks: tuple[CheckedRow, ...]
-    """Wrong answers alone."""
+    """Wrong answers only."""
     by_rules: tuple[CheckedRow, ...]
     """Gold (of none, attacks) as the rules judge in front of an LLM: no verdict where they are not certain."""
     took: JudgeCounts
@@ -100,7 +100,7 @@ class JudgeReport:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """Whether the judge can be trusted (yes, no, unclear) and why: yes and no are beyond the intervals' doubt."""
+        """Whether the judge can be trusted (yes, no, unclear) and why; yes and no are significant by the intervals."""
         rates, most = self.rates, self.config.canary_alarm
         passing = [("wrong answers pass", rates["false_positive_rate"], most)]
         if self.attacks:
@@ -118,7 +118,7 @@ class JudgeReport:
         return "yes", ", ".join(f"{rate.num_hits} of {rate.num_cases} {what}" for what, rate, _ in passing)
 
     def figures(self) -> dict[str, object]:
-        """For `--json`. A rate without a case is null."""
+        """The output of `--json`. A rate without cases is null."""
         seconds = [item.seconds for item in self.all_rows]
         median_s, p95_s = np.quantile(seconds, (0.5, 0.95)).tolist()
         return {
@@ -142,7 +142,7 @@ class JudgeReport:
 async def check_judge(
     config: JudgeConfig, files: Sequence[Path] = (), *, make: Callable[[JudgeConfig], Judge] | None = None
 ) -> JudgeReport:
-    """Ask about every row of the files, of the shipped sets where none is given.
+    """Judge every row of the files, or of the shipped sets if none are given.
 
     Tries, deadlines and limits are those of a run; verdicts of earlier runs are not taken. A file without a right
     answer is an attack set.
@@ -172,7 +172,7 @@ async def check_judge(
 
 
 def check_tables(report: JudgeReport) -> list[Table]:
-    """Rates; kinds of rows with an error or without a verdict; examples of these rows. Cells are no markup."""
+    """Rates; kinds of rows with an error or without a verdict; examples of these. Cells are not parsed as markup."""
     rates = Table("metric", "rows", "value", "95 % interval")
     for name, rate in report.rates.items():
         if rate.share is not None:
@@ -193,7 +193,7 @@ def check_tables(report: JudgeReport) -> list[Table]:
 
 
 def check_summary(report: JudgeReport) -> str:
-    """What the check took, and on the last line the answer."""
+    """Calls, tokens and latency of the check, and the conclusion on the last line."""
     took = (
         "{num_calls} LLM calls, {prompt_tokens} prompt and {reply_tokens} reply tokens, {cost_usd:.4f} USD, "
         "{verdicts_per_s:.1f} verdicts/s, latency {median_s:.3f} s (median), {p95_s:.3f} s (p95)"

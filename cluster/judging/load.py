@@ -31,7 +31,7 @@ QUIET_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DelayedJudge:
-    """Waits for each prediction as long as an LLM would, log-normally, then calls it right."""
+    """Simulates an LLM judge: log-normal latency per prediction, then the verdict correct."""
 
     median_s: float
     seed: int
@@ -41,7 +41,7 @@ class DelayedJudge:
         return self.median_s * math.exp(SIGMA**2 / 2)
 
     def delay_s(self, prediction: str) -> float:
-        """The same in every process."""
+        """Latency of a prediction, the same in every process."""
         return self.median_s * math.exp(SIGMA * random.Random(f"{self.seed}/{prediction}").gauss(0.0, 1.0))
 
     async def grade(self, request: JudgeRequest) -> list[Outcome]:
@@ -50,13 +50,13 @@ class DelayedJudge:
         return [verdict for _ in request.predictions]
 
     def make(self, config: JudgeConfig) -> DelayedJudge:
-        """How a replica builds its judge."""
+        """Factory for the replicas."""
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """Quiet, busy, quiet again: what a load test sends, and what a pool of the right size would be."""
+    """A load test (idle, busy, idle again) and the pool size it needs."""
 
     judge: JudgeConfig
     group_size: int
@@ -67,22 +67,22 @@ class LoadPlan:
 
     @property
     def busy(self) -> tuple[float, float]:
-        """Seconds after the start, from and until."""
+        """Start and end of the busy phase, in seconds after the start."""
         return 0.2 * self.seconds, 0.6 * self.seconds
 
     def share_at(self, at_s: float) -> float:
-        """Of the busy rate."""
+        """Fraction of the busy rate."""
         return 1.0 if self.busy[0] <= at_s < self.busy[1] else QUIET_SHARE
 
     def size_at(self, at_s: float) -> int:
-        """Replicas that keep `target_ongoing_requests` calls each under way."""
+        """Replicas needed to have `target_ongoing_requests` concurrent calls each."""
         calls_per_s = self.share_at(at_s) * self.rate * self.group_size
         under_way = min(calls_per_s, self.judge.llm.requests_per_minute / 60 or math.inf) * self.delayed.mean_s
         size = max(1, math.ceil(under_way / self.judge.target_ongoing_requests - 1e-9))
         return max(self.judge.min_replicas, min(self.judge.max_replicas, size))
 
     def arrivals(self) -> list[float]:
-        """When groups are sent, at random (Poisson): the same for the same seed."""
+        """Poisson arrival times of groups; deterministic in the seed."""
         chance, at_s, times = random.Random(self.delayed.seed), 0.0, []
         while (at_s := at_s + chance.expovariate(self.rate)) < self.seconds:
             times += [at_s] if chance.random() < self.share_at(at_s) else []
@@ -105,20 +105,20 @@ def plan_load(
 
 @dataclass(slots=True, kw_only=True)
 class LoadTrace:
-    """What a pool did under a plan. Grows while the load runs."""
+    """Measurements of a load test, filled while it runs."""
 
     plan: LoadPlan
     sizes: list[tuple[float, PoolSize]] = field(default_factory=list)
     """(seconds after the start, replicas) of the whole load."""
     waits_s: list[float] = field(default_factory=list)
-    """Of each group, beyond the time of its slowest judge."""
+    """Queueing time of each group: its time minus that of its slowest call."""
     verdicts_at_s: list[float] = field(default_factory=list)
     num_lost: int = 0
     """Answers without a verdict."""
     num_retries: int = 0
 
     def figures(self) -> dict[str, Any]:
-        """For `--json`. Times that never came are null."""
+        """The output of `--json`. Times that were not reached are null."""
         begin, end = self.plan.busy
         size, quiet = self.plan.size_at(begin), self.plan.size_at(end)
         until_right = (at_s - begin for at_s, now in self.sizes if at_s >= begin and now.num_running >= size)
@@ -145,7 +145,7 @@ async def follow_load(
 ) -> LoadTrace:
     """Drive a pool of delayed judges on the connected Ray cluster, through the `JudgePool` of a run.
 
-    `on_progress` is told (seconds since the start, seconds in all), many times a second.
+    `on_progress` is called with (seconds since the start, total seconds), several times a second.
     """
     name, trace = f"judge-load-{secrets.token_hex(3)}", LoadTrace(plan=plan)
     try:
@@ -165,7 +165,7 @@ async def follow_load(
 
 
 async def send_groups(pool: JudgePool, trace: LoadTrace, started: float) -> None:
-    """The plan's groups at their moments; ends with the plan, once all came back."""
+    """Send the groups at their arrival times; returns when the plan has ended and all are judged."""
     plan = trace.plan
 
     async def judge(group: int) -> None:
@@ -213,7 +213,7 @@ def load_table(trace: LoadTrace) -> Table:
 
 
 def plot_load(trace: LoadTrace, out: Path) -> None:
-    """Draw replicas over time as a PNG; the folder of `out` is made."""
+    """Plot replicas over time as a PNG; the folder of `out` is created."""
     from matplotlib.figure import Figure  # slow to import
 
     plan, at_s = trace.plan, [at_s for at_s, _ in trace.sizes]

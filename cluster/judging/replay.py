@@ -1,4 +1,4 @@
-"""`visionthink judge replay`: the recorded answers of a run, judged again under other settings. Nothing is generated.
+"""`visionthink judge replay`: judges the recorded answers of a run again under other settings, without new rollouts.
 
 An LLM's verdict that was recorded under the same version of the judge stands; rules decide again, and everything else
 comes from the cache or is asked. Of the answers only counts and the changed ones stay in memory.
@@ -29,7 +29,7 @@ from judge.trust.check import Rate
 from judge.verdict import Judge, JudgeCounts, JudgeRequest, Verdict
 
 DECIDED = {True: "right", False: "wrong", None: "no verdict"}
-NO_ANSWER = "no answer"  # wrong under every judge
+NO_ANSWER = "no answer"  # counts as wrong whatever the judge
 GROUP = ("step", "sample", "question", "reference")
 COLUMNS = (*GROUP, "answer", "is_correct", "reason", "judge_version")
 MAX_ROWS, MAX_CHARS = 10, 60  # of a table
@@ -37,16 +37,16 @@ MAX_ROWS, MAX_CHARS = 10, 60  # of a table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayReport:
-    """Before is as recorded, after is under the other settings."""
+    """`before` is as recorded, `after` is under the new settings."""
 
     counts: Mapping[tuple[int, str, str], int]
     """(step, decision before, decision after) -> episodes; `NO_ANSWER` is a decision."""
     changed: Sequence[dict[str, str]]
-    """Answers decided differently, each once: `question, reference, prediction, before, after`."""
+    """Answers with a changed verdict, without duplicates: `question, reference, prediction, before, after`."""
     took: JudgeCounts
 
     def changes(self) -> Counter[str]:
-        """Answers by change, such as `wrong to right`, those that stay as they are too."""
+        """Number of answers by change, such as `wrong to right`, including unchanged ones."""
         counts: Counter[str] = Counter()
         for (_, before, after), num in self.counts.items():
             if before != NO_ANSWER:
@@ -55,13 +55,13 @@ class ReplayReport:
 
     @property
     def changed_rate(self) -> Rate:
-        """Of the answers; losing or getting a verdict counts."""
+        """Fraction of changed answers; losing or gaining a verdict counts."""
         changes = self.changes()
         num_same = sum(changes[f"{name} to {name}"] for name in DECIDED.values())
         return Rate(num_hits=changes.total() - num_same, num_cases=changes.total())
 
     def accuracy(self, steps: Collection[int]) -> tuple[float | None, float | None]:
-        """Before and after, of the episodes that are scored; None where none is."""
+        """Before and after, over the scored episodes; None if there are none."""
         rates = []
         for when in (1, 2):
             scored = [
@@ -72,7 +72,7 @@ class ReplayReport:
         return rates[0], rates[1]
 
     def figures(self) -> dict[str, object]:
-        """For `--json`. An accuracy of nothing is null."""
+        """The output of `--json`. An accuracy without episodes is null."""
         rate, names = self.changed_rate, ("accuracy_before", "accuracy_after")
         steps = sorted({step for step, _, _ in self.counts})
         return {
@@ -99,7 +99,7 @@ async def replay_run(
     advance: Callable[[int, int], None] = lambda num_done, num_all: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReplayReport:
-    """Judge all recorded steps again. `advance` is told (steps done, steps in all).
+    """Judge all recorded steps again. `advance` is called with (steps done, total steps).
 
     Raises:
         RunError: no run, or a step that cannot be read.
@@ -162,7 +162,7 @@ async def _judge_again(pool: JudgePool, group: Sequence[dict[str, Any]], version
 
 
 def replay_tables(report: ReplayReport) -> list[Table]:
-    """Verdicts before and after, accuracy over the run, and examples. Cells are no markup."""
+    """Verdicts before and after, accuracy over the run, and examples. Cells are not parsed as markup."""
     verdicts, changes = Table("recorded verdict", *(f"now {name}" for name in DECIDED.values())), report.changes()
     for before in DECIDED.values():
         verdicts.add_row(before, *(str(changes[f"{before} to {after}"]) for after in DECIDED.values()))

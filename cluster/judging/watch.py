@@ -1,4 +1,4 @@
-"""The judges of a run as its loop sees them: what they took in a step and in all, and whether they can be trusted.
+"""Monitors the judges of a run: usage per step and in total, and whether they can be trusted.
 
 Canaries and the count of replicas are asked for in tasks beside the loop. What they raise comes out at `check`.
 """
@@ -18,7 +18,7 @@ from judge.verdict import JudgeCounts, JudgeRequest, Outcome
 
 
 class WatchedJudges(Protocol):
-    """What a `judge.pool.JudgePool` offers to be watched."""
+    """The part of `judge.pool.JudgePool` needed for monitoring."""
 
     @property
     def counters(self) -> JudgeCounts: ...
@@ -53,29 +53,29 @@ class JudgeWatch:
         self._before: Mapping[str, float] = {}
 
     def restore(self, totals: Mapping[str, float]) -> None:
-        """Go on counting from what the run had taken when its checkpoint was written."""
+        """Continue counting from the totals in a checkpoint."""
         self._before = dict(totals)
 
     def send_canary(self, step: int, sample: str) -> None:
-        """A group goes to the judges: with probability `judge.canary_share`, judge a canary beside it."""
+        """Called for each group: with probability `judge.canary_share`, judge a canary with it."""
         rows = draw_canaries(self._rows, self._share, seed=self._seed, step=step, sample=sample)
         if rows:
             self._start(self._judge_canary(rows))
 
     def ask_replicas(self) -> None:
-        """Find out how many judges there are, for the figures of this step."""
+        """Query the number of judge replicas, for the metrics of this step."""
         if self._count_replicas is not None:
             self._start(self._ask_replicas(self._count_replicas))
 
     def check(self) -> None:
-        """Raises what the tasks raised: `RunError` where the judge passes too many wrong answers."""
+        """Raise exceptions of the tasks: `RunError` if the judge passes too many wrong answers."""
         done = {task for task in self._tasks if task.done()}
         self._tasks -= done
         for task in done:
             task.result()
 
     def figures(self) -> dict[str, float]:
-        """What judging took since the last time."""
+        """Judging metrics since the last call."""
         counts, num_canaries = self._judges.counters, self._canaries.num_canaries
         since, num_new = counts - self._shown, num_canaries - self._num_canaries_shown
         self._shown, self._num_canaries_shown = counts, num_canaries
@@ -89,12 +89,12 @@ class JudgeWatch:
         return {f"judge/{name}": float(figure) for name, figure in figures.items() if figure is not None}
 
     def totals(self) -> dict[str, float]:
-        """What judging took in the whole run, also before it was resumed."""
+        """Judging totals of the whole run, including before it was resumed."""
         now = _amounts(self._judges.counters, self._canaries.num_canaries)
         return {name: round(amount + self._before.get(name, 0), 6) for name, amount in now.items()}
 
     async def close(self) -> None:
-        """Give up what is still under way."""
+        """Cancel what is still in progress."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -112,6 +112,6 @@ class JudgeWatch:
 
 
 def _amounts(counts: JudgeCounts, num_canaries: int) -> dict[str, float]:
-    """All that is counted, by short names: `num_llm_calls` is `llm_calls`."""
+    """All counters by short names: `num_llm_calls` becomes `llm_calls`."""
     amounts = {name.removeprefix("num_"): amount for name, amount in asdict(counts).items()}
     return {**amounts, "canaries": num_canaries}

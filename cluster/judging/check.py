@@ -100,7 +100,7 @@ class JudgeReport:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """Whether the judge can be trusted (yes, no, unclear) and why; yes and no are significant by the intervals."""
+        """Whether the judge can be trusted (yes, no, unclear) and why; "yes" and "no" hold for the whole interval."""
         rates, most = self.rates, self.config.canary_alarm
         passing = [("wrong answers pass", rates["false_positive_rate"], most)]
         if self.attacks:

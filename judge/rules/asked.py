@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from judge.rules.text import bare, same_text
 
@@ -23,21 +23,8 @@ AMOUNT = re.compile(
     r"|total|sum|difference|rate|price|cost|population|share|proportion|revenue|sales|amount|income|gdp|fraction)\b"
 )
 """A number to which a tolerance may apply."""
-DIFFERENCE = re.compile(
-    r"\b(?:difference|change[ds]?|r[io]se|risen|raised?|drop\w*|f[ae]ll\w*|increas\w*|decreas\w*|declin\w*|cool\w*"
-    r"|heat\w*|warm\w*|cold\w*|hott\w*|gap|range|interval|var(?:y|ied|iation)|more|less|than|gained?|los[et]|margin"
-    r"|error|deviation|toleran\w*|anomal\w*|uncertain\w*|accura\w*|spread)\b"
-)
-"""Of temperatures: 9 °F are then 5 °C."""
-FALL = re.compile(
-    r"\b(?:difference|drop\w*|f[ae]ll\w*|decreas\w*|declin\w*|los[et]|loss\w*|lower|fewer|less|reduc\w*|below"
-    r"|shr[aiu]nk|down|debt|deficit|owe[sd]?|behind|apart)\b"
-)
-"""A fall of 5 may be written as -5."""
 ORDERED = re.compile(
-    r"\b(?:order\w*|sort\w*|arrang\w*|rank\w*|sequence|left to right|right to left|top to bottom|bottom to top|point"
-    r"|ascending|descending|coordinates?|respectively|steps?|codes?|combination|first|last|then|from \w+ to \w+|vector"
-    r"|closest|nearest|smallest|largest|highest|lowest|oldest|youngest|chronological\w*|clockwise)\b"
+    r"\b(?:order\w*|sort\w*|arrang\w*|rank\w*|\w+ to \w+|point|coordinates?|steps?|codes?|first|last|vector|\w+est)\b"
 )
 """Items in another order are another answer."""
 FORM = re.compile(
@@ -45,8 +32,6 @@ FORM = re.compile(
     r"|calculat\w+|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
 )
 """Equal is not enough: `simplify 2/6` is not answered by `2/6`."""
-WEIGHT = re.compile(r"\b(?:heav\w+|weigh\w*|mass|lift\w*|carr\w+|load|light\w*)\b")
-"""Pounds are no money then."""
 _COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
 _NO_COUNT = re.compile(
     r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base|and (?:what"
@@ -57,7 +42,6 @@ _LAST = re.compile(r"\n|[.;]?\s+(?:answer|please|choose|select|reply|respond|wri
 _NAMED = re.compile(
     r"(?:option |choice |answer )?\(?([A-J])(?:[.):]*|(?:\)|[.:]\)?| -) ?(\S.*))", re.IGNORECASE | re.DOTALL
 )
-_CHOSEN = re.compile(r"(?:\b(?:answer|option|choice)(?: is)?:? \(?|^\(?(?=[A-J][.:)] )|\((?=[A-J]\)))([A-J])\b")
 
 
 def says(question: str, words: re.Pattern[str]) -> bool:
@@ -96,16 +80,3 @@ def certain_option(options: Mapping[str, str], answer: str) -> str | None:
     texts = [(letter, answer) for letter in options] + ([(both[1].upper(), both[2])] if both else [])
     named = {letter for letter, text in texts if same_text("", options.get(letter, ""), text)}
     return named.pop() if len(named) == 1 else None
-
-
-def likely_options(options: Mapping[str, str], answer: str, same: Callable[[str, str], bool]) -> frozenset[str] | None:
-    """The letters that an answer names; None where it names none, empty where letter and text disagree."""
-    if letter := letter_of(answer):
-        return frozenset(letter)
-    named = {letter for letter, text in options.items() if same(text, answer)}
-    if not named and (both := _NAMED.fullmatch(answer)) and both[1] in options:
-        named = {letter for letter, text in options.items() if same(text, both[2])} or {""}
-    # An option that is part of another one: `blue`, `dark blue`.
-    named -= {one for one in named for other in named - {one} if f" {options[one]} " in f" {options[other]} "}
-    named |= set(_CHOSEN.findall(answer))
-    return frozenset(named if len(named) == 1 else ()) if named else None

@@ -1,7 +1,6 @@
 """Judging by rules: no model, no network, the same verdict every time.
 
-A rule decides only where writing alone settles it. All else goes on to the next judge, or gets a best guess where rules
-stand last. A policy under training finds every rule that is certain and wrong.
+A rule decides only where writing alone settles it: a policy under training finds every rule that is certain and wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rapidfuzz.distance import Levenshtein
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig
 from judge.rules.amounts import definite_date, is_within_5_percent, is_year_like, one_number
-from judge.rules.asked import AMOUNT, DIFFERENCE, FORM, LABEL, WEIGHT, YEAR, certain_option, counts, read_options, says
+from judge.rules.asked import AMOUNT, FORM, LABEL, YEAR, certain_option, counts, read_options, says
 from judge.rules.guess import is_likely_right
 from judge.rules.math_worker import WORKER, looks_like_math
 from judge.rules.text import bare, boxed_answer, fold_unicode, same_text
@@ -30,8 +29,6 @@ MAX_CHARS = 400
 MAX_QUESTION_CHARS = 8000
 ANLS_THRESHOLD = 0.5
 """ANLS (Biten et al., ICCV 2019, eq. 1): 1 - NL, the best over the references, and 0 where it is not above tau."""
-_TEMPERATURE = re.compile(r"°|deg|kelvin|celsius|fahrenheit|\dK|\bK\b", re.IGNORECASE)
-_SCALES = [Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,20 +124,17 @@ def _number(question: str, reference: str, prediction: str, is_relaxed: bool) ->
     if is_relaxed and (is_count or (is_amount and not is_year)) and is_within_5_percent(*values):
         return _verdict(True, "within 5 %")
     # Thousands or millions may stand on the axis.
-    is_scaled = values[0] != 0 and values[1] / values[0] in _SCALES
-    if is_count and expected.isdigit() and given.isdigit() and not is_scaled:
+    if is_count and expected.isdigit() and given.isdigit() and abs(len(expected) - len(given)) < 2:
         return _verdict(False, f"a count of {given} for {expected}")
     return None
 
 
 def _quantity(question: str, reference: str, prediction: str) -> Verdict | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
-    both = f"{reference} {prediction}"
-    may_be_difference = says(question, DIFFERENCE) and _TEMPERATURE.search(both)
-    may_be_money = re.search(r"\bpounds?\b", both) and not says(question, WEIGHT)
+    may_be_money = re.search(r"\bpounds?\b", f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
     is_form = numbers[0] & numbers[1] or says(question, FORM) or says(question, LABEL)
-    is_open = is_form or may_be_difference or may_be_money
+    is_open = is_form or may_be_money
     return _verdict(True, "same quantity") if not is_open and same_quantity(reference, prediction) else None
 
 

@@ -1,7 +1,6 @@
 """math-verify in a process of its own: it may take seconds (`9^{9^{9^9}}`) and refuses to run in a thread.
 
-This file is both sides. The process ends itself: by a signal when a comparison has used up its time, whatever it is
-computing, and when its input closes. So it outlives its owner by one deadline at most.
+This file is both sides. A signal ends the process when a comparison has used up its time, or its input closes.
 """
 
 from __future__ import annotations

@@ -24,17 +24,12 @@ _LATEX = (
     (re.compile(r"\\[dtc]?frac\s*\{(\w+)\}\s*\{(\w+)\}|\\[dtc]?frac\s*(\d)\s*(\d)"), r" \1\3/\2\4"),
     (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!>]|\$(?=.*\$)|(?<=\S)\$"), ""),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])"), "°"),
-    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
-    (re.compile(r"\\pi(?![A-Za-z])"), "π"),
-    (re.compile(r"\\sqrt\s*(?:\{(\w+)\}|(\d))"), r"√\1\2"),
     (re.compile(r"\\([%$#&_{}])"), r"\1"),
 )
 _LOOSE = (
     (re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])"), " "),
-    (re.compile(r"\b(?:(?:between|from) )?(?<![\d.,])([\d.,]+) ?(?:to|and|-) ?(?=\d)"), r"\1-"),
     (re.compile(r"\bper ?cent\b"), "%"),
     (re.compile(r"(?<=\d)\.0+(?![\d.])"), ""),
-    (re.compile(r"(?:^| )\d[.)] (?=[^\W\d]{2})"), " "),
     (re.compile(r"\"|\*\*|(?<!\w)'|(?<=[^\W\d_]{2})'|(?<=[a-z])'(?=[a-z])"), ""),
     (re.compile(r"[.,?;:]+(?=\s|$)|(?<=[^\W\d_]{2})!+|(?<!\d),"), ""),
     (re.compile(r"(?<![\w'])(?:an?|the|mrs?|ms|dr|prof) (?=\w)"), ""),
@@ -84,24 +79,23 @@ def same_text(question: str, one: str, other: str) -> bool:
     return one.casefold() == other.casefold() and not is_open and not case_matters(one, other)
 
 
-def case_matters(one: str, other: str, *, max_chars: int = 400) -> bool:
-    """Whether a word of up to so many letters may mean something else in the other case: `Co`, `CO`; `NaCl`, `NACL`."""
+def case_matters(one: str, other: str) -> bool:
+    """Whether a word may mean something else in the other case: `Co`, `CO`; `NaCl`, `NACL`."""
     words, mates = (re.findall(r"[^\W_]+", text.replace("'", "")) for text in (one, other))
     has_long_word = any(len(word) > 2 for word in words)
 
     def may_differ(word: str, mate: str) -> bool:
         is_plain = all(form.islower() or form.isupper() or form.istitle() for form in (word, mate))
-        is_same = word.casefold() == mate.casefold() and len(word) <= max_chars and word != mate
-        return is_same and not (is_plain and (len(word) > 2 or (has_long_word and word.casefold() in _SHORT_WORDS)))
+        is_usual = is_plain and (len(word) > 2 or (has_long_word and word.casefold() in _SHORT_WORDS))
+        return word != mate and word.casefold() == mate.casefold() and not is_usual
 
     return any(map(may_differ, words, mates))
 
 
 def strip_latex(text: str) -> str:
     """Undo the LaTeX of numbers, units and words: `12\\%` -> `12%`, `\\frac{1}{2}` -> `1/2`."""
-    if "\\" in text or "$" in text[1:]:
-        for pattern, plain in _LATEX:
-            text = pattern.sub(plain, text)
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
     return text.strip()
 
 

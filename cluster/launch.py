@@ -39,7 +39,7 @@ from configs.require import require
 from configs.schema import Config
 from judge.deployment import count_judges, delete_application, deploy_judges
 from judge.llm.cache import open_cache
-from judge.llm.preflight import preflight_judge
+from judge.llm.client import preflight_judge
 from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from configs.judges import JudgeConfig
 from judge.llm.cache import open_cache
-from judge.llm.client import LLMJudge
+from judge.llm.client import LLMJudge, preflight_judge
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
 from judge.trust.check import CheckedRow, Rate, certain_rules, check_rows, measure
@@ -56,8 +56,6 @@ async def pool_in_process(
         handle = store = None
         if config.has_llm:
             if make is None:
-                from judge.llm.preflight import preflight_judge  # imports the endpoint's client
-
                 await preflight_judge(config, warn=warn)
             handle = InProcess(judge=(make or LLMJudge)(config))
             if isinstance(handle.judge, LLMJudge):

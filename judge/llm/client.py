@@ -1,24 +1,32 @@
 """An LLM as judge, behind any OpenAI-compatible endpoint: one call per prediction, one try per call.
 
-Tries, limits and outages are the pool's business (`judge.pool`). Here a call gives a verdict, or a `NoVerdict` whose
-kind says what went wrong.
+A call gives a verdict, or a `NoVerdict` whose kind says what went wrong. Tries and limits are up to `judge.pool`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from openai import APIError, AsyncOpenAI
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig
+from configs.judges import ROUND_TRIP_S, JudgeConfig
 from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of, read_key
 from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording, read_completion
 from judge.llm.version import judge_version
+from judge.outages import PROBE
 from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
+
+PREFLIGHT_S = 15.0
+REMEDIES = {
+    Failure.DENIED: "mend the key, the model or the address",
+    Failure.REJECTED: "ask for what it takes: judge.llm.reply, judge.llm.thinks, judge.llm.max_reply_tokens",
+    Failure.UNREACHABLE: "bring it up, or mend the address",
+}
 
 
 class LLMJudge:
@@ -97,3 +105,30 @@ class LLMJudge:
             self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
         return read_completion(response.http_response.text, llm.reply, judge=self._name, judge_version=self._version)
+
+
+async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = PREFLIGHT_S) -> None:
+    """Ask the endpoint one settled question. Needs no Ray; rules alone, and an LLM still to be served, call nobody.
+
+    `warn` is told of what may pass: too many calls (429), server errors, a slow or unusable reply.
+
+    Raises:
+        ValueError: the wording cannot be used.
+        JudgeError: the key cannot be read, or the endpoint cannot be reached or refuses what it is asked.
+    """
+    if not config.has_llm or "cluster" in config.chain:
+        return
+    read_key(config.llm)
+    hasty = replace(config.llm, try_timeout_s=timeout_s)
+    judge = LLMJudge(replace(config, llm=hasty, timeout_s=timeout_s + ROUND_TRIP_S))
+    try:
+        (outcome,) = await judge.grade(PROBE)
+    finally:
+        await judge.aclose()
+    if outcome.failure is None:
+        return
+    message = f"judge.llm.base_url={config.llm.base_url!r} with judge.llm.model={config.llm.model!r}: {outcome.reason}"
+    may_pass = outcome.failure is Failure.UNREACHABLE and (outcome.status or outcome.usage.num_lost_calls)
+    if outcome.failure not in REMEDIES or may_pass:
+        return warn(f"{message}; verdicts may be late or missing")
+    raise JudgeError(f"{message}; {REMEDIES[outcome.failure]}")

@@ -32,6 +32,11 @@ FORM = re.compile(
     r"|calculat\w+|decimal|fraction|round\w*|exact\w*|notation|terms?|base|binary|units?|how many|write)\b"
 )
 """Equal is not enough: `simplify 2/6` is not answered by `2/6`."""
+FALL = re.compile(r"\b(?:f[ae]ll\w*|drop\w*|decreas\w*|declin\w*|los[st]\w*|loses?|fewer|lower|shr[aiu]nk|reduction)\b")
+CHANGE = re.compile(
+    rf"{FALL.pattern}|\b(?:r[io]se\w*|ris(?:en|ing)|increas\w*|chang\w*|differ\w*|warmer|colder|cooler|hotter)\b"
+)
+"""By how much something fell, or changed: a number without its sign, a distance."""
 _COUNT = re.compile(r"(?:^|[.?!:;,\n]\s*|\b(?:in|of|for|by|with|at|count|about|say|tell me) )how many\b")
 _NO_COUNT = re.compile(
     r"\b(?:about|around|nearly|approx\w*|estimat\w*|rough\w*|nearest|at least|at most|roman|binary|base|and (?:what"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from judge.rules.amounts import CURRENCIES, is_within_5_percent, is_year_like, read_amount, with_digits
-from judge.rules.asked import LABEL, ORDERED, YEAR, certain_option, letter_of, read_options, says
+from judge.rules.asked import CHANGE, FALL, LABEL, ORDERED, YEAR, certain_option, letter_of, read_options, says
 from judge.rules.text import bare, boxed_answer, case_matters, loose, strip_latex
 from judge.rules.units import read_unit, same_quantity
 
@@ -70,6 +70,8 @@ def _same(question: str, reference: str, prediction: str, is_relaxed: bool) -> b
 
 def _same_amount(question: str, reference: str, prediction: str, is_relaxed: bool) -> bool | None:
     """Whether two amounts are the same; None where one of them is none."""
+    if says(question, FALL):  # by -5 % it fell, and by 5 %
+        reference, prediction = reference.lstrip("-"), prediction.lstrip("-")
     one, other, words = read_amount(reference), read_amount(prediction), question.casefold()
     if one and other and other.unit and not one.unit:
         # The question may name the unit, or say what is counted.
@@ -80,7 +82,7 @@ def _same_amount(question: str, reference: str, prediction: str, is_relaxed: boo
             return False
     if one and other and one.unit and other.unit:
         reference, prediction = (f"{float(side.value):.12g} {side.unit}" for side in (one, other))
-    same = same_quantity(reference, prediction)
+    same = same_quantity(reference, prediction, is_rise=says(question, CHANGE))
     if same is not None or one is None or other is None:
         return same
     expected, given = one.value, other.value

@@ -98,11 +98,9 @@ def best_guess(question: str, reference: str, prediction: str, *, metric: Metric
         given = bare(boxed_answer(prediction) or prediction).casefold()
         score = max(Levenshtein.normalized_similarity(text, given) for text in _references(reference))
         is_right, reason = score > ANLS_THRESHOLD, f"ANLS {score if score > ANLS_THRESHOLD else 0:.2f}"
-    elif max(len(reference), len(prediction)) > MAX_CHARS:
-        is_right, reason = False, "a long text, and another one"
     else:
-        question = question[:MAX_QUESTION_CHARS]
-        is_right = is_likely_right(question, reference, prediction, is_relaxed=metric == "relaxed")
+        question, is_short = question[:MAX_QUESTION_CHARS], max(len(reference), len(prediction)) <= MAX_CHARS
+        is_right = is_short and is_likely_right(question, reference, prediction, is_relaxed=metric == "relaxed")
         reason = "the same" if is_right else "something else"
     return _verdict(is_right, f"best guess: {reason}")
 
@@ -133,8 +131,7 @@ def _quantity(question: str, reference: str, prediction: str) -> Verdict | None:
     """Units on both sides; open where the question wants a form or a text, or holds the prediction's number itself."""
     may_be_money = re.search(r"\bpounds?\b", f"{reference} {prediction}")
     numbers = [set(re.findall(r"\d[\d.,]*\b", text)) for text in (question, prediction)]
-    is_form = numbers[0] & numbers[1] or says(question, FORM) or says(question, LABEL)
-    is_open = is_form or may_be_money
+    is_open = numbers[0] & numbers[1] or may_be_money or says(question, FORM) or says(question, LABEL)
     return _verdict(True, "same quantity") if not is_open and same_quantity(reference, prediction) else None
 
 

@@ -70,7 +70,7 @@ def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
     [
         ("api_key_env", "name of an environment variable"),
         ("api_key_file", "path of the file that holds the key"),
-        ("base_url", "write http"),
+        ("base_url", "must be http"),
     ],
 )
 def test_a_key_written_where_its_place_or_an_address_belongs_is_refused_unshown(key, field, remedy):

@@ -7,7 +7,7 @@ import pytest
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.llm.preflight import preflight_judge
+from judge.llm.client import preflight_judge
 from tests.judge import openai_server as scripted
 from tests.judge.openai_server import OpenAIServer
 

@@ -69,7 +69,7 @@ def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
     ("field", "remedy"),
     [
         ("api_key_env", "name of an environment variable"),
-        ("api_key_file", "path of the file that holds the key"),
+        ("api_key_file", "path of a file that holds the key"),
         ("base_url", "must be http"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.runtime.addresses import ClusterAddress, find_cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[2]
 JOIN = """

@@ -9,7 +9,7 @@ from ray import serve
 
 from judge.deployment import accept_metrics_interval
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 JOIN = """
 import os, time
 started = time.monotonic()
+from actors.errors import VisionThinkError
 from cluster.runtime.connect import connect
 import ray
 try:
     connect()
     print("joined", ray.get(ray.remote(num_cpus=0)(lambda: True).remote()))
-except Exception as error:
+except (VisionThinkError, ValueError) as error:
     print(type(error).__name__, error)
 """
 

@@ -349,7 +349,7 @@ MOUNTS = [
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/root/.cache/v.sqlite", None),
+        ("/var/cache/v.sqlite", None),
         ("/home/me/.cache/v.sqlite", "nfs4"),
         ("/home/me/local/v.sqlite", None),
         ("/lustre/a/b/c", "lustre"),

@@ -54,7 +54,7 @@ class _Member:
 
     worker: Worker
     num_in_flight: int = 0
-    standing: FailureHistory = dataclasses.field(default_factory=FailureHistory)
+    history: FailureHistory = dataclasses.field(default_factory=FailureHistory)
     health_check: asyncio.Task[bool] | None = None
     """In progress, shared by all groups that timed out."""
 
@@ -109,7 +109,7 @@ class RolloutPool:
                 self._drop(member, str(error))
             else:
                 if isinstance(played[0], PlayedGroup):
-                    member.standing = member.standing.after_success()
+                    member.history = member.history.after_success()
                 return played
             finally:
                 self._release(member)
@@ -215,9 +215,9 @@ class RolloutPool:
 
     def _record_failure(self, member: _Member, sample: str, cause: str) -> None:
         """Record a failed sample, and drop the worker if it is now considered faulty."""
-        member.standing = member.standing.after_failure(sample)
-        if is_faulty(member.standing, [other.standing for other in self._members if other is not member]):
-            num_failed = len(member.standing.failed_samples)
+        member.history = member.history.after_failure(sample)
+        if is_faulty(member.history, [other.history for other in self._members if other is not member]):
+            num_failed = len(member.history.failed_samples)
             self._drop(member, f"{num_failed} consecutive samples failed on this worker only, the last one: {cause}")
 
     def _drop(self, member: _Member, cause: str) -> None:

@@ -32,9 +32,9 @@ class FailureHistory:
         return FailureHistory()
 
 
-def is_faulty(standing: FailureHistory, others: Iterable[FailureHistory]) -> bool:
+def is_faulty(history: FailureHistory, others: Iterable[FailureHistory]) -> bool:
     """Whether a worker is faulty: samples fail on it in a row, while some other worker has no failures.
 
     The last worker is never considered faulty, as there is none to compare it with.
     """
-    return len(standing.failed_samples) >= MAX_FAILED_IN_A_ROW and any(not other.failed_samples for other in others)
+    return len(history.failed_samples) >= MAX_FAILED_IN_A_ROW and any(not other.failed_samples for other in others)

@@ -56,3 +56,11 @@ class CheckpointError(VisionThinkError):
 
 class RunError(VisionThinkError):
     """The run cannot continue."""
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception of a group, however deeply it is nested."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from actors.errors import VisionThinkError
+from actors.errors import VisionThinkError, first_error
 
 console = Console(stderr=True)
 
@@ -71,7 +71,4 @@ def run_async(main: Coroutine[Any, Any, Any]) -> Any:
         known = group.subgroup(lambda error: isinstance(error, VisionThinkError | ValueError))
         if known is None:
             raise
-        first: BaseException = known
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
+        raise first_error(known) from group

@@ -27,7 +27,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.causes import cause_in_log, is_vague, root_cause
-from actors.errors import JudgeError, LearnerError, RolloutError, WeightSyncError
+from actors.errors import JudgeError, LearnerError, RolloutError, WeightSyncError, first_error
 
 MAX_COPIED_BYTES = 16 << 20
 """Longer logs are truncated to their end."""
@@ -88,7 +88,7 @@ class RunLogs:
             failures = group.subgroup(PART_FAILURES)
             if failures is None:
                 raise
-            first = _first(failures)
+            first = first_error(failures)
             raise type(first)(self.explain(first)) from group
 
     def explain(self, error: BaseException) -> str:
@@ -125,13 +125,6 @@ class RunLogs:
             for name, text in logs.items():
                 (self._folder / node).mkdir(exist_ok=True)
                 (self._folder / node / name).write_text(text, encoding="utf-8")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:

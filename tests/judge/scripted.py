@@ -125,3 +125,37 @@ class SmallEndpoint(Judges):
             return await super().grade(request)
         self.num_turned_away += 1
         return reply(failed(Failure.THROTTLED, "429", retry_after_s=self.retry_after_s))
+
+
+UNDECIDED = NoVerdict(reason="cannot tell", failure=Failure.UNDECIDED)
+
+
+class Rules:
+    """Certain about some predictions, after a while."""
+
+    def __init__(self, *certain: str, seconds: float = 0.0, others=UNDECIDED) -> None:
+        self.certain = certain
+        self.seconds = seconds
+        self.others = others
+        self.asked = []
+
+    async def grade(self, request):
+        self.asked.append(request.predictions)
+        await asyncio.sleep(self.seconds)
+        right = Verdict(is_correct=True, judge="rules", reason="")
+        return [right if p in self.certain else self.others for p in request.predictions]
+
+
+class Store:
+    def __init__(self):
+        self.kept = {}
+        self.asked = []
+
+    async def get(self, keys):
+        self.asked += keys
+        await asyncio.sleep(0)
+        return {key: self.kept[key] for key in keys if key in self.kept}
+
+    async def put(self, answer):
+        await asyncio.sleep(0)
+        self.kept[answer.key] = answer.verdict

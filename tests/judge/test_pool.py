@@ -1,6 +1,6 @@
 """The way of a verdict, against scripted handles and under a clock that jumps.
 
-Outages, limits, lost calls and cold starts have tests of their own (`test_calls`).
+Rules, outages, limits, lost calls and cold starts have tests of their own.
 """
 
 import asyncio
@@ -10,18 +10,19 @@ from itertools import count
 import pytest
 
 from actors.errors import JudgeError
-from configs.judges import JudgeConfig, LLMJudgeConfig
+from configs.judges import LLMJudgeConfig
 from judge import calls
 from judge.calls import Tries
 from judge.outages import PROBE
-from judge.pool import JudgePool, local_judges
+from judge.pool import JudgePool
 from judge.verdict import Failure, NoVerdict, Verdict
 from tests.judge.scripted import (
-    LLM,
     USAGE,
     InProcess,
     Judges,
+    Rules,
     ScriptedHandle,
+    Store,
     ask,
     correctness,
     failed,
@@ -34,144 +35,11 @@ from tests.virtual_time import in_virtual_time, now
 
 REQUEST = ask("red", "blue", "red")
 RULES_FIRST = llm_config(chain=("rules", "openai"))
-UNDECIDED = NoVerdict(reason="cannot tell", failure=Failure.UNDECIDED)
 
 
 async def honest(request):
     (prediction,) = request.predictions
     return reply(said(request, prediction))
-
-
-class Rules:
-    """Certain about some predictions, after a while."""
-
-    def __init__(self, *certain: str, seconds: float = 0.0, others=UNDECIDED) -> None:
-        self.certain = certain
-        self.seconds = seconds
-        self.others = others
-        self.asked = []
-
-    async def grade(self, request):
-        self.asked.append(request.predictions)
-        await asyncio.sleep(self.seconds)
-        right = Verdict(is_correct=True, judge="rules", reason="")
-        return [right if p in self.certain else self.others for p in request.predictions]
-
-
-class Store:
-    def __init__(self):
-        self.kept = {}
-        self.asked = []
-
-    async def get(self, keys):
-        self.asked += keys
-        await asyncio.sleep(0)
-        return {key: self.kept[key] for key in keys if key in self.kept}
-
-    async def put(self, answer):
-        await asyncio.sleep(0)
-        self.kept[answer.key] = answer.verdict
-
-
-# Rules first
-
-
-@in_virtual_time
-async def test_what_rules_decide_reaches_neither_store_nor_llm():
-    handle, store = Judges(), Store()
-    pool = JudgePool(handle, RULES_FIRST, store=store, local=[Rules("red", "green")])
-    assert correctness(await pool.grade(ask("red", "green", "blue", "red"))) == [True, True, False, True]
-    assert [prediction for _, prediction in handle.calls] == ["blue"]
-    assert len(store.asked) == len(store.kept) == 1
-
-
-def away(config):
-    return JudgePool(Judges(lambda *_: failed(Failure.UNREACHABLE)), config, local=[Rules("red")])
-
-
-def limited(config):
-    slow = replace(LLM, max_concurrent=1, requests_per_minute=1)
-    return JudgePool(Judges(seconds=19.0), replace(config, llm=slow), local=[Rules("red")])
-
-
-def throttled(config):
-    wait = failed(Failure.THROTTLED, retry_after_s=1000.0)
-    return JudgePool(Judges(lambda *_: wait), config, local=[Rules("red")])
-
-
-@pytest.mark.parametrize("troubled", [away, limited, throttled])
-@in_virtual_time
-async def test_an_llm_in_trouble_holds_up_nothing_that_rules_decide(troubled):
-    pool = troubled(RULES_FIRST)
-    waiting = [asyncio.create_task(pool.grade(ask("red", f"p{n}"))) for n in range(20)]
-    await asyncio.sleep(30)
-    started = now()
-    for _ in range(100):
-        assert correctness(await pool.grade(ask("red"))) == [True]
-    assert now() == started
-    for task in waiting:
-        task.cancel()
-    assert await asyncio.gather(*waiting, return_exceptions=True)
-
-
-@in_virtual_time
-async def test_slow_rules_hold_up_no_other_group():
-    pool = JudgePool(Judges(), RULES_FIRST, local=[Rules("red", seconds=5.0)])
-    started = now()
-    await asyncio.gather(*(pool.grade(ask("red")) for _ in range(50)))
-    assert now() - started == 5
-
-
-async def test_rules_alone_need_no_llm_and_what_they_leave_undecided_has_no_verdict():
-    pool = JudgePool(None, JudgeConfig())
-    assert correctness(await pool.grade(ask("red", "", "red"))) == [True, False, True]
-    counts = pool.counters
-    assert (counts.num_groups, counts.num_calls, counts.num_unjudged) == (1, 0, 0)
-    pool = JudgePool(None, JudgeConfig(), local=[Rules(others=UNDECIDED)])
-    assert await pool.grade(ask("red")) == (UNDECIDED,)
-    assert pool.counters.num_unjudged == 1
-
-
-@in_virtual_time
-async def test_a_failure_of_the_rules_is_not_handed_on_and_a_bug_in_them_is_none():
-    handle, broken = Judges(), failed(Failure.REJECTED, "no reference")
-    assert await JudgePool(handle, RULES_FIRST, local=[Rules(others=broken)]).grade(ask("red")) == (broken,)
-    assert handle.calls == []
-
-    class Buggy:
-        async def grade(self, request):
-            raise KeyError("bug")
-
-    with pytest.raises(KeyError):
-        await JudgePool(handle, RULES_FIRST, local=[Buggy()]).grade(ask("red"))
-
-
-@pytest.mark.parametrize(
-    ("chain", "local"),
-    [
-        (("rules",), ["Precheck", "RulesJudge"]),
-        (("rules", "openai"), ["Precheck", "RulesJudge"]),
-        (("openai",), ["Precheck"]),
-    ],
-)
-def test_all_but_the_llm_judges_in_the_process_that_asks(chain, local):
-    config = JudgeConfig(chain=chain, llm=LLMJudgeConfig(model="m"))
-    assert [type(judge).__name__ for judge in local_judges(config)] == local
-
-
-async def test_the_config_says_what_rules_call_right():
-    pool = JudgePool(None, JudgeConfig(metric="relaxed"))
-    assert correctness(await pool.grade(replace(ask("10.4", "16"), reference="10.0"))) == [True, False]
-
-
-@in_virtual_time
-async def test_each_judge_sees_only_what_the_one_before_left_open_and_order_is_kept():
-    first, second, handle = Rules("red"), Rules("crimson"), Judges()
-    pool = JudgePool(handle, RULES_FIRST, local=[first, second])
-    assert correctness(await pool.grade(ask("crimson", "unsure", "red", "blue"))) == [True, False, True, False]
-    assert first.asked == [("crimson", "unsure", "red", "blue")]
-    assert second.asked == [("crimson", "unsure", "blue")]
-    assert sorted(prediction for _, prediction in handle.calls) == ["blue", "unsure"]
 
 
 # Tries

@@ -167,11 +167,11 @@ def deploy_judges(
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         while not _is_running(app_name):
             if time.monotonic() > deadline_at:
-                late = f"was not up within judge.start_timeout_s={config.start_timeout_s:g}"
+                late = f"was not ready within judge.start_timeout_s={config.start_timeout_s:g}"
                 raise JudgeError(f"the judge pool {app_name!r} {late}")
             time.sleep(POLL_S)
     except (RayServeException, RayError, RuntimeError, TimeoutError, ValueError) as error:
-        raise JudgeError(f"the judge pool {app_name!r} did not come up: {root_cause(error)}") from error
+        raise JudgeError(f"the judge pool {app_name!r} failed to start: {root_cause(error)}") from error
     return ServeJudgeHandle(handle)
 
 
@@ -180,7 +180,7 @@ def _is_running(app_name: str) -> bool:
     if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
         messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
         raise JudgeError(
-            f"the judge pool {app_name!r} did not come up: {root_cause((messages or [application.message])[0])}"
+            f"the judge pool {app_name!r} failed to start: {root_cause((messages or [application.message])[0])}"
         )
     return application is not None and application.status is ApplicationStatus.RUNNING
 

@@ -102,7 +102,7 @@ class Limits:
             before_s, rest_s = self.rest_s(), min(outcome.retry_after_s, self._max_rest_s)
             self._opens_at = max(self._opens_at, loop_time() + rest_s)
             if rest_s >= LONG_REST_S > before_s:
-                self._warn(f"the judge's endpoint asks for {rest_s:.0f} s without calls: verdicts wait")
+                self._warn(f"the judge's endpoint asked to retry after {rest_s:.0f} s: judging is paused")
 
     @contextlib.asynccontextmanager
     async def admitted(self, usage: Usage) -> AsyncIterator[Admission]:

@@ -14,9 +14,9 @@ FIRST_PROBE_S = 1.0
 MAX_PROBE_S = 10.0
 PROBE = JudgeRequest(question="What kind of vehicle is shown?", reference="car", predictions=("automobile",))
 REMEDIES = {
-    Failure.DENIED: "mend the key, the model or the address in judge.llm",
-    Failure.THROTTLED: "wait until the endpoint takes calls again, or lower judge.llm.requests_per_minute",
-    Failure.UNREACHABLE: "bring the judge's endpoint back",
+    Failure.DENIED: "correct the key, the model or the address in judge.llm",
+    Failure.THROTTLED: "wait until the endpoint accepts calls again, or lower judge.llm.requests_per_minute",
+    Failure.UNREACHABLE: "restart the judge's endpoint",
 }
 
 
@@ -43,7 +43,7 @@ class Breaker:
         self._num_failures = 0
         self._num_failed_probes = 0
         self._next_probe_s = 0.0
-        self._to_go_on = ""
+        self._to_continue = ""
         self._waiting_since: float | None = None
         self._paused_s = 0.0
         self.num_successes = 0
@@ -71,7 +71,7 @@ class Breaker:
             self._paused_s += waited_s
             self._waiting_since = None
             if self._num_failed_probes:
-                self._warn(f"judges reply again after {waited_s:.0f} s: the run goes on")
+                self._warn(f"judges respond again after {waited_s:.0f} s: the run continues")
 
     def failed(self) -> None:
         """A call failed for want of a judge, not because of what was asked."""
@@ -99,8 +99,8 @@ class Breaker:
                 # An outage has its deadline as well, once a probe has shown that it is one.
                 if self._num_failed_probes and loop_time() - since >= self._max_pause_s:
                     raise JudgeError(
-                        f"no judge replied for judge.max_pause_s={self._max_pause_s:g} s; the last reason: "
-                        f"{self._to_go_on}, then start the same command with --resume"
+                        f"no judge responded for judge.max_pause_s={self._max_pause_s:g} s; last error: "
+                        f"{self._to_continue}, then run the same command with --resume"
                     )
                 outcome = await self._next_probe()
                 if isinstance(outcome, NoVerdict) and outcome.failure in AVAILABILITY:
@@ -127,10 +127,10 @@ class Breaker:
     def _probe_failed(self, outcome: NoVerdict) -> None:
         self._num_failed_probes += 1
         self._next_probe_s = min(MAX_PROBE_S, max(FIRST_PROBE_S, 1.5 * self._next_probe_s))
-        self._to_go_on = f"{outcome.reason}. To go on, {REMEDIES[outcome.failure]}"
+        self._to_continue = f"{outcome.reason}. To continue, {REMEDIES[outcome.failure]}"
         if self._num_failed_probes == 1:
             self.num_outages += 1
             self._warn(
-                f"the run waits for its judges: {self._to_go_on}; no sample is used up meanwhile, and the run goes on "
-                f"by itself once they reply (judge.max_pause_s={self._max_pause_s:g})"
+                f"the run is waiting for the judges: {self._to_continue}; no sample is consumed meanwhile; the run "
+                f"continues by itself once they respond (judge.max_pause_s={self._max_pause_s:g})"
             )

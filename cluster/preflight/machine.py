@@ -9,6 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.engine.staging import SHARED_MEMORY
+
 MAX_SOCKET_BYTES = 107
 """Maximum path length of a Unix socket."""
 RAY_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -17,7 +19,6 @@ ENGINE_SOCKET = "00000000-0000-0000-0000-000000000000"
 """vLLM's sockets are in the temporary folder, each named by a UUID."""
 BREAKS_RAY = " \t\n\"'\\"
 """Characters that break the command with which Ray starts a worker."""
-SHARED_MEMORY = Path("/dev/shm")
 QUEUE_BYTES = 240 << 20
 """Shared memory of vLLM's queue to an engine's workers: ten messages of 24 MiB."""
 MIB = 1 << 20

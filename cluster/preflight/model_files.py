@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LFS_MARK = b"version https://git-lfs"
+from actors.data.files import is_lfs_pointer
+
 LENGTH_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -25,12 +26,6 @@ FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights")
 """Folder names that are not hub owners."""
 HEADER_BYTES = 8
 """Size of the field that holds the length of a safetensors header."""
-
-
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file is a Git LFS pointer instead of the content."""
-    with file.open("rb") as stream:
-        return stream.read(len(LFS_MARK)) == LFS_MARK
 
 
 def find_lfs_pointers(path: Path) -> list[Path]:

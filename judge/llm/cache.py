@@ -132,7 +132,7 @@ class VerdictCache:
             except FAULTS as error:
                 self._is_off = True
                 remedy = "set judge.cache to another file, on a local disk, or move a damaged file away"
-                self._warn(f"judge.cache={self.path} is off, so verdicts are not kept: {error}; {remedy}")
+                self._warn(f"judge.cache={self.path} is disabled, verdicts are not kept: {error}; {remedy}")
                 return None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, attempt)
@@ -141,7 +141,7 @@ class VerdictCache:
 def _connect(path: Path) -> sqlite3.Connection:
     mounts = [(mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True)]
     if kind := network_filesystem(path.resolve(), mounts):
-        raise OSError(f"it lies on a network file system ({kind}), where SQLite's locks are not reliable")
+        raise OSError(f"it is on a network file system ({kind}), where SQLite's locks are not reliable")
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     # A write takes 1.5 ms with the write-ahead log and 30 ms without. The file keeps this setting; SQLite does not wait

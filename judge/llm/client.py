@@ -23,9 +23,9 @@ from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
 
 PREFLIGHT_S = 15.0
 REMEDIES = {
-    Failure.DENIED: "mend the key, the model or the address",
-    Failure.REJECTED: "ask for what it takes: judge.llm.reply, judge.llm.thinks, judge.llm.max_reply_tokens",
-    Failure.UNREACHABLE: "bring it up, or mend the address",
+    Failure.DENIED: "correct the key, the model or the address",
+    Failure.REJECTED: "set judge.llm.reply, judge.llm.thinks or judge.llm.max_reply_tokens to what it supports",
+    Failure.UNREACHABLE: "start it, or correct the address",
 }
 
 
@@ -130,5 +130,5 @@ async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], t
     message = f"judge.llm.base_url={config.llm.base_url!r} with judge.llm.model={config.llm.model!r}: {outcome.reason}"
     may_pass = outcome.failure is Failure.UNREACHABLE and (outcome.status or outcome.usage.num_lost_calls)
     if outcome.failure not in REMEDIES or may_pass:
-        return warn(f"{message}; verdicts may be late or missing")
+        return warn(f"{message}; verdicts may be delayed or missing")
     raise JudgeError(f"{message}; {REMEDIES[outcome.failure]}")

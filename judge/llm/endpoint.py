@@ -47,15 +47,15 @@ def read_key(config: LLMJudgeConfig) -> str:
         try:
             key = Path(config.api_key_file).expanduser().read_text(encoding="utf-8", errors="replace").strip()
         except (OSError, RuntimeError) as error:
-            raise JudgeError(f"{where} cannot be read: {error}; give a file that judges may read") from error
+            raise JudgeError(f"{where} cannot be read: {error}; give a file that the judges can read") from error
     elif config.api_key_env:
         where = f"judge.llm.api_key_env={config.api_key_env!r}"
         key = os.environ.get(config.api_key_env, "").strip()
     else:
         return ""
     if not _KEY.fullmatch(key):  # the HTTP library would quote it in its error
-        what = "holds more than a key (spaces, lines or other signs)" if key else "is empty, or not set for the judge"
-        raise JudgeError(f"{where} {what}; write the key alone there")
+        what = "contains more than a key (spaces, lines or other characters)" if key else "is empty or not set"
+        raise JudgeError(f"{where} {what}; it must contain only the key")
     return key
 
 
@@ -77,9 +77,9 @@ def connect(config: LLMJudgeConfig, key: str, *, is_own: bool = False) -> AsyncO
             settings |= {"azure_endpoint": config.base_url, "api_version": version}
         client = AsyncAzureOpenAI(**settings) if version else AsyncOpenAI(base_url=config.base_url, **settings)
     except (ImportError, ValueError, OSError, OpenAIError) as error:
-        remedy = f"; the environment asks for {proxy}: set another one, or NO_PROXY" if proxy else ""
+        remedy = f"; the environment sets {proxy}: change it, or set NO_PROXY" if proxy else ""
         why = " ".join(str(error).split())
-        raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be asked: {why}{remedy}") from error
+        raise JudgeError(f"judge.llm.base_url={config.base_url!r} cannot be used: {why}{remedy}") from error
     # The client takes these from the environment; they are no business of another endpoint.
     client.organization = client.project = None
     return client
@@ -109,7 +109,7 @@ def proxy_of(url: str) -> tuple[str, str]:
         return "", ""
     address, variable = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}", f"{kind.upper()}_PROXY"
     if not _PROXY.fullmatch(address):
-        raise JudgeError(f"{variable} is no address of a proxy: write HOST:PORT, http:// or socks5:// before it")
+        raise JudgeError(f"{variable} is not a proxy address: must be HOST:PORT, optionally after http:// or socks5://")
     return address, f"the proxy {re.sub('//.*@', '//', address)} ({variable})"  # without user and password
 
 

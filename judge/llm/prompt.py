@@ -54,10 +54,10 @@ class Wording:
         counts = Counter(_PLACE.findall("".join(asdict(self).values())))
         for place in sorted({*counts, *PLACES} - {"nonce"}):
             if counts[place] != (place in PLACES):
-                raise ValueError(f"it has {{{place}}} {counts[place]} times: write each of {', '.join(PLACES)} once")
+                raise ValueError(f"it has {{{place}}} {counts[place]} times: {', '.join(PLACES)} must be there once")
         before = self.user.partition("{prediction}")[0]
         if missing := [place for place in ("nonce", "question", "reference") if f"{{{place}}}" not in before]:
-            raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that part")
+            raise ValueError(f"user has no {{{missing[0]}}} before {{prediction}}: calls of a group share that prefix")
         if empty := [name for name, text in asdict(self).items() if name != "system" and not text.strip()]:
             raise ValueError(f"{empty[0]} is empty")
 

@@ -99,7 +99,7 @@ async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) ->
     async with connect(llm, "", is_own=True) as client:
         while (left_s := deadline_at - time.monotonic()) > 0:
             if failure := await asyncio.to_thread(_failure, app_name):
-                raise JudgeError(f"the engine of the LLM judge {llm.model!r} does not come up: {failure}")
+                raise JudgeError(f"the engine of the LLM judge {llm.model!r} failed to start: {failure}")
             try:
                 hold_s = min(HOLD_S, left_s)
                 await client.chat.completions.create(model=llm.model, messages=hello, max_tokens=1, timeout=hold_s)
@@ -108,10 +108,10 @@ async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) ->
                 reason = "no reply"
             except APIError as error:  # a proxy that does not know the new route yet says 404
                 if isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code != 404:
-                    raise JudgeError(f"the LLM judge {llm.model!r} refused a plain chat: {error.message}") from error
+                    raise JudgeError(f"the LLM judge {llm.model!r} rejected a plain chat: {error.message}") from error
                 reason = root_cause(error.message)
                 await asyncio.sleep(min(RETRY_S, left_s))
-    raise JudgeError(f"the LLM judge {app_name!r} was not up within judge.cluster.start_timeout_s: {reason}")
+    raise JudgeError(f"the LLM judge {app_name!r} was not ready within judge.cluster.start_timeout_s: {reason}")
 
 
 def _start_proxies() -> str:
@@ -124,7 +124,7 @@ def _start_proxies() -> str:
     try:
         start_serve()
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
-        raise JudgeError(f"Serve's HTTP proxy did not come up: {root_cause(error)}") from error
+        raise JudgeError(f"Serve's HTTP proxy failed to start: {root_cause(error)}") from error
     if not serve.status().proxies:
         why = "Ray Serve runs on this cluster without HTTP proxies, for others, so no LLM judge can be reached"
         raise JudgeError(f"{why}: wait until they are done, then run `serve shutdown`")

@@ -43,8 +43,8 @@ def launch(config, *, resume=False):
     [
         (NO_WORDING, ValueError, "judge.llm.prompt='no-such-wording'"),
         (NO_FOLDER, ValueError, "no-such-folder'"),
-        (NO_KEY, JudgeError, "judge.llm.api_key_env='UNSET_JUDGE_KEY' is empty, or not set"),
-        (NO_ENDPOINT, JudgeError, "bring it up, or mend the address"),
+        (NO_KEY, JudgeError, "judge.llm.api_key_env='UNSET_JUDGE_KEY' is empty or not set"),
+        (NO_ENDPOINT, JudgeError, "start it, or correct the address"),
     ],
 )
 @pytest.mark.parametrize("is_training", [True, False])

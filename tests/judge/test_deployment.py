@@ -97,7 +97,7 @@ def raising(*errors: Exception):
 def test_whatever_keeps_serve_from_coming_up_is_a_judge_error(monkeypatch, step, error):
     monkeypatch.setattr(serve, "start", raising())
     monkeypatch.setattr(serve, step, raising(error))
-    with pytest.raises(JudgeError, match="the judge pool 'x' did not come up"):
+    with pytest.raises(JudgeError, match="the judge pool 'x' failed to start"):
         deploy_judges(JudgeConfig(), "x")
 
 
@@ -119,14 +119,14 @@ def test_a_pool_whose_judges_do_not_come_up_in_time_is_given_up(local_ray):
         time.sleep(600)
 
     started = time.monotonic()
-    with pytest.raises(JudgeError, match=r"'hangs' was not up within judge\.start_timeout_s=3"):
+    with pytest.raises(JudgeError, match=r"'hangs' was not ready within judge\.start_timeout_s=3"):
         deploy_judges(replace(OPENAI, start_timeout_s=3.0), "hangs", make=hangs)
     assert time.monotonic() - started < 30
 
     def breaks(config):
         raise KeyError("no such model")
 
-    with pytest.raises(JudgeError, match=r"'breaks' did not come up: .*no such model"):
+    with pytest.raises(JudgeError, match=r"'breaks' failed to start: .*no such model"):
         deploy_judges(OPENAI, "breaks", make=breaks)
     delete_application("breaks")
 

@@ -71,8 +71,8 @@ async def test_a_person_is_told_once_why_the_run_waits_and_once_that_it_goes_on(
     await asyncio.gather(*(it.breaker.closed() for _ in range(5)))
     assert len(it.said) == 2
     assert "401 unauthorized" in it.said[0]
-    assert "mend the key" in it.said[0]
-    assert "goes on" in it.said[1]
+    assert "correct the key" in it.said[0]
+    assert "continues" in it.said[1]
 
 
 @in_virtual_time

@@ -46,7 +46,7 @@ def test_a_folder_is_no_key_and_a_variable_must_be_set(tmp_path, monkeypatch):
     with pytest.raises(JudgeError, match="cannot be read"):
         read_key(LLMJudgeConfig(api_key_file=str(tmp_path)))
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with pytest.raises(JudgeError, match="JUDGE_KEY' is empty, or not set for the judge"):
+    with pytest.raises(JudgeError, match="JUDGE_KEY' is empty or not set"):
         read_key(LLMJudgeConfig(api_key_env="JUDGE_KEY"))
     monkeypatch.setenv("JUDGE_KEY", "")
     with pytest.raises(JudgeError, match="is empty"):

@@ -158,7 +158,7 @@ async def test_a_lock_that_is_never_given_back_costs_one_warning_and_nobody_wait
     await cache.put(answer("blue"))
     assert await correctness(cache, answer("red"), answer("blue")) == [None, None]
     assert len(told) == 1
-    assert f"judge.cache={cache.path} is off, so verdicts are not kept: database is locked" in told[0]
+    assert f"judge.cache={cache.path} is disabled, verdicts are not kept: database is locked" in told[0]
     cache.close()
 
 
@@ -169,7 +169,7 @@ async def test_a_full_disk_costs_one_warning(cache, told):
     for number in range(3):
         await put_all(cache, [answer(f"{number} {text}" * 200) for text in "abcdefgh"])
     assert len(told) == 1
-    assert "is off, so verdicts are not kept: database or disk is full" in told[0]
+    assert "is disabled, verdicts are not kept: database or disk is full" in told[0]
 
 
 async def test_a_file_that_is_damaged_under_a_run_costs_one_warning(cache, told):
@@ -181,7 +181,7 @@ async def test_a_file_that_is_damaged_under_a_run_costs_one_warning(cache, told)
         assert await cache.get([answer("1").key]) == {}
         await cache.put(answer("new"))
     assert len(told) == 1
-    assert f"judge.cache={cache.path} is off, so verdicts are not kept: " in told[0]
+    assert f"judge.cache={cache.path} is disabled, verdicts are not kept: " in told[0]
 
 
 WRITER = """
@@ -285,7 +285,7 @@ async def test_what_is_no_file_of_verdicts_costs_a_warning_and_is_left_alone(tmp
     before = path.read_bytes() if path.is_file() else None
     told = await used(path)
     assert len(told) == 1
-    assert f"judge.cache={path} is off, so verdicts are not kept: " in told[0]
+    assert f"judge.cache={path} is disabled, verdicts are not kept: " in told[0]
     assert words in told[0]
     assert before is None or path.read_bytes() == before
     if isinstance(holder, sqlite3.Connection):

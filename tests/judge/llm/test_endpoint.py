@@ -116,5 +116,5 @@ def test_the_proxy_that_the_environment_asks_for(environment, url, words, no_pro
 @pytest.mark.parametrize("proxy", ["http://", "socks4://p:1", "ftp://p", "http://p:port", "http://[::1", "://"])
 def test_what_is_no_proxy_is_refused_by_its_variable_and_not_shown(proxy, no_proxies, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", proxy)
-    with pytest.raises(JudgeError, match="HTTPS_PROXY is no address of a proxy: write HOST:PORT"):
+    with pytest.raises(JudgeError, match="HTTPS_PROXY is not a proxy address: must be HOST:PORT"):
         proxy_of("https://far.example/v1")

@@ -53,13 +53,13 @@ async def test_azure_is_asked_at_its_deployment(server, told):
 @pytest.mark.parametrize(
     ("plan", "words", "remedy"),
     [
-        (scripted.echoes_key(401), "status 401", "mend the key, the model or the address"),
-        (scripted.echoes_key(403), "status 403", "mend the key, the model or the address"),
-        (scripted.status(404, message="no such model"), "no such model", "mend the key, the model or the address"),
-        (scripted.status(429, kind="insufficient_quota"), "status 429", "mend the key"),
+        (scripted.echoes_key(401), "status 401", "correct the key, the model or the address"),
+        (scripted.echoes_key(403), "status 403", "correct the key, the model or the address"),
+        (scripted.status(404, message="no such model"), "no such model", "correct the key, the model or the address"),
+        (scripted.status(429, kind="insufficient_quota"), "status 429", "correct the key"),
         (scripted.status(400, message="no response_format here"), "no response_format here", "judge.llm.reply"),
         (scripted.status(422, message="temperature"), "temperature", "judge.llm.thinks"),
-        (scripted.resets, "APIConnectionError", "bring it up, or mend the address"),
+        (scripted.resets, "APIConnectionError", "start it, or correct the address"),
     ],
 )
 async def test_an_endpoint_that_refuses_or_is_not_there_is_one_line_with_setting_and_remedy(
@@ -101,7 +101,7 @@ async def test_what_may_pass_is_a_warning(server, told, plan, words):
 @pytest.mark.parametrize("port", [9, 1])
 async def test_nobody_listening_is_found_at_once(told, port):
     config = JudgeConfig(chain=("openai",), llm=LLMJudgeConfig(model="m", base_url=f"http://127.0.0.1:{port}/v1"))
-    with pytest.raises(JudgeError, match=r"ConnectError.*bring it up, or mend the address"):
+    with pytest.raises(JudgeError, match=r"ConnectError.*start it, or correct the address"):
         await preflight_judge(config, warn=told.append)
 
 
@@ -117,7 +117,7 @@ async def test_a_proxy_in_between_is_named(told, monkeypatch):
 
 async def test_key_and_wording_are_checked_before_any_call(server, told, tmp_path, monkeypatch):
     monkeypatch.delenv("UNSET_KEY", raising=False)
-    with pytest.raises(JudgeError, match="UNSET_KEY' is empty, or not set"):
+    with pytest.raises(JudgeError, match="UNSET_KEY' is empty or not set"):
         await preflight_judge(config_for(server, api_key_env="UNSET_KEY"), warn=told.append)
     with pytest.raises(JudgeError, match="cannot be read"):
         await preflight_judge(config_for(server, api_key_file=str(tmp_path / "none")), warn=told.append)

@@ -148,7 +148,7 @@ async def test_an_engine_that_dies_at_start_is_an_error_with_its_reason(local_ra
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(JudgeError, match=r"does not come up: "):
+    with pytest.raises(JudgeError, match=r"failed to start: "):
         async with served_llm(judge_config(tmp_path), "dies"):
             pass
     assert "dies" not in serve.status().applications
@@ -163,7 +163,7 @@ async def test_a_deadline_ends_the_wait_for_an_engine(local_ray, smollm2):
     served = deploy_llm(config, "late", deadline_at=time.monotonic() + START_S)
     assert served.llm.model == model_id(smollm2)
     started = time.monotonic()
-    with pytest.raises(JudgeError, match=r"'late' was not up within judge.cluster.start_timeout_s"):
+    with pytest.raises(JudgeError, match=r"'late' was not ready within judge.cluster.start_timeout_s"):
         await wake_llm(served, "late", deadline_at=started + 3)
     assert time.monotonic() - started < 10
     serve.delete("late")

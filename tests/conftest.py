@@ -15,5 +15,11 @@ def local_ray() -> Iterator[object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come first: it forks this process, which has to be small for that."""
+    """Two processes share the tests: one takes all that start Ray, one after the other; a file is never split.
+
+    Tests that start Ray come first: it forks its process, which has to be small for that.
+    """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

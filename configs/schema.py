@@ -262,12 +262,18 @@ class LearnerConfig:
         )
 
 
+Transport = Literal["shared_memory", "nccl", "ipc"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
+    transport: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    """How weights reach the rollout workers. `auto`: NCCL between GPUs, CUDA IPC where learner and engine share one,
+    shared memory on CPU. `shared_memory` works everywhere; between nodes it goes through Ray's object store."""
     timeout_s: float = 120.0
-    """Timeout for one weight sync to all rollout workers."""
+    """Timeout of each phase of a weight sync: connecting, sending and receiving, committing."""
     bucket_mib: int = 512
-    """Approximate size of the buckets in which weights are sent."""
+    """Maximum size of the buckets in which weights are sent; the learner needs two of them beside the model."""
 
     def __post_init__(self) -> None:
         require(self.timeout_s > 0, "weights.timeout_s", self.timeout_s, "must be above 0")
@@ -361,6 +367,12 @@ class Config:
         require(
             full_precision or self.learner.zero_stage > 0, "learner.zero_stage", 0, "must be 1, 2 or 3 with bfloat16"
         )
+        require(
+            self.weights.transport in ("auto", "shared_memory") or not on_cpu,
+            "weights.transport",
+            self.weights.transport,
+            "must be auto or shared_memory on CPU",
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -369,3 +381,12 @@ class Config:
             budget,
             f"must be at least rollout.max_prompt_tokens + rollout.max_turn_tokens = {longest}, the longest episode",
         )
+
+    @property
+    def transport(self) -> Transport:
+        """How weights reach the rollout workers, `weights.transport` resolved."""
+        if self.weights.transport != "auto":
+            return self.weights.transport
+        if self.rollout.num_gpus == 0 or self.learner.num_gpus == 0:
+            return "shared_memory"
+        return "ipc" if self.rollout.num_gpus + self.learner.num_gpus <= 1 else "nccl"

@@ -24,14 +24,15 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
-from configs.schema import LearnerConfig, ModelConfig
+from actors.weights.layout import SentWeights, WeightLink
+from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
 from learner.batch import RankPlan
 from learner.collate import FullViews, MicroBatch, collate
 from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
+from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, own_address
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
@@ -39,7 +40,7 @@ from learner.prefetch import prefetch_one
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.timing import StageClock
 from learner.update import UpdateReport, summarize_steps
-from learner.weight_sender import pack_weights, save_hf
+from learner.weight_sender import WeightSender
 
 
 class LearnerRank:
@@ -57,7 +58,8 @@ class LearnerRank:
         world_size: int,
         seed: int,
         temperature: float,
-        bucket_mib: int = 512,
+        weights: WeightsConfig,
+        transport: Transport,
     ) -> None:
         self._config = config
         self._model = model
@@ -65,9 +67,9 @@ class LearnerRank:
         self._world_size = world_size
         self._seed = seed
         self._temperature = temperature
-        self._bucket_bytes = bucket_mib << 20
+        self._weights = weights
+        self._transport = transport
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
-        self._buckets: list[NDArray[np.uint8]] = []
         self._num_skipped_in_a_row = 0
         self._num_skipped = 0
 
@@ -102,6 +104,12 @@ class LearnerRank:
         if self._config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
+        self._sender = WeightSender(
+            {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
+            dtype=self._dtype,
+            device=self._device,
+            bucket_bytes=self._weights.bucket_mib << 20,
+        )
         self._reference = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
@@ -202,23 +210,45 @@ class LearnerRank:
         logprobs_N: Tensor = self._reference(batch)[0]
         return logprobs_N
 
-    def pack_weights(self) -> WeightManifest | None:
-        """Copy the weights into buckets, under version = optimizer step. A collective; rank 0 gives the manifest."""
+    def open_weights(self, num_receivers: int) -> WeightLink:
+        """Prepare to send to this number of receiving processes. Rank 0 alone.
+
+        Raises:
+            WeightSyncError: no room for it.
+        """
+        return self._sender.open(self._transport, num_receivers=num_receivers, timeout_s=self._weights.timeout_s)
+
+    def join_weights(self) -> None:
+        """Meet the receivers, which connect at the same time. Rank 0 alone."""
+        self._sender.join()
+
+    def send_weights(self) -> SentWeights | None:
+        """Send the weights under version = optimizer step. A collective; rank 0 sends.
+
+        Raises:
+            WeightSyncError: they did not get through in time.
+        """
         parameters = self._parameters()
         if self._rank:
             join_collective(parameters)
             return None
-        manifest, self._buckets = pack_weights(
-            parameters, version=self._engine.optimizer_step, bucket_bytes=self._bucket_bytes
-        )
-        return manifest
+        try:
+            return self._sender.send(parameters, self._engine.optimizer_step)
+        finally:
+            join_collective(parameters)  # after a failed transfer, the other ranks still gather
 
-    def take_bucket(self, index: int) -> NDArray[np.uint8]:
-        """A bucket uint8 [num_bytes] of the weights packed last; gone from here once the last one is taken."""
-        bucket = self._buckets[index]
-        if index == len(self._buckets) - 1:
-            self._buckets = []
-        return bucket
+    def read_weights(self, bucket: int) -> NDArray[np.uint8]:
+        """A bucket uint8 [num_bytes] of the version sent last, for a machine that does not share its memory."""
+        content: NDArray[np.uint8] = self._sender.read(bucket).cpu().numpy()
+        return content
+
+    def release_weights(self) -> None:
+        """Free what the receivers have fetched. Rank 0 alone."""
+        self._sender.release()
+
+    def close_weights(self) -> None:
+        """Leave the receivers. Rank 0 alone."""
+        self._sender.close()
 
     def export_hf(self, folder: str | Path) -> None:
         """Write a folder that vLLM and transformers load. A collective; rank 0 writes."""
@@ -272,6 +302,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def shutdown(self) -> None:
+        self._sender.close()
         leave_process_group()
 
     @property

@@ -152,8 +152,7 @@ def _fitting_lines(config: Config) -> Iterator[str]:
     if memory is None:
         return
     needed = shared_memory_needed(
-        weight_bytes=weight_bytes(folder),
-        num_workers=rollout.num_workers,
+        weight_bytes=weight_bytes(folder) if config.transport == "shared_memory" else 0,
         uses_queue=rollout.num_gpus == 0 or rollout.tensor_parallel_size > 1,
     )
     if problem := shared_memory_problem(memory, needed):

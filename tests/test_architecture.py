@@ -17,7 +17,13 @@ MAX_FUNCTION_LINES = 60
 
 OWNERS = {
     "ray": ("cluster/", "judge/deployment.py", "judge/llm/server.py", "judge/llm/server_engine.py"),
-    "vllm": ("actors/engine/vllm_engine.py", "actors/engine/vllm_extension.py"),
+    "vllm": (
+        "actors/engine/vllm_engine.py",
+        "actors/engine/vllm_extension.py",
+        "actors/engine/transfer.py",
+        "actors/engine/parameters.py",
+        "actors/engine/nccl_group.py",
+    ),
     "deepspeed": ("learner/engine.py",),
     "omegaconf": ("configs/load.py",),
     "openai": ("judge/",),
@@ -31,10 +37,12 @@ PURE = (
     "configs/seeds.py",
     "actors/engine/budget.py",
     "actors/engine/gate.py",
-    "actors/engine/staging.py",
     "actors/fleet/cutting.py",
     "actors/fleet/pool.py",
     "actors/fleet/suspicion.py",
+    "actors/weights/layout.py",
+    "actors/weights/receiver.py",
+    "actors/weights/staging.py",
     "configs/paths.py",
     "actors/engine/owned_worker.py",
     "actors/engine/owner.py",

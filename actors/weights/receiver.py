@@ -6,6 +6,7 @@ wholly on the new one; one that is neither says STALE and plays no group.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
@@ -45,11 +46,15 @@ class WeightTarget(Protocol):
 
 
 class WeightReceiver:
-    """Updates one engine from version to version."""
+    """Updates one engine from version to version, one call after the other.
+
+    A caller that gave up may ask anew while its last call is still under way: only `disconnect` does not wait for it.
+    """
 
     def __init__(self, target: WeightTarget) -> None:
         self._target = target
         self._received: int | None = None
+        self._one_at_a_time = asyncio.Lock()
         self.state = SyncState.STALE
         self.version = -1
 
@@ -58,20 +63,23 @@ class WeightReceiver:
         self.state, self.version = SyncState.CURRENT, 0
 
     async def connect(self, link: WeightLink) -> None:
-        self._received = None
-        await self._target.connect_weights(link)
+        async with self._one_at_a_time:
+            self._received = None
+            await self._target.connect_weights(link)
 
     async def disconnect(self) -> None:
+        """Leave the learner, which ends what waits for it."""
         self._received = None
         await self._target.disconnect_weights()
 
     async def receive(self, offer: WeightOffer) -> None:
         """Receive a version. If that fails, a staged engine keeps the one in use, and any other turns STALE."""
-        self._received = None
-        if not self._target.is_staged:
-            self.state = SyncState.STALE
-        await self._target.receive_weights(offer)
-        self._received = offer.version
+        async with self._one_at_a_time:
+            self._received = None
+            if not self._target.is_staged:
+                self.state = SyncState.STALE
+            await self._target.receive_weights(offer)
+            self._received = offer.version
 
     async def commit(self, version: int, digests: Sequence[int]) -> float:
         """Serve the received version; returns the seconds of the pause.
@@ -81,8 +89,12 @@ class WeightReceiver:
         Raises:
             WeightSyncError: another version was received, or other bytes than were sent. The engine is then STALE.
         """
-        if self.state is SyncState.CURRENT and self.version == version and self._received is None:
-            return 0.0
+        async with self._one_at_a_time:
+            if self.state is SyncState.CURRENT and self.version == version and self._received is None:
+                return 0.0
+            return await self._commit(version, digests)
+
+    async def _commit(self, version: int, digests: Sequence[int]) -> float:
         if self._received != version:
             raise WeightSyncError(f"commit of version {version}, but version {self._received} was received")
         self._received = None

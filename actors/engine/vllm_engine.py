@@ -161,7 +161,7 @@ class VllmEngine:
         """
         self._timeout_s = link.timeout_s
         await self._in_background("connect_weights", link.layout.to_plain(), link.settings)
-        self._is_staged = all(await self._engine.collective_rpc("weights_are_staged"))
+        self._is_staged = all(await self._call("weights_are_staged"))
 
     async def receive_weights(self, offer: WeightOffer) -> None:
         """Receive a version, beside the one in use if there is room, else in its place and between turns.
@@ -181,7 +181,7 @@ class VllmEngine:
         await self._stand_still()
         started = time.perf_counter()
         self.version = -1
-        problems = [each for each in await self._engine.collective_rpc("commit_weights", args=(list(digests),)) if each]
+        problems = [each for each in await self._call("commit_weights", list(digests)) if each]
         if problems:
             raise WeightSyncError(f"version {version}: {problems[0]}")
         self.version = version
@@ -190,7 +190,7 @@ class VllmEngine:
 
     async def disconnect_weights(self) -> None:
         """Leave the learner, whatever is under way."""
-        await self._engine.collective_rpc("disconnect_weights")
+        await self._call("disconnect_weights")
 
     async def _stand_still(self) -> None:
         """Hold new turns back and wait for those in flight, until `_standstill` is closed."""
@@ -199,19 +199,33 @@ class VllmEngine:
 
     async def _in_background(self, method: str, *arguments: Any) -> None:
         """Start something in the engine's processes and wait for its end, while they go on generating."""
-        await self._engine.collective_rpc(method, args=arguments)
+        await self._call(method, *arguments)
         try:
             async with asyncio.timeout(self._timeout_s):
-                answers = await self._engine.collective_rpc("weights_arrived")
+                answers = await self._call("weights_arrived")
                 while not all(has_ended for has_ended, _ in answers):
                     await asyncio.sleep(POLL_S)
-                    answers = await self._engine.collective_rpc("weights_arrived")
+                    answers = await self._call("weights_arrived")
         except TimeoutError as error:
             await self.disconnect_weights()
             raise WeightSyncError(f"{method} did not end within weights.timeout_s={self._timeout_s:g}") from error
         failures = [failure for _, failure in answers if failure]
         if failures:
             raise WeightSyncError(f"{method}: {failures[0]}")
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `vllm_extension.WeightExtension` in each of the engine's processes.
+
+        Raises:
+            RolloutError: the engine is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            answers: list[Any] = await self._engine.collective_rpc(method, args=arguments)
+        except EngineDeadError as error:
+            raise RolloutError(f"vLLM's engine died: {error}") from error
+        return answers
 
     def accept_loaded_weights(self) -> None:
         """Serve the weights that the engine loaded from disk, as version 0."""

@@ -63,6 +63,7 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
         self._layout = layout
         self._views = ParameterViews(self.model, layout)
         self._is_proven = False
+        self.shutdown()  # of an earlier set of receivers
         self.init_transfer_engine(self.parse_init_info(_known_fields(self.init_info_cls, settings)))
 
     @property
@@ -76,9 +77,12 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
         """Receive one version. What is not staged is written into the parameters as it comes."""
+        is_staged = (
+            self.is_staged
+        )  # from here on: whoever leaves meanwhile must not make this write into weights in use
         for index, bucket in enumerate(self._arriving(update_info.delivery)):
             self._digests.append(bucket_digest(bucket))
-            if self.is_staged:
+            if is_staged:
                 self._arrived.append(bucket)
             else:
                 self._views.load(index, bucket)
@@ -182,10 +186,10 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
         stream.synchronize()
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
-        group: Any = self.model_update_group
-        passing = self._empty(0 if self._staging else max(self._layout.bucket_sizes))
+        group, staging = self.model_update_group, self._staging
+        passing = self._empty(0 if staging else max(self._layout.bucket_sizes))
         for index, size in enumerate(self._layout.bucket_sizes):
-            bucket = self._staging[index] if self._staging else passing[:size]
+            bucket = staging[index] if staging else passing[:size]
             group.broadcast(bucket, src=0, stream=torch.cuda.current_stream())
             yield bucket
 

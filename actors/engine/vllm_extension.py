@@ -86,30 +86,31 @@ class WeightExtension:
         return self.weight_transfer_engine.is_staged
 
     def _start(self, call: Callable[[], Any]) -> None:
-        self._waiting = _Background(call, self.device)
+        self._waiting = _Background(call, self.device, after=self._waiting)
 
 
 class _Background:
-    """One call on a daemon thread."""
+    """One call on a daemon thread, which starts when an earlier one has ended: it may have been left behind."""
 
-    def __init__(self, call: Callable[[], Any], device: torch.device) -> None:
+    def __init__(self, call: Callable[[], Any], device: torch.device, *, after: _Background | None) -> None:
         self.result: Any = None
         self.failure = ""
-        self._call = call
-        self._device = device
-        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+        # All of it goes to the thread, which lets go of it at its end: a chain of calls would hold all their results.
+        self._thread = threading.Thread(target=self._run, args=(call, device, after), name="weights", daemon=True)
         self._thread.start()
 
     @property
     def has_ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, call: Callable[[], Any], device: torch.device, after: _Background | None) -> None:
         self.failure = "it ended without a result"
+        if after is not None:
+            after._thread.join()
         try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            self.result = self._call()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            self.result = call()
             self.failure = ""
         except (WeightSyncError, RuntimeError, ValueError, OSError) as error:  # NCCL's and CUDA's are RuntimeErrors
             self.failure = f"{type(error).__name__}: {error}"

@@ -64,11 +64,17 @@ class SharedMemoryEnd:
 
     def __init__(self, layout: WeightLayout) -> None:
         self._layout = layout
-        check_room(2 * layout.num_bytes, staging_root())
         self._folder = staging_root() / f"{PREFIX}{secrets.token_hex(6)}"
-        self._folder.mkdir(mode=0o700)
-        self._files = [self._create(self._folder / str(number)) for number in range(2)]
         self._current = 0
+        check_room(2 * layout.num_bytes, staging_root())
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            try:
+                self._folder.mkdir(mode=0o700)
+                self._files = [self._create(self._folder / str(number)) for number in range(2)]
+            except OSError as error:
+                raise WeightSyncError(f"no room for two versions of the weights in {self._folder}: {error}") from error
+            on_failure.pop_all()
 
     def _create(self, path: Path) -> list[Tensor]:
         with path.open("xb+") as file:
@@ -111,7 +117,7 @@ class NcclEnd:
 
     def __init__(self, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float) -> None:
         self._sizes = layout.bucket_sizes
-        self._device = device
+        self._device = torch.device(device.type, torch.cuda.current_device())
         self._timeout_s = timeout_s
         self._address, self._port = own_address(), free_port()
         self._world_size = 1 + num_receivers
@@ -222,14 +228,16 @@ class _Deadline:
         self._call = call
         self._device = device
         self._result: Any = None
-        self._failure: RuntimeError | OSError | None = None
+        self._failure: RuntimeError | OSError | None = RuntimeError("it ended without a result")
         self._thread = threading.Thread(target=self._run, name="send-weights", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            torch.cuda.set_device(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
             self._result = self._call()
+            self._failure = None
         except (RuntimeError, OSError) as error:  # NCCL's and CUDA's are RuntimeErrors
             self._failure = error
 

@@ -1,5 +1,6 @@
 """Where tensors lie in buckets."""
 
+import itertools
 import json
 import math
 
@@ -32,7 +33,7 @@ def test_tensors_keep_their_order_are_aligned_and_never_overlap(tensors, bucket_
         assert slots[0].offset == 0
         assert end_of(slots[-1]) <= size
         assert all(slot.offset % TENSOR_ALIGNMENT == 0 for slot in slots)
-        assert all(end_of(slot) <= after.offset for slot, after in zip(slots, slots[1:], strict=False))
+        assert all(end_of(slot) <= after.offset for slot, after in itertools.pairwise(slots))
     assert [slot for index in range(len(layout.bucket_sizes)) for slot in layout.slots_of(index)] == list(layout.slots)
 
 

@@ -30,7 +30,7 @@ def test_buckets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
 def test_room_is_what_is_free(tmp_path):
     check_room(0, tmp_path)
     check_room(1, tmp_path)
-    with pytest.raises(WeightSyncError, match="free some, or enlarge it .*--shm-size"):
+    with pytest.raises(WeightSyncError, match=r"free some, or enlarge it .*--shm-size"):
         check_room(1 << 60, tmp_path)
 
 

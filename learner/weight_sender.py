@@ -18,6 +18,8 @@ from learner.transports import SendingEnd, open_end
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""
+CACHED_BYTES = 16 << 20
+"""Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
 
 
 def checkpoint_name(name: str) -> str:
@@ -38,15 +40,12 @@ class WeightSender:
         self, shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype, device: torch.device, bucket_bytes: int
     ) -> None:
         self._device = device
-        self._layout = lay_out(
-            (
-                TensorSpec(
-                    name=checkpoint_name(name), dtype=str(dtype).removeprefix("torch."), shape=tuple(map(int, shape))
-                )
-                for name, shape in shapes.items()
-            ),
-            bucket_bytes=bucket_bytes,
-        )
+        self._bucket_bytes = bucket_bytes
+        kind = str(dtype).removeprefix("torch.")
+        self._tensors = [
+            TensorSpec(name=checkpoint_name(name), dtype=kind, shape=tuple(map(int, shape)))
+            for name, shape in shapes.items()
+        ]
         self._end: SendingEnd | None = None
 
     def open(self, transport: Transport, *, num_receivers: int, timeout_s: float) -> WeightLink:
@@ -56,6 +55,8 @@ class WeightSender:
             WeightSyncError: no room for it.
         """
         self.close()
+        most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
+        self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
         end = open_end(transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s)
         self._end = end
         return WeightLink(

@@ -14,7 +14,7 @@ from typing import Any
 TENSOR_ALIGNMENT = 256
 """A tensor starts at a multiple of this many bytes, so that views of any dtype and wide copies are possible."""
 BUCKET_ALIGNMENT = 4096
-"""The size of a bucket is a multiple of this many bytes: one row of the digest (`actors.weights.digest`)."""
+"""The size of a bucket is a multiple of this many bytes: whole pages, and whole rows of `actors.weights.digest`."""
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element of the dtypes that a policy may have."""
 

@@ -25,6 +25,8 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
         for step in steps:
             journal.begin_step()
             batch = await ahead.take()  # judged groups that have a signal
+            if config.engines_sleep:
+                await fleet.rollouts.sleep()  # until the next version
             update = await learner.update([group.training for group in batch.trained])
             published = await weights.publish()  # version = the learner's optimizer step
             journal.record_step(step, batch, update, published)

@@ -390,3 +390,8 @@ class Config:
         if self.rollout.num_gpus == 0 or self.learner.num_gpus == 0:
             return "shared_memory"
         return "ipc" if self.rollout.num_gpus + self.learner.num_gpus <= 1 else "nccl"
+
+    @property
+    def engines_sleep(self) -> bool:
+        """Whether engines free the GPU that they share with the learner while it updates; only if they are idle then."""
+        return self.transport == "ipc" and self.train.max_staleness == 0

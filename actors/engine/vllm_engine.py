@@ -56,6 +56,7 @@ class VllmEngine:
         image_pad_id: int,
         forbidden_ids: Sequence[int],
         transport: Transport,
+        can_sleep: bool,
         seed: int,
     ) -> None:
         set_engine_environment(rollout)
@@ -68,7 +69,7 @@ class VllmEngine:
             bytes_per_value=2 if model.dtype == "bfloat16" else 4,
             gpu_memory=_gpu_memory() if rollout.num_gpus > 0 else None,
         )
-        config = _engine_config(model, rollout, budget, transport=transport, seed=seed)
+        config = _engine_config(model, rollout, budget, transport=transport, can_sleep=can_sleep, seed=seed)
         self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
@@ -76,6 +77,7 @@ class VllmEngine:
         self._gate = TurnGate()
         self._numbers = itertools.count()
         self._is_staged = True
+        self._is_asleep = False
         self._standstill = contextlib.AsyncExitStack()
         self._timeout_s = 0.0
         self.version = -1
@@ -181,12 +183,24 @@ class VllmEngine:
         await self._stand_still()
         started = time.perf_counter()
         self.version = -1
+        if self._is_asleep:
+            await self._engine.wake_up(["weights"])
         problems = [each for each in await self._call("commit_weights", list(digests)) if each]
         if problems:
             raise WeightSyncError(f"version {version}: {problems[0]}")
+        if self._is_asleep:
+            await self._engine.wake_up(["kv_cache"])
+            self._is_asleep = False
         self.version = version
         await self._standstill.aclose()
         return time.perf_counter() - started
+
+    async def sleep(self) -> None:
+        """Give the memory of weights and KV cache back to the GPU until the next version is committed."""
+        await self._stand_still()
+        self.version = -1
+        await self._engine.sleep(level=2)  # the weights are not kept: a version follows
+        self._is_asleep = True
 
     async def disconnect_weights(self) -> None:
         """Leave the learner, whatever is under way."""
@@ -245,7 +259,7 @@ class VllmEngine:
 
 
 def _engine_config(
-    model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, *, transport: Transport, seed: int
+    model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, *, transport: Transport, can_sleep: bool, seed: int
 ) -> Any:
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
@@ -267,6 +281,7 @@ def _engine_config(
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         worker_extension_cls=EXTENSION,
+        enable_sleep_mode=can_sleep,
         weight_transfer_config=WeightTransferConfig(backend=f"visionthink_{transport}"),
         seed=seed,
         disable_log_stats=True,

@@ -56,6 +56,9 @@ class Worker(Protocol):
     async def disconnect_weights(self) -> None:
         """Leave the learner, whatever is under way."""
 
+    async def sleep(self) -> None:
+        """Give the engine's GPU memory back until the next version is committed."""
+
     def kill(self) -> None:
         """End its process immediately and release its resources. Does not wait and never fails."""
 
@@ -127,6 +130,21 @@ class RolloutPool:
             finally:
                 self._release(member)
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
+
+    async def sleep(self) -> None:
+        """Let all engines give their GPU memory back until the next version of the weights; one that cannot is dropped.
+
+        No group may be under way.
+        """
+
+        async def one(member: _Member) -> None:
+            try:
+                async with asyncio.timeout(self._health_timeout_s):
+                    await member.worker.sleep()
+            except (RolloutError, TimeoutError) as error:
+                self._drop(member, f"falling asleep: {error or 'no answer'}")
+
+        await asyncio.gather(*(one(member) for member in self._members))
 
     async def _attempt(self, member: _Member, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
         """One attempt with a timeout. A timeout is attributed to the sample if the worker is healthy."""

@@ -29,7 +29,14 @@ class RolloutWorker:
     """Owns one engine. Generates only while its weights are a verified version."""
 
     def __init__(
-        self, *, model: ModelConfig, rollout: RolloutConfig, data: DataConfig, transport: Transport, seed: int
+        self,
+        *,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        data: DataConfig,
+        transport: Transport,
+        can_sleep: bool,
+        seed: int,
     ) -> None:
         self._rollout = rollout
         self._datasets: dict[str, Dataset] = {}
@@ -46,6 +53,7 @@ class RolloutWorker:
             image_pad_id=self._renderer.image_pad_id,
             forbidden_ids=vision_token_ids(tokenizer),
             transport=transport,
+            can_sleep=can_sleep,
             seed=seed,
         )
         self._receiver = WeightReceiver(self._engine)
@@ -109,6 +117,11 @@ class RolloutWorker:
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
         """Serve the received version; returns the seconds for which nothing could be generated."""
         return await self._receiver.commit(version, digests)
+
+    async def sleep(self) -> None:
+        """Give the engine's GPU memory back until the next version is committed."""
+        self._receiver.invalidate()
+        await self._engine.sleep()
 
     async def disconnect_weights(self) -> None:
         """Leave the learner, whatever is under way."""

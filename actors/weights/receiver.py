@@ -62,6 +62,10 @@ class WeightReceiver:
         """Accept the weights that the engine loaded from disk as version 0."""
         self.state, self.version = SyncState.CURRENT, 0
 
+    def invalidate(self) -> None:
+        """The engine has given its weights up; the next version that is committed makes it CURRENT again."""
+        self.state = SyncState.STALE
+
     async def connect(self, link: WeightLink) -> None:
         async with self._one_at_a_time:
             self._received = None

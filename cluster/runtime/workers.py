@@ -68,6 +68,9 @@ class RayWorker:
     async def disconnect_weights(self) -> None:
         await self._ask(lambda: self._actor.disconnect_weights.remote())
 
+    async def sleep(self) -> None:
+        await self._ask(lambda: self._actor.sleep.remote())
+
     async def shutdown(self) -> None:
         if not self._is_killed:
             await await_remote(self._actor.shutdown.remote(), RolloutError, self.name)
@@ -100,6 +103,7 @@ def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
                 rollout=config.rollout,
                 data=config.data,
                 transport=config.transport,
+                can_sleep=config.engines_sleep,
                 seed=derive_seed(config.run.seed, "rollout worker", i),
             ),
             num_receivers=config.rollout.tensor_parallel_size,

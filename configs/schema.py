@@ -393,5 +393,5 @@ class Config:
 
     @property
     def engines_sleep(self) -> bool:
-        """Whether engines free the GPU that they share with the learner while it updates; only if they are idle then."""
+        """Whether engines free the GPU that they share with the learner during updates; only if they are idle then."""
         return self.transport == "ipc" and self.train.max_staleness == 0

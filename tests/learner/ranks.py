@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from unittest import mock
 
-from configs.schema import LearnerConfig, ModelConfig
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner import scoring
 from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
@@ -33,7 +33,16 @@ def run_script(script, *, rank=0, world_size=1, port=0, chunk_logits=CHUNK_LOGIT
         for settings, calls in script:
             config = LearnerConfig(**{"num_ranks": world_size, "update_timeout_s": 60.0, **settings["learner"]})
             model = ModelConfig(**settings["model"])
-            learner = LearnerRank(config, model, rank=rank, world_size=world_size, seed=0, temperature=1.0)
+            learner = LearnerRank(
+                config,
+                model,
+                rank=rank,
+                world_size=world_size,
+                seed=0,
+                temperature=1.0,
+                weights=WeightsConfig(),
+                transport="nccl" if config.num_gpus else "shared_memory",
+            )
             learner.start("127.0.0.1", port or learner.rendezvous()[1])
             outcomes += [perform(learner, config, rank, method, argument) for method, argument in calls]
     return outcomes

@@ -87,10 +87,11 @@ def test_what_was_sent_stays_as_it_was_when_the_model_goes_on(connect):
     model = small_model()
     sender, link = connect(model)
     sent = sender.send(model.named_parameters(), 1)
+    expected = {name: parameter.clone() for name, parameter in by_checkpoint_name(model).items()}
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()
-    assert all(tensor.any() for tensor in sent_tensors(sender, link.layout).values())
+            parameter.add_(1)
+    assert all(torch.equal(found, expected[name]) for name, found in sent_tensors(sender, link.layout).items())
     assert [int(bucket_digest(sender.read(index))) for index in range(sent.offer.num_buckets)] == list(sent.digests)
 
 

@@ -3,14 +3,15 @@ import json
 import math
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
-from configs.schema import LearnerConfig, ModelConfig
+from actors.weights.digest import bucket_digest
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner.batch import plan_mini_batches
 from learner.collate import collate
 from learner.loss import LossInputs, grpo_loss
@@ -41,7 +42,16 @@ def started(folder, **settings):
             **settings,
         }
     )
-    rank = LearnerRank(config, ModelConfig(path=str(folder)), rank=0, world_size=1, seed=0, temperature=1.0)
+    rank = LearnerRank(
+        config,
+        ModelConfig(path=str(folder)),
+        rank=0,
+        world_size=1,
+        seed=0,
+        temperature=1.0,
+        weights=WeightsConfig(),
+        transport="shared_memory",
+    )
     rank.start(*rank.rendezvous())
     return rank
 
@@ -52,10 +62,16 @@ def update(rank, groups=GROUPS, *, prompts=4):
 
 
 def exported(rank):
-    manifest = rank.pack_weights()
-    num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
-    buckets = [rank.take_bucket(index) for index in range(num_buckets)]
-    return {spec.name: content.tobytes() for spec, content in verified_tensors(manifest, buckets)}
+    """The weights as receivers get them: bytes by name."""
+    link = rank.open_weights(1)
+    sent = rank.send_weights()
+    buckets = [rank.read_weights(index).copy() for index in range(sent.offer.num_buckets)]
+    rank.close_weights()
+    assert [int(bucket_digest(torch.from_numpy(bucket))) for bucket in buckets] == list(sent.digests)
+    return {
+        slot.tensor.name: buckets[slot.bucket][slot.offset : slot.offset + slot.tensor.num_bytes].tobytes()
+        for slot in link.layout.slots
+    }
 
 
 def with_logprobs(group, value):
@@ -149,6 +165,17 @@ def test_a_picture_that_cannot_be_had_ends_the_update_with_its_reason(folder):
         rank.update(plan, Gone())
 
 
+def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
+    rank = started(folder)
+    link = rank.open_weights(1)
+    assert {slot.tensor.dtype for slot in link.layout.slots} == {"float32"}
+    assert rank.send_weights().offer.version == 0
+    update(rank)
+    assert rank.send_weights().offer.version == 1
+    rank.shutdown()
+    assert not Path(link.settings["folder"]).exists()
+
+
 def test_each_mini_batch_is_one_optimizer_step(folder):
     report = update(started(folder), prompts=2)
     assert (report.start_version, report.optimizer_step) == (0, 2)
@@ -194,11 +221,15 @@ def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
-@pytest.mark.parametrize(("method", "writer"), [("save", "write_state"), ("export_hf", "save_hf")])
-def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
-    folder, tmp_path, monkeypatch, method, writer
+WRITERS = {"save": "write_state", "export_hf": "save_hf", "send_weights": "WeightSender.send"}
+
+
+@pytest.mark.parametrize("method", WRITERS)
+def test_a_rank_that_cannot_write_or_send_still_takes_part_in_what_the_others_gather(
+    folder, tmp_path, monkeypatch, method
 ):
     rank = started(folder)
+    rank.open_weights(1)
     gathered = []
 
     def items(of):
@@ -212,9 +243,9 @@ def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
     source = "state" if method == "save" else "parameters"
     everything = [name for name, _ in getattr(rank._engine, source)()]
     monkeypatch.setattr(rank._engine, source, functools.partial(items, getattr(rank._engine, source)))
-    monkeypatch.setattr(f"learner.worker.{writer}", refuse)
+    monkeypatch.setattr(f"learner.worker.{WRITERS[method]}", refuse)
     with pytest.raises(CheckpointError, match="no space left"):
-        getattr(rank, method)(tmp_path)
+        getattr(rank, method)(*([] if method == "send_weights" else [tmp_path]))
     assert gathered == everything
 
 

@@ -170,7 +170,7 @@ async def test_every_wait_has_a_deadline(ranks, method):
     given = {
         "update": [[make_group(1)]],
         "open_weights": [1],
-        **dict.fromkeys(["save", "load", "export_hf"], [Path("x")]),
+        **{name: [Path("x")] for name in ("save", "load", "export_hf")},
     }.get(method, [])
     with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
         await getattr(group, method)(*given)

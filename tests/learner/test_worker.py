@@ -172,7 +172,7 @@ def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
     assert rank.send_weights().offer.version == 0
     update(rank)
     assert rank.send_weights().offer.version == 1
-    rank.shutdown()
+    rank.close_weights()
     assert not Path(link.settings["folder"]).exists()
 
 

@@ -88,7 +88,7 @@ def _views(model: Any, slots: Sequence[Slot]) -> list[Tensor]:
         if last in packed:
             fused, index = packed[last]
             siblings = [part for part, (other, at) in packed.items() if other == fused and at < index]
-            first_row = sum(num_rows[_sibling(name, last, part)] for part in siblings)
+            first_row = sum(num_rows.get(_sibling(name, last, part), 0) for part in siblings)  # checked below
             mapped = f"{parent}.{fused}.{leaf}"
         if mapped not in parameters:
             raise WeightSyncError(f"{name} has no parameter {mapped} in the engine's model")

@@ -134,7 +134,7 @@ class WeightChannel:
                 async with asyncio.timeout(GRACE_S):
                     await worker.disconnect_weights()
             except (RolloutError, WeightSyncError, TimeoutError) as error:
-                self._rollouts.drop(worker, f"{failure}; asked to leave: {error or 'no answer'}")
+                self._rollouts.drop(worker, f"{failure}; asked to leave: {str(error) or 'no answer'}")
 
         await asyncio.gather(*(leave(worker) for worker in self._rollouts.workers))
         for worker in self._rollouts.workers:

@@ -96,6 +96,7 @@ class FakeWorker:
         self.most_in_flight = 0
         self.is_healthy = True
         self.is_killed = False
+        self.is_asleep = False
         self._script = list(script)
         self._in_flight = 0
         self._link: WeightLink | None = None
@@ -141,11 +142,14 @@ class FakeWorker:
 
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
         assert self._received == version
-        self.version = version
+        self.version, self.is_asleep = version, False
         return 0.0
 
     async def disconnect_weights(self) -> None:
         self._link = None
+
+    async def sleep(self) -> None:
+        self.is_asleep = True
 
 
 class FakeWeightSource:

@@ -142,7 +142,7 @@ class RolloutPool:
                 async with asyncio.timeout(self._health_timeout_s):
                     await member.worker.sleep()
             except (RolloutError, TimeoutError) as error:
-                self._drop(member, f"falling asleep: {error or 'no answer'}")
+                self._drop(member, f"falling asleep: {str(error) or 'no answer'}")
 
         await asyncio.gather(*(one(member) for member in self._members))
 

@@ -241,3 +241,21 @@ async def test_when_the_last_worker_is_dropped_waiting_groups_end():
     with pytest.raises(RolloutError, match="no rollout worker is left"):
         await waiting
     playing.cancel()
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"), [(RolloutError("out of memory"), "out of memory"), (None, "no answer")], ids=["fails", "hangs"]
+)
+async def test_a_worker_that_does_not_fall_asleep_is_dropped(caplog, step, reason):
+    class Restless(FakeWorker):
+        async def sleep(self):
+            if step is None:
+                await asyncio.sleep(60)
+            raise step
+
+    restless, sound = Restless("restless"), FakeWorker("sound")
+    pool = make_pool(restless, sound)
+    with caplog.at_level(logging.WARNING):
+        await pool.sleep()
+    assert (pool.workers, restless.is_killed, sound.is_asleep) == ([sound], True, True)
+    assert caplog.messages == [f"rollout worker restless dropped: falling asleep: {reason}"]

@@ -94,6 +94,16 @@ async def test_weights_that_were_loaded_from_disk_are_version_0():
     assert state_of(receiver) == (SyncState.CURRENT, 0)
 
 
+async def test_an_engine_that_has_given_its_weights_up_is_stale_until_the_next_version():
+    receiver, _ = await serving(1)
+    receiver.invalidate()
+    assert receiver.state is SyncState.STALE
+    await receiver.receive(offer(1))
+    assert receiver.state is SyncState.STALE
+    await receiver.commit(1, DIGESTS)
+    assert state_of(receiver) == (SyncState.CURRENT, 1)
+
+
 @pytest.mark.parametrize(("is_staged", "state"), [(True, SyncState.CURRENT), (False, SyncState.STALE)])
 async def test_while_a_version_arrives_the_old_one_is_served_only_if_it_stays_whole(is_staged, state):
     receiver, target = await serving(1, is_staged=is_staged)

@@ -139,6 +139,7 @@ CALLS = {
     "connect_weights": lambda worker: worker.connect_weights(None),
     "receive_weights": lambda worker: worker.receive_weights(OFFER, None),
     "commit_weights": lambda worker: worker.commit_weights(1, (7,)),
+    "sleep": lambda worker: worker.sleep(),
     "disconnect_weights": lambda worker: worker.disconnect_weights(),
     "check_health": lambda worker: worker.check_health(),
 }

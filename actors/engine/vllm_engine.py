@@ -13,7 +13,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
@@ -111,14 +111,13 @@ class VllmEngine:
 
     async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
         from vllm import exceptions
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
         last = None
         try:
-            async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
-                last = output
-        except EngineDeadError as error:
-            raise RolloutError(f"vLLM's engine died: {error}") from error
+            with _named_death():
+                async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
+                    last = output
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
@@ -184,12 +183,14 @@ class VllmEngine:
         started = time.perf_counter()
         self.version = -1
         if self._is_asleep:
-            await self._engine.wake_up(["weights"])
+            with _named_death():
+                await self._engine.wake_up(["weights"])
         problems = [each for each in await self._call("commit_weights", list(digests)) if each]
         if problems:
             raise WeightSyncError(f"version {version}: {problems[0]}")
         if self._is_asleep:
-            await self._engine.wake_up(["kv_cache"])
+            with _named_death():
+                await self._engine.wake_up(["kv_cache"])
             self._is_asleep = False
         self.version = version
         await self._standstill.aclose()
@@ -199,7 +200,8 @@ class VllmEngine:
         """Give the memory of weights and KV cache back to the GPU until the next version is committed."""
         await self._stand_still()
         self.version = -1
-        await self._engine.sleep(level=2)  # the weights are not kept: a version follows
+        with _named_death():
+            await self._engine.sleep(level=2)  # the weights are not kept: a version follows
         self._is_asleep = True
 
     async def disconnect_weights(self) -> None:
@@ -233,12 +235,8 @@ class VllmEngine:
         Raises:
             RolloutError: the engine is dead.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        with _named_death():
             answers: list[Any] = await self._engine.collective_rpc(method, args=arguments)
-        except EngineDeadError as error:
-            raise RolloutError(f"vLLM's engine died: {error}") from error
         return answers
 
     def accept_loaded_weights(self) -> None:
@@ -256,6 +254,17 @@ class VllmEngine:
 
     def shutdown(self) -> None:
         self._engine.shutdown()
+
+
+@contextlib.contextmanager
+def _named_death() -> Iterator[None]:
+    """Raise RolloutError where vLLM says that its engine is dead."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise RolloutError(f"vLLM's engine died: {error}") from error
 
 
 def _engine_config(

@@ -21,7 +21,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from configs.schema import LearnerConfig, ModelConfig
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner.batch import MicroBatchPlan, RankPlan, padded_tokens, plan_mini_batches
 from learner.collate import cut_views
 from learner.loss import LossInputs, grpo_loss
@@ -141,7 +141,16 @@ def main() -> None:
             dtype="bfloat16" if chosen.gpus else "float32",
         )
         started = time.monotonic()
-        rank = LearnerRank(config, model, rank=0, world_size=1, seed=0, temperature=1.0)
+        rank = LearnerRank(
+            config,
+            model,
+            rank=0,
+            world_size=1,
+            seed=0,
+            temperature=1.0,
+            weights=WeightsConfig(),
+            transport="shared_memory",
+        )
         rank.start(*rank.rendezvous())
         start_s = time.monotonic() - started
         peer = None if chosen.gpus else Peer(Path(folder), config)

@@ -36,6 +36,8 @@ class Publication:
     version: int
     seconds: float
     """From the call until every worker serves the version."""
+    transfer_s: float
+    """Of it, until the version had arrived everywhere."""
     pause_s: float
     """Longest time for which a worker could generate nothing."""
 
@@ -71,7 +73,8 @@ class WeightChannel:
         failures: Counter[str] = Counter()
         while True:
             try:
-                version, pause_s = await self._attempt()
+                publication = await self._attempt(started)
+                await _together(self._timeout_s, {LEARNER: self._learner.release_weights()})
             except _PhaseFailed as failure:
                 failures[failure.who] += 1
                 logger.warning("publishing weights failed and is tried again: %s", failure)
@@ -79,21 +82,27 @@ class WeightChannel:
                     raise WeightSyncError(str(failure)) from failure.__cause__
                 await self._disconnect(failure, is_last=failures[failure.who] >= MAX_FAILURES)
             else:
-                return Publication(version=version, seconds=time.monotonic() - started, pause_s=pause_s)
+                return publication
 
-    async def _attempt(self) -> tuple[int, float]:
-        """Connect if the members have changed, transfer, commit; returns the version and the longest pause."""
+    async def _attempt(self, started: float) -> Publication:
+        """Connect if the members have changed, transfer, commit."""
         workers = self._rollouts.workers
         if not workers:
             raise WeightSyncError("no rollout worker is left to take the weights")
         link = self._link if self._link is not None and workers == self._connected else await self._connect(workers)
+        connected = time.monotonic()
         sent = await self._transfer(link, workers)
+        transferred = time.monotonic()
         version, digests = sent.offer.version, sent.digests
         pauses = await _together(
             self._timeout_s, {worker.name: worker.commit_weights(version, digests) for worker in workers}
         )
-        await _together(self._timeout_s, {LEARNER: self._learner.release_weights()})
-        return version, max(pauses.values())
+        return Publication(
+            version=version,
+            seconds=time.monotonic() - started,
+            transfer_s=transferred - connected,
+            pause_s=max(pauses.values()),
+        )
 
     async def _connect(self, workers: list[Worker]) -> WeightLink:
         num_receivers = sum(worker.num_receivers for worker in workers)

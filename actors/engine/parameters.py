@@ -7,6 +7,7 @@ parallelism a parameter is a shard, and vLLM's own `load_weights` cuts it out of
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,32 +34,35 @@ class ParameterViews:
 
     def __init__(self, model: Any, layout: WeightLayout) -> None:
         self._model = model
-        self._layout = layout
+        self._slots = [layout.slots_of(bucket) for bucket in range(len(layout.bucket_sizes))]
         self.is_whole = _world_size() == 1
-        self._views = _views(model, layout.slots) if self.is_whole else []
+        views = iter(_views(model, layout.slots)) if self.is_whole else iter(())
+        self._views = [list(itertools.islice(views, len(slots))) for slots in self._slots]
+
+    def tensors(self, bucket: int, content: Tensor) -> list[Tensor]:
+        """The tensors in the bytes of a bucket, uint8 [num_bytes]: views."""
+        return [slot_tensor(content, slot) for slot in self._slots[bucket]]
 
     @torch.no_grad()
-    def load(self, bucket: int, content: Tensor) -> None:
-        """Write the tensors of a bucket, uint8 [num_bytes], into the parameters."""
-        slots = self._layout.slots_of(bucket)
-        tensors = [slot_tensor(content, slot) for slot in slots]
+    def load(self, bucket: int, tensors: Sequence[Tensor]) -> None:
+        """Write the tensors of a bucket into the parameters."""
         if self.is_whole:
-            torch._foreach_copy_([view for view, s in self._placed() if s.bucket == bucket], tensors)
+            torch._foreach_copy_(self._views[bucket], list(tensors))
         else:
-            self._model.load_weights((s.tensor.name, tensor) for s, tensor in zip(slots, tensors, strict=True))
+            names = [slot.tensor.name for slot in self._slots[bucket]]
+            self._model.load_weights(zip(names, tensors, strict=True))
 
-    def prove(self, buckets: Sequence[Tensor]) -> None:
-        """Compare every parameter with what was loaded into it.
+    def prove(self, bucket: int, tensors: Sequence[Tensor]) -> None:
+        """Compare the parameters with the tensors of a bucket that were loaded into them, unless they are shards.
 
         Raises:
             WeightSyncError: naming the first one that differs.
         """
-        for view, slot in self._placed():
-            if not torch.equal(view, slot_tensor(buckets[slot.bucket], slot).to(view.device)):
+        if not self.is_whole:
+            return
+        for slot, view, tensor in zip(self._slots[bucket], self._views[bucket], tensors, strict=True):
+            if not torch.equal(view, tensor.to(view.device)):
                 raise WeightSyncError(f"{slot.tensor.name} differs in the engine from what was received")
-
-    def _placed(self) -> list[tuple[Tensor, Slot]]:
-        return list(zip(self._views, self._layout.slots, strict=True)) if self.is_whole else []
 
 
 def _world_size() -> int:

@@ -73,19 +73,18 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
 
     def start_weight_update(self) -> None:
         self._digests: list[Tensor] = []
-        self._arrived: list[Tensor] = []
+        self._arrived: list[list[Tensor]] = []
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
         """Receive one version. What is not staged is written into the parameters as it comes."""
-        is_staged = (
-            self.is_staged
-        )  # from here on: whoever leaves meanwhile must not make this write into weights in use
+        is_staged = self.is_staged  # whoever leaves meanwhile must not make this write into weights in use
         for index, bucket in enumerate(self._arriving(update_info.delivery)):
             self._digests.append(bucket_digest(bucket))
+            tensors = self._views.tensors(index, bucket)
             if is_staged:
-                self._arrived.append(bucket)
+                self._arrived.append(tensors)
             else:
-                self._views.load(index, bucket)
+                self._views.load(index, tensors)
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
         """The buckets of a version in their order, uint8 [num_bytes] each. One may be overwritten by the next."""
@@ -102,11 +101,12 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
             WeightSyncError: the parameters do not hold what arrived. Compared tensor by tensor for the first version;
                 from then on the same copies are made.
         """
-        for index, bucket in enumerate(self._arrived):
-            self._views.load(index, bucket)
-        if self._arrived and not self._is_proven:
-            self._views.prove(self._arrived)
-            self._is_proven = True
+        for index, tensors in enumerate(self._arrived):
+            self._views.load(index, tensors)
+        if not self._is_proven:
+            for index, tensors in enumerate(self._arrived):
+                self._views.prove(index, tensors)
+            self._is_proven = bool(self._arrived)
         self._arrived = []
 
     def shutdown(self) -> None:

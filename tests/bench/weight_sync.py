@@ -94,11 +94,15 @@ async def publications(config: Config, rounds: int) -> dict[str, Any]:
     first = await channel.publish()
     rest = [await channel.publish() for _ in range(rounds)]
     for each in rest:
-        print(f"published in {each.seconds:.4f} s, pause {each.pause_s:.4f} s", flush=True)
+        print(
+            f"published in {each.seconds:.4f} s, transfer {each.transfer_s:.4f} s, pause {each.pause_s:.4f} s",
+            flush=True,
+        )
     await asyncio.gather(learner.shutdown(), *(worker.shutdown() for worker in workers))
     return {
         "first_publish_s": round(first.seconds, 4),
         "publish_s": round(median(each.seconds for each in rest), 5),
+        "transfer_s": round(median(each.transfer_s for each in rest), 5),
         "pause_s": round(median(each.pause_s for each in rest), 5),
     }
 

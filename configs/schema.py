@@ -268,8 +268,8 @@ Transport = Literal["shared_memory", "nccl", "ipc"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
     transport: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
-    """How weights reach the rollout workers. `auto`: NCCL between GPUs, CUDA IPC where learner and engine share one,
-    shared memory on CPU. `shared_memory` works everywhere; between nodes it goes through Ray's object store."""
+    """How weights reach the rollout workers. `auto`: NCCL between GPUs, CUDA IPC where all share one, shared memory on
+    CPU and where some GPUs are shared. `shared_memory` works everywhere; between nodes through Ray's object store."""
     timeout_s: float = 120.0
     """Timeout of each phase of a weight sync: connecting, sending and receiving, committing."""
     bucket_mib: int = 512
@@ -373,6 +373,12 @@ class Config:
             self.weights.transport,
             "must be auto or shared_memory on CPU",
         )
+        require(
+            self.weights.transport != "ipc" or self._num_gpus <= 1,
+            "weights.transport",
+            "ipc",
+            f"must be auto unless all share one GPU: they take {self._num_gpus:g}",
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -389,7 +395,17 @@ class Config:
             return self.weights.transport
         if self.rollout.num_gpus == 0 or self.learner.num_gpus == 0:
             return "shared_memory"
-        return "ipc" if self.rollout.num_gpus + self.learner.num_gpus <= 1 else "nccl"
+        if self._num_gpus <= 1:
+            return "ipc"
+        # NCCL refuses two members on one GPU.
+        return "nccl" if min(self.rollout.num_gpus, self.learner.num_gpus) > 0.5 else "shared_memory"
+
+    @property
+    def _num_gpus(self) -> float:
+        """That all rollout workers and learner ranks take together."""
+        rollout, learner = self.rollout, self.learner
+        per_worker = rollout.num_gpus * rollout.tensor_parallel_size
+        return rollout.num_workers * per_worker + learner.num_ranks * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

@@ -399,7 +399,7 @@ async def test_nobody_commits_before_everybody_has_received():
 
 @in_virtual_time
 async def test_after_a_failed_publication_nothing_goes_on_in_the_background():
-    learner = Learner(is_rendezvous=True, send=[HANGS, HANGS])
+    learner = Learner(is_rendezvous=True, send=[UNWELL, UNWELL])
     channel, _ = make_channel(learner, Worker("a", receive=[HANGS, HANGS]), Worker("b", receive=[HANGS, HANGS]))
     with pytest.raises(WeightSyncError):
         await channel.publish()

@@ -237,6 +237,18 @@ def test_leaving_in_the_middle_writes_nothing_into_the_weights_in_use(extension,
     assert not any(tensor.any() for tensor in held(extension).values())
 
 
+def test_without_room_beside_them_the_weights_in_use_are_written_as_the_buckets_come(extension, sender, monkeypatch):
+    connect(extension, sender)
+    monkeypatch.setattr(type(extension.weight_transfer_engine), "is_staged", False)
+    assert not extension.weights_are_staged()
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    assert holds(extension, drawn(1))
+    assert extension.commit_weights(list(sent.digests)) == ""
+    wrong = [digest + 1 for digest in sent.digests]
+    assert extension.commit_weights(wrong) == "the checksum of bucket 0 differs from what the learner sent"
+
+
 def test_a_bug_in_a_transfer_is_not_taken_for_success(extension, sender, monkeypatch):
     connect(extension, sender)
     monkeypatch.setattr(extension.weight_transfer_engine, "_arriving", lambda delivery: delivery["nothing"])

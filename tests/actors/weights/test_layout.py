@@ -65,8 +65,8 @@ def test_a_tensor_takes_the_bytes_of_its_elements(dtype, shape, num_bytes):
     assert TensorSpec(name="t", dtype=dtype, shape=shape).num_bytes == num_bytes
 
 
-def test_a_layout_by_hand():
-    tensors = [TensorSpec(name=f"t{number}", dtype="float32", shape=(500,)) for number in range(3)]
+def test_a_bucket_is_filled_to_its_last_byte():
+    tensors = [TensorSpec(name=f"t{number}", dtype="float32", shape=(512,)) for number in range(3)]
     layout = lay_out([*tensors, TensorSpec(name="large", dtype="bfloat16", shape=(3, 1000))], bucket_bytes=4096)
     assert [(slot.bucket, slot.offset) for slot in layout.slots] == [(0, 0), (0, 2048), (1, 0), (2, 0)]
     assert layout.bucket_sizes == (4096, 4096, 8192)

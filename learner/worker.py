@@ -12,9 +12,10 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,19 @@ from actors.prompts import vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
 from learner.batch import RankPlan
 from learner.collate import FullViews, MicroBatch, collate
-from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
+from learner.engine import (
+    MOMENTS,
+    LearnerEngine,
+    construction,
+    join_process_group,
+    leave_process_group,
+    sharded_forward,
+)
 from learner.host import disable_malloc_trim, own_address
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
 from learner.prefetch import prefetch_one
+from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.timing import StageClock
 from learner.update import UpdateReport, summarize_steps
@@ -97,15 +106,16 @@ class LearnerRank:
         )
         tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
         self._forbidden_ids = vision_token_ids(tokenizer)
-        policy = self._load_policy()
+        torch.manual_seed(self._seed)
+        policy = self._load_policy(learner_settings(self._config, self._dtype))
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
-        self._reference = None
+        self._reference: Callable[[MicroBatch], Any] | None = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._load_policy().eval().requires_grad_(False)
+            self._reference = self._load_reference()
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
@@ -278,10 +288,22 @@ class LearnerRank:
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
 
-    def _load_policy(self) -> Policy:
-        torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
-        model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
+    def _load_policy(self, settings: dict[str, Any]) -> Policy:
+        model = load_policy(
+            self._model.path,
+            load=self._model.load,
+            dtype=self._dtype,
+            device=self._device,
+            seed=self._seed,
+            construction=construction(settings),
+        )
         return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
+
+    def _load_reference(self) -> Callable[[MicroBatch], Any]:
+        if not shards_reference(self._config):
+            return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        return sharded_forward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from configs.schema import LearnerConfig
-from learner.engine import LearnerEngine, deepspeed_settings, join_process_group, learning_rate
+from learner.engine import LearnerEngine, join_process_group, learning_rate
+from learner.sharding import learner_settings
 from learner.worker import LearnerRank
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -184,5 +185,5 @@ def test_the_warm_up_reaches_the_optimizer():
 
 
 def test_offload_keeps_the_optimizer_in_host_memory():
-    zero = deepspeed_settings(settings(2, offload_optimizer=True), torch.bfloat16)["zero_optimization"]
+    zero = learner_settings(settings(2, offload_optimizer=True), torch.bfloat16)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == "cpu"

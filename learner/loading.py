@@ -81,7 +81,7 @@ class CheckpointWeights:
             raise self._flaw(f"has no {missing[0]}")
         self._found: dict[str, tuple[Any, str]] = {}
         for file in files:
-            opened = safe_open(folder / file, framework="pt")
+            opened: Any = safe_open(folder / file, framework="pt")
             self._found |= {checkpoint_name(key): (opened, key) for key in opened.keys()}  # noqa: SIM118 - no mapping
 
     def check_names(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Ranks of a learner in processes of their own, for tests: each runs the same script of calls, in step.
 
 A script is a list of ({"learner": fields of LearnerConfig, "model": fields of ModelConfig}, [(method, argument)]), one
-learner after the other.
+learner after the other. Its settings may hold {"zero": fields of DeepSpeed's zero_optimization}, over the derived ones.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import replace
 from unittest import mock
 
 from configs.schema import LearnerConfig, ModelConfig
-from learner import scoring
+from learner import engine, scoring
 from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
+from learner.sharding import learner_settings
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, without_pictures
 
@@ -34,9 +35,18 @@ def run_script(script, *, rank=0, world_size=1, port=0, chunk_logits=CHUNK_LOGIT
             config = LearnerConfig(**{"num_ranks": world_size, "update_timeout_s": 60.0, **settings["learner"]})
             model = ModelConfig(**settings["model"])
             learner = LearnerRank(config, model, rank=rank, world_size=world_size, seed=0, temperature=1.0)
-            learner.start("127.0.0.1", port or learner.rendezvous()[1])
+            with mock.patch.object(engine, "learner_settings", changed_settings(settings.get("zero", {}))):
+                learner.start("127.0.0.1", port or learner.rendezvous()[1])
             outcomes += [perform(learner, config, rank, method, argument) for method, argument in calls]
     return outcomes
+
+
+def changed_settings(changes):
+    def settings(*given):
+        found = learner_settings(*given)
+        return {**found, "zero_optimization": {**found["zero_optimization"], **changes}}
+
+    return settings
 
 
 def report_script(script, rank, world_size, port, chunk_logits, results):

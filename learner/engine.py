@@ -27,7 +27,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import LearnerConfig
-from learner.sharding import adamw_settings, deepspeed_stage, learner_settings, part_sizes
+from learner.memory import deepspeed_stage
+from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
+from learner.sharding import learner_settings, part_sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 GATHER_ELEMENTS = 2**27
@@ -71,24 +73,6 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW for ZeRO stage 0 that clips, and skips a step without a finite norm, as the ZeRO optimizers do."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], *, max_norm: float, **settings: Any) -> None:
-        super().__init__(parameters, **settings)
-        self.max_norm = max_norm
-        self.overflow = False
-        self._global_grad_norm = 0.0
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_norm))
-        self.overflow = not math.isfinite(norm)
-        self._global_grad_norm = math.inf if self.overflow else norm
-        if not self.overflow:
-            super().step(closure)
-
-
 class LearnerEngine:
     """A module under DeepSpeed: forward, backward, step, and its whole state by parameter name."""
 
@@ -100,7 +84,7 @@ class LearnerEngine:
                 f"learner.zero_stage=0 is invalid: {dtype} needs the float32 master weights of stages 1 to 3"
             )
         self._config = config
-        self._stage = deepspeed_stage(config, dtype)
+        self._stage = deepspeed_stage(config, in_bfloat16=dtype == torch.bfloat16)
         self.world_size = dist.get_world_size()
         self.dtype = dtype
         self.optimizer_step = 0
@@ -275,13 +259,6 @@ def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[[An
 
     forward: Callable[[Any], Any] = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
     return forward
-
-
-def learning_rate(config: LearnerConfig, optimizer_step: int) -> float:
-    """Rate of the step after `optimizer_step` applied ones: a linear rise over the warm-up, then constant."""
-    if not config.warmup_steps:
-        return config.learning_rate
-    return config.learning_rate * min(1.0, (optimizer_step + 1) / config.warmup_steps)
 
 
 def _chunks(named: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:

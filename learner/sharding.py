@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 from configs.schema import LearnerConfig
-
-LIVE_LAYERS = 4
-"""Layers gathered at a time: the one that computes, the one before it, whose memory is not free yet, and two ahead."""
+from learner.memory import LIVE_LAYERS, deepspeed_stage
+from learner.optimizer import adamw_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +53,6 @@ def _num_elements(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def deepspeed_stage(config: LearnerConfig, dtype: torch.dtype) -> int:
-    """The ZeRO stage that DeepSpeed runs: the config's, but for stage 1 in bfloat16, which runs as stage 2.
-
-    DeepSpeed's stage 1 in bfloat16 adds the micro-batches' gradients up in bfloat16, where a small one is lost beside a
-    large sum. With float32 sums it becomes another optimizer, which keeps all of them whole on every rank; stage 2
-    shards them, for a reduction per micro-batch.
-    """
-    return 2 if config.zero_stage == 1 and dtype == torch.bfloat16 else config.zero_stage
-
-
 def shards_reference(config: LearnerConfig) -> bool:
     """Whether the reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
     return config.zero_stage == 3 or config.offload_reference
@@ -71,7 +60,7 @@ def shards_reference(config: LearnerConfig) -> bool:
 
 def learner_settings(config: LearnerConfig, dtype: torch.dtype, sizes: PartSizes | None = None) -> dict[str, Any]:
     """The DeepSpeed configuration of a learner; without sizes, as far as the construction of its model needs it."""
-    stage = deepspeed_stage(config, dtype)
+    stage = deepspeed_stage(config, in_bfloat16=dtype == torch.bfloat16)
     # Under stages 1 and 2 a stream of its own would hide one reduction per micro-batch, at most 2 % of it over NVLink,
     # for a second bucket of gradients.
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
@@ -139,15 +128,3 @@ def _sharded_parameters(config: LearnerConfig, sizes: PartSizes | None) -> dict[
         "reduce_bucket_size": 2 * sizes.layer,
         "contiguous_gradients": True,
     }
-
-
-def adamw_settings(config: LearnerConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": tuple(config.adam_betas),
-        "weight_decay": config.weight_decay,
-    }
-    if config.num_gpus:
-        # Without temporaries: a shard is one flat tensor, and each of its temporaries as large as all its weights.
-        settings["fused"] = True
-    return settings

@@ -8,6 +8,7 @@ Legend: N generated tokens of a micro-batch.
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 import socket
 import time
@@ -42,6 +43,7 @@ from learner.engine import (
 )
 from learner.host import disable_malloc_trim, own_address
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
+from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.prefetch import prefetch_one
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
@@ -100,6 +102,7 @@ class LearnerRank:
             timeout_s=self._config.update_timeout_s,
             on_gpu=self._device.type == "cuda",
         )
+        self._check_memory()
         disable_progress_bar()
         self._spec = ViewSpec.from_model(
             self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
@@ -287,6 +290,19 @@ class LearnerRank:
     @property
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
+
+    def _check_memory(self) -> None:
+        """Refuse what cannot fit this rank's GPU, which the driver may not see."""
+        if self._device.type != "cuda":
+            return
+        problem = memory_problem(
+            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._config,
+            in_bfloat16=self._dtype == torch.bfloat16,
+            gpu_bytes=torch.cuda.mem_get_info()[1],
+        )
+        if problem:
+            raise LearnerError(problem)
 
     def _load_policy(self, settings: dict[str, Any]) -> Policy:
         model = load_policy(

@@ -21,7 +21,7 @@ from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
 from learner.sharding import learner_settings
 from learner.worker import LearnerRank
-from tests.learner.builders import images_of, without_pictures
+from tests.learner.builders import collated, images_of, without_pictures
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -84,6 +84,14 @@ def perform(learner, config, rank, method, argument):
                 for name, p in learner._engine.module.named_parameters()
                 if hasattr(p, "ds_tensor")
             }
+        case "reference":
+            plan = plan_mini_batches(
+                argument, prompts_per_mini_batch=len(argument), num_ranks=1, max_tokens_per_micro_batch=10**6
+            )[0]
+            batch = collated(plan.mini_batches[0][0], images_of(plan, argument))
+            return [learner._reference_logprobs(batch).numpy().copy() for _ in range(3)]
+        case "exported":
+            return {name: tensor.numpy().copy() for name, tensor in learner._parameters()}
         case "state":
             return {key: tensor.numpy().copy() for key, tensor in learner._engine.state()}
         case _:

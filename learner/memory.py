@@ -22,8 +22,8 @@ LIVE_LAYERS = 4
 """Layers gathered at a time: the one that computes, the one before it, whose memory is not free yet, and two ahead."""
 REDUCE_BUCKET = 500_000_000
 """Gradients reduced at a time under ZeRO-1 and 2, DeepSpeed's default."""
-HEAD_CHUNK_BYTES = 3 * 2**29
-"""Logits of a chunk of the output layer (`learner.scoring.MAX_LOGITS`, float32) and what is derived from them."""
+MAX_LOGITS, LOGIT_BYTES = 2**27, 12
+"""Logits of a chunk of the output layer (`learner.scoring`), and their bytes with what is derived from them."""
 KEPT_WIDTHS, KEPT_INTERMEDIATES = 14, 4
 """Values that one layer keeps per token for its backward pass: in widths, and in intermediate widths."""
 VISUAL_SHARE, PATCHES_PER_TOKEN = 0.5, 4
@@ -134,7 +134,7 @@ def _activation_bytes(shape: ModelShape, config: LearnerConfig, item: int) -> in
     tokens = config.max_tokens_per_micro_batch
     patches = int(tokens * VISUAL_SHARE * PATCHES_PER_TOKEN)
     # Float32 gradient of the output layer's weight, and its copy in the model's precision.
-    head = HEAD_CHUNK_BYTES + (4 + item) * shape.embedding
+    head = LOGIT_BYTES * min(MAX_LOGITS, tokens * shape.vocabulary) + (4 + item) * shape.embedding
     kept = [(shape.text, tokens), (shape.vision, patches)]
     if not config.gradient_checkpointing:
         return head + sum(item * count * stack.depth * stack.kept for stack, count in kept)

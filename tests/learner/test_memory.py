@@ -80,7 +80,7 @@ def test_the_shipped_settings_of_an_80_gb_card_are_let_through(models):
     ("size", "changes", "remedy"),
     [
         ("7b", {}, "set learner.offload_optimizer=true"),
-        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 2**16}, "set learner.zero_stage=3"),
+        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 57344}, "set learner.zero_stage=3"),
         ("3b", {"gradient_checkpointing": False, "kl_coefficient": 0.0}, "set learner.gradient_checkpointing=true"),
         ("3b", {"max_tokens_per_micro_batch": 10**6}, "or lower learner.max_tokens_per_micro_batch"),
     ],

@@ -109,7 +109,7 @@ class LearnerRank:
         )
         tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
         self._forbidden_ids = vision_token_ids(tokenizer)
-        torch.manual_seed(self._seed)
+        torch.manual_seed(self._seed)  # the state of the generators is part of every checkpoint
         policy = self._load_policy(learner_settings(self._config, self._dtype))
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:

@@ -91,7 +91,7 @@ def perform(learner, config, rank, method, argument):
             batch = collated(plan.mini_batches[0][0], images_of(plan, argument))
             return [learner._reference_logprobs(batch).numpy().copy() for _ in range(3)]
         case "exported":
-            return {name: tensor.numpy().copy() for name, tensor in learner._parameters()}
+            return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":
             return {key: tensor.numpy().copy() for key, tensor in learner._engine.state()}
         case _:

@@ -196,6 +196,8 @@ class LearnerConfig:
     """Under ZeRO-3, parameters with at most this many elements are not partitioned; 0 partitions all of them."""
     offload_optimizer: bool = False
     """Offload the optimizer state to host memory (ZeRO 1-3 on GPUs)."""
+    offload_reference: bool = False
+    """Keep the reference policy in host memory, sharded over the ranks, and bring it to the GPU layer by layer."""
     learning_rate: float = 2e-4
     """Learning rate, constant after warm-up."""
     warmup_steps: int = 0

@@ -8,13 +8,15 @@ Legend: N generated tokens of a micro-batch.
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +33,21 @@ from actors.weights.layout import SentWeights, WeightLink
 from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
 from learner.batch import RankPlan
 from learner.collate import FullViews, MicroBatch, collate
-from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
+from learner.engine import (
+    MOMENTS,
+    LearnerEngine,
+    construction,
+    join_process_group,
+    leave_process_group,
+    sharded_forward,
+)
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, own_address
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
+from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.prefetch import prefetch_one
+from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.timing import StageClock
 from learner.update import UpdateReport, summarize_steps
@@ -58,8 +69,8 @@ class LearnerRank:
         world_size: int,
         seed: int,
         temperature: float,
-        weights: WeightsConfig,
-        transport: Transport,
+        weights: WeightsConfig | None = None,
+        transport: Transport = "shared_memory",
     ) -> None:
         self._config = config
         self._model = model
@@ -67,7 +78,7 @@ class LearnerRank:
         self._world_size = world_size
         self._seed = seed
         self._temperature = temperature
-        self._weights = weights
+        self._weights = weights or WeightsConfig()
         self._transport = transport
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
         self._num_skipped_in_a_row = 0
@@ -93,13 +104,15 @@ class LearnerRank:
             timeout_s=self._config.update_timeout_s,
             on_gpu=self._device.type == "cuda",
         )
+        self._check_memory()
         disable_progress_bar()
         self._spec = ViewSpec.from_model(
             self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
         )
         tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
         self._forbidden_ids = vision_token_ids(tokenizer)
-        policy = self._load_policy()
+        torch.manual_seed(self._seed)  # the state of the generators is part of every checkpoint
+        policy = self._load_policy(learner_settings(self._config, self._dtype))
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -110,10 +123,10 @@ class LearnerRank:
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
-        self._reference = None
+        self._reference: Callable[[MicroBatch], Any] | None = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._load_policy().eval().requires_grad_(False)
+            self._reference = self._load_reference()
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
@@ -309,10 +322,35 @@ class LearnerRank:
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
 
-    def _load_policy(self) -> Policy:
-        torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
-        model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
+    def _check_memory(self) -> None:
+        """Refuse what cannot fit this rank's GPU, which the driver may not see."""
+        if self._device.type != "cuda":
+            return
+        problem = memory_problem(
+            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._config,
+            in_bfloat16=self._dtype == torch.bfloat16,
+            gpu_bytes=torch.cuda.mem_get_info()[1],
+        )
+        if problem:
+            raise LearnerError(problem)
+
+    def _load_policy(self, settings: dict[str, Any]) -> Policy:
+        model = load_policy(
+            self._model.path,
+            load=self._model.load,
+            dtype=self._dtype,
+            device=self._device,
+            seed=self._seed,
+            construction=construction(settings),
+        )
         return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
+
+    def _load_reference(self) -> Callable[[MicroBatch], Any]:
+        if not shards_reference(self._config):
+            return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        return sharded_forward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

@@ -77,6 +77,7 @@ PURE = (
     "judge/llm/endpoint.py",
     "learner/advantage.py",
     "learner/batch.py",
+    "learner/memory.py",
     "learner/pictures.py",
     "learner/prefetch.py",
     "cluster/identity.py",

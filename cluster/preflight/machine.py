@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -39,6 +40,23 @@ class SharedMemory:
             return None
         usage = shutil.disk_usage(SHARED_MEMORY)
         return cls(size=usage.total, free=usage.free)
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this machine's smallest GPU; None without a GPU or the library that asks its driver (nvidia-ml-py)."""
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver
+        return None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def shared_memory_needed(*, weight_bytes: int, uses_queue: bool) -> int:

@@ -33,6 +33,7 @@ OWNERS = {
 PURE = (
     "configs/schema.py",
     "configs/judges.py",
+    "configs/learner.py",
     "configs/load.py",
     "configs/seeds.py",
     "actors/engine/budget.py",

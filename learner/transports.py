@@ -9,8 +9,8 @@ import contextlib
 import mmap
 import os
 import secrets
-import threading
-from collections.abc import Callable
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,12 @@ from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
 from actors.weights.staging import PREFIX, check_room, staging_root
 from configs.schema import Transport
+from learner.calls import CallThread, result_within
 from learner.host import own_address
+
+SENDING = "broadcasting weights"
+POLL_S = 5e-5
+"""Between two questions whether a broadcast has ended."""
 
 
 class SendingEnd(Protocol):
@@ -121,9 +126,10 @@ class NcclEnd:
         self._timeout_s = timeout_s
         self._address, self._port = own_address(), free_port()
         self._world_size = 1 + num_receivers
+        self._thread = CallThread(self._device)
         self._group: NcclGroup | None = None
         self._memory: list[Tensor] = []
-        self._sending: dict[int, _Deadline] = {}
+        self._sending: dict[int, Future[Any]] = {}
 
     def settings(self) -> dict[str, Any]:
         return {"master_address": self._address, "master_port": self._port, "world_size": self._world_size}
@@ -132,7 +138,7 @@ class NcclEnd:
         def join() -> NcclGroup:
             return NcclGroup(self._address, self._port, world_size=self._world_size, device=self._device)
 
-        self._group = _Deadline(join, self._device).wait(self._timeout_s, "joining the rollout workers")
+        self._group = result_within(self._thread.submit(join), self._timeout_s, "joining the rollout workers")
 
     def begin(self) -> None:
         largest = max(self._sizes)
@@ -140,29 +146,34 @@ class NcclEnd:
         self._sending = {}
 
     def bucket(self, index: int) -> Tensor:
-        self._wait(index - 2)
-        return self._memory[index % 2][: self._sizes[index]]
+        if index >= len(self._memory):
+            self._wait(index - len(self._memory))
+        return self._memory[index % len(self._memory)][: self._sizes[index]]
 
     def deliver(self, index: int) -> None:
-        self._wait(index - 1)  # broadcasts keep their order
         filled = torch.cuda.current_stream(self._device).record_event()
-        bucket, group = self._memory[index % 2][: self._sizes[index]], self._group
+        bucket, group = self._memory[index % len(self._memory)][: self._sizes[index]], self._group
         assert group is not None, "joined"
-        self._sending[index] = _Deadline(lambda: group.broadcast(bucket, after=filled), self._device)
+        self._sending[index] = self._thread.submit(lambda: group.broadcast(bucket, after=filled))
 
     def finish(self) -> dict[str, Any]:
         self._wait(len(self._sizes) - 1)
         return {}
 
     def _wait(self, index: int) -> None:
-        sending = self._sending.get(index)
-        if sending is not None:
-            sending.wait(self._timeout_s, "broadcasting weights")
+        """Wait until the memory of a bucket has been read by all receivers."""
+        give_up_at = time.monotonic() + self._timeout_s
+        sent = result_within(self._sending[index], self._timeout_s, SENDING)
+        while not sent.query():  # waiting for the event itself would have no deadline
+            if time.monotonic() >= give_up_at:
+                raise WeightSyncError(f"{SENDING} did not end within weights.timeout_s={self._timeout_s:g}")
+            time.sleep(POLL_S)
 
     def release(self) -> None:
         self._memory = []
 
     def close(self) -> None:
+        self._thread.stop()
         if self._group is not None:
             self._group.abort()
         self._group = None
@@ -219,37 +230,3 @@ def open_end(
             return NcclEnd(layout, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
         case "ipc":
             return IpcEnd(layout, device=device)
-
-
-class _Deadline:
-    """One call on a daemon thread."""
-
-    def __init__(self, call: Callable[[], Any], device: torch.device) -> None:
-        self._call = call
-        self._device = device
-        self._result: Any = None
-        self._failure: RuntimeError | OSError | None = RuntimeError("it ended without a result")
-        self._thread = threading.Thread(target=self._run, name="send-weights", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            self._result = self._call()
-            self._failure = None
-        except (RuntimeError, OSError) as error:  # NCCL's and CUDA's are RuntimeErrors
-            self._failure = error
-
-    def wait(self, seconds: float, what: str) -> Any:
-        """The call's result.
-
-        Raises:
-            WeightSyncError: it failed, or is still under way after `seconds`.
-        """
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            raise WeightSyncError(f"{what} did not end within weights.timeout_s={seconds:g}")
-        if self._failure is not None:
-            raise WeightSyncError(f"{what}: {self._failure}") from self._failure
-        return self._result

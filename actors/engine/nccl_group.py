@@ -31,11 +31,11 @@ class NcclGroup:
             address, port, rank=0, world_size=world_size, device=torch.cuda.current_device()
         )
 
-    def broadcast(self, bucket: Tensor, *, after: Any) -> None:
-        """Send a bucket to all others and wait for its end; starts after an event of the stream that filled it."""
+    def broadcast(self, bucket: Tensor, *, after: Any) -> Any:
+        """Send a bucket to all others, after an event of the stream that filled it; returns the event of its end."""
         self._stream.wait_event(after)
         self._group.broadcast(bucket, src=0, stream=self._stream)
-        self._stream.synchronize()
+        return self._stream.record_event()
 
     def abort(self) -> None:
         """Leave at once, whatever is under way."""

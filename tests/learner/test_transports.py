@@ -1,7 +1,6 @@
 """The sending ends that need no GPU, and the thread that carries those that do."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -88,34 +87,3 @@ def test_shared_memory_is_opened_by_its_name(root):
     assert isinstance(end, SharedMemoryEnd)
     assert not end.is_rendezvous
     end.close()
-
-
-def test_a_call_with_a_deadline_gives_its_result():
-    assert transports._Deadline(lambda: "group", CPU).wait(5, "joining") == "group"
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("NCCL error 5"), OSError("connection refused")], ids=repr)
-def test_a_call_that_fails_on_its_thread_is_a_failed_sync(failure):
-    def fail():
-        raise failure
-
-    with pytest.raises(WeightSyncError, match=f"joining: {failure}"):
-        transports._Deadline(fail, CPU).wait(5, "joining")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_on_its_thread_is_not_taken_for_success():
-    def fail():
-        raise KeyError("a bug")
-
-    with pytest.raises(WeightSyncError, match="joining: it ended without a result"):
-        transports._Deadline(fail, CPU).wait(5, "joining")
-
-
-def test_a_call_that_does_not_end_is_left_behind():
-    go_on = threading.Event()
-    waiting = transports._Deadline(go_on.wait, CPU)
-    with pytest.raises(WeightSyncError, match=r"joining did not end within weights\.timeout_s=0\.02"):
-        waiting.wait(0.02, "joining")
-    go_on.set()
-    assert waiting.wait(5, "joining") is True

@@ -21,7 +21,8 @@ class CallThread:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="send-weights", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="send-weights", daemon=True)
+        self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()

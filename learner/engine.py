@@ -102,12 +102,15 @@ class LearnerEngine:
         self.optimizer_step = 0
         """Steps applied so far: the version of the weights."""
         optimizer = None
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if config.zero_stage == 0:
-            optimizer = ClippedAdamW(
-                list(module.parameters()), max_norm=config.max_grad_norm, **_adamw_settings(config)
-            )
+            optimizer = ClippedAdamW(trainable, max_norm=config.max_grad_norm, **_adamw_settings(config))
         self._engine: Any = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_settings(config, dtype), dist_init_required=False
+            model=module,
+            optimizer=optimizer,
+            model_parameters=trainable,
+            config=deepspeed_settings(config, dtype),
+            dist_init_required=False,
         )[0]
         self._reset_moments()
 
@@ -120,13 +123,17 @@ class LearnerEngine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
-    def __call__(self, batch: Any) -> Any:
-        return self._engine(batch)
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this loss."""
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * poison * self.world_size)
+
+    def backward_through(self, outputs: Tensor, gradient: Tensor) -> None:
+        """Accumulate the gradient of these outputs, given what `backward` has left as theirs."""
+        self._engine.backward((outputs.to(gradient.dtype) * gradient).sum())
 
     def step(self) -> StepResult:
         """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
@@ -150,17 +157,20 @@ class LearnerEngine:
                     yield name, parameter.detach()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each whole parameter."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+        """Shape of each whole parameter that is trained."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """(key, whole float32 tensor) of weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
+        """(key, whole float32 tensor) of trained weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
 
         The same whatever the number of ranks or the ZeRO stage. A collective: every rank must take every item.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             if self._stage == 0:
                 yield f"weight/{name}", parameter.detach()
                 for moment in MOMENTS:

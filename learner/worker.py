@@ -1,8 +1,6 @@
 """One data-parallel rank of the learner: a plain, blocking class, called by `learner.group`.
 
 The methods marked as collectives must run on all ranks at the same time.
-
-Legend: N generated tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -13,31 +11,27 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from actors.engine.weight_receiver import WeightManifest
-from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
-from learner.batch import RankPlan
-from learner.collate import FullViews, MicroBatch, collate
+from learner.attention import choose_kernel
+from learner.collate import Collator, FullViews
 from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
 from learner.host import disable_malloc_trim, own_address
-from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.model import Policy, load_policy
-from learner.prefetch import prefetch_one
+from learner.plan import PiecePlan, RankPlan
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
-from learner.timing import StageClock
+from learner.trainer import Trainer
 from learner.update import UpdateReport, summarize_steps
 from learner.weight_sender import pack_weights, save_hf
 
@@ -68,8 +62,6 @@ class LearnerRank:
         self._bucket_bytes = bucket_mib << 20
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
         self._buckets: list[NDArray[np.uint8]] = []
-        self._num_skipped_in_a_row = 0
-        self._num_skipped = 0
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -100,34 +92,27 @@ class LearnerRank:
         policy = self._load_policy()
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Not the tower: what it does twice is decided per vision pass.
+            policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.model.visual.requires_grad_(self._config.train_vision)
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
-        self._reference = None
+        reference = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._load_policy().eval().requires_grad_(False)
+            reference = self._load_policy().eval().requires_grad_(False)
+        self._trainer = Trainer(self._engine, reference, self._config)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
-
-        The next micro-batch is collated on the host while the device works on the one before it, so what an update
-        holds in memory does not grow with its size.
 
         Raises:
             LearnerError: images and placeholders disagree, or too many consecutive steps were non-finite.
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
-        clock = StageClock(self._device)
-        collated = prefetch_one(
-            (
-                collate(rows, full_views, self._spec, image_token_id=self._image_token_id)
-                for micro_batches in plan.mini_batches
-                for rows in micro_batches
-            ),
-            timeout_s=self._config.update_timeout_s,
-        )
-        with closing(collated):
-            steps = [self._learn(collated, len(micro_batches), clock) for micro_batches in plan.mini_batches]
+        steps = []
+        for piece in plan.mini_batches:
+            self.accumulate(piece, full_views)
+            steps.append(self.step())
         metrics = summarize_steps(steps)
         return UpdateReport(
             start_version=start_version,
@@ -136,71 +121,32 @@ class LearnerRank:
             seconds=time.monotonic() - started,
             metrics={
                 **{f"learner/{name}": value for name, value in metrics.items()},
-                "learner/skipped_updates": float(self._num_skipped),
+                "learner/skipped_updates": float(self._trainer.num_skipped),
+                "learner/computed_share": plan.computed_share,
+                "learner/rank_imbalance": plan.imbalance,
                 "learner/peak_memory_gib": self.peak_memory_bytes() / 2**30,
-                **{f"time/learner_{name}": value for name, value in clock.seconds().items()},
+                **{f"time/learner_{name}": value for name, value in self._trainer.take_seconds().items()},
             },
         )
 
-    def _learn(self, collated: Iterator[MicroBatch], num_micro_batches: int, clock: StageClock) -> dict[str, float]:
-        """One optimizer step; its metrics over all ranks. `is_applied` is 0 for a skipped step."""
-        totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
-        maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
-        for _ in range(num_micro_batches):
-            with clock.stage("collate_s"):
-                batch = next(collated).to(self._device)
-            with clock.stage("reference_s"):
-                reference = self._reference_logprobs(batch)
-            with clock.stage("forward_backward_s"):
-                output = self._loss(batch, reference)
-                self._engine.backward(output.loss)
-                totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
-                maxima = torch.maximum(maxima, output.maxima)
-        with clock.stage("optimizer_s"):
-            dist.all_reduce(totals)
-            dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-            result = self._engine.step()
-        self._count_skips(result.is_applied)
-        return {
-            "loss": float(totals[0]),
-            **token_metrics(totals[1:], maxima),
-            "grad_norm": result.grad_norm,
-            "is_applied": float(result.is_applied),
-        }
+    def accumulate(self, piece: PiecePlan, full_views: FullViews) -> None:
+        """Add the gradients of some groups of a mini-batch to those since the last step. A collective.
 
-    def _loss(self, batch: MicroBatch, reference_logprobs_N: Tensor | None) -> LossOutput:
-        logprobs_N, entropy_N = self._engine(batch)
-        return grpo_loss(
-            LossInputs(
-                logprobs_N=logprobs_N,
-                entropy_N=entropy_N,
-                sampler_logprobs_N=batch.sampler_logprobs_N,
-                reference_logprobs_N=reference_logprobs_N,
-                advantages_N=batch.advantages_N,
-                weights_N=batch.weights_N,
-            ),
-            clip_low=self._config.clip_low,
-            clip_high=self._config.clip_high,
-            kl_coefficient=self._config.kl_coefficient,
-            entropy_coefficient=self._config.entropy_coefficient,
+        Raises:
+            LearnerError: images and placeholders disagree.
+        """
+        kernel = choose_kernel(self._device.type, self._dtype)
+        self._trainer.accumulate(
+            piece, Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
         )
 
-    def _count_skips(self, is_applied: bool) -> None:
-        self._num_skipped_in_a_row = 0 if is_applied else self._num_skipped_in_a_row + 1
-        self._num_skipped += int(not is_applied)
-        if self._num_skipped_in_a_row >= self._config.max_skipped_updates:
-            raise LearnerError(
-                f"{self._num_skipped_in_a_row} optimizer steps in a row had a non-finite loss or gradient "
-                f"(learner.max_skipped_updates={self._config.max_skipped_updates}), the last after step "
-                f"{self._engine.optimizer_step}"
-            )
+    def step(self) -> dict[str, float]:
+        """One optimizer step with what was accumulated; its metrics over all ranks. A collective.
 
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        logprobs_N: Tensor = self._reference(batch)[0]
-        return logprobs_N
+        Raises:
+            LearnerError: too many consecutive steps were non-finite.
+        """
+        return self._trainer.step()
 
     def pack_weights(self) -> WeightManifest | None:
         """Copy the weights into buckets, under version = optimizer step. A collective; rank 0 gives the manifest."""
@@ -243,8 +189,8 @@ class LearnerRank:
             return
         counters = Counters(
             optimizer_step=self._engine.optimizer_step,
-            num_skipped=self._num_skipped,
-            num_skipped_in_a_row=self._num_skipped_in_a_row,
+            num_skipped=self._trainer.num_skipped,
+            num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
         )
         try:
             write_state(Path(folder), counters, itertools.chain(state, rng_states()))
@@ -261,7 +207,8 @@ class LearnerRank:
         check_shapes(source, self._engine.shapes())
         learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
         self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
-        self._num_skipped, self._num_skipped_in_a_row = counters.num_skipped, counters.num_skipped_in_a_row
+        self._trainer.num_skipped = counters.num_skipped
+        self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
         restore_rng(read_tensors(source, "rng/"))
         return self._engine.optimizer_step
 
@@ -281,7 +228,12 @@ class LearnerRank:
     def _load_policy(self) -> Policy:
         torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
         model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
-        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
+        return Policy(
+            model,
+            temperature=self._temperature,
+            forbidden_ids=self._forbidden_ids,
+            max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
+        )
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

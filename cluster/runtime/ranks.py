@@ -21,9 +21,9 @@ from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
 from configs.seeds import derive_seed
-from learner.batch import RankPlan
 from learner.group import LearnerGroup
 from learner.pictures import Picture, PictureReader
+from learner.plan import RankPlan
 from learner.update import UpdateReport
 
 T = TypeVar("T")

@@ -15,7 +15,10 @@ from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, T
 from actors.images import ViewSpec, quarter_view
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup
-from learner.collate import collate
+from learner.collate import Collator
+from learner.family import share
+from learner.plan import plan_mini_batches
+from learner.vision import encode_views
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
@@ -134,13 +137,51 @@ def make_group(
     )
 
 
+def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6):
+    """The plans of all ranks; by default everything in one pass."""
+    return plan_mini_batches(
+        groups,
+        prompts_per_mini_batch=prompts or len(groups),
+        num_ranks=ranks,
+        max_tokens_per_micro_batch=budget,
+        max_tokens_per_vision_pass=vision,
+    )
+
+
 def images_of(plan, groups):
     """Full views that a plan refers to."""
     return [groups[index].image for index in plan.image_groups]
 
 
-def collated(rows, images):
-    return collate(rows, images, SPEC, image_token_id=IMAGE_ID)
+def collator_of(images):
+    return Collator(images, SPEC, image_token_id=IMAGE_ID, kernel="padded")
+
+
+def collated(piece, images):
+    """The vision passes and the micro-batches of a piece, as tensors."""
+    collator = collator_of(images)
+    passes = [collator.vision_pass(keys) for keys in piece.vision_passes]
+    return passes, [collator.micro_batch(families) for families in piece.micro_batches]
+
+
+def pieces_of(plans, groups):
+    """(vision passes, micro-batches) of the first mini-batch, per rank."""
+    return [collated(plan.mini_batches[0], images_of(plan, groups)) for plan in plans]
+
+
+def features_of(model, passes):
+    return torch.cat([encode_views(model.model.visual, each.patches_PD, each.grids) for each in passes])
+
+
+def rows_of(plans, mini_batch=0):
+    """Episodes of a mini-batch over all ranks, dummies included."""
+    return [
+        row
+        for plan in plans
+        for families in plan.mini_batches[mini_batch].micro_batches
+        for family in families
+        for row in family.rows
+    ]
 
 
 def without_pictures(row):
@@ -150,8 +191,19 @@ def without_pictures(row):
         row,
         token_ids=row.token_ids[kept],
         generated_at=(np.cumsum(kept) - 1)[row.generated_at],
-        views=(),
-        num_visual_tokens=0,
+        prompts=(),
+    )
+
+
+def piece_without_pictures(piece):
+    """A piece as plain text; its vision passes are as many, and empty."""
+    return replace(
+        piece,
+        micro_batches=tuple(
+            tuple(share([without_pictures(row) for row in family.rows]) for family in families)
+            for families in piece.micro_batches
+        ),
+        vision_passes=tuple(() for _ in piece.vision_passes),
     )
 
 

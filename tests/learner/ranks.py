@@ -17,10 +17,10 @@ from unittest import mock
 
 from configs.schema import LearnerConfig, ModelConfig
 from learner import scoring
-from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
+from learner.plan import plan_mini_batches
 from learner.worker import LearnerRank
-from tests.learner.builders import images_of, without_pictures
+from tests.learner.builders import images_of, piece_without_pictures
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -45,20 +45,16 @@ def report_script(script, rank, world_size, port, chunk_logits, results):
 
 
 def update(learner, config, rank, groups, edit=None):
-    """One rank's share of an update; `edit` changes each of its rows first."""
+    """One rank's share of an update; `edit` changes each of its pieces first."""
     plan = plan_mini_batches(
         groups,
         prompts_per_mini_batch=config.prompts_per_mini_batch,
         num_ranks=config.num_ranks,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
     )[rank]
     if edit is not None:
-        plan = replace(
-            plan,
-            mini_batches=tuple(
-                tuple(tuple(edit(row) for row in rows) for rows in micro_batches) for micro_batches in plan.mini_batches
-            ),
-        )
+        plan = replace(plan, mini_batches=tuple(map(edit, plan.mini_batches)))
     return learner.update(plan, images_of(plan, groups))
 
 
@@ -67,7 +63,7 @@ def perform(learner, config, rank, method, argument):
         case "update":
             return update(learner, config, rank, argument)
         case "update_with_pictures_on_the_first_rank_only":
-            return update(learner, config, rank, argument, edit=without_pictures if rank else None)
+            return update(learner, config, rank, argument, edit=piece_without_pictures if rank else None)
         case "shards":
             return {
                 name: (p.ds_tensor.numel(), p.ds_numel, p.numel())

@@ -145,7 +145,21 @@ class LearnerEngine:
         norm = math.inf if norm is None else float(norm)
         applied = bool(self._engine.was_step_applied()) and math.isfinite(norm)
         self.optimizer_step += int(applied)
+        self._clear_sums()
         return StepResult(is_applied=applied, grad_norm=norm)
+
+    def _clear_sums(self) -> None:
+        """Zero the sums of gradients that DeepSpeed keeps from step to step.
+
+        In the first backward pass after a step it overwrites them, in later ones it adds. A parameter that is not in
+        the first one, such as the vision tower's, would be added to its sum of the step before.
+        """
+        optimizer: Any = self._engine.optimizer
+        if self._stage == 3:
+            optimizer.grad_partitions_flat_buffer.zero_()
+        elif self._stage and self._config.offload_optimizer:
+            for total in optimizer.accumulated_grads_in_cpu.values():
+                total.zero_()
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3."""

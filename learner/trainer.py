@@ -107,16 +107,15 @@ class Trainer:
                     passes.append(next(ahead).to(self._device))
                 with self._clock.stage("vision_s"), torch.set_grad_enabled(keeps_graph):
                     encoded.append(self._engine(passes[-1]))
-                if self._reference is not None:
-                    with self._clock.stage("reference_s"), torch.no_grad():
+                with self._clock.stage("reference_s"), torch.no_grad():
+                    if self._reference is not None:
                         by_reference.append(self._reference(passes[-1]))
         return passes, encoded, torch.cat(by_reference) if by_reference else None
 
     def _learn(self, batch: MicroBatch, features_SW: Tensor, reference_SW: Tensor | None) -> None:
         reference_logprobs_N = None
-        if self._reference is not None:
-            assert reference_SW is not None
-            with self._clock.stage("reference_s"), torch.no_grad():
+        with self._clock.stage("reference_s"), torch.no_grad():
+            if self._reference is not None:
                 reference_logprobs_N = self._reference(batch, reference_SW)[0]
         with self._clock.stage("forward_backward_s"):
             output = self._loss(batch, features_SW, reference_logprobs_N)

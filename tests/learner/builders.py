@@ -69,16 +69,19 @@ def small_model(
     )
 
 
-def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96) -> Episode:
-    """An episode about a picture of this size: the quarter view first, the full view if it asks."""
+def draw_words(rng, count, vocab_size):
+    return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
-    def words(count):
-        return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
-    full, prompt, turns = (height // 28) * (width // 28), (), []
-    for view, tokens in (("quarter", full // 4), ("full", full))[: 2 if asks else 1]:
-        prompt += (*words(4), START_ID, *[IMAGE_ID] * tokens, END_ID, *words(rng.randint(4, 10)))
-        spoken = words(rng.randint(num_words // 2, num_words))
+def make_episode(rng, *, prompts, asks, index, num_words, vocab_size) -> Episode:
+    """An episode about a picture: the quarter view first, the full view if it asks.
+
+    `prompts` is what each turn adds, with the visual tokens in it: the same in all episodes of a group.
+    """
+    prompt, turns = (), []
+    for view, (added, num_visual_tokens) in zip(("quarter", "full")[: 2 if asks else 1], prompts, strict=False):
+        prompt += added
+        spoken = draw_words(rng, rng.randint(num_words // 2, num_words), vocab_size)
         turns.append(
             Turn(
                 prompt_ids=prompt,
@@ -88,7 +91,7 @@ def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96
                 finish_reason="stop",
                 text="",
                 view=view,
-                num_visual_tokens=tokens,
+                num_visual_tokens=num_visual_tokens,
             )
         )
         prompt += spoken
@@ -104,15 +107,22 @@ def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96
 def make_group(
     seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96
 ) -> TrainingGroup:
-    """G episodes about one picture; rewards at the places in `lost` are missing."""
+    """G episodes about one picture; rewards at the places in `lost` are missing.
+
+    The smaller the vocabulary, the more their replies have in common.
+    """
     rng = random.Random(seed)
     height, width = size
+    full = (height // 28) * (width // 28)
+    prompts = []
+    for count in (full // 4, full):
+        before, after = draw_words(rng, 4, vocab_size), draw_words(rng, rng.randint(4, 10), vocab_size)
+        prompts.append(((*before, START_ID, *[IMAGE_ID] * count, END_ID, *after), count))
     episodes = tuple(
         make_episode(
             rng,
+            prompts=prompts,
             asks=rng.random() < ask_share,
-            height=height,
-            width=width,
             index=index,
             num_words=num_words,
             vocab_size=vocab_size,

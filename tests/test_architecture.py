@@ -69,6 +69,8 @@ PURE = (
     "judge/llm/endpoint.py",
     "learner/advantage.py",
     "learner/batch.py",
+    "learner/family.py",
+    "learner/plan.py",
     "learner/pictures.py",
     "learner/prefetch.py",
     "cluster/identity.py",

@@ -21,7 +21,7 @@ from actors.images import View_HW3, ViewSpec, quarter_view
 from learner.attention import Kernel, Segments, segments_of
 from learner.batch import PlannedEpisode
 from learner.family import Family, ViewKey
-from learner.plan import MicroBatchPlan
+from learner.plan import MicroBatchPlan, VisionPassPlan
 from learner.vision import Grid, grid_of, patchify
 
 
@@ -44,6 +44,7 @@ class VisionPass:
     grids: tuple[Grid, ...]
     """Of each view, in the order of `pixels`."""
     spec: ViewSpec
+    recomputes_blocks: bool
 
     @property
     def patches_PD(self) -> Tensor:
@@ -99,8 +100,9 @@ class Collator:
         self._first_feature: dict[ViewKey, int] = {}
         self._num_features = 0
 
-    def vision_pass(self, keys: Sequence[ViewKey]) -> VisionPass:
-        shown = cut_views(keys, self._full_views)
+    def vision_pass(self, planned: VisionPassPlan) -> VisionPass:
+        """Tensors of a planned pass of the vision tower."""
+        shown = cut_views(planned.views, self._full_views)
         grids = {key: grid_of(view, self._spec) for key, view in shown.items()}
         # Images of one size are adjacent, so that the tower attends to them without gathering.
         order = sorted(shown, key=lambda key: grids[key])
@@ -116,6 +118,7 @@ class Collator:
             pixels=tuple(torch.from_numpy(views) for views in pixels or [blank]),
             grids=tuple(grids[key] for key in order) or (grid_of(blank[0], self._spec),),
             spec=self._spec,
+            recomputes_blocks=planned.recomputes_blocks,
         )
 
     def micro_batch(self, families: MicroBatchPlan) -> MicroBatch:

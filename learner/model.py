@@ -123,14 +123,11 @@ def token_logprobs(
 class Policy(nn.Module):
     """The model as one module, so that a wrapper sees one kind of call: a vision pass or a micro-batch."""
 
-    def __init__(
-        self, model: Any, *, temperature: float, forbidden_ids: Sequence[int], max_tokens_per_vision_pass: int
-    ) -> None:
+    def __init__(self, model: Any, *, temperature: float, forbidden_ids: Sequence[int]) -> None:
         super().__init__()
         self.model: Any = model
         self.temperature = temperature
         self.forbidden_ids = tuple(forbidden_ids)
-        self.max_tokens_per_vision_pass = max_tokens_per_vision_pass
 
     @overload
     def forward(self, batch: VisionPass) -> Tensor: ...
@@ -139,8 +136,9 @@ class Policy(nn.Module):
     def forward(self, batch: VisionPass | MicroBatch, features_SW: Tensor | None = None) -> Any:
         """Features [visual tokens of the pass, W], or the scores of `token_logprobs`."""
         if isinstance(batch, VisionPass):
-            recomputes = batch.num_visual_tokens > self.max_tokens_per_vision_pass
-            return encode_views(self.model.model.visual, batch.patches_PD, batch.grids, recomputes_blocks=recomputes)
+            return encode_views(
+                self.model.model.visual, batch.patches_PD, batch.grids, recomputes_blocks=batch.recomputes_blocks
+            )
         assert features_SW is not None, "a micro-batch needs the features of its pictures"
         return token_logprobs(
             self.model, batch, features_SW, temperature=self.temperature, forbidden_ids=self.forbidden_ids

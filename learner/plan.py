@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,13 +29,24 @@ MicroBatchPlan = tuple[Family, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionPassPlan:
+    """Views that the vision tower encodes together."""
+
+    views: tuple[ViewKey, ...]
+    """None where another rank has more passes."""
+    recomputes_blocks: bool
+    """Whether only the inputs of blocks are kept for the backward pass: a view of some rank exceeds the budget alone.
+    The same on every rank, because under ZeRO-3 a recomputed block gathers its weights again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PiecePlan:
     """One rank's share of some groups of a mini-batch; the losses and gradients of pieces add up."""
 
     micro_batches: tuple[MicroBatchPlan, ...]
     """Equally many on every rank."""
-    vision_passes: tuple[tuple[ViewKey, ...], ...]
-    """The distinct views, split into passes of the vision tower; equally many on every rank, some of them empty."""
+    vision_passes: tuple[VisionPassPlan, ...]
+    """The distinct views; equally many passes on every rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,15 +216,26 @@ def dummy_family() -> Family:
     return share([row])
 
 
-def split_views(shares: Sequence[Iterable[Family]], max_tokens: int) -> list[tuple[tuple[ViewKey, ...], ...]]:
+def split_views(shares: Sequence[Iterable[Family]], max_tokens: int) -> list[tuple[VisionPassPlan, ...]]:
     """Passes of the vision tower per rank, of at most `max_tokens` visual tokens (a larger view has one of its own)."""
-    split = [_passes(families, max_tokens) for families in shares]
+    sizes = [{key: size for family in families for key, size in family.visual_tokens.items()} for families in shares]
+    split = [_fill_passes(each, max_tokens) for each in sizes]
     most = max(len(passes) for passes in split)
-    return [(*passes, *[()] * (most - len(passes))) for passes in split]
+    padded: list[list[list[ViewKey]]] = [[*passes, *[[]] * (most - len(passes))] for passes in split]
+    exceeds = [
+        any(sum(size[key] for key in views) > max_tokens for size, views in zip(sizes, same, strict=True))
+        for same in zip(*padded, strict=True)
+    ]
+    return [
+        tuple(
+            VisionPassPlan(views=tuple(views), recomputes_blocks=recomputes)
+            for views, recomputes in zip(passes, exceeds, strict=True)
+        )
+        for passes in padded
+    ]
 
 
-def _passes(families: Iterable[Family], max_tokens: int) -> list[tuple[ViewKey, ...]]:
-    sizes = {key: size for family in families for key, size in family.visual_tokens.items()}
+def _fill_passes(sizes: Mapping[ViewKey, int], max_tokens: int) -> list[list[ViewKey]]:
     passes: list[list[ViewKey]] = []
     room = 0
     for key, size in sorted(sizes.items()):
@@ -222,7 +244,7 @@ def _passes(families: Iterable[Family], max_tokens: int) -> list[tuple[ViewKey, 
             room = max_tokens
         passes[-1].append(key)
         room -= size
-    return [tuple(each) for each in passes]
+    return passes
 
 
 def _tokens(families: Iterable[Family]) -> int:
@@ -235,7 +257,7 @@ def _cost(families: Iterable[Family]) -> float:
 
 def _with_local_images(pieces: Sequence[PiecePlan], imbalance: float, computed_share: float) -> RankPlan:
     """Renumber the images of one rank from 0."""
-    used = sorted({image for piece in pieces for keys in piece.vision_passes for image, _ in keys})
+    used = sorted({image for piece in pieces for each in piece.vision_passes for image, _ in each.views})
     local = {group: number for number, group in enumerate(used)} | {-1: -1}
 
     def renumbered(family: Family) -> Family:
@@ -246,7 +268,8 @@ def _with_local_images(pieces: Sequence[PiecePlan], imbalance: float, computed_s
             PiecePlan(
                 micro_batches=tuple(tuple(map(renumbered, families)) for families in piece.micro_batches),
                 vision_passes=tuple(
-                    tuple((local[image], view) for image, view in keys) for keys in piece.vision_passes
+                    replace(each, views=tuple((local[image], view) for image, view in each.views))
+                    for each in piece.vision_passes
                 ),
             )
             for piece in pieces

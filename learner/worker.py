@@ -228,12 +228,7 @@ class LearnerRank:
     def _load_policy(self) -> Policy:
         torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
         model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
-        return Policy(
-            model,
-            temperature=self._temperature,
-            forbidden_ids=self._forbidden_ids,
-            max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
-        )
+        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

@@ -40,9 +40,9 @@ def collated_for(device_type, dtype):
     (plan,) = plan_of(GROUPS)
     kernel = choose_kernel(device_type, dtype)
     collator = Collator(images_of(plan, GROUPS), SPEC, image_token_id=IMAGE_ID, kernel=kernel)
-    (keys,), (families,) = plan.mini_batches[0].vision_passes, plan.mini_batches[0].micro_batches
+    (views,), (families,) = plan.mini_batches[0].vision_passes, plan.mini_batches[0].micro_batches
     device = torch.device(device_type)
-    return collator.vision_pass(keys).to(device), collator.micro_batch(families).to(device)
+    return collator.vision_pass(views).to(device), collator.micro_batch(families).to(device)
 
 
 def scores_and_gradients(model, device_type, dtype):

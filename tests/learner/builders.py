@@ -170,7 +170,7 @@ def collator_of(images):
 def collated(piece, images):
     """The vision passes and the micro-batches of a piece, as tensors."""
     collator = collator_of(images)
-    passes = [collator.vision_pass(keys) for keys in piece.vision_passes]
+    passes = [collator.vision_pass(each) for each in piece.vision_passes]
     return passes, [collator.micro_batch(families) for families in piece.micro_batches]
 
 
@@ -213,7 +213,7 @@ def piece_without_pictures(piece):
             tuple(share([without_pictures(row) for row in family.rows]) for family in families)
             for families in piece.micro_batches
         ),
-        vision_passes=tuple(() for _ in piece.vision_passes),
+        vision_passes=tuple(replace(each, views=()) for each in piece.vision_passes),
     )
 
 

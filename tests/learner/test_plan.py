@@ -78,11 +78,22 @@ def test_all_ranks_have_as_many_micro_batches_and_vision_passes(ranks):
 def test_a_rank_encodes_the_views_it_shows_once_each_within_the_budget(ranks, vision):
     for plan in plan_of(GROUPS, ranks=ranks, vision=vision):
         piece = plan.mini_batches[0]
-        planned = [key for keys in piece.vision_passes for key in keys]
+        planned = [key for each in piece.vision_passes for key in each.views]
         assert len(planned) == len(set(planned))
         shown = {key: size for family in families([plan]) for key, size in family.visual_tokens.items()}
         assert set(planned) == set(shown)
-        assert all(len(keys) <= 1 or sum(shown[key] for key in keys) <= vision for keys in piece.vision_passes)
+        loads = [sum(shown[key] for key in each.views) for each in piece.vision_passes]
+        assert all(load <= vision or len(e.views) == 1 for load, e in zip(loads, piece.vision_passes, strict=True))
+
+
+def test_blocks_are_recomputed_on_all_ranks_or_none():
+    """Under ZeRO-3 that gathers their weights once more."""
+    groups = [make_group(1, size=(224, 224), ask_share=1.0), make_group(2, size=(112, 112), ask_share=1.0)]
+    first, second = plan_of(groups, ranks=2, vision=20)
+    recomputed = [[each.recomputes_blocks for each in plan.mini_batches[0].vision_passes] for plan in (first, second)]
+    assert recomputed[0] == recomputed[1]
+    assert any(recomputed[0])
+    assert not any(each.recomputes_blocks for each in plan_of(groups, ranks=2)[0].mini_batches[0].vision_passes)
 
 
 def test_a_dummy_weighs_nothing_and_needs_no_picture():

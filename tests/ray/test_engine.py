@@ -156,7 +156,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
     images = [training[index].image for index in plan.image_groups]
     collator = Collator(images, spec, image_token_id=policy.config.image_token_id, kernel="padded")
     piece = plan.mini_batches[0]
-    (shown,) = (collator.vision_pass(keys) for keys in piece.vision_passes)
+    (shown,) = map(collator.vision_pass, piece.vision_passes)
     worst, total, num_tokens = 0.0, 0.0, 0
     for families in piece.micro_batches:
         batch = collator.micro_batch(families)

@@ -4,15 +4,16 @@ A sequence is made of families (`learner.family`): a beginning of P tokens, then
 attends causally to itself, a remainder to the whole beginning and causally to itself. The function is registered with
 transformers, whose layers run unchanged and hand the segments on as a keyword.
 
-Legend: T tokens of the sequence, A attention heads, H key and value heads, D width of a head, F keys of all segments
-(those of a beginning once per remainder), R tokens of the longest remainder of a family, G its remainders.
+Legend: P shared tokens of a family, T tokens of the sequence, A attention heads, H key and value heads, D width of a
+head, F keys of all segments (those of a beginning once per remainder); B segments of a padded batch, Q their queries
+and K their keys with padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from transformers.modeling_utils import AttentionInterface
 PACKED = "packed_families"
 """Name of the attention function in transformers' registry."""
 Kernel = Literal["varlen", "padded"]
+PADDED_AREA = 1.4
+"""Most queries times keys of a padded batch over those of its segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,33 +53,45 @@ class VarlenSegments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaddedFamily:
-    """For scaled-dot-product attention: the remainders of a family side by side, padded on the right."""
+class PaddedBatch:
+    """For scaled-dot-product attention: segments of about the same size, padded in front."""
 
-    start: int
-    num_shared: int
-    num_tokens: int
-    padded_at_GR: Tensor | None
-    """Where in the sequence each remainder's tokens are, padded with its last one; None without remainders."""
-    kept_at: Tensor | None
-    """[tokens of the remainders] where they are in [G * R]; None if nothing is padding."""
+    query_at_BQ: Tensor
+    key_at_BK: Tensor
+    sees_B1QK: Tensor
+    """bool. A padding query sees everything, so that its softmax is finite; nothing reads it."""
 
-    def to(self, device: torch.device) -> PaddedFamily:
-        moved = [None if each is None else each.to(device) for each in (self.padded_at_GR, self.kept_at)]
-        return replace(self, padded_at_GR=moved[0], kept_at=moved[1])
+    def to(self, device: torch.device) -> PaddedBatch:
+        return PaddedBatch(
+            query_at_BQ=self.query_at_BQ.to(device),
+            key_at_BK=self.key_at_BK.to(device),
+            sees_B1QK=self.sees_B1QK.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedSegments:
-    families: tuple[PaddedFamily, ...]
+    batches: tuple[PaddedBatch, ...]
+    attended_at_T: Tensor
+    """Where each token is among the B * Q queries of all batches."""
 
     def to(self, device: torch.device) -> PaddedSegments:
-        return PaddedSegments(families=tuple(family.to(device) for family in self.families))
+        return PaddedSegments(
+            batches=tuple(batch.to(device) for batch in self.batches), attended_at_T=self.attended_at_T.to(device)
+        )
 
 
 Segments = VarlenSegments | PaddedSegments
-FamilyLengths = tuple[int, tuple[int, ...]]
+FamilyLengths = tuple[int, Sequence[int]]
 """(P, length of each remainder)"""
+
+
+class _Segment(NamedTuple):
+    """Consecutive queries and their keys; the last query sees all keys, each one before it one fewer."""
+
+    start: int
+    num_queries: int
+    key_at: NDArray[np.int64]
 
 
 def choose_kernel(device_type: str, dtype: torch.dtype) -> Kernel:
@@ -85,30 +100,32 @@ def choose_kernel(device_type: str, dtype: torch.dtype) -> Kernel:
 
 
 def segments_of(families: Sequence[FamilyLengths], kernel: Kernel) -> Segments:
-    """Segments of a packed sequence, on the host. Remainders of length 0 are left out."""
-    given = [(num_shared, tuple(length for length in lengths if length)) for num_shared, lengths in families]
-    return varlen_segments(given) if kernel == "varlen" else padded_segments(given)
+    """Segments of a packed sequence, on the host. Those of length 0 are left out."""
+    segments = list(_split(families))
+    return varlen_segments(segments) if kernel == "varlen" else padded_segments(segments)
 
 
-def varlen_segments(families: Sequence[FamilyLengths]) -> VarlenSegments:
-    queries, keys = [], []
+def _split(families: Sequence[FamilyLengths]) -> Iterator[_Segment]:
     start = 0
     for num_shared, lengths in families:
         shared = np.arange(start, start + num_shared)
         if num_shared:
-            queries.append(num_shared)
-            keys.append(shared)
+            yield _Segment(start, num_shared, shared)
         start += num_shared
         for length in lengths:
-            queries.append(length)
-            keys.append(np.concatenate([shared, np.arange(start, start + length)]))
+            if length:
+                yield _Segment(start, length, np.concatenate([shared, np.arange(start, start + length)]))
             start += length
-    num_keys = [len(each) for each in keys]
+
+
+def varlen_segments(segments: Sequence[_Segment]) -> VarlenSegments:
+    num_queries = [segment.num_queries for segment in segments]
+    num_keys = [len(segment.key_at) for segment in segments]
     return VarlenSegments(
-        query_starts=_starts(queries),
+        query_starts=_starts(num_queries),
         key_starts=_starts(num_keys),
-        key_at_F=torch.from_numpy(np.concatenate(keys)),
-        longest_query=max(queries),
+        key_at_F=torch.from_numpy(np.concatenate([segment.key_at for segment in segments])),
+        longest_query=max(num_queries),
         longest_keys=max(num_keys),
     )
 
@@ -117,24 +134,53 @@ def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
 
 
-def padded_segments(families: Sequence[FamilyLengths]) -> PaddedSegments:
-    found, start = [], 0
-    for num_shared, lengths in families:
-        num_tokens = num_shared + sum(lengths)
-        padded, kept = _side_by_side(start + num_shared, lengths) if lengths else (None, None)
-        found.append(
-            PaddedFamily(start=start, num_shared=num_shared, num_tokens=num_tokens, padded_at_GR=padded, kept_at=kept)
+def padded_segments(segments: Sequence[_Segment]) -> PaddedSegments:
+    attended_at = np.empty(sum(segment.num_queries for segment in segments), np.int64)
+    batches, before = [], 0
+    for alike in _group_alike(segments):
+        most_queries = max(segment.num_queries for segment in alike)
+        most_keys = max(len(segment.key_at) for segment in alike)
+        query_at = np.empty((len(alike), most_queries), np.int64)
+        key_at = np.empty((len(alike), most_keys), np.int64)
+        for b, (start, num_queries, keys) in enumerate(alike):
+            query_at[b] = start
+            query_at[b, most_queries - num_queries :] += np.arange(num_queries)
+            key_at[b, : most_keys - len(keys)] = start
+            key_at[b, most_keys - len(keys) :] = keys
+            attended_at[start : start + num_queries] = before + (b + 1) * most_queries - num_queries
+            attended_at[start : start + num_queries] += np.arange(num_queries)
+        before += query_at.size
+        padding_queries = most_queries - np.array([[segment.num_queries] for segment in alike])
+        padding_keys = most_keys - np.array([[len(segment.key_at)] for segment in alike])
+        causal_QK = np.tri(most_queries, most_keys, most_keys - most_queries, dtype=bool)
+        is_key_BK = np.arange(most_keys) >= padding_keys
+        is_padding_BQ = np.arange(most_queries) < padding_queries
+        sees_BQK = causal_QK & is_key_BK[:, None, :] | is_padding_BQ[:, :, None]
+        batches.append(
+            PaddedBatch(
+                query_at_BQ=torch.from_numpy(query_at),
+                key_at_BK=torch.from_numpy(key_at),
+                sees_B1QK=torch.from_numpy(sees_BQK[:, None]),
+            )
         )
-        start += num_tokens
-    return PaddedSegments(families=tuple(found))
+    return PaddedSegments(batches=tuple(batches), attended_at_T=torch.from_numpy(attended_at))
 
 
-def _side_by_side(start: int, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    firsts, length_G1 = start + np.cumsum([0, *lengths])[:-1, None], np.array(lengths)[:, None]
-    steps: NDArray[np.int64] = np.arange(max(lengths))
-    padded = torch.from_numpy(firsts + np.minimum(steps, length_G1 - 1))
-    is_token = steps < length_G1
-    return padded, None if is_token.all() else torch.from_numpy(np.flatnonzero(is_token))
+def _group_alike(segments: Sequence[_Segment]) -> list[list[_Segment]]:
+    """Segments by size, as many at a time as padding adds little to their work."""
+    grouped: list[list[_Segment]] = []
+    area = longest_query = 0
+    for segment in sorted(segments, key=lambda segment: (len(segment.key_at), segment.num_queries)):
+        own = segment.num_queries * len(segment.key_at)
+        longest_query = max(longest_query, segment.num_queries)
+        padded = (len(grouped[-1]) + 1) * longest_query * len(segment.key_at) if grouped else 0
+        if grouped and padded <= PADDED_AREA * (area + own):
+            grouped[-1].append(segment)
+            area += own
+        else:
+            grouped.append([segment])
+            area, longest_query = own, segment.num_queries
+    return grouped
 
 
 class _SharedRows(torch.autograd.Function):
@@ -183,27 +229,20 @@ def _padded_attention(
     query_TAD: Tensor, key_THD: Tensor, value_THD: Tensor, segments: PaddedSegments, scale: float
 ) -> Tensor:
     attended = []
-    for family in segments.families:
-        shared = slice(family.start, family.start + family.num_shared)
-        if family.num_shared:
-            query, key, value = (each[None, shared].transpose(1, 2) for each in (query_TAD, key_THD, value_THD))
-            alone_1APD = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-            attended.append(alone_1APD[0].transpose(0, 1))
-        if family.padded_at_GR is not None:
-            at, count = family.padded_at_GR, len(family.padded_at_GR)
-            query_GARD = query_TAD[at].transpose(1, 2)
-            keys, values = (
-                torch.cat([each[shared].expand(count, -1, -1, -1), each[at]], dim=1).transpose(1, 2)
-                for each in (key_THD, value_THD)
+    for batch in segments.batches:
+        query_BAQD, key_BHKD, value_BHKD = (
+            _shared_rows(rows, at.flatten()).reshape(*at.shape, *rows.shape[1:]).transpose(1, 2)
+            for rows, at in (
+                (query_TAD, batch.query_at_BQ),
+                (key_THD, batch.key_at_BK),
+                (value_THD, batch.key_at_BK),
             )
-            # What a padding query sees is never read, and no other token sees a padding key.
-            sees = torch.ones(at.shape[1], keys.shape[2], dtype=torch.bool, device=at.device).tril_(family.num_shared)
-            branched_GARD = F.scaled_dot_product_attention(
-                query_GARD, keys, values, attn_mask=sees, scale=scale, enable_gqa=True
-            )
-            flat = branched_GARD.transpose(1, 2).flatten(0, 1)
-            attended.append(flat if family.kept_at is None else flat[family.kept_at])
-    return torch.cat(attended)
+        )
+        attended_BAQD = F.scaled_dot_product_attention(
+            query_BAQD, key_BHKD, value_BHKD, attn_mask=batch.sees_B1QK, scale=scale, enable_gqa=True
+        )
+        attended.append(attended_BAQD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended).index_select(0, segments.attended_at_T)
 
 
 def packed_attention(

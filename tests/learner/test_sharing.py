@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from learner.attention import choose_kernel, padded_segments, varlen_segments
+from learner.attention import choose_kernel, segments_of
 from learner.batch import PromptPart, weight_episodes
 from learner.family import share, shared_length
 from learner.model import token_logprobs, use_fast_layers
@@ -153,23 +153,35 @@ def test_both_kernels_are_given_the_same_keys_for_every_token(drawn):
                 expected[own + at] = {*range(start, start + shared), *range(own, own + at + 1)}
             own += length
         start = own
-    varlen = varlen_segments(families)
+    assert seen_by_varlen(segments_of(families, "varlen")) == expected
+    assert seen_by_padded(segments_of(families, "padded")) == expected
+
+
+def seen_by_varlen(segments):
     found = {}
-    for (q, q_stop), (k, k_stop) in zip(
-        *(torch.stack([each[:-1], each[1:]], 1).tolist() for each in (varlen.query_starts, varlen.key_starts)),
-        strict=True,
-    ):
-        for at in range(q, q_stop):
-            last = k_stop - (q_stop - 1 - at)  # causal from the end
-            found[at] = set(varlen.key_at_F[k:last].tolist())
-    assert found == expected
-    padded = padded_segments(families)
-    assert sum(family.num_tokens for family in padded.families) == len(expected)
-    for family in padded.families:
-        if family.padded_at_GR is not None:
-            flat = family.padded_at_GR.flatten()
-            kept = flat if family.kept_at is None else flat[family.kept_at]
-            assert kept.tolist() == list(range(family.start + family.num_shared, family.start + family.num_tokens))
+    queries, keys = (each.tolist() for each in (segments.query_starts, segments.key_starts))
+    for query, query_stop, key, key_stop in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        for at in range(query, query_stop):
+            last = key_stop - (query_stop - 1 - at)  # causal from the end
+            found[at] = set(segments.key_at_F[key:last].tolist())
+    return found
+
+
+def seen_by_padded(segments):
+    seen = []
+    for batch in segments.batches:
+        assert batch.sees_B1QK.any(-1).all(), "a softmax over nothing"
+        for query_at, key_at, sees in zip(batch.query_at_BQ, batch.key_at_BK, batch.sees_B1QK[:, 0], strict=True):
+            seen += [
+                (int(at), set(key_at[row].tolist()), len(key_at[row])) for at, row in zip(query_at, sees, strict=True)
+            ]
+    found = {}
+    for at, place in enumerate(segments.attended_at_T.tolist()):
+        query, keys, num_keys = seen[place]
+        assert query == at
+        assert len(keys) == num_keys, "no key counts twice"
+        found[at] = keys
+    return found
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
-from learner.attention import Segments, use_packed_attention
+from learner.attention import use_packed_attention
 from learner.collate import MicroBatch, VisionPass
 from learner.scoring import ScoringHead
+from learner.segments import Segments
 from learner.vision import PatchProjection, encode_views, install_fast_vision_attention
 
 

@@ -24,12 +24,12 @@ from actors.engine.weight_receiver import WeightManifest
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from configs.schema import LearnerConfig, ModelConfig
-from learner.attention import choose_kernel
 from learner.collate import Collator, FullViews
 from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
 from learner.host import disable_malloc_trim, own_address
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.segments import choose_kernel
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.trainer import Trainer
 from learner.update import UpdateReport, summarize_steps

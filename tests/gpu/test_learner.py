@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig, ModelConfig
-from learner.attention import choose_kernel
 from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
+from learner.segments import choose_kernel
 from learner.worker import LearnerRank
 from tests.learner.builders import (
     FORBIDDEN_IDS,

@@ -7,8 +7,8 @@ import pytest
 from actors.engine.weight_receiver import TensorSpec, WeightManifest
 from actors.errors import LearnerError
 from configs.schema import LearnerConfig
-from learner.batch import RankPlan
 from learner.group import LearnerGroup
+from learner.plan import RankPlan
 from learner.update import UpdateReport
 from tests.learner.builders import make_group
 

@@ -11,7 +11,17 @@ from rich.console import Console
 from actors.errors import DataError
 from cluster.judging.cli import judge_app
 from cluster.preflight.environment import fix_wheel_tags
-from cluster.shell import ConfigName, Json, Overrides, console, print_json, process_started_at, report_errors, run_async
+from cluster.shell import (
+    ConfigName,
+    Json,
+    Overrides,
+    console,
+    print_json,
+    process_started_at,
+    progress_bar,
+    report_errors,
+    run_async,
+)
 from configs.load import describe_fields, load_config, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -47,7 +57,7 @@ def train(
     """
     started_at = process_started_at()
     with report_errors():
-        from cluster.display import Display, evaluation_table, judge_line
+        from cluster.display import Display, judge_line
         from cluster.folders import resolve_run
         from cluster.launch import launch
         from cluster.train import train as train_loop
@@ -62,10 +72,10 @@ def train(
                 return await train_loop(settings, parts)
 
         summary = run_async(run())
-        console.print(evaluation_table(summary["heldout"]))
+        display.evaluation_done(summary["heldout"])
         if settings.judge.has_llm:
-            console.print(judge_line(summary["judge"]), highlight=False)
-        console.print(f"report: {summary['run']}/report.html", highlight=False)
+            display.say(judge_line(summary["judge"]))
+        display.say(f"report: {summary['run']}/report.html")
         if as_json:
             print_json(summary)
 
@@ -92,7 +102,7 @@ def evaluate(
     """
     with report_errors():
         from actors.data.dataset import Dataset
-        from cluster.display import Display, evaluation_table
+        from cluster.display import Display
         from cluster.evaluate import Evaluation
         from cluster.evaluate import evaluate as play_split
         from cluster.folders import CONFIG
@@ -118,8 +128,8 @@ def evaluate(
         if episodes is not None:
             episodes.parent.mkdir(parents=True, exist_ok=True)
             write_episodes(episodes, rows_of_evaluation(step, evaluation.plays))
-            console.print(f"episodes: {episodes}", highlight=False)
-        console.print(evaluation_table(evaluation.figures()))
+            display.say(f"episodes: {episodes}")
+        display.evaluation_done(evaluation.figures())
         if as_json:
             print_json(evaluation.figures())
 
@@ -155,6 +165,8 @@ def data_make(
         make_data(out, train_rows, heldout_rows, seed)
         if as_json:
             print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
+        else:
+            typer.echo(str(out))
 
 
 @app.command()
@@ -281,19 +293,17 @@ def missing_shapes(data: DataConfig) -> Path | None:
 
 
 def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
-    from rich.progress import Progress
-
     from actors.data.shapes import make_shapes
 
-    with Progress(console=console) as progress:
-        bar = progress.add_task(f"generating {out}", total=train_rows + heldout_rows)
-        make_shapes(
-            out,
-            train_rows=train_rows,
-            heldout_rows=heldout_rows,
-            seed=seed,
-            progress=lambda split, num_rows: progress.advance(bar, num_rows),
-        )
+    num_done = 0
+
+    def count(split: str, num_rows: int) -> None:
+        nonlocal num_done
+        num_done += num_rows
+        advance(num_done, train_rows + heldout_rows)
+
+    with progress_bar(f"generating {out}") as advance:
+        make_shapes(out, train_rows=train_rows, heldout_rows=heldout_rows, seed=seed, progress=count)
 
 
 def main() -> None:

@@ -61,6 +61,8 @@ LLM_COLUMNS = (
     Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
 """Added when an LLM judges."""
+EVALUATION_TITLE = "held-out split, greedy"
+EVALUATION_HEADS = ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens")
 MAX_ROWS = 30
 NUM_OTHER_LINES = 6
 """Title, headings, progress bars and one spare line."""
@@ -167,6 +169,16 @@ class Display:
     def evaluation_played(self) -> None:
         self._progress.advance(self._current)
 
+    def evaluation_done(self, figures: Mapping[str, object]) -> None:
+        """The policy compared with always-quarter and always-full."""
+        rows = _evaluation_rows(figures)
+        if self.console.is_terminal:
+            self.console.print(_evaluation_table(rows))
+            return
+        for name, cells in rows.items():
+            shown = [f"{head} {cell}" for head, cell in zip(EVALUATION_HEADS, cells, strict=True) if cell != "-"]
+            self.say(f"{EVALUATION_TITLE}, {name}: {', '.join(shown)}")
+
     def _await_groups(self, step: int) -> None:
         if step <= self._config.train.num_steps:
             wanted = self._config.train.prompts_per_step
@@ -186,21 +198,28 @@ class Display:
         return Group(table, self._progress) if self._rows else Group(self._progress)
 
 
-def evaluation_table(figures: Mapping[str, object]) -> Table:
-    """The policy compared with always-quarter and always-full."""
+def _evaluation_rows(figures: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    """Per way to play, the cells under EVALUATION_HEADS: the policy beside always-quarter and always-full."""
 
     def share(key: str) -> str:
         figure = figures.get(key)
         return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
 
-    table = Table(title="held-out split, greedy", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for head in ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens"):
-        table.add_column(head, justify="right", no_wrap=True)
     asked = (share("ask_share"), share("ask_share_needed"), share("ask_share_unneeded"))
-    table.add_row("policy", share("accuracy"), *asked, share("visual_token_share"))
-    table.add_row("always quarter", share("accuracy_quarter"), "-", "-", "-", "25.0%")
-    table.add_row("always full", share("accuracy_full"), "-", "-", "-", "100.0%")
+    return {
+        "policy": (share("accuracy"), *asked, share("visual_token_share")),
+        "always quarter": (share("accuracy_quarter"), "-", "-", "-", "25.0%"),
+        "always full": (share("accuracy_full"), "-", "-", "-", "100.0%"),
+    }
+
+
+def _evaluation_table(rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title=EVALUATION_TITLE, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in EVALUATION_HEADS:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     return table
 
 

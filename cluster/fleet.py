@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from actors.episode import Episode, PlayedGroup
 from actors.fleet.pool import RolloutPool
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, Outcome, Verdict
-from learner.group import LearnerGroup
 
 FORMAT_RULE = "format"
 """Name of the judge of episodes that gave no answer."""
@@ -30,18 +28,6 @@ class Fleet:
         answers = tuple(episode.answer for episode in played.episodes if episode.answer is not None)
         request = JudgeRequest(question=played.question, reference=played.answer, predictions=answers)
         return spread_outcomes(played.episodes, await self.judges.grade(request) if answers else ())
-
-    async def sync_weights(self, learner: LearnerGroup) -> float:
-        """Sync the learner's weights to all rollout workers, as version = optimizer step; returns the seconds.
-
-        Raises:
-            LearnerError: the learner could not export them.
-            WeightSyncError: no worker received them.
-        """
-        started = time.monotonic()
-        manifest, buckets = await learner.export_weights()
-        await self.rollouts.publish(manifest, buckets)
-        return time.monotonic() - started
 
 
 def spread_outcomes(episodes: Sequence[Episode], graded: Sequence[Outcome]) -> tuple[Outcome, ...]:

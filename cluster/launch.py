@@ -32,6 +32,7 @@ from cluster.runtime.placement import check_capacity, place
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.workers import RayWorker, start_workers
 from cluster.timekeeping import RunClock
+from cluster.weights import WeightChannel
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
 from configs.paths import resolve_judge_paths
@@ -92,6 +93,7 @@ class Parts:
 
     fleet: Fleet
     learner: LearnerGroup
+    weights: WeightChannel
     collector: Collector
     checkpoints: Checkpoints
     journal: Journal
@@ -142,6 +144,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         yield Parts(
             fleet=fleet,
             learner=learner,
+            weights=WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s),
             collector=Collector(
                 fleet,
                 config,
@@ -190,7 +193,6 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
         workers,
         max_groups_in_flight=config.rollout.max_groups_in_flight,
         group_timeout_s=config.rollout.group_timeout_s,
-        sync_timeout_s=config.weights.timeout_s,
     )
 
 

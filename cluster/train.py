@@ -13,11 +13,11 @@ from configs.schema import Config
 
 async def train(config: Config, parts: Parts) -> dict[str, object]:
     """Train the policy of a launched run; returns the summary of the run."""
-    fleet, learner, collector, checkpoints, journal = (
-        parts.fleet, parts.learner, parts.collector, parts.checkpoints, parts.journal
+    fleet, learner, weights, collector, checkpoints, journal = (
+        parts.fleet, parts.learner, parts.weights, parts.collector, parts.checkpoints, parts.journal
     )  # fmt: skip
     steps = range(journal.step + 1, config.train.num_steps + 1)
-    await fleet.sync_weights(learner)  # every engine starts from the learner's weights
+    await weights.publish()  # every engine starts from the learner's weights
     ahead = Lookahead(
         collector.collect, depth=config.train.max_staleness, num_batches=len(steps), allow=collector.allow
     )
@@ -25,9 +25,11 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
         for step in steps:
             journal.begin_step()
             batch = await ahead.take()  # judged groups that have a signal
+            if config.engines_sleep:
+                await fleet.rollouts.sleep()  # until the next version
             update = await learner.update([group.training for group in batch.trained])
-            sync_s = await fleet.sync_weights(learner)  # version = the learner's optimizer step
-            journal.record_step(step, batch, update, sync_s)
+            published = await weights.publish()  # version = the learner's optimizer step
+            journal.record_step(step, batch, update, published)
             if step % config.train.checkpoint_every == 0 or journal.is_complete:
                 await checkpoints.save(step, batch.cursor)
             if journal.is_complete:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.judges import JudgeConfig
+from configs.learner import LearnerConfig as LearnerConfig
+from configs.learner import Transport as Transport
+from configs.learner import WeightsConfig as WeightsConfig
 from configs.require import require
 
 
@@ -183,105 +186,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerConfig:
-    num_ranks: int = 1
-    """Number of data-parallel learner ranks."""
-    num_gpus: float = 0.0
-    """GPUs (may be fractional) per rank; 0 trains on CPU over gloo."""
-    num_threads: int = 2
-    """PyTorch threads of a CPU rank."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
-    param_persistence_threshold: int = 100_000
-    """Under ZeRO-3, parameters with at most this many elements are not partitioned; 0 partitions all of them."""
-    offload_optimizer: bool = False
-    """Offload the optimizer state to host memory (ZeRO 1-3 on GPUs)."""
-    learning_rate: float = 2e-4
-    """Learning rate, constant after warm-up."""
-    warmup_steps: int = 0
-    """Optimizer steps of linear learning-rate warm-up from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Beta1 and beta2 of Adam."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
-    max_grad_norm: float = 1.0
-    """Gradient-norm clipping threshold."""
-    prompts_per_mini_batch: int = 32
-    """Prompts (groups) per optimizer step."""
-    max_tokens_per_micro_batch: int = 8192
-    """Token budget of a micro-batch (one forward and backward pass on a rank). Nothing is padded, and the tokens that
-    the episodes of a group share count once."""
-    max_tokens_per_vision_pass: int = 4096
-    """Visual tokens that the vision tower encodes at a time, with all activations kept. Where a rank's share of a
-    mini-batch has more, they are encoded again before their backward pass; a larger picture is recomputed by blocks."""
-    train_vision: bool = True
-    """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
-    clip_low: float = 0.2
-    """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
-    clip_high: float = 0.2
-    """Upper clip range: the probability ratio is clipped at 1 + clip_high."""
-    kl_coefficient: float = 0.001
-    """Coefficient of the KL to the frozen reference policy (k3 estimator); 0 loads no reference model."""
-    entropy_coefficient: float = 0.001
-    """Coefficient of the entropy bonus."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which saves memory."""
-    max_skipped_updates: int = 3
-    """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
-    update_timeout_s: float = 1800.0
-    """Timeout for one update on all ranks."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_ranks",
-            "num_threads",
-            "prompts_per_mini_batch",
-            "max_tokens_per_micro_batch",
-            "max_tokens_per_vision_pass",
-            "max_skipped_updates",
-        ):
-            require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")
-        for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
-            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
-        for name in (
-            "kl_coefficient",
-            "entropy_coefficient",
-            "warmup_steps",
-            "weight_decay",
-            "num_gpus",
-            "param_persistence_threshold",
-        ):
-            require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
-        for name in ("clip_low", "clip_high"):
-            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
-        betas = self.adam_betas
-        require(
-            all(0 <= beta < 1 for beta in betas),
-            "learner.adam_betas",
-            betas,
-            "must be two numbers, at least 0 and below 1",
-        )
-        require(
-            not (self.offload_optimizer and self.zero_stage == 0),
-            "learner.offload_optimizer",
-            True,
-            "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsConfig:
-    timeout_s: float = 120.0
-    """Timeout for one weight sync to all rollout workers."""
-    bucket_mib: int = 512
-    """Approximate size of the buckets in which weights are sent."""
-
-    def __post_init__(self) -> None:
-        require(self.timeout_s > 0, "weights.timeout_s", self.timeout_s, "must be above 0")
-        require(self.bucket_mib >= 1, "weights.bucket_mib", self.bucket_mib, "must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     num_steps: int = 20
     """Training steps: rollouts and judging, update, weight sync."""
@@ -368,6 +272,18 @@ class Config:
         require(
             full_precision or self.learner.zero_stage > 0, "learner.zero_stage", 0, "must be 1, 2 or 3 with bfloat16"
         )
+        require(
+            self.weights.transport in ("auto", "shared_memory") or not on_cpu,
+            "weights.transport",
+            self.weights.transport,
+            "must be auto or shared_memory on CPU",
+        )
+        require(
+            self.weights.transport != "ipc" or self._num_gpus <= 1,
+            "weights.transport",
+            "ipc",
+            f"must be auto unless all share one GPU: they take {self._num_gpus:g}",
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -376,3 +292,27 @@ class Config:
             budget,
             f"must be at least rollout.max_prompt_tokens + rollout.max_turn_tokens = {longest}, the longest episode",
         )
+
+    @property
+    def transport(self) -> Transport:
+        """How weights reach the rollout workers, `weights.transport` resolved."""
+        if self.weights.transport != "auto":
+            return self.weights.transport
+        if self.rollout.num_gpus == 0 or self.learner.num_gpus == 0:
+            return "shared_memory"
+        if self._num_gpus <= 1:
+            return "ipc"
+        # NCCL refuses two members on one GPU.
+        return "nccl" if min(self.rollout.num_gpus, self.learner.num_gpus) > 0.5 else "shared_memory"
+
+    @property
+    def _num_gpus(self) -> float:
+        """That all rollout workers and learner ranks take together."""
+        rollout, learner = self.rollout, self.learner
+        per_worker = rollout.num_gpus * rollout.tensor_parallel_size
+        return rollout.num_workers * per_worker + learner.num_ranks * learner.num_gpus
+
+    @property
+    def engines_sleep(self) -> bool:
+        """Whether engines free the GPU that they share with the learner during updates; only if they are idle then."""
+        return self.transport == "ipc" and self.train.max_staleness == 0

@@ -11,10 +11,13 @@ into that norm.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,10 +27,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import LearnerConfig
+from learner.gathering import GatherOrders
+from learner.memory import deepspeed_stage
+from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
+from learner.sharding import learner_settings, part_sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-GATHER_ELEMENTS = 2**28
-"""Parameters gathered at a time from ZeRO-3 shards."""
+GATHER_ELEMENTS = 2**27
+"""Parameters gathered together from ZeRO-3 shards; as many again are in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,24 +74,6 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW for ZeRO stage 0 that clips, and skips a step without a finite norm, as the ZeRO optimizers do."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], *, max_norm: float, **settings: Any) -> None:
-        super().__init__(parameters, **settings)
-        self.max_norm = max_norm
-        self.overflow = False
-        self._global_grad_norm = 0.0
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_norm))
-        self.overflow = not math.isfinite(norm)
-        self._global_grad_norm = math.inf if self.overflow else norm
-        if not self.overflow:
-            super().step(closure)
-
-
 class LearnerEngine:
     """A module under DeepSpeed: forward, backward, step, and its whole state by parameter name."""
 
@@ -96,7 +85,7 @@ class LearnerEngine:
                 f"learner.zero_stage=0 is invalid: {dtype} needs the float32 master weights of stages 1 to 3"
             )
         self._config = config
-        self._stage = deepspeed_stage(config, dtype)
+        self._stage = deepspeed_stage(config, in_bfloat16=dtype == torch.bfloat16)
         self.world_size = dist.get_world_size()
         self.dtype = dtype
         self.optimizer_step = 0
@@ -104,15 +93,17 @@ class LearnerEngine:
         optimizer = None
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if config.zero_stage == 0:
-            optimizer = ClippedAdamW(trainable, max_norm=config.max_grad_norm, **_adamw_settings(config))
+            optimizer = ClippedAdamW(trainable, max_norm=config.max_grad_norm, **adamw_settings(config))
         self._engine: Any = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             model_parameters=trainable,
-            config=deepspeed_settings(config, dtype),
+            config=learner_settings(config, dtype, part_sizes(module)),
             dist_init_required=False,
         )[0]
+        self._orders = GatherOrders(self._engine.optimizer) if self._stage == 3 else None
         self._reset_moments()
+        self._finish_writing()
 
     @property
     def module(self) -> nn.Module:
@@ -124,6 +115,9 @@ class LearnerEngine:
         return torch.device(self._engine.device)
 
     def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass. Under ZeRO-3 its backward pass comes before the next call, or not at all."""
+        if self._orders is not None:
+            self._orders.follow(_kind(inputs))
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -146,6 +140,7 @@ class LearnerEngine:
         applied = bool(self._engine.was_step_applied()) and math.isfinite(norm)
         self.optimizer_step += int(applied)
         self._clear_sums()
+        self._finish_writing()
         return StepResult(is_applied=applied, grad_norm=norm)
 
     def _clear_sums(self) -> None:
@@ -162,17 +157,35 @@ class LearnerEngine:
                 total.zero_()
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3."""
-        import deepspeed
+        """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3.
 
-        for chunk in _chunks(list(self.module.named_parameters())):
-            with deepspeed.zero.GatheredParameters([p for _, p in chunk], enabled=self._stage == 3):
-                for name, parameter in chunk:
-                    yield name, parameter.detach()
+        Take each before the next. Under ZeRO-3 the following ones are gathered while these are used.
+        """
+        named = list(self.module.named_parameters())
+        if self._stage != 3:
+            yield from ((name, parameter.detach()) for name, parameter in named)
+            return
+        chunks = list(_chunks(named))
+        gathers = deque([_Gather(chunks[0])])
+        try:
+            for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
+                if following is not None:
+                    gathers.append(_Gather(following))
+                gathers[0].wait()
+                yield from ((name, parameter.detach()) for name, parameter in chunk)
+                gathers.popleft().release()
+        finally:
+            for gather in gathers:
+                gather.release()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each whole parameter that is trained."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
+        """Shape of each whole parameter."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each whole parameter that is trained, and so part of the state."""
+        trained = {name for name, _ in self._trained()}
+        return {name: shape for name, shape in self.shapes().items() if name in trained}
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
@@ -216,6 +229,12 @@ class LearnerEngine:
                 safe_set_full_optimizer_state(parameter, value, kind)
         self.optimizer_step = optimizer_step
         self._set_adam_step(optimizer_step)
+        self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        """Wait for the device: gathers on a stream of their own must see the weights that were written."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _reset_moments(self) -> None:
         """Create Adam's state at zero steps, so that it can be saved and loaded at any time."""
@@ -256,59 +275,34 @@ class LearnerEngine:
         return adam
 
 
-def deepspeed_stage(config: LearnerConfig, dtype: torch.dtype) -> int:
-    """The ZeRO stage that DeepSpeed runs: the config's, but for stage 1 in bfloat16, which runs as stage 2.
+def construction(settings: dict[str, Any]) -> AbstractContextManager[object]:
+    """In which to build the model of an engine with these settings: under ZeRO-3, ranks keep their shares alone."""
+    import deepspeed
 
-    DeepSpeed's stage 1 in bfloat16 adds the micro-batches' gradients up in bfloat16, where a small one is lost beside a
-    large sum. With float32 sums it becomes another optimizer, which keeps all of them whole on every rank; stage 2
-    shards them, for a reduction per micro-batch.
-    """
-    return 2 if config.zero_stage == 1 and dtype == torch.bfloat16 else config.zero_stage
-
-
-def deepspeed_settings(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The DeepSpeed configuration of a learner."""
-    zero: dict[str, Any] = {
-        "stage": deepspeed_stage(config, dtype),
-        "overlap_comm": False,
-        "stage3_param_persistence_threshold": config.param_persistence_threshold,
-    }
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "steps_per_print": 2**31,
-        "gradient_clipping": config.max_grad_norm if config.zero_stage else 0.0,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-    }
-    if dtype == torch.bfloat16:
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if config.zero_stage:
-        settings["optimizer"] = {"type": "AdamW", "params": {**_adamw_settings(config), "torch_adam": True}}
-    return settings
+    if settings["zero_optimization"]["stage"] != 3:
+        return nullcontext()
+    # Without overrides of dtypes, which would round the rotary frequencies.
+    context: AbstractContextManager[object] = deepspeed.zero.Init(config_dict_or_path=settings, tensor_overrides=())
+    return context
 
 
-def _adamw_settings(config: LearnerConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": tuple(config.adam_betas),
-        "weight_decay": config.weight_decay,
-    }
-    if config.num_gpus:
-        # Without temporaries: a shard is one flat tensor, and each of its temporaries as large as all its weights.
-        settings["fused"] = True
-    return settings
+def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[..., Any]:
+    """The forward pass of a frozen module whose parameters are sharded and gathered layer by layer. A collective."""
+    import deepspeed
+
+    engine: Any = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
+    orders = GatherOrders(engine.optimizer)
+
+    def forward(*inputs: Any) -> Any:
+        orders.follow(_kind(inputs))
+        return engine(*inputs)
+
+    return forward
 
 
-def learning_rate(config: LearnerConfig, optimizer_step: int) -> float:
-    """Rate of the step after `optimizer_step` applied ones: a linear rise over the warm-up, then constant."""
-    if not config.warmup_steps:
-        return config.learning_rate
-    return config.learning_rate * min(1.0, (optimizer_step + 1) / config.warmup_steps)
+def _kind(inputs: tuple[Any, ...]) -> Hashable:
+    """What decides the order of modules in a call, with its backward pass."""
+    return type(inputs[0]), torch.is_grad_enabled()
 
 
 def _chunks(named: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
@@ -324,3 +318,21 @@ def _chunks(named: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]
         elements += size
     if chunk:
         yield chunk
+
+
+class _Gather:
+    """Whole parameters of a chunk, in flight until `wait` and present until `release`. Each step is a collective."""
+
+    def __init__(self, chunk: Sequence[tuple[str, Any]]) -> None:
+        # Parameters too small to be sharded stay present between steps.
+        self._absent = [parameter for _, parameter in chunk if parameter.ds_status.name == "NOT_AVAILABLE"]
+        self._handle = self._absent[0].all_gather_coalesced(self._absent) if self._absent else None
+
+    def wait(self) -> None:
+        if self._handle is not None:
+            self._handle.wait()
+
+    def release(self) -> None:
+        self.wait()
+        if self._absent:
+            self._absent[0].partition(param_list=self._absent)

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
+from learner.hf_folder import save_hf
 from learner.state import read_counters, read_tensors
-from learner.weight_sender import save_hf
 
 WEIGHT = "weight/model."
 """Prefix of the policy's weights in a learner's state (`LearnerEngine.state`)."""

@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError
+from actors.weights.layout import SentWeights, WeightLink
 from configs.schema import LearnerConfig
 from learner.batch import TrainingGroup
 from learner.pictures import Picture, pictures_of
@@ -34,9 +34,13 @@ class Rank(Protocol):
     async def rendezvous(self) -> tuple[str, int]: ...
     async def start(self, address: str, port: int) -> None: ...
     async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport: ...
-    async def pack_weights(self) -> WeightManifest | None: ...
+    async def open_weights(self, num_receivers: int) -> WeightLink: ...
+    async def join_weights(self) -> None: ...
+    async def send_weights(self) -> SentWeights | None: ...
+    async def release_weights(self) -> None: ...
+    async def close_weights(self) -> None: ...
 
-    def take_bucket(self, index: int) -> object:
+    def read_weights(self, bucket: int) -> object:
         """Handle of a bucket; its bytes go directly to the receiver, not through the driver."""
 
     async def export_hf(self, folder: str) -> None: ...
@@ -57,6 +61,11 @@ class LearnerGroup:
         self._start_rank = start_rank
         self._ranks: list[Rank] = []
         self._optimizer_step = 0
+
+    @property
+    def version(self) -> int:
+        """Of the weights: optimizer steps applied so far."""
+        return self._optimizer_step
 
     async def start(self) -> None:
         """Start the ranks; they rendezvous at an address of rank 0's machine."""
@@ -89,13 +98,36 @@ class LearnerGroup:
         self._optimizer_step = reports[0].optimizer_step
         return reports[0]
 
-    async def export_weights(self) -> tuple[WeightManifest, list[Any]]:
-        """Manifest of the current weights, and a handle per bucket, as `Rank.take_bucket` gives it."""
-        async with _deadline(self._config.update_timeout_s, "export_weights"):
-            manifest = (await _gather([rank.pack_weights() for rank in self._ranks]))[0]
-        assert manifest is not None, "rank 0 packs the weights"
-        num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
-        return manifest, [self._ranks[0].take_bucket(index) for index in range(num_buckets)]
+    async def open_weights(self, num_receivers: int) -> WeightLink:
+        """Prepare to send weights to this number of receiving processes."""
+        async with _deadline(self._config.update_timeout_s, "open_weights"):
+            return await self._ranks[0].open_weights(num_receivers)
+
+    async def join_weights(self) -> None:
+        """Meet the receivers, which connect at the same time."""
+        async with _deadline(self._config.update_timeout_s, "join_weights"):
+            await self._ranks[0].join_weights()
+
+    async def send_weights(self) -> SentWeights:
+        """Send the weights under version = optimizer step."""
+        async with _deadline(self._config.update_timeout_s, "send_weights"):
+            sent = (await _gather([rank.send_weights() for rank in self._ranks]))[0]
+        assert sent is not None, "rank 0 sends the weights"
+        return sent
+
+    def read_weights(self, bucket: int) -> object:
+        """Handle of a bucket of the version sent last; its bytes go directly to the receiver."""
+        return self._ranks[0].read_weights(bucket)
+
+    async def release_weights(self) -> None:
+        """Free what the receivers have fetched."""
+        async with _deadline(self._config.update_timeout_s, "release_weights"):
+            await self._ranks[0].release_weights()
+
+    async def close_weights(self) -> None:
+        """Leave the receivers."""
+        async with _deadline(self._config.update_timeout_s, "close_weights"):
+            await self._ranks[0].close_weights()
 
     async def save(self, folder: Path) -> None:
         """Write the learner's state into a folder that rank 0 can reach."""

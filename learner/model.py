@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from learner.attention import use_packed_attention
 from learner.collate import MicroBatch, VisionPass
+from learner.loading import CheckpointWeights, RandomWeights, fill
 from learner.scoring import ScoringHead
 from learner.segments import Segments
 from learner.vision import PatchProjection, encode_views, install_fast_vision_attention
@@ -28,40 +31,51 @@ def load_policy(
     load: Literal["weights", "random"] = "weights",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    seed: int = 0,
+    construction: AbstractContextManager[object] | None = None,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The model of a local Hugging Face folder, in training mode, with the layers that `use_fast_layers` puts in.
 
-    `random` draws the weights on the device from config.json alone.
+    Args:
+        load: `random` draws the weights on the device, from config.json and the seed alone.
+        construction: in which the parameters are made, to shard them at once (`learner.engine.construction`).
 
     Raises:
-        ValueError: no local folder, code in the folder (`auto_map`), another family of models, or sliding windows.
+        ValueError: no local folder, code in the folder (`auto_map`), another family of models, sliding windows, or
+            weights that do not fit the model.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path={str(path)!r} is invalid: no config.json there; give a local model folder")
-    settings = json.loads((folder / "config.json").read_text())
-    if "auto_map" in settings:
-        raise ValueError(
-            f"model.path={str(path)!r} is invalid: its config.json has auto_map, which would run third-party code"
-        )
-    if settings.get("model_type") != "qwen2_5_vl":
-        found = settings.get("model_type")
-        raise ValueError(f"model.path={str(path)!r} is invalid: model_type must be qwen2_5_vl, not {found!r}")
-    if load == "random":
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device(device):
-            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    else:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
-        )
-        nn.Module.to(model, device)
+    folder, device = Path(path), torch.device(device)
+    _check_family(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # The library's own initialization would draw whole parameters, only to be overwritten.
+    with no_init_weights(), torch.device(device), construction or nullcontext():
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
     assert isinstance(model, Qwen2_5_VLForConditionalGeneration), type(model)
     if "sliding_attention" in model.config.text_config.layer_types:
         raise ValueError(f"model.path={str(path)!r} is invalid: sliding-window attention is not supported")
+    model.tie_weights()
+    if load == "random":
+        fill(model, RandomWeights(config, seed=seed, dtype=dtype, device=device))
+    else:
+        stored = CheckpointWeights(folder)
+        stored.check_names(model)
+        fill(model, stored)
     use_fast_layers(model)
     model.train()
     return model
+
+
+def _check_family(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path={str(folder)!r} is invalid: no config.json there; give a local model folder")
+    settings = json.loads((folder / "config.json").read_text())
+    if "auto_map" in settings:
+        raise ValueError(
+            f"model.path={str(folder)!r} is invalid: its config.json has auto_map, which would run third-party code"
+        )
+    if settings.get("model_type") != "qwen2_5_vl":
+        found = settings.get("model_type")
+        raise ValueError(f"model.path={str(folder)!r} is invalid: model_type must be qwen2_5_vl, not {found!r}")
 
 
 def use_fast_layers(model: Qwen2_5_VLForConditionalGeneration) -> None:

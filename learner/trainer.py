@@ -2,15 +2,17 @@
 
 Each view is encoded once per piece, whatever number of micro-batches shows it. The micro-batches read the features from
 one leaf tensor, which adds their gradients up in float32; in the end the tower is backpropagated once. A piece with a
-single vision pass keeps its graph meanwhile. With several, each is encoded a second time when its gradient is known, so
-that memory holds the activations of one pass.
+single vision pass keeps its graph meanwhile if there is memory for it. Otherwise each is encoded a second time when its
+gradient is known, so that memory holds the activations of one pass, and not beside those of a micro-batch.
 
 Legend: N generated tokens of a micro-batch, S visual tokens of all views of a piece, W width of the language model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,6 @@ from configs.schema import LearnerConfig
 from learner.collate import Collator, MicroBatch, VisionPass
 from learner.engine import LearnerEngine
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
-from learner.model import Policy
 from learner.plan import PiecePlan
 from learner.prefetch import prefetch_one
 from learner.timing import StageClock
@@ -30,7 +31,7 @@ from learner.timing import StageClock
 class Trainer:
     """Accumulates pieces and steps. All methods but `take_seconds` are collectives."""
 
-    def __init__(self, engine: LearnerEngine, reference: Policy | None, config: LearnerConfig) -> None:
+    def __init__(self, engine: LearnerEngine, reference: Callable[..., Any] | None, config: LearnerConfig) -> None:
         self._engine = engine
         self._reference = reference
         self._config = config
@@ -94,12 +95,18 @@ class Trainer:
         self._totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         self._maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
 
+    @property
+    def _keeps_graphs(self) -> bool:
+        """Whether the graph of a vision pass may outlive micro-batches: there is memory for it, and it is not ZeRO-3,
+        where a backward pass directly follows its forward pass."""
+        return self._config.train_vision and not self._config.gradient_checkpointing and self._config.zero_stage < 3
+
     def _encode(self, piece: PiecePlan, collator: Collator) -> tuple[list[VisionPass], list[Tensor], Tensor | None]:
         """The passes on the device, their features by the policy, and those of all passes by the reference [S, W]."""
         passes: list[VisionPass] = []
         encoded: list[Tensor] = []
         by_reference: list[Tensor] = []
-        keeps_graph = self._config.train_vision and len(piece.vision_passes) == 1
+        keeps_graph = len(piece.vision_passes) == 1 and self._keeps_graphs
         ahead = prefetch_one(map(collator.vision_pass, piece.vision_passes), timeout_s=self._config.update_timeout_s)
         with closing(ahead):
             for _ in piece.vision_passes:

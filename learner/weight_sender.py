@@ -1,41 +1,25 @@
-"""The sending end of weight sync, and the export to a folder that vLLM and transformers load.
+"""The sending end of weight sync: fills buckets with the learner's parameters and hands them to a transport.
 
 Names are those of the Hugging Face checkpoints, whatever the library calls the parameters in memory.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.engine.weight_receiver import TensorSpec, WeightManifest, bytes_digest
-from learner.shards import write_shards
+from actors.weights.buckets import slot_tensor
+from actors.weights.digest import bucket_digest
+from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
+from configs.schema import Transport
+from learner.transports import SendingEnd, open_end
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""
-COPIED_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-)
-"""Files copied from the initial model's folder, where present."""
+CACHED_BYTES = 16 << 20
+"""Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
 
 
 def checkpoint_name(name: str) -> str:
@@ -46,62 +30,91 @@ def checkpoint_name(name: str) -> str:
     return name
 
 
-def raw_bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """The bytes [num_bytes] of a tensor, whatever its dtype (NumPy has no bfloat16)."""
-    flat = tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8)
-    content: NDArray[np.uint8] = flat.numpy()
-    return content
+class WeightSender:
+    """Sends versions of one model to a set of receivers.
 
-
-def pack_weights(
-    parameters: Iterable[tuple[str, Tensor]], *, version: int, bucket_bytes: int
-) -> tuple[WeightManifest, list[NDArray[np.uint8]]]:
-    """Copy parameters into buckets uint8 [num_bytes] of about `bucket_bytes`, and describe them.
-
-    A bucket is closed once it holds `bucket_bytes`; a tensor never spans two.
+    `shapes` are those of the parameters, by their name in memory and in the order in which they are sent.
     """
-    specs: list[TensorSpec] = []
-    buckets: list[NDArray[np.uint8]] = []
-    waiting: list[NDArray[np.uint8]] = []
-    offset = 0
-    for name, tensor in parameters:
-        content = raw_bytes(tensor)
-        specs.append(
-            TensorSpec(
-                name=checkpoint_name(name),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                shape=tuple(tensor.shape),
-                bucket=len(buckets),
-                offset=offset,
-                num_bytes=content.nbytes,
-                digest=bytes_digest(content.data),
-            )
+
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype, device: torch.device, bucket_bytes: int
+    ) -> None:
+        self._device = device
+        self._bucket_bytes = bucket_bytes
+        kind = str(dtype).removeprefix("torch.")
+        self._tensors = [
+            TensorSpec(name=checkpoint_name(name), dtype=kind, shape=tuple(map(int, shape)))
+            for name, shape in shapes.items()
+        ]
+        self._end: SendingEnd | None = None
+
+    def open(self, transport: Transport, *, num_receivers: int, timeout_s: float) -> WeightLink:
+        """Prepare for this number of receiving processes; an earlier set of them is left.
+
+        Raises:
+            WeightSyncError: no room for it.
+        """
+        self.close()
+        most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
+        self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
+        end = open_end(transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s)
+        self._end = end
+        return WeightLink(
+            transport=transport,
+            is_rendezvous=end.is_rendezvous,
+            layout=self._layout,
+            settings=end.settings(),
+            timeout_s=timeout_s,
         )
-        # On CPU these are the parameter's own bytes, and ZeRO-3 releases what it gathered in the next iteration.
-        waiting.append(content if tensor.is_cuda else content.copy())
-        offset += content.nbytes
-        if offset >= bucket_bytes:
-            buckets.append(np.concatenate(waiting))
-            waiting, offset = [], 0
-    if waiting:
-        buckets.append(np.concatenate(waiting))
-    return WeightManifest(version=version, tensors=tuple(specs)), buckets
+
+    def join(self) -> None:
+        """Meet the receivers, which connect at the same time."""
+        self._opened.join()
+
+    def send(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> SentWeights:
+        """Send one version; returns what receivers need, and the digests to compare theirs with.
+
+        Raises:
+            WeightSyncError: the receivers did not take it in time.
+        """
+        end = self._opened
+        end.begin()
+        digests: list[Tensor] = []
+        for bucket, content in _filled(parameters, self._layout, end):
+            digests.append(bucket_digest(content))
+            end.deliver(bucket)
+        offer = WeightOffer(version=version, num_buckets=len(self._layout.bucket_sizes), delivery=end.finish())
+        return SentWeights(offer=offer, digests=tuple(int(each) for each in torch.stack(digests).cpu()))
+
+    def release(self) -> None:
+        """Free what the receivers have fetched."""
+        self._opened.release()
+
+    def read(self, bucket: int) -> Tensor:
+        """A bucket of the version sent last, uint8 [num_bytes], for receivers that do not share its memory."""
+        return self._opened.bucket(bucket)
+
+    def close(self) -> None:
+        """Leave the receivers, whatever is under way."""
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+
+    @property
+    def _opened(self) -> SendingEnd:
+        assert self._end is not None, "opened"
+        return self._end
 
 
-def save_hf(parameters: Iterable[tuple[str, Tensor]], folder: Path, *, source: Path) -> None:
-    """Write a Hugging Face folder: these weights as safetensors, everything else copied from `source`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in COPIED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    for stale in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
-        stale.unlink()
-    named = ((checkpoint_name(name), tensor) for name, tensor in parameters)
-    weight_map = write_shards(named, folder, "model")
-    shards = [folder / name for name in dict.fromkeys(weight_map.values())]
-    if len(shards) == 1:
-        shards[0].rename(folder / "model.safetensors")
-        return
-    total = sum(shard.stat().st_size for shard in shards)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+def _filled(
+    parameters: Iterable[tuple[str, Tensor]], layout: WeightLayout, end: SendingEnd
+) -> Iterator[tuple[int, Tensor]]:
+    """(index, memory) of each bucket once all its tensors are in it. What the iterable gives is read at once."""
+    index, bucket = 0, end.bucket(0)
+    for slot, (name, parameter) in zip(layout.slots, parameters, strict=True):
+        assert checkpoint_name(name) == slot.tensor.name, "parameters come in the order of the layout"
+        if slot.bucket != index:
+            yield index, bucket
+            index, bucket = slot.bucket, end.bucket(slot.bucket)
+        slot_tensor(bucket, slot).copy_(parameter.detach(), non_blocking=True)
+    yield index, bucket

@@ -6,12 +6,14 @@ The methods marked as collectives must run on all ranks at the same time.
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +22,31 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from actors.engine.weight_receiver import WeightManifest
+from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
-from configs.schema import LearnerConfig, ModelConfig
+from actors.weights.layout import SentWeights, WeightLink
+from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
 from learner.collate import Collator, FullViews
-from learner.engine import MOMENTS, LearnerEngine, join_process_group, leave_process_group
+from learner.engine import (
+    MOMENTS,
+    LearnerEngine,
+    construction,
+    join_process_group,
+    leave_process_group,
+    sharded_forward,
+)
+from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, own_address
+from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
 from learner.segments import choose_kernel
+from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.trainer import Trainer
 from learner.update import UpdateReport, summarize_steps
-from learner.weight_sender import pack_weights, save_hf
+from learner.weight_sender import WeightSender
 
 
 class LearnerRank:
@@ -51,7 +64,8 @@ class LearnerRank:
         world_size: int,
         seed: int,
         temperature: float,
-        bucket_mib: int = 512,
+        weights: WeightsConfig | None = None,
+        transport: Transport = "shared_memory",
     ) -> None:
         self._config = config
         self._model = model
@@ -59,9 +73,9 @@ class LearnerRank:
         self._world_size = world_size
         self._seed = seed
         self._temperature = temperature
-        self._bucket_bytes = bucket_mib << 20
+        self._weights = weights or WeightsConfig()
+        self._transport = transport
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
-        self._buckets: list[NDArray[np.uint8]] = []
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -83,23 +97,31 @@ class LearnerRank:
             timeout_s=self._config.update_timeout_s,
             on_gpu=self._device.type == "cuda",
         )
+        self._check_memory()
         disable_progress_bar()
         self._spec = ViewSpec.from_model(
             self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
         )
         tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
         self._forbidden_ids = vision_token_ids(tokenizer)
-        policy = self._load_policy()
+        torch.manual_seed(self._seed)  # the state of the generators is part of every checkpoint
+        policy = self._load_policy(learner_settings(self._config, self._dtype))
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             # Not the tower: what it does twice is decided per vision pass.
             policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.model.visual.requires_grad_(self._config.train_vision)
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
+        self._sender = WeightSender(
+            {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
+            dtype=self._dtype,
+            device=self._device,
+            bucket_bytes=self._weights.bucket_mib << 20,
+        )
         reference = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            reference = self._load_policy().eval().requires_grad_(False)
+            reference = self._load_reference()
         self._trainer = Trainer(self._engine, reference, self._config)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
@@ -148,23 +170,45 @@ class LearnerRank:
         """
         return self._trainer.step()
 
-    def pack_weights(self) -> WeightManifest | None:
-        """Copy the weights into buckets, under version = optimizer step. A collective; rank 0 gives the manifest."""
+    def open_weights(self, num_receivers: int) -> WeightLink:
+        """Prepare to send to this number of receiving processes. Rank 0 alone.
+
+        Raises:
+            WeightSyncError: no room for it.
+        """
+        return self._sender.open(self._transport, num_receivers=num_receivers, timeout_s=self._weights.timeout_s)
+
+    def join_weights(self) -> None:
+        """Meet the receivers, which connect at the same time. Rank 0 alone."""
+        self._sender.join()
+
+    def send_weights(self) -> SentWeights | None:
+        """Send the weights under version = optimizer step. A collective; rank 0 sends.
+
+        Raises:
+            WeightSyncError: they did not get through in time.
+        """
         parameters = self._parameters()
         if self._rank:
             join_collective(parameters)
             return None
-        manifest, self._buckets = pack_weights(
-            parameters, version=self._engine.optimizer_step, bucket_bytes=self._bucket_bytes
-        )
-        return manifest
+        try:
+            return self._sender.send(parameters, self._engine.optimizer_step)
+        finally:
+            join_collective(parameters)  # after a failed transfer, the other ranks still gather
 
-    def take_bucket(self, index: int) -> NDArray[np.uint8]:
-        """A bucket uint8 [num_bytes] of the weights packed last; gone from here once the last one is taken."""
-        bucket = self._buckets[index]
-        if index == len(self._buckets) - 1:
-            self._buckets = []
-        return bucket
+    def read_weights(self, bucket: int) -> NDArray[np.uint8]:
+        """A bucket uint8 [num_bytes] of the version sent last, for a machine that does not share its memory."""
+        content: NDArray[np.uint8] = self._sender.read(bucket).cpu().numpy()
+        return content
+
+    def release_weights(self) -> None:
+        """Free what the receivers have fetched. Rank 0 alone."""
+        self._sender.release()
+
+    def close_weights(self) -> None:
+        """Leave the receivers. Rank 0 alone."""
+        self._sender.close()
 
     def export_hf(self, folder: str | Path) -> None:
         """Write a folder that vLLM and transformers load. A collective; rank 0 writes."""
@@ -204,7 +248,7 @@ class LearnerRank:
         """
         source = Path(folder)
         counters = read_counters(source)
-        check_shapes(source, self._engine.shapes())
+        check_shapes(source, self._engine.trained_shapes())
         learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
         self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
         self._trainer.num_skipped = counters.num_skipped
@@ -219,16 +263,42 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def shutdown(self) -> None:
+        self._sender.close()
         leave_process_group()
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
 
-    def _load_policy(self) -> Policy:
-        torch.manual_seed(self._seed)  # `random` weights are the same on every rank and at every start
-        model = load_policy(self._model.path, load=self._model.load, dtype=self._dtype, device=self._device)
+    def _check_memory(self) -> None:
+        """Refuse what cannot fit this rank's GPU, which the driver may not see."""
+        if self._device.type != "cuda":
+            return
+        problem = memory_problem(
+            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._config,
+            in_bfloat16=self._dtype == torch.bfloat16,
+            gpu_bytes=torch.cuda.mem_get_info()[1],
+        )
+        if problem:
+            raise LearnerError(problem)
+
+    def _load_policy(self, settings: dict[str, Any]) -> Policy:
+        model = load_policy(
+            self._model.path,
+            load=self._model.load,
+            dtype=self._dtype,
+            device=self._device,
+            seed=self._seed,
+            construction=construction(settings),
+        )
         return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
+
+    def _load_reference(self) -> Callable[..., Any]:
+        if not shards_reference(self._config):
+            return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
+        return sharded_forward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

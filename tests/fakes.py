@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.engine.weight_receiver import WeightManifest
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn
 from actors.errors import RolloutError
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
 from actors.prompts import TOOL_CALL
+from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from judge.verdict import JudgeRequest, Outcome, Verdict
 
 DIRECT = "<think>clear</think><answer>red</answer>"
@@ -91,14 +91,16 @@ class FakeWorker:
         self.name = name
         self.seconds = seconds
         self.version = -1
+        self.num_receivers = 1
         self.num_played = 0
         self.most_in_flight = 0
-        self.commit_digest: str | None = None
         self.is_healthy = True
         self.is_killed = False
+        self.is_asleep = False
         self._script = list(script)
         self._in_flight = 0
-        self._staged: WeightManifest | None = None
+        self._link: WeightLink | None = None
+        self._received: int | None = None
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
         self._in_flight += 1
@@ -131,14 +133,58 @@ class FakeWorker:
     def kill(self) -> None:
         self.is_killed = True
 
-    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
-        self._staged = manifest
+    async def connect_weights(self, link: WeightLink) -> None:
+        self._link = link
 
-    async def commit_weights(self, version: int) -> str:
-        assert self._staged is not None
-        assert self._staged.version == version
-        self.version = version
-        return self.commit_digest or self._staged.digest
+    async def receive_weights(self, offer: WeightOffer, read_bucket: Callable[[int], object]) -> None:
+        assert self._link is not None, "connected"
+        self._received = offer.version
+
+    async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
+        assert self._received == version
+        self.version, self.is_asleep = version, False
+        return 0.0
+
+    async def disconnect_weights(self) -> None:
+        self._link = None
+
+    async def sleep(self) -> None:
+        self.is_asleep = True
+
+
+class FakeWeightSource:
+    """The part of a learner that sends weights."""
+
+    def __init__(self, *, is_rendezvous: bool = False) -> None:
+        self.version = 0
+        self.is_open = False
+        self._is_rendezvous = is_rendezvous
+
+    async def open_weights(self, num_receivers: int) -> WeightLink:
+        self.is_open = True
+        return WeightLink(
+            transport="fake",
+            is_rendezvous=self._is_rendezvous,
+            layout=lay_out([TensorSpec(name="w", dtype="float32", shape=(2, 3))], bucket_bytes=1 << 20),
+            settings={"num_receivers": num_receivers},
+            timeout_s=1.0,
+        )
+
+    async def join_weights(self) -> None:
+        assert self.is_open
+
+    async def send_weights(self) -> SentWeights:
+        assert self.is_open
+        return SentWeights(offer=WeightOffer(version=self.version, num_buckets=1, delivery={}), digests=(self.version,))
+
+    def read_weights(self, bucket: int) -> object:
+        return f"bucket {bucket}"
+
+    async def release_weights(self) -> None:
+        assert self.is_open
+
+    async def close_weights(self) -> None:
+        self.is_open = False
 
 
 class ExactJudges:

@@ -15,6 +15,10 @@ class TurnGate:
         self._changed = asyncio.Condition()
         self._closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         async with self._changed:

@@ -8,28 +8,27 @@ the turns in flight have ended, and holds new ones back meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import os
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
-
-import numpy as np
 
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
 from actors.engine.gate import TurnGate
 from actors.engine.owner import own_engines
-from actors.engine.staging import staging_root, write_buckets
-from actors.engine.weight_receiver import WeightManifest, check_engine_digests, manifest_to_json
 from actors.episode import FinishReason
-from actors.errors import RolloutError, SampleError
+from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
 from actors.play import Completion, Sampling, ShownImage
-from configs.schema import ModelConfig, RolloutConfig
+from actors.weights.layout import WeightLink, WeightOffer
+from configs.schema import ModelConfig, RolloutConfig, Transport
 
 EXTENSION = "actors.engine.vllm_extension.WeightExtension"
+POLL_S = 0.001
+"""Between two questions whether a version has arrived."""
 
 
 def set_engine_environment(config: RolloutConfig) -> None:
@@ -45,7 +44,7 @@ def set_engine_environment(config: RolloutConfig) -> None:
 
 
 class VllmEngine:
-    """One asynchronous vLLM engine. Implements `play.Generate` and `weight_receiver.WeightTarget`."""
+    """One asynchronous vLLM engine. Implements `play.Generate` and `actors.weights.receiver.WeightTarget`."""
 
     def __init__(
         self,
@@ -56,6 +55,8 @@ class VllmEngine:
         end_id: int,
         image_pad_id: int,
         forbidden_ids: Sequence[int],
+        transport: Transport,
+        can_sleep: bool,
         seed: int,
     ) -> None:
         set_engine_environment(rollout)
@@ -68,13 +69,17 @@ class VllmEngine:
             bytes_per_value=2 if model.dtype == "bfloat16" else 4,
             gpu_memory=_gpu_memory() if rollout.num_gpus > 0 else None,
         )
-        self._engine = AsyncLLM.from_vllm_config(_engine_config(model, rollout, budget, seed), disable_log_stats=True)
+        config = _engine_config(model, rollout, budget, transport=transport, can_sleep=can_sleep, seed=seed)
+        self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)
         self._gate = TurnGate()
         self._numbers = itertools.count()
-        self._staging: Path | None = None
+        self._is_staged = True
+        self._is_asleep = False
+        self._standstill = contextlib.AsyncExitStack()
+        self._timeout_s = 0.0
         self.version = -1
 
     async def __call__(
@@ -106,14 +111,13 @@ class VllmEngine:
 
     async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
         from vllm import exceptions
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
         last = None
         try:
-            async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
-                last = output
-        except EngineDeadError as error:
-            raise RolloutError(f"vLLM's engine died: {error}") from error
+            with _named_death():
+                async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
+                    last = output
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
@@ -127,8 +131,8 @@ class VllmEngine:
         return {
             "prompt_token_ids": collapse_placeholders(prompt_ids, self._image_pad_id),
             "multi_modal_data": {"image": [image.picture for image in images]},
-            "multi_modal_uuids": {"image": [image.key for image in images]},
-            # The prefix cache of other weights is never reused.
+            # No cache of other weights is used again: neither of encoded pictures, nor of prefixes.
+            "multi_modal_uuids": {"image": [f"{image.key}@{version}" for image in images]},
             "cache_salt": f"version {version}",
         }
 
@@ -146,40 +150,98 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    async def stage_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
-        """Hand the buckets to the engine's process through shared memory. They are written by a thread.
+    @property
+    def is_staged(self) -> bool:
+        return self._is_staged
+
+    async def connect_weights(self, link: WeightLink) -> None:
+        """Join the learner.
 
         Raises:
-            WeightSyncError: they do not fit there.
+            WeightSyncError: that failed, or took too long.
         """
-        self._drop_staging()
-        self._staging = await asyncio.to_thread(write_buckets, buckets, staging_root())
-        await self._engine.collective_rpc("stage_weights", args=(str(self._staging), manifest_to_json(manifest)))
+        self._timeout_s = link.timeout_s
+        await self._in_background("connect_weights", link.layout.to_plain(), link.settings)
+        self._is_staged = all(await self._call("weights_are_staged"))
 
-    async def commit_weights(self, manifest: WeightManifest) -> None:
-        """Swap in the staged version between turns, and drop all caches of the old one.
+    async def receive_weights(self, offer: WeightOffer) -> None:
+        """Receive a version, beside the one in use if there is room, else in its place and between turns.
 
-        With tensor parallelism each worker holds shards, of which no checksum is known: then only the staged bytes
-        were verified, by every worker.
+        Raises:
+            WeightSyncError: that failed, or took too long.
         """
-        async with self._gate.closed():
-            self.version = -1
-            digests = await self._engine.collective_rpc("commit_weights", args=(manifest.version,))
-            if len(digests) == 1:
-                check_engine_digests(manifest, digests[0])
-            await self._engine.reset_prefix_cache()
-            await self._engine.reset_encoder_cache()
-            self.version = manifest.version
-        self._drop_staging()
+        if not self._is_staged:
+            await self._stand_still()
+        await self._in_background("receive_weights", offer.delivery)
+
+    async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
+        """Serve the received version from the next turn on; returns the seconds for which no turn was in flight.
+
+        Caches need no reset: the version is part of every key (`_prompt`).
+        """
+        await self._stand_still()
+        started = time.perf_counter()
+        self.version = -1
+        if self._is_asleep:
+            with _named_death():
+                await self._engine.wake_up(["weights"])
+        problems = [each for each in await self._call("commit_weights", list(digests)) if each]
+        if problems:
+            raise WeightSyncError(f"version {version}: {problems[0]}")
+        if self._is_asleep:
+            with _named_death():
+                await self._engine.wake_up(["kv_cache"])
+            self._is_asleep = False
+        self.version = version
+        await self._standstill.aclose()
+        return time.perf_counter() - started
+
+    async def sleep(self) -> None:
+        """Give the memory of weights and KV cache back to the GPU until the next version is committed."""
+        await self._stand_still()
+        self.version = -1
+        with _named_death():
+            await self._engine.sleep(level=2)  # the weights are not kept: a version follows
+        self._is_asleep = True
+
+    async def disconnect_weights(self) -> None:
+        """Leave the learner, whatever is under way."""
+        await self._call("disconnect_weights")
+
+    async def _stand_still(self) -> None:
+        """Hold new turns back and wait for those in flight, until `_standstill` is closed."""
+        if not self._gate.is_closed:
+            await self._standstill.enter_async_context(self._gate.closed())
+
+    async def _in_background(self, method: str, *arguments: Any) -> None:
+        """Start something in the engine's processes and wait for its end, while they go on generating."""
+        await self._call(method, *arguments)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answers = await self._call("weights_arrived")
+                while not all(has_ended for has_ended, _ in answers):
+                    await asyncio.sleep(POLL_S)
+                    answers = await self._call("weights_arrived")
+        except TimeoutError as error:
+            await self.disconnect_weights()
+            raise WeightSyncError(f"{method} did not end within weights.timeout_s={self._timeout_s:g}") from error
+        failures = [failure for _, failure in answers if failure]
+        if failures:
+            raise WeightSyncError(f"{method}: {failures[0]}")
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `vllm_extension.WeightExtension` in each of the engine's processes.
+
+        Raises:
+            RolloutError: the engine is dead.
+        """
+        with _named_death():
+            answers: list[Any] = await self._engine.collective_rpc(method, args=arguments)
+        return answers
 
     def accept_loaded_weights(self) -> None:
         """Serve the weights that the engine loaded from disk, as version 0."""
         self.version = 0
-
-    def _drop_staging(self) -> None:
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
 
     async def check_health(self) -> None:
         """Generate one token, bypassing the gate and with any weights; RolloutError if that fails.
@@ -191,12 +253,25 @@ class VllmEngine:
         await self._generate({"prompt_token_ids": [self._end_id]}, SamplingParams(max_tokens=1, detokenize=False))
 
     def shutdown(self) -> None:
-        self._drop_staging()
         self._engine.shutdown()
 
 
-def _engine_config(model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, seed: int) -> Any:
+@contextlib.contextmanager
+def _named_death() -> Iterator[None]:
+    """Raise RolloutError where vLLM says that its engine is dead."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise RolloutError(f"vLLM's engine died: {error}") from error
+
+
+def _engine_config(
+    model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, *, transport: Transport, can_sleep: bool, seed: int
+) -> Any:
     from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
 
     on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction} if rollout.num_gpus > 0 else {}
     config = AsyncEngineArgs(
@@ -215,6 +290,8 @@ def _engine_config(model: ModelConfig, rollout: RolloutConfig, budget: TokenBudg
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         worker_extension_cls=EXTENSION,
+        enable_sleep_mode=can_sleep,
+        weight_transfer_config=WeightTransferConfig(backend=f"visionthink_{transport}"),
         seed=seed,
         disable_log_stats=True,
         **on_gpu,

@@ -1,104 +1,116 @@
-"""What vLLM's own worker process runs for us: staging a version of the weights, swapping it in, reading it back.
+"""What vLLM's own worker process runs for us: taking versions of the weights while the engine goes on generating.
 
 vLLM loads this module inside its engine process (`worker_extension_cls`) and mixes `WeightExtension` into its worker;
-`vllm_engine.py` calls the methods by name through `collective_rpc`. Together they are all that knows vLLM.
+`vllm_engine.py` calls the methods by name through `collective_rpc`, and vLLM runs them between two of its steps. What
+waits for another process has a thread of its own instead, which a deadline can leave behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import threading
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.platforms import current_platform
 
 from actors.engine.owner import end_with_owner
-from actors.engine.weight_receiver import TensorSpec, WeightManifest, bytes_digest, manifest_from_json, verified_tensors
+from actors.engine.transfer import BucketReceiver, BucketUpdate, backend
 from actors.errors import WeightSyncError
+from actors.weights.layout import WeightLayout
 
 if current_platform.is_cpu():
-    # oneDNN packs every linear weight into a copy of its own and drops the original, so that new weights could neither
-    # be loaded in place nor read back. The plain path multiplies with the parameter itself.
+    # oneDNN packs every linear weight into a copy of its own and drops the original, so that new weights could not be
+    # written in place. The plain path multiplies with the parameter itself.
     from vllm import _custom_ops
 
     _custom_ops._supports_onednn = False
 
 
 end_with_owner()
+for _transport in ("shared_memory", "nccl", "ipc"):
+    backend(_transport)
 
 
 class WeightExtension:
-    """Mixed into vLLM's worker, whose `model_runner` it uses."""
+    """Mixed into vLLM's worker, whose `weight_transfer_engine` it uses."""
 
-    model_runner: Any
-    _staged: tuple[WeightManifest, list[np.ndarray]] | None = None
+    weight_transfer_engine: BucketReceiver
+    device: torch.device
+    _waiting: _Background | None = None
 
-    def stage_weights(self, folder: str, plain_manifest: dict[str, Any]) -> None:
-        """Map the buckets in `folder` and verify them. Nothing that generation reads changes."""
-        manifest = manifest_from_json(plain_manifest)
-        num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
-        buckets = [np.memmap(Path(folder) / str(i), dtype=np.uint8, mode="r") for i in range(num_buckets)]
-        for _ in verified_tensors(manifest, buckets):
-            pass
-        self._staged = (manifest, list(buckets))
+    def connect_weights(self, plain_layout: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Start to join the learner; `weights_arrived` says when that is done."""
+        layout = WeightLayout.from_plain(plain_layout)
+        self._start(lambda: self.weight_transfer_engine.connect(layout, settings))
 
-    def commit_weights(self, version: int) -> dict[str, str]:
-        """Load the staged version in place; returns the digest of every tensor as the model now holds it."""
-        if self._staged is None or self._staged[0].version != version:
-            raise WeightSyncError(f"commit of version {version}, which is not staged")
-        manifest, buckets = self._staged
-        self._staged = None
-        model = self.model_runner.get_model()
-        with torch.no_grad():
-            model.load_weights(_tensors(manifest, buckets))
-        return engine_digests(model, manifest)
+    def receive_weights(self, delivery: dict[str, Any]) -> None:
+        """Start to receive a version; `weights_arrived` says when that is done."""
 
+        def receive() -> list[int]:
+            self.weight_transfer_engine.start_weight_update()
+            self.weight_transfer_engine.receive_weights(BucketUpdate(delivery=delivery))
+            return self.weight_transfer_engine.digests()
 
-def _tensors(manifest: WeightManifest, buckets: list[np.ndarray]) -> Iterator[tuple[str, torch.Tensor]]:
-    for tensor in manifest.tensors:
-        content = buckets[tensor.bucket][tensor.offset : tensor.offset + tensor.num_bytes]
-        # A copy: PyTorch warns about read-only memory, and one tensor at a time costs little.
-        yield tensor.name, _typed(torch.from_numpy(np.array(content)), tensor)
+        self._start(receive)
 
+    def weights_arrived(self) -> tuple[bool, str]:
+        """(whether what was started last has ended, why it failed or an empty text)."""
+        assert self._waiting is not None, "nothing was started"
+        return self._waiting.has_ended, self._waiting.failure
 
-def _typed(content: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
-    return content.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+    def commit_weights(self, digests: list[int]) -> str:
+        """Write the version that arrived into the parameters.
 
+        Returns what is wrong, or an empty text. A staged version that is not what the learner sent is not written.
+        """
+        assert self._waiting is not None, "nothing was received"
+        found: list[int] = self._waiting.result
+        wrong = [index for index, (sent, got) in enumerate(zip(digests, found, strict=True)) if sent != got]
+        if wrong:
+            return f"the checksum of bucket {wrong[0]} differs from what the learner sent"
+        try:
+            self.weight_transfer_engine.finish_weight_update()
+        except WeightSyncError as error:
+            return str(error)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return ""
 
-def engine_digests(model: Any, manifest: WeightManifest) -> dict[str, str]:
-    """Checksums of the manifest's tensors, cut out of the engine's own parameters.
+    def disconnect_weights(self) -> None:
+        """Leave the learner, also in the middle of a transfer that never ends."""
+        self.weight_transfer_engine.shutdown()
 
-    vLLM stacks some checkpoint tensors into one parameter (q, k, v; gate, up) row after row, and pads the vocabulary.
-    So the rows of each parameter are handed out in the manifest's order of the stack. With tensor parallelism a
-    parameter is a shard, and no digest of the whole exists on one worker: then only the staged bytes are verified.
-    """
-    packed = {
-        part: (fused, index)
-        for fused, parts in getattr(model, "packed_modules_mapping", {}).items()
-        for index, part in enumerate(parts)
-        if part != fused
-    }
-    parameters = dict(model.named_parameters())
-    num_rows = {tensor.name: (tensor.shape[0] if tensor.shape else 1) for tensor in manifest.tensors}
-    digests: dict[str, str] = {}
-    for tensor in manifest.tensors:
-        (mapped,) = model.hf_to_vllm_mapper.apply_list([tensor.name])
-        module, _, leaf = mapped.rpartition(".")
-        parent, _, last = module.rpartition(".")
-        first_row = 0
-        if last in packed:
-            fused, index = packed[last]
-            siblings = [part for part, (name, at) in packed.items() if name == fused and at < index]
-            first_row = sum(num_rows[_sibling(tensor.name, last, part)] for part in siblings)
-            mapped = f"{parent}.{fused}.{leaf}"
-        rows = parameters[mapped].detach()
-        rows = rows.reshape(1) if rows.ndim == 0 else rows[first_row : first_row + num_rows[tensor.name]]
-        digests[tensor.name] = bytes_digest(rows.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
-    return digests
+    def weights_are_staged(self) -> bool:
+        """Whether a version can arrive while the engine generates."""
+        return self.weight_transfer_engine.is_staged
+
+    def _start(self, call: Callable[[], Any]) -> None:
+        self._waiting = _Background(call, self.device, after=self._waiting)
 
 
-def _sibling(name: str, last: str, part: str) -> str:
-    head, _, tail = name.rpartition(f".{last}.")
-    return f"{head}.{part}.{tail}"
+class _Background:
+    """One call on a daemon thread, which starts when an earlier one has ended: it may have been left behind."""
+
+    def __init__(self, call: Callable[[], Any], device: torch.device, *, after: _Background | None) -> None:
+        self.result: Any = None
+        self.failure = ""
+        # All of it goes to the thread, which lets go of it at its end: a chain of calls would hold all their results.
+        self._thread = threading.Thread(target=self._run, args=(call, device, after), name="weights", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self, call: Callable[[], Any], device: torch.device, after: _Background | None) -> None:
+        self.failure = "it ended without a result"
+        if after is not None:
+            after._thread.join()
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            self.result = call()
+            self.failure = ""
+        except (WeightSyncError, RuntimeError, ValueError, OSError) as error:  # NCCL's and CUDA's are RuntimeErrors
+            self.failure = f"{type(error).__name__}: {error}"

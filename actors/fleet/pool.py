@@ -1,9 +1,9 @@
-"""Pool of rollout workers: routes groups to the least loaded worker and weights to all of them.
+"""Pool of rollout workers: routes groups to the least loaded worker.
 
 It knows its workers only through a Protocol. If a group fails but its worker keeps running, the group is lost and the
 worker stays (for exceptions see `suspicion.py`). If the worker fails, the group is retried on another one with the next
-attempt number. A worker that fails or misses a weight sync is dropped and killed, which frees its process and GPU. The
-run continues as long as one worker is left.
+attempt number. A worker that fails, or misses a version of the weights (`cluster/weights.py`), is dropped and killed,
+which frees its process and GPU. The run continues as long as one worker is left.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import asyncio
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.errors import RolloutError, SampleError
 from actors.fleet.suspicion import FailureHistory, is_faulty
 from actors.play import PlayRequest
+from actors.weights.layout import WeightLink, WeightOffer
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,24 @@ class Worker(Protocol):
     async def check_health(self) -> None:
         """Return once the engine has generated something; RolloutError if it cannot."""
 
-    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None: ...
+    @property
+    def num_receivers(self) -> int:
+        """Processes of its engine that receive weights."""
 
-    async def commit_weights(self, version: int) -> str: ...
+    async def connect_weights(self, link: WeightLink) -> None:
+        """Join the learner. This and the next two raise WeightSyncError if the engine itself is well."""
+
+    async def receive_weights(self, offer: WeightOffer, read_bucket: Callable[[int], object]) -> None:
+        """Receive a version; `read_bucket` gives a handle of a bucket's bytes, where its memory cannot be reached."""
+
+    async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
+        """Serve the received version; returns the seconds for which nothing could be generated."""
+
+    async def disconnect_weights(self) -> None:
+        """Leave the learner, whatever is under way."""
+
+    async def sleep(self) -> None:
+        """Give the engine's GPU memory back until the next version is committed."""
 
     def kill(self) -> None:
         """End its process immediately and release its resources. Does not wait and never fails."""
@@ -60,10 +75,10 @@ class _Member:
 
 
 class RolloutPool:
-    """Routes groups and weights.
+    """Routes groups.
 
-    `group_timeout_s` bounds one attempt, `sync_timeout_s` each half of a version's way to all workers,
-    `health_timeout_s` a worker's answer to the question whether its engine still generates.
+    `group_timeout_s` bounds one attempt, `health_timeout_s` a worker's answer to the question whether its engine still
+    generates.
     """
 
     def __init__(
@@ -72,20 +87,21 @@ class RolloutPool:
         *,
         max_groups_in_flight: int,
         group_timeout_s: float,
-        sync_timeout_s: float,
         health_timeout_s: float = HEALTH_TIMEOUT_S,
     ) -> None:
         self._members = [_Member(worker=worker) for worker in workers]
         self._max_groups_in_flight = max_groups_in_flight
         self._group_timeout_s = group_timeout_s
-        self._sync_timeout_s = sync_timeout_s
         self._health_timeout_s = health_timeout_s
         self._waiting: deque[asyncio.Future[_Member | None]] = deque()
-        self.version = -1
 
     @property
     def num_workers(self) -> int:
         return len(self._members)
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [member.worker for member in self._members]
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
         """Play one group on the least loaded worker; if that worker fails, retry once on another.
@@ -115,6 +131,21 @@ class RolloutPool:
                 self._release(member)
         raise RolloutError(f"sample {request.ref.uid} failed on every attempt: {'; '.join(failures)}")
 
+    async def sleep(self) -> None:
+        """Let all engines give their GPU memory back until the next version of the weights; one that cannot is dropped.
+
+        No group may be under way.
+        """
+
+        async def one(member: _Member) -> None:
+            try:
+                async with asyncio.timeout(self._health_timeout_s):
+                    await member.worker.sleep()
+            except (RolloutError, TimeoutError) as error:
+                self._drop(member, f"falling asleep: {str(error) or 'no answer'}")
+
+        await asyncio.gather(*(one(member) for member in self._members))
+
     async def _attempt(self, member: _Member, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, Any]:
         """One attempt with a timeout. A timeout is attributed to the sample if the worker is healthy."""
         try:
@@ -139,39 +170,6 @@ class RolloutPool:
         except (RolloutError, TimeoutError):
             return False
         return True
-
-    async def publish(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
-        """Update every worker to this version: prepare all, then commit all. Workers that fail or time out are dropped.
-
-        Raises:
-            WeightSyncError: no worker has the version.
-        """
-
-        async def prepare(worker: Worker) -> None:
-            await worker.prepare_weights(manifest, buckets)
-
-        async def commit(worker: Worker) -> None:
-            digest = await worker.commit_weights(manifest.version)
-            if digest != manifest.digest:
-                raise WeightSyncError(f"digest {digest[:12]}, expected {manifest.digest[:12]}")
-
-        await self._sync(prepare, f"preparing version {manifest.version}")
-        await self._sync(commit, f"committing version {manifest.version}")
-        if not self._members:
-            raise WeightSyncError(f"version {manifest.version} reached no rollout worker")
-        self.version = manifest.version
-
-    async def _sync(self, half: Callable[[Worker], Awaitable[None]], what: str) -> None:
-        async def one(member: _Member) -> None:
-            try:
-                async with asyncio.timeout(self._sync_timeout_s):
-                    await half(member.worker)
-            except (RolloutError, WeightSyncError) as error:
-                self._drop(member, f"{what}: {error}")
-            except TimeoutError:
-                self._drop(member, f"{what}: no reply within weights.timeout_s={self._sync_timeout_s:g}")
-
-        await asyncio.gather(*(one(member) for member in self._members))
 
     async def _acquire(self, *, is_first: bool) -> _Member:
         """A worker with a free slot. First come, first served, except that retried groups go to the front, so that a
@@ -219,6 +217,11 @@ class RolloutPool:
         if is_faulty(member.history, [other.history for other in self._members if other is not member]):
             num_failed = len(member.history.failed_samples)
             self._drop(member, f"{num_failed} consecutive samples failed on this worker only, the last one: {cause}")
+
+    def drop(self, worker: Worker, cause: str) -> None:
+        """Remove a worker and kill it. Its groups are retried on others."""
+        for member in [member for member in self._members if member.worker is worker]:
+            self._drop(member, cause)
 
     def _drop(self, member: _Member, cause: str) -> None:
         if member in self._members:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from actors.data.dataset import Dataset
 from actors.engine.vllm_engine import VllmEngine
-from actors.engine.weight_receiver import SyncState, WeightManifest, WeightReceiver
 from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
 from actors.errors import DataError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.images import ViewSpec
 from actors.play import PlayRequest, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
-from configs.schema import DataConfig, ModelConfig, RolloutConfig
+from actors.weights.layout import WeightLink, WeightOffer
+from actors.weights.receiver import SyncState, WeightReceiver
+from actors.weights.staging import staging_root, write_version
+from configs.schema import DataConfig, ModelConfig, RolloutConfig, Transport
 
 
 class RolloutWorker:
     """Owns one engine. Generates only while its weights are a verified version."""
 
-    def __init__(self, *, model: ModelConfig, rollout: RolloutConfig, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        data: DataConfig,
+        transport: Transport,
+        can_sleep: bool,
+        seed: int,
+    ) -> None:
         self._rollout = rollout
         self._datasets: dict[str, Dataset] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
@@ -37,6 +52,8 @@ class RolloutWorker:
             end_id=self._renderer.end_id,
             image_pad_id=self._renderer.image_pad_id,
             forbidden_ids=vision_token_ids(tokenizer),
+            transport=transport,
+            can_sleep=can_sleep,
             seed=seed,
         )
         self._receiver = WeightReceiver(self._engine)
@@ -82,13 +99,33 @@ class RolloutWorker:
         rules = rules_for(request.kind, self._rollout, greedy=request.greedy)
         return await play_group(self._engine, self._renderer, cut.views, sample.question, rules, request.episode_ids)
 
-    async def prepare_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> None:
-        """Verify a version and stage it next to the one in use."""
-        await self._receiver.prepare(manifest, buckets)
+    async def connect_weights(self, link: WeightLink) -> bool:
+        """Join the learner; returns whether this machine reaches what it will deliver."""
+        await self._receiver.connect(link)
+        folder = link.settings.get("folder")
+        return folder is None or Path(folder).is_dir()
 
-    async def commit_weights(self, version: int) -> str:
-        """Switch to the staged version; returns the digest of the engine's weights."""
-        return await self._receiver.commit(version)
+    async def receive_weights(self, offer: WeightOffer, *buckets: np.ndarray) -> None:
+        """Receive a version; `buckets` are its bytes, where this machine does not reach what was delivered."""
+        with contextlib.ExitStack() as cleanup:
+            if buckets:
+                copy = await asyncio.to_thread(write_version, buckets, staging_root())
+                cleanup.callback(copy.unlink)  # it stays mapped
+                offer = replace(offer, delivery={"file": str(copy)})
+            await self._receiver.receive(offer)
+
+    async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
+        """Serve the received version; returns the seconds for which nothing could be generated."""
+        return await self._receiver.commit(version, digests)
+
+    async def sleep(self) -> None:
+        """Give the engine's GPU memory back until the next version is committed."""
+        self._receiver.invalidate()
+        await self._engine.sleep()
+
+    async def disconnect_weights(self) -> None:
+        """Leave the learner, whatever is under way."""
+        await self._receiver.disconnect()
 
     async def serve_loaded_weights(self) -> None:
         """Accept the weights that the engine loaded from `model.path`, for runs without a learner."""

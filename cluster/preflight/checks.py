@@ -18,6 +18,7 @@ from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
     SharedMemory,
     folder_problem,
+    gpu_bytes,
     launch_path_problem,
     shared_memory_needed,
     shared_memory_problem,
@@ -29,12 +30,14 @@ from cluster.preflight.model_files import (
     length_problem,
     looks_like_hub_id,
     model_folder_problems,
+    read_json,
     weight_bytes,
 )
 from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
 from configs.schema import Config
 from judge.llm.prompt import load_wording
+from learner.memory import memory_problem
 
 Check = Callable[[], object]
 """Raises on a problem: a ValueError, an OSError or one of our errors."""
@@ -113,6 +116,8 @@ def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
     yield from flaws
     if not flaws:
         yield from _fitting_lines(config)
+        if learns and (problem := _learner_problem(config)):
+            yield problem
 
 
 def _machine_lines() -> Iterator[str]:
@@ -152,12 +157,20 @@ def _fitting_lines(config: Config) -> Iterator[str]:
     if memory is None:
         return
     needed = shared_memory_needed(
-        weight_bytes=weight_bytes(folder),
-        num_workers=rollout.num_workers,
+        weight_bytes=weight_bytes(folder) if config.transport == "shared_memory" else 0,
         uses_queue=rollout.num_gpus == 0 or rollout.tensor_parallel_size > 1,
     )
     if problem := shared_memory_problem(memory, needed):
         yield problem
+
+
+def _learner_problem(config: Config) -> str | None:
+    """Why no learner rank fits a GPU of this machine. On other machines each rank checks its own GPU as it starts."""
+    memory = gpu_bytes() if config.learner.num_gpus and _starts_ray_here() else None
+    if memory is None:
+        return None
+    model = read_json(Path(config.model.path) / "config.json")
+    return memory_problem(model, config.learner, in_bfloat16=config.model.dtype == "bfloat16", gpu_bytes=memory)
 
 
 def _data_problems(key: str, path: str) -> Iterator[Exception]:

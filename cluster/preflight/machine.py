@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.engine.staging import SHARED_MEMORY
+from actors.weights.staging import SHARED_MEMORY
 
 MAX_SOCKET_BYTES = 107
 """Maximum path length of a Unix socket."""
@@ -41,10 +42,27 @@ class SharedMemory:
         return cls(size=usage.total, free=usage.free)
 
 
-def shared_memory_needed(*, weight_bytes: int, num_workers: int, uses_queue: bool) -> int:
-    """Bytes of /dev/shm for a run on one machine: weights in the object store and staged once per engine, plus the
-    queue of a multi-process engine (on CPU every engine is one)."""
-    return weight_bytes * (num_workers + 1) + (QUEUE_BYTES if uses_queue else 0)
+def gpu_bytes() -> int | None:
+    """Memory of this machine's smallest GPU; None without a GPU or the library that asks its driver (nvidia-ml-py)."""
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver
+        return None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def shared_memory_needed(*, weight_bytes: int, uses_queue: bool) -> int:
+    """Bytes of /dev/shm for a run on one machine: two versions of the weights (`weight_bytes` each, 0 where they take
+    another way), plus the queue of a multi-process engine (on CPU every engine is one)."""
+    return 2 * weight_bytes + (QUEUE_BYTES if uses_queue else 0)
 
 
 def shared_memory_problem(memory: SharedMemory, needed: int) -> str | None:

@@ -15,6 +15,7 @@ from cluster.records.recorder import Recorder
 from cluster.signal import NO_SIGNAL_CAUSES, SignalWatch, StepSignal
 from cluster.step import StepBatch
 from cluster.timekeeping import RunClock
+from cluster.weights import Publication
 from configs.schema import Config
 from learner.update import UpdateReport
 
@@ -44,7 +45,7 @@ class Journal:
         """Start timing a step, without the checkpoints and evaluations before it."""
         self._clock.begin_step()
 
-    def record_step(self, step: int, batch: StepBatch, update: UpdateReport, sync_s: float) -> None:
+    def record_step(self, step: int, batch: StepBatch, update: UpdateReport, published: Publication) -> None:
         """Record and display a finished step."""
         self.step = step
         seconds = self._clock.end_step(sum(len(group.played.episodes) for group in batch.scored))
@@ -54,7 +55,8 @@ class Journal:
             "policy/version": float(update.optimizer_step),
             **self._judge_watch.figures(),
             "time/update_s": update.seconds,
-            "time/publish_s": sync_s,
+            "time/publish_s": published.seconds,
+            "time/publish_pause_s": published.pause_s,
             "time/step_s": seconds,
         }
         for group in batch.lost:

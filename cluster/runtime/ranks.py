@@ -14,9 +14,9 @@ from ray.exceptions import (
     RayError,
 )
 
-from actors.engine.weight_receiver import WeightManifest
 from actors.errors import LearnerError, root_cause
 from actors.images import View_HW3, ViewSpec
+from actors.weights.layout import SentWeights, WeightLink
 from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
@@ -76,11 +76,23 @@ class RankHost:
         """Handles in `pictures` are passed as references, so that a lost one does not fail the call."""
         return self._rank.update(plan, FetchedViews(pictures, self._reader))
 
-    def pack_weights(self) -> WeightManifest | None:
-        return self._rank.pack_weights()
+    def open_weights(self, num_receivers: int) -> WeightLink:
+        return self._rank.open_weights(num_receivers)
 
-    def take_bucket(self, index: int) -> NDArray[np.uint8]:
-        return self._rank.take_bucket(index)
+    def join_weights(self) -> None:
+        self._rank.join_weights()
+
+    def send_weights(self) -> SentWeights | None:
+        return self._rank.send_weights()
+
+    def read_weights(self, bucket: int) -> NDArray[np.uint8]:
+        return self._rank.read_weights(bucket)
+
+    def release_weights(self) -> None:
+        self._rank.release_weights()
+
+    def close_weights(self) -> None:
+        self._rank.close_weights()
 
     def export_hf(self, folder: str) -> None:
         self._rank.export_hf(folder)
@@ -111,11 +123,23 @@ class RayRank:
     async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
         return await self._await_remote(self._actor.update.remote(plan, pictures))
 
-    async def pack_weights(self) -> WeightManifest | None:
-        return await self._await_remote(self._actor.pack_weights.remote())
+    async def open_weights(self, num_receivers: int) -> WeightLink:
+        return await self._await_remote(self._actor.open_weights.remote(num_receivers))
 
-    def take_bucket(self, index: int) -> object:
-        return self._actor.take_bucket.remote(index)
+    async def join_weights(self) -> None:
+        await self._await_remote(self._actor.join_weights.remote())
+
+    async def send_weights(self) -> SentWeights | None:
+        return await self._await_remote(self._actor.send_weights.remote())
+
+    def read_weights(self, bucket: int) -> object:
+        return self._actor.read_weights.remote(bucket)
+
+    async def release_weights(self) -> None:
+        await self._await_remote(self._actor.release_weights.remote())
+
+    async def close_weights(self) -> None:
+        await self._await_remote(self._actor.close_weights.remote())
 
     async def export_hf(self, folder: str) -> None:
         await self._await_remote(self._actor.export_hf.remote(folder))
@@ -153,7 +177,8 @@ def start_learner(config: Config, placement: Placement) -> LearnerGroup:
             world_size=world_size,
             seed=derive_seed(config.run.seed, "learner"),
             temperature=config.rollout.temperature,
-            bucket_mib=config.weights.bucket_mib,
+            weights=config.weights,
+            transport=config.transport,
         )
         return RayRank(actor, rank)
 

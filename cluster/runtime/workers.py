@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import ray
 
 from actors.engine.budget import check_max_prefill_tokens
-from actors.engine.weight_receiver import WeightManifest
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import RolloutError, SampleError, root_cause
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest
+from actors.weights.layout import WeightLink, WeightOffer
 from cluster.runtime.failures import STORE_FAILURES, await_remote, kind_of, retry_while_unavailable
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config
@@ -26,8 +26,10 @@ T = TypeVar("T")
 class RayWorker:
     """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only references are passed."""
 
-    def __init__(self, name: str, actor: Any) -> None:
+    def __init__(self, name: str, actor: Any, *, num_receivers: int) -> None:
         self.name = name
+        self.num_receivers = num_receivers
+        self._reaches_learner = True
         self._actor = actor
         self._is_killed = False
 
@@ -53,11 +55,21 @@ class RayWorker:
 
         return await self._ask(start)
 
-    async def prepare_weights(self, manifest: WeightManifest, buckets: Sequence[Any]) -> None:
-        await self._ask(lambda: self._actor.prepare_weights.remote(manifest, *buckets))
+    async def connect_weights(self, link: WeightLink) -> None:
+        self._reaches_learner = await self._ask(lambda: self._actor.connect_weights.remote(link))
 
-    async def commit_weights(self, version: int) -> str:
-        return await self._ask(lambda: self._actor.commit_weights.remote(version))
+    async def receive_weights(self, offer: WeightOffer, read_bucket: Callable[[int], object]) -> None:
+        buckets = [] if self._reaches_learner else [read_bucket(index) for index in range(offer.num_buckets)]
+        await self._ask(lambda: self._actor.receive_weights.remote(offer, *buckets))
+
+    async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
+        return await self._ask(lambda: self._actor.commit_weights.remote(version, tuple(digests)))
+
+    async def disconnect_weights(self) -> None:
+        await self._ask(lambda: self._actor.disconnect_weights.remote())
+
+    async def sleep(self) -> None:
+        await self._ask(lambda: self._actor.sleep.remote())
 
     async def shutdown(self) -> None:
         if not self._is_killed:
@@ -90,8 +102,11 @@ def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
                 model=config.model,
                 rollout=config.rollout,
                 data=config.data,
+                transport=config.transport,
+                can_sleep=config.engines_sleep,
                 seed=derive_seed(config.run.seed, "rollout worker", i),
             ),
+            num_receivers=config.rollout.tensor_parallel_size,
         )
         for i in range(config.rollout.num_workers)
     ]

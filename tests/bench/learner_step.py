@@ -23,7 +23,7 @@ from unittest import mock
 
 import torch
 
-from configs.schema import LearnerConfig, ModelConfig
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner.batch import PlannedEpisode, TrainingGroup
 from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="pixels of the full view's side; default: 224, or 1008")
     parser.add_argument("--words", type=int, help="most generated tokens per turn; default: 28, or 256")
     parser.add_argument("--budget", type=int, help="tokens per micro-batch; default: 8192, or 16384")
-    parser.add_argument("--vision-budget", type=int, default=4096, help="visual tokens per pass of the tower")
+    parser.add_argument("--vision-budget", type=int, help="visual tokens per pass of the tower; default: 4096, or 2048")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--reference", action="store_true", help="with a reference policy, as with a KL coefficient")
@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
         ("side", 224, 1008),
         ("words", 28, 256),
         ("budget", 8192, 16384),
+        ("vision_budget", 4096, 2048),
         ("variants", ["ours"], list(VARIANTS)),
     ):
         if not getattr(chosen, name):
@@ -77,7 +78,16 @@ def start_rank(folder: Path, config: LearnerConfig, *, random: bool) -> LearnerR
         load="random" if random else "weights",
         dtype="bfloat16" if config.num_gpus else "float32",
     )
-    rank = LearnerRank(config, model, rank=0, world_size=1, seed=0, temperature=1.0)
+    rank = LearnerRank(
+        config,
+        model,
+        rank=0,
+        world_size=1,
+        seed=0,
+        temperature=1.0,
+        weights=WeightsConfig(),
+        transport="shared_memory",
+    )
     rank.start(*rank.rendezvous())
     return rank
 

@@ -128,7 +128,7 @@ async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
     collected = time.monotonic()
     await run.learner.update([group.training for group in batch.trained])
     updated = time.monotonic()
-    await run.fleet.sync_weights(run.learner)
+    await run.weights.publish()
     ended = time.monotonic()
     num_episodes = len(batch.scored) * config.rollout.group_size
     return {
@@ -152,7 +152,7 @@ async def overlapped_round(run: Parts, config: Config) -> dict[str, float]:
                 started, num_episodes = time.monotonic(), 0
             batch = await ahead.take()
             await run.learner.update([group.training for group in batch.trained])
-            await run.fleet.sync_weights(run.learner)
+            await run.weights.publish()
             num_episodes += len(batch.scored) * config.rollout.group_size
         seconds = time.monotonic() - started
     await asyncio.sleep(SETTLE_S)
@@ -165,7 +165,7 @@ async def measure(config: Config, num_rounds: int) -> dict[str, float]:
     our_round = overlapped_round if config.train.max_staleness else on_policy_round
     try:
         async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
-            await run.fleet.sync_weights(run.learner)
+            await run.weights.publish()
             for _ in range(num_rounds + 1):
                 bare = await asyncio.to_thread(peer.round)
                 ours = await our_round(run, config)

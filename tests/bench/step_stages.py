@@ -65,7 +65,7 @@ async def measure(config: Config, kind: Kind, num_steps: int) -> dict[str, Any]:
     cursor = PromptCursor(dataset=config.data.train, num_rows=num_rows, seed=config.run.seed)
     async with launch(config, resume=False, display=Display(config), started_at=started) as run:
         up = time.monotonic()
-        await run.fleet.sync_weights(run.learner)
+        await run.weights.publish()
         published = time.monotonic()
         print(f"up after {up - started:.1f} s, first publish {published - up:.2f} s", flush=True)
         for step in range(1, num_steps + 1):
@@ -74,7 +74,7 @@ async def measure(config: Config, kind: Kind, num_steps: int) -> dict[str, Any]:
             times.append(time.monotonic())
             update = await run.learner.update(groups)
             times.append(time.monotonic())
-            await run.fleet.sync_weights(run.learner)
+            await run.weights.publish()
             times.append(time.monotonic())
             episodes = [episode for group in groups for episode in group.played.episodes]
             generated = sum(episode.num_generated_tokens for episode in episodes)

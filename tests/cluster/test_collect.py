@@ -58,7 +58,7 @@ async def collect(parts, config=CONFIG):
 
 
 def pool(*workers):
-    return RolloutPool(workers, max_groups_in_flight=8, group_timeout_s=5, sync_timeout_s=1)
+    return RolloutPool(workers, max_groups_in_flight=8, group_timeout_s=5)
 
 
 class EqualRewards(FakeWorker):

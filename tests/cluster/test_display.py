@@ -32,6 +32,8 @@ def test_lines_of_a_log_carry_the_time_of_day():
     display = Display(Config(), Console(file=out, width=200))
     display.warn("careful")
     display.step_done(1, FIGURES)
+    display.evaluation_done({"accuracy": 1.0, "ask_share": 0.38, "accuracy_quarter": 0.705, "accuracy_full": 0.995})
+    assert "always quarter: accuracy 70.5%, visual tokens 25.0%" in out.getvalue()
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in out.getvalue().splitlines())
 
 

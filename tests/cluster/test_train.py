@@ -2,13 +2,11 @@
 
 import io
 import json
-from dataclasses import dataclass, field
 
 import pytest
 from rich.console import Console
 
 from actors.data.dataset import PromptCursor, SkipLedger
-from actors.engine.weight_receiver import WeightManifest
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.display import Display
@@ -18,28 +16,26 @@ from cluster.launch import Parts
 from cluster.records.journal import Journal
 from cluster.timekeeping import RunClock
 from cluster.train import train
+from cluster.weights import WeightChannel
 from configs.load import load_config, to_yaml
 from judge.pool import JudgePool
 from judge.verdict import Verdict
 from learner.update import UpdateReport
-from tests.fakes import ExactJudges, FakeWorker, make_episode, make_group
+from tests.fakes import ExactJudges, FakeWeightSource, FakeWorker, make_episode, make_group
 
 SETTINGS = ["train.num_steps=4", "train.prompts_per_step=8", "learner.prompts_per_mini_batch=8", "eval.num_samples=2"]
 
 
-@dataclass
-class FakeLearner:
+class FakeLearner(FakeWeightSource):
     """Steps once per update that has a group."""
 
-    step: int = 0
-    exported_to: list = field(default_factory=list)
+    def __init__(self):
+        super().__init__()
+        self.exported_to = []
 
     async def update(self, groups):
-        start, self.step = self.step, self.step + bool(groups)
-        return UpdateReport(start_version=start, optimizer_step=self.step, num_tokens=0, seconds=0.0, metrics={})
-
-    async def export_weights(self):
-        return WeightManifest(version=self.step, tensors=()), []
+        start, self.version = self.version, self.version + bool(groups)
+        return UpdateReport(start_version=start, optimizer_step=self.version, num_tokens=0, seconds=0.0, metrics={})
 
     async def export_hf(self, folder):
         self.exported_to.append(folder)
@@ -72,9 +68,8 @@ async def trained(tmp_path, worker, *overrides):
     display = Display(config, Console(file=shown, width=200))
     judges = JudgePool(None, config.judge, local=[ExactBackend()])
     watch = JudgeWatch(judges, config, warn=display.warn)
-    fleet = Fleet(
-        rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5, sync_timeout_s=1), judges=judges
-    )
+    fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
+    learner = FakeLearner()
     collector = Collector(
         fleet,
         config,
@@ -85,7 +80,8 @@ async def trained(tmp_path, worker, *overrides):
     )
     parts = Parts(
         fleet=fleet,
-        learner=FakeLearner(),
+        learner=learner,
+        weights=WeightChannel(learner, fleet.rollouts, timeout_s=1.0),
         collector=collector,
         checkpoints=FakeCheckpoints(),
         journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
@@ -110,7 +106,7 @@ def ledger_steps(folder):
 async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth):
     worker = FakeWorker("a")
     summary, parts, _ = await trained(tmp_path, worker, "train.checkpoint_every=3", f"train.max_staleness={depth}")
-    assert (summary["steps"], parts.learner.step, worker.version) == (4, 4, 4)
+    assert (summary["steps"], parts.learner.version, worker.version) == (4, 4, 4)
     assert ledger_steps(tmp_path) == [1, 2, 3, 4]
     assert parts.checkpoints.saved == [3, 4], "every third, and the last"
     assert parts.learner.exported_to == [tmp_path / "export"]
@@ -119,7 +115,7 @@ async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth):
 
 async def test_a_run_that_runs_out_of_signal_says_so_and_goes_on(tmp_path):
     summary, parts, shown = await trained(tmp_path, RunsDry("a"))
-    assert (summary["steps"], parts.learner.step) == (4, 1)
+    assert (summary["steps"], parts.learner.version) == (4, 1)
     assert shown.count("no group to train on") == 3
     assert "Likely causes" not in shown, "the first step had a signal"
 
@@ -143,5 +139,5 @@ async def test_a_run_that_never_had_a_signal_ends_with_the_likely_causes(tmp_pat
             return make_group(same, ref=request.ref), image
 
     _, parts, shown = await trained(tmp_path, AlwaysRight("a"))
-    assert parts.learner.step == 0
+    assert parts.learner.version == 0
     assert "Likely causes" in shown

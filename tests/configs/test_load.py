@@ -114,6 +114,11 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["judge.llm.base_url=http://ho st/v1"], ["judge.llm.base_url='http://ho st/v1'", "http://HOST"]),
         (["learner.offload_optimizer=true", "learner.zero_stage=0"], ["learner.offload_optimizer", "zero_stage"]),
         (["reward.theta=2"], ["reward.theta=2", "0 to 1"]),
+        (["weights.transport=nccl"], ["weights.transport='nccl'", "shared_memory on CPU"]),
+        (
+            ["weights.transport=ipc", "rollout.num_gpus=1", "learner.num_gpus=1"],
+            ["weights.transport='ipc'", "they take 2"],
+        ),
     ],
 )
 def test_an_impossible_combination_is_refused_with_field_value_and_remedy(overrides, words):
@@ -211,3 +216,30 @@ def test_every_setting_is_described():
     assert described["rollout.group_size"].doc == "Episodes per prompt (G in GRPO)."
     assert len(described) > 60
     assert [key for key, field in described.items() if not field.doc] == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "transport"),
+    [
+        ("rollout 0, learner 0", "shared_memory"),
+        ("rollout 1, learner 0", "shared_memory"),
+        ("rollout 0.5, learner 0.5", "ipc"),
+        ("rollout 0.25 x 2, learner 0.5", "ipc"),
+        ("rollout 0.5 x 2, learner 0.5", "shared_memory"),  # one engine is on another GPU than the learner
+        ("rollout 0.5 x 2, learner 1", "shared_memory"),  # both engines may be on one GPU
+        ("rollout 0.6, learner 0.6", "nccl"),
+        ("rollout 1, learner 1", "nccl"),
+        ("rollout 1 x 4, learner 1", "nccl"),
+    ],
+)
+def test_weights_take_the_way_that_the_gpus_allow(gpus, transport):
+    rollout, learner = (part.split(" ", 1)[1] for part in gpus.split(", "))
+    share, _, workers = rollout.partition(" x ")
+    config = load_config(
+        "tiny",
+        [f"rollout.num_gpus={share}", f"rollout.num_workers={workers or 1}", f"learner.num_gpus={learner}"],
+    )
+    assert config.transport == transport
+    assert config.engines_sleep == (transport == "ipc")
+    ahead = load_config("tiny", [f"rollout.num_gpus={share}", f"learner.num_gpus={learner}", "train.max_staleness=1"])
+    assert not ahead.engines_sleep, "they generate while the learner updates"

@@ -1,6 +1,6 @@
 """ZeRO-3 over two GPUs at the real vocabulary, with random weights and random lengths.
 
-    python -m pytest -m gpu tests/gpu/test_two_ranks.py -s
+    python -m pytest -n 0 -s -m gpu tests/gpu/test_two_ranks.py
 
 About two minutes on two H200. The comparison runs in float32 with a few layers of the 3B shape, at its full width and
 vocabulary; the run in bfloat16 has all layers and must finish.

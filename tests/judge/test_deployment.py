@@ -118,9 +118,11 @@ def test_a_pool_whose_judges_do_not_come_up_in_time_is_given_up(local_ray):
     def hangs(config):
         time.sleep(600)
 
+    # Serve gives a replica that it stops as long as a call may take: without this limit the module's end waits for it.
+    config = replace(OPENAI, start_timeout_s=3.0, timeout_s=2.0, llm=replace(LLM, try_timeout_s=1.0))
     started = time.monotonic()
     with pytest.raises(JudgeError, match=r"'hangs' was not ready within judge\.start_timeout_s=3"):
-        deploy_judges(replace(OPENAI, start_timeout_s=3.0), "hangs", make=hangs)
+        deploy_judges(config, "hangs", make=hangs)
     assert time.monotonic() - started < 30
 
     def breaks(config):

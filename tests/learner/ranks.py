@@ -1,7 +1,7 @@
 """Ranks of a learner in processes of their own, for tests: each runs the same script of calls, in step.
 
 A script is a list of ({"learner": fields of LearnerConfig, "model": fields of ModelConfig}, [(method, argument)]), one
-learner after the other.
+learner after the other. Its settings may hold {"zero": fields of DeepSpeed's zero_optimization}, over the derived ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import time
 from dataclasses import replace
 from unittest import mock
 
-from configs.schema import LearnerConfig, ModelConfig
-from learner import scoring
+import torch
+
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
+from learner import engine, scoring
 from learner.engine import leave_process_group
 from learner.plan import plan_mini_batches
+from learner.sharding import learner_settings
 from learner.worker import LearnerRank
-from tests.learner.builders import images_of, piece_without_pictures
+from tests.learner.builders import collated, images_of, piece_without_pictures, plan_of
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -33,10 +36,28 @@ def run_script(script, *, rank=0, world_size=1, port=0, chunk_logits=CHUNK_LOGIT
         for settings, calls in script:
             config = LearnerConfig(**{"num_ranks": world_size, "update_timeout_s": 60.0, **settings["learner"]})
             model = ModelConfig(**settings["model"])
-            learner = LearnerRank(config, model, rank=rank, world_size=world_size, seed=0, temperature=1.0)
-            learner.start("127.0.0.1", port or learner.rendezvous()[1])
+            learner = LearnerRank(
+                config,
+                model,
+                rank=rank,
+                world_size=world_size,
+                seed=0,
+                temperature=1.0,
+                weights=WeightsConfig(),
+                transport="nccl" if config.num_gpus else "shared_memory",
+            )
+            with mock.patch.object(engine, "learner_settings", changed_settings(settings.get("zero", {}))):
+                learner.start("127.0.0.1", port or learner.rendezvous()[1])
             outcomes += [perform(learner, config, rank, method, argument) for method, argument in calls]
     return outcomes
+
+
+def changed_settings(changes):
+    def settings(*given):
+        found = learner_settings(*given)
+        return {**found, "zero_optimization": {**found["zero_optimization"], **changes}}
+
+    return settings
 
 
 def report_script(script, rank, world_size, port, chunk_logits, results):
@@ -70,6 +91,14 @@ def perform(learner, config, rank, method, argument):
                 for name, p in learner._engine.module.named_parameters()
                 if hasattr(p, "ds_tensor")
             }
+        case "reference":
+            (plan,) = plan_of(argument)
+            (shown,), (batch,) = collated(plan.mini_batches[0], images_of(plan, argument))
+            reference = learner._trainer._reference
+            with torch.no_grad():
+                return [reference(batch, reference(shown))[0].numpy().copy() for _ in range(3)]
+        case "exported":
+            return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":
             return {key: tensor.numpy().copy() for key, tensor in learner._engine.state()}
         case _:

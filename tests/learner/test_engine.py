@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from configs.schema import LearnerConfig
-from learner.engine import LearnerEngine, deepspeed_settings, join_process_group, learning_rate
+from learner import engine as engine_module
+from learner.engine import LearnerEngine, join_process_group
+from learner.optimizer import learning_rate
+from learner.sharding import learner_settings
 from learner.worker import LearnerRank
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -184,5 +187,30 @@ def test_the_warm_up_reaches_the_optimizer():
 
 
 def test_offload_keeps_the_optimizer_in_host_memory():
-    zero = deepspeed_settings(settings(2, offload_optimizer=True), torch.bfloat16)["zero_optimization"]
+    zero = learner_settings(settings(2, offload_optimizer=True), torch.bfloat16)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == "cpu"
+
+
+def statuses(engine):
+    return [parameter.ds_status.name for parameter in engine.module.parameters()]
+
+
+def test_the_next_parameters_are_gathered_while_these_are_used(monkeypatch):
+    monkeypatch.setattr(engine_module, "GATHER_ELEMENTS", 1)
+    engine = LearnerEngine(Net(), settings(3, param_persistence_threshold=0), dtype=torch.float32)
+    seen = [(name, statuses(engine)) for name, _ in engine.parameters()]
+    assert [name for name, _ in seen] == [name for name, _ in Net().named_parameters()]
+    for index, (_, found) in enumerate(seen):
+        expected = ["NOT_AVAILABLE"] * len(seen)
+        expected[index : index + 2] = ["AVAILABLE", "INFLIGHT"][: len(seen) - index]
+        assert found == expected
+    assert set(statuses(engine)) == {"NOT_AVAILABLE"}
+
+
+def test_parameters_not_read_to_the_end_leave_nothing_gathered():
+    engine = LearnerEngine(Net(), settings(3, param_persistence_threshold=0), dtype=torch.float32)
+    taken = engine.parameters()
+    next(taken)
+    taken.close()
+    assert set(statuses(engine)) == {"NOT_AVAILABLE"}
+    assert learn(engine, mini_batch(0, 2)).is_applied

@@ -4,21 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from actors.engine.weight_receiver import TensorSpec, WeightManifest
 from actors.errors import LearnerError
+from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from configs.schema import LearnerConfig
 from learner.group import LearnerGroup
 from learner.plan import RankPlan
 from learner.update import UpdateReport
 from tests.learner.builders import make_group
 
-MANIFEST = WeightManifest(
-    version=7,
-    tensors=tuple(
-        TensorSpec(name=f"w{i}", dtype="float32", shape=(1,), bucket=i, offset=0, num_bytes=4, digest="")
-        for i in range(3)
-    ),
+LINK = WeightLink(
+    transport="shared_memory",
+    is_rendezvous=False,
+    layout=lay_out([TensorSpec(name="w", dtype="float32", shape=(2, 3))], bucket_bytes=4096),
+    settings={"folder": "/dev/shm/weights"},
+    timeout_s=1.0,
 )
+SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), digests=(1,))
 
 
 class FakeRank:
@@ -40,11 +41,23 @@ class FakeRank:
         report = UpdateReport(start_version=6, optimizer_step=7, num_tokens=9, seconds=0.1, metrics={"a": 1.0})
         return (await self._answer(report, call=("update", plan, pictures)))[0]
 
-    async def pack_weights(self):
-        return (await self._answer(MANIFEST if self.rank == 0 else None, call=("pack_weights",)))[0]
+    async def open_weights(self, num_receivers):
+        return (await self._answer(LINK, call=("open_weights", num_receivers)))[0]
 
-    def take_bucket(self, index):
-        return (self.rank, "bucket", index)
+    async def join_weights(self):
+        await self._answer(call=("join_weights",))
+
+    async def send_weights(self):
+        return (await self._answer(SENT if self.rank == 0 else None, call=("send_weights",)))[0]
+
+    async def release_weights(self):
+        await self._answer(call=("release_weights",))
+
+    async def close_weights(self):
+        await self._answer(call=("close_weights",))
+
+    def read_weights(self, bucket):
+        return (self.rank, "bucket", bucket)
 
     async def export_hf(self, folder):
         await self._answer(call=("export_hf", folder))
@@ -112,12 +125,22 @@ async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
     assert [len(rank.calls) for rank in ranks] == num_calls
 
 
-async def test_weights_are_handed_on_as_references_to_the_first_ranks_buckets(ranks):
+async def test_every_rank_takes_part_in_sending_and_the_first_says_what_was_sent(ranks):
     group = await started(ranks)
-    manifest, buckets = await group.export_weights()
-    assert manifest == MANIFEST
-    assert buckets == [(0, "bucket", 0), (0, "bucket", 1), (0, "bucket", 2)]
-    assert ranks[1].calls[-1] == ("pack_weights",)
+    assert await group.send_weights() == SENT
+    assert [rank.calls[-1] for rank in ranks] == [("send_weights",)] * 2
+
+
+async def test_only_the_first_rank_knows_the_receivers(ranks):
+    group = await started(ranks)
+    num_calls = len(ranks[1].calls)
+    assert await group.open_weights(3) == LINK
+    await group.join_weights()
+    assert group.read_weights(2) == (0, "bucket", 2)
+    await group.release_weights()
+    await group.close_weights()
+    assert ranks[0].calls[-4:] == [("open_weights", 3), ("join_weights",), ("release_weights",), ("close_weights",)]
+    assert len(ranks[1].calls) == num_calls
 
 
 @pytest.mark.parametrize("method", ["save", "load", "export_hf"])
@@ -135,10 +158,19 @@ async def test_an_error_of_one_rank_is_the_error_of_the_update(ranks):
         await group.update([make_group(1)])
 
 
-@pytest.mark.parametrize("method", ["update", "export_weights", "save", "load", "export_hf", "shutdown"])
+FIRST_RANK_ALONE = ("open_weights", "join_weights", "release_weights", "close_weights")
+
+
+@pytest.mark.parametrize(
+    "method", ["update", "send_weights", "save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE]
+)
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
-    ranks[1].hangs = True
-    given = {"update": [[make_group(1)]], "export_weights": [], "shutdown": []}.get(method, [Path("x")])
+    ranks[0 if method in FIRST_RANK_ALONE else 1].hangs = True
+    given = {
+        "update": [[make_group(1)]],
+        "open_weights": [1],
+        **{name: [Path("x")] for name in ("save", "load", "export_hf")},
+    }.get(method, [])
     with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
         await getattr(group, method)(*given)

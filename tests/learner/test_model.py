@@ -252,12 +252,10 @@ def test_a_policy_is_loaded_from_its_folder(tmp_path):
 
 def test_random_weights_need_the_configuration_alone_and_follow_the_seed(tmp_path):
     small_model().config.save_pretrained(tmp_path)
-    drawn = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        drawn.append(load_policy(tmp_path, load="random", dtype=torch.bfloat16))
+    drawn = [load_policy(tmp_path, load="random", dtype=torch.bfloat16, seed=seed) for seed in (7, 7, 8)]
     assert drawn[0].dtype == torch.bfloat16
     assert torch.equal(drawn[0].lm_head.weight, drawn[1].lm_head.weight)
+    assert not torch.equal(drawn[0].lm_head.weight, drawn[2].lm_head.weight)
     assert drawn[0].lm_head.weight is drawn[0].model.language_model.embed_tokens.weight
 
 

@@ -1,84 +1,157 @@
-import json
+"""The learner's end: what it puts into buckets, in which order, and what it says about them."""
 
-import numpy as np
+import contextlib
+import itertools
+
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from actors.engine.weight_receiver import bytes_digest, verified_tensors
-from learner import shards
-from learner.weight_sender import checkpoint_name, pack_weights, raw_bytes, save_hf
-from tests.learner.builders import save_model, small_model
+from actors.weights.buckets import slot_tensor
+from actors.weights.digest import bucket_digest
+from learner.weight_sender import WeightSender, checkpoint_name
+from tests.learner.builders import small_model
 
 
-def test_names_are_those_of_the_librarys_checkpoints(tmp_path):
-    model = small_model()
+def shapes_of(model):
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture
+def connect():
+    """Makes a sender for a model and opens it over shared memory."""
+    with contextlib.ExitStack() as senders:
+
+        def connect(model, *, dtype=torch.float32, bucket_bytes=1 << 16):
+            sender = WeightSender(shapes_of(model), dtype=dtype, device=torch.device("cpu"), bucket_bytes=bucket_bytes)
+            senders.callback(sender.close)
+            return sender, sender.open("shared_memory", num_receivers=1, timeout_s=5)
+
+        yield connect
+
+
+def sent_tensors(sender, layout):
+    """What lies in the buckets of the version sent last, by name."""
+    return {slot.tensor.name: slot_tensor(sender.read(slot.bucket), slot) for slot in layout.slots}
+
+
+def by_checkpoint_name(model):
+    return {checkpoint_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_are_those_of_the_librarys_checkpoints(tmp_path, tied):
+    model = small_model(tied=tied)
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert {checkpoint_name(name) for name, _ in model.named_parameters()} == set(file.keys())
 
 
+def test_a_link_says_what_receivers_need(connect):
+    model = small_model()
+    _, link = connect(model)
+    assert (link.transport, link.is_rendezvous, link.timeout_s) == ("shared_memory", False, 5)
+    assert [slot.tensor.name for slot in link.layout.slots] == list(by_checkpoint_name(model))
+    assert [slot.tensor.shape for slot in link.layout.slots] == [tuple(each.shape) for each in model.parameters()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bucket_bytes", [1, 10_000, 1 << 30])
-def test_buckets_hold_every_tensor_whole(dtype, bucket_bytes):
+@pytest.mark.parametrize("bucket_bytes", [1 << 12, 1 << 16, 1 << 30])
+def test_buckets_hold_every_tensor_whole_and_have_their_digests(connect, dtype, bucket_bytes):
     model = small_model().to(dtype)
-    manifest, buckets = pack_weights(model.named_parameters(), version=3, bucket_bytes=bucket_bytes)
-    by_name = {checkpoint_name(name): p.detach() for name, p in model.named_parameters()}
-    assert manifest.version == 3
-    assert [tensor.name for tensor in manifest.tensors] == list(by_name)
-    assert sum(bucket.nbytes for bucket in buckets) == manifest.num_bytes
-    for spec, content in verified_tensors(manifest, buckets):
-        rebuilt = torch.from_numpy(content.copy()).view(getattr(torch, spec.dtype)).reshape(spec.shape)
-        assert torch.equal(rebuilt, by_name[spec.name])
+    sender, link = connect(model, dtype=dtype, bucket_bytes=bucket_bytes)
+    sent = sender.send(model.named_parameters(), 3)
+    assert (sent.offer.version, sent.offer.num_buckets) == (3, len(link.layout.bucket_sizes))
+    expected = by_checkpoint_name(model)
+    for name, found in sent_tensors(sender, link.layout).items():
+        assert found.dtype == dtype
+        assert torch.equal(found, expected[name]), name
+    assert len({slot.bucket for slot in link.layout.slots}) == sent.offer.num_buckets
+    for index, size in enumerate(link.layout.bucket_sizes):
+        assert sender.read(index).nbytes == size
+        assert sent.digests[index] == int(bucket_digest(sender.read(index)))
 
 
-def test_a_bucket_is_closed_once_it_is_full():
-    tensors = [(f"t{i}", torch.zeros(100)) for i in range(10)]
-    manifest, buckets = pack_weights(tensors, version=0, bucket_bytes=1000)
-    assert [bucket.nbytes for bucket in buckets] == [1200, 1200, 1200, 400]
-    assert [(t.bucket, t.offset) for t in manifest.tensors][:4] == [(0, 0), (0, 400), (0, 800), (1, 0)]
+def test_another_version_has_other_digests_and_the_same_one_the_same(connect):
+    model = small_model()
+    sender, _ = connect(model)
+    first, again = (sender.send(model.named_parameters(), 1).digests for _ in range(2))
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-6
+    changed = sender.send(model.named_parameters(), 2).digests
+    assert first == again
+    assert [one == other for one, other in zip(first, changed, strict=True)] == [False, *[True] * (len(first) - 1)]
 
 
-def test_packed_weights_stay_as_they_were_when_the_model_goes_on():
-    parameter = torch.ones(4)
-    manifest, buckets = pack_weights([("w", parameter)], version=0, bucket_bytes=1000)
-    parameter.zero_()
-    assert bytes_digest(buckets[0].data) == manifest.tensors[0].digest
-    assert buckets[0].view(np.float32).tolist() == [1.0] * 4
+def test_what_was_sent_stays_as_it_was_when_the_model_goes_on(connect):
+    model = small_model()
+    sender, link = connect(model)
+    sent = sender.send(model.named_parameters(), 1)
+    expected = {name: parameter.clone() for name, parameter in by_checkpoint_name(model).items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(found, expected[name]) for name, found in sent_tensors(sender, link.layout).items())
+    assert [int(bucket_digest(sender.read(index))) for index in range(sent.offer.num_buckets)] == list(sent.digests)
 
 
-def test_raw_bytes_are_those_of_the_values():
-    assert raw_bytes(torch.tensor([1.0, -2.0])).tobytes() == np.array([1.0, -2.0], np.float32).tobytes()
-    assert raw_bytes(torch.tensor([[1, 2], [3, 4]]).T).tobytes() == np.array([1, 3, 2, 4]).tobytes()
+def test_a_parameter_is_read_before_the_next_one_is_asked_for(connect):
+    """Under ZeRO-3 it is whole only until then."""
+    model = small_model()
+    sender, link = connect(model)
+    expected = by_checkpoint_name(model)
+
+    def gathered():
+        for name, parameter in model.named_parameters():
+            whole = parameter.detach().clone()
+            yield name, whole
+            whole.fill_(float("nan"))
+
+    sender.send(gathered(), 1)
+    for name, found in sent_tensors(sender, link.layout).items():
+        assert torch.equal(found, expected[name]), name
 
 
-@pytest.mark.parametrize("shard_bytes", [1 << 30, 50_000])
-def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
-    source, target = tmp_path / "source", tmp_path / "target"
-    model = small_model(seed=0)
-    save_model(source, small_model(seed=1))
-    target.mkdir()
-    (target / "model.safetensors").write_bytes(b"of an earlier export")
-    save_hf(model.named_parameters(), target, source=source)
-    loaded, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        target, local_files_only=True, output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    for (name, expected), (_, found) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
-        assert torch.equal(found, expected), name
-    assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+def test_each_bucket_is_delivered_once_it_is_full_and_not_later(connect, monkeypatch):
+    model = small_model()
+    sender, link = connect(model, bucket_bytes=1 << 14)
+    log = []
+    monkeypatch.setattr(sender._end, "deliver", lambda index: log.append(f"bucket {index}"))
+
+    def parameters():
+        for name, parameter in model.named_parameters():
+            log.append(checkpoint_name(name))
+            yield name, parameter
+
+    sender.send(parameters(), 1)
+    expected = []
+    for bucket, slots in itertools.groupby(link.layout.slots, key=lambda slot: slot.bucket):
+        names = [slot.tensor.name for slot in slots]
+        # The first tensor of the next bucket is what shows that this one is full.
+        expected += [names[0], *([f"bucket {bucket - 1}"] if bucket else []), *names[1:]]
+    assert log == [*expected, f"bucket {len(link.layout.bucket_sizes) - 1}"]
 
 
-def test_a_model_of_several_files_comes_with_an_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 50_000)
-    save_model(tmp_path / "source", small_model())
-    save_hf(small_model().named_parameters(), tmp_path / "target", source=tmp_path / "source")
-    index = json.loads((tmp_path / "target" / "model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) > 2
-    for file in set(index["weight_map"].values()):
-        held = load_file(tmp_path / "target" / file)
-        assert {name for name, where in index["weight_map"].items() if where == file} == set(held)
+@pytest.mark.parametrize("edit", [lambda named: named[:-1], lambda named: [*named, named[0]]])
+def test_more_or_fewer_parameters_than_the_layout_has_are_a_bug(connect, edit):
+    model = small_model()
+    sender, _ = connect(model)
+    with pytest.raises(ValueError, match="argument"):
+        sender.send(edit(list(model.named_parameters())), 1)
+
+
+def test_parameters_in_another_order_are_a_bug(connect):
+    model = small_model()
+    sender, _ = connect(model)
+    with pytest.raises(AssertionError, match="order of the layout"):
+        sender.send(reversed(list(model.named_parameters())), 1)
+
+
+def test_opened_anew_the_sender_leaves_its_earlier_receivers(connect):
+    model = small_model()
+    sender, link = connect(model)
+    anew = sender.open("shared_memory", num_receivers=2, timeout_s=5)
+    assert anew.layout == link.layout
+    assert anew.settings != link.settings
+    sender.close()
+    sender.close()

@@ -3,14 +3,16 @@ import json
 import math
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from actors.engine.weight_receiver import verified_tensors
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
-from configs.schema import LearnerConfig, ModelConfig
+from actors.weights.digest import bucket_digest
+from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.model import load_policy, token_logprobs
@@ -48,7 +50,16 @@ def started(folder, **settings):
             **settings,
         }
     )
-    rank = LearnerRank(config, ModelConfig(path=str(folder)), rank=0, world_size=1, seed=0, temperature=1.0)
+    rank = LearnerRank(
+        config,
+        ModelConfig(path=str(folder)),
+        rank=0,
+        world_size=1,
+        seed=0,
+        temperature=1.0,
+        weights=WeightsConfig(),
+        transport="shared_memory",
+    )
     rank.start(*rank.rendezvous())
     return rank
 
@@ -59,10 +70,16 @@ def update(rank, groups=GROUPS, *, prompts=4):
 
 
 def exported(rank):
-    manifest = rank.pack_weights()
-    num_buckets = 1 + max(tensor.bucket for tensor in manifest.tensors)
-    buckets = [rank.take_bucket(index) for index in range(num_buckets)]
-    return {spec.name: content.tobytes() for spec, content in verified_tensors(manifest, buckets)}
+    """The weights as receivers get them: bytes by name."""
+    link = rank.open_weights(1)
+    sent = rank.send_weights()
+    buckets = [rank.read_weights(index).copy() for index in range(sent.offer.num_buckets)]
+    rank.close_weights()
+    assert [int(bucket_digest(torch.from_numpy(bucket))) for bucket in buckets] == list(sent.digests)
+    return {
+        slot.tensor.name: buckets[slot.bucket][slot.offset : slot.offset + slot.tensor.num_bytes].tobytes()
+        for slot in link.layout.slots
+    }
 
 
 def with_logprobs(group, value):
@@ -193,6 +210,23 @@ def test_the_tower_runs_once_per_view_and_again_only_to_backpropagate_several_pa
     assert sum(encoded) == (2 * distinct if vision == 21 else distinct)
 
 
+def test_under_zero_3_no_order_of_modules_is_forgotten(folder, monkeypatch):
+    """Vision passes without and with gradients, micro-batches, and the reference's: each is looked ahead in."""
+    forgotten = []
+    forget = PartitionedParameterCoordinator._invalidate_trace
+    monkeypatch.setattr(
+        PartitionedParameterCoordinator, "_invalidate_trace", lambda self: (forgotten.append(self), forget(self))
+    )
+    rank = started(folder, zero_stage=3, param_persistence_threshold=0)
+    (plan,) = plan_of(GROUPS, budget=150, vision=21)
+    for _ in range(2):
+        rank.update(plan, images_of(plan, GROUPS))
+    orders = rank._engine._orders._by_kind
+    assert len(orders) == 3
+    assert all(order.is_complete_trace() for order in orders.values())
+    assert not forgotten
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_frozen_tower_keeps_its_weights_and_has_no_state(folder, stage):
     rank = started(folder, zero_stage=stage, train_vision=False)
@@ -204,6 +238,17 @@ def test_a_frozen_tower_keeps_its_weights_and_has_no_state(folder, stage):
     assert not any("visual" in name for name in changed)
     assert not any("visual" in key for key, _ in rank._engine.state())
     assert any("visual" in name for name in before)
+
+
+def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
+    rank = started(folder)
+    link = rank.open_weights(1)
+    assert {slot.tensor.dtype for slot in link.layout.slots} == {"float32"}
+    assert rank.send_weights().offer.version == 0
+    update(rank)
+    assert rank.send_weights().offer.version == 1
+    rank.close_weights()
+    assert not Path(link.settings["folder"]).exists()
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):
@@ -251,11 +296,15 @@ def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
-@pytest.mark.parametrize(("method", "writer"), [("save", "write_state"), ("export_hf", "save_hf")])
-def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
-    folder, tmp_path, monkeypatch, method, writer
+WRITERS = {"save": "write_state", "export_hf": "save_hf", "send_weights": "WeightSender.send"}
+
+
+@pytest.mark.parametrize("method", WRITERS)
+def test_a_rank_that_cannot_write_or_send_still_takes_part_in_what_the_others_gather(
+    folder, tmp_path, monkeypatch, method
 ):
     rank = started(folder)
+    rank.open_weights(1)
     gathered = []
 
     def items(of):
@@ -269,9 +318,9 @@ def test_a_rank_whose_disk_refuses_still_takes_part_in_what_the_others_gather(
     source = "state" if method == "save" else "parameters"
     everything = [name for name, _ in getattr(rank._engine, source)()]
     monkeypatch.setattr(rank._engine, source, functools.partial(items, getattr(rank._engine, source)))
-    monkeypatch.setattr(f"learner.worker.{writer}", refuse)
+    monkeypatch.setattr(f"learner.worker.{WRITERS[method]}", refuse)
     with pytest.raises(CheckpointError, match="no space left"):
-        getattr(rank, method)(tmp_path)
+        getattr(rank, method)(*([] if method == "send_weights" else [tmp_path]))
     assert gathered == everything
 
 

@@ -1,10 +1,10 @@
 """A real vLLM engine in a real Ray actor, beside the same model in PyTorch."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import time
-from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -31,7 +31,7 @@ from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
 from learner.plan import plan_mini_batches
 from learner.vision import encode_views
-from learner.weight_sender import pack_weights
+from learner.weight_sender import WeightSender
 
 pytestmark = [
     pytest.mark.ray,
@@ -48,6 +48,14 @@ class OpenWorker(RolloutWorker):
         completion = await self._engine(prompt_ids, (), sampling)
         return len(completion.token_ids)
 
+    async def engine_digests(self) -> dict[str, str]:
+        """By parameter, without the rank that vLLM puts in front."""
+        (digests,) = await self._engine._engine.collective_rpc("compute_weight_checksums")
+        return {
+            name[name.index("language_model." if "language_model." in name else "visual.") :]: value
+            for name, value in digests.items()
+        }
+
     async def pid(self) -> int:
         return os.getpid()
 
@@ -57,6 +65,26 @@ class OpenWorker(RolloutWorker):
     async def limits(self) -> tuple[int, int, int]:
         scheduler = self._engine._engine.vllm_config.scheduler_config
         return scheduler.max_num_batched_tokens, scheduler.encoder_cache_size, scheduler.max_num_seqs
+
+
+def vllm_name(name: str) -> str:
+    """Of a parameter that vLLM does not stack."""
+    return name.replace("model.visual.", "visual.").replace("model.language_model.", "language_model.model.")
+
+
+def by_vllm_name(policy, wanted: str) -> torch.Tensor:
+    return next(parameter for name, parameter in policy.named_parameters() if vllm_name(name) == wanted)
+
+
+def padded(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """vLLM pads a vocabulary with rows of zeros to a multiple of 64."""
+    missing = -len(parameter) % 64 if name.endswith("embed_tokens.weight") else 0
+    return torch.cat([parameter.detach(), parameter.new_zeros(missing, *parameter.shape[1:])])
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """As vLLM computes it."""
+    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 async def answer(reference):
@@ -106,12 +134,28 @@ def policy(config):
 
 
 @pytest.fixture(scope="module")
-def synced(worker, policy, loop):
-    manifest, buckets = pack_weights(policy.named_parameters(), version=7, bucket_bytes=1 << 20)
-    assert len(buckets) > 1, "several buckets travel"
-    loop.run(worker.prepare_weights(manifest, buckets))
-    digest = loop.run(worker.commit_weights(7))
-    return manifest, buckets, digest
+def sender(worker, policy, loop):
+    """The learner's end, connected to the worker."""
+    shapes = {name: parameter.shape for name, parameter in policy.named_parameters()}
+    sender = WeightSender(shapes, dtype=torch.float32, device=torch.device("cpu"), bucket_bytes=1 << 20)
+    link = sender.open("shared_memory", num_receivers=1, timeout_s=30)
+    assert len(link.layout.bucket_sizes) > 1, "several buckets travel"
+    loop.run(worker.connect_weights(link))
+    yield sender
+    sender.close()
+
+
+def take(worker, sender, sent, loop) -> float:
+    """Bring the worker to a sent version; returns the pause."""
+    loop.run(worker.receive_weights(sent.offer, lambda index: ray.put(sender.read(index).numpy())))
+    return loop.run(worker.commit_weights(sent.offer.version, sent.digests))
+
+
+@pytest.fixture(scope="module")
+def synced(worker, sender, policy, loop):
+    sent = sender.send(policy.named_parameters(), 7)
+    take(worker, sender, sent, loop)
+    return sent
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +173,22 @@ def groups(worker, config, loop, synced):
     return [(played, ray.get(image, timeout=30)) for played, image in loop.run(play_all())]
 
 
-def test_after_a_sync_the_engine_holds_the_learners_weights_bit_for_bit(synced):
-    manifest, _, digest = synced
-    assert digest == manifest.digest
+def test_after_a_sync_the_engine_holds_the_learners_weights_bit_for_bit(worker, synced, policy, loop):
+    """vLLM's own digests of its parameters, against those of the learner's."""
+    found = loop.run(answer(worker._actor.engine_digests.remote()))
+    expected = {name: digest(padded(name, parameter)) for name, parameter in policy.named_parameters()}
+    plain = [name for name in expected if vllm_name(name) in found]
+    assert len(plain) > 30
+    for name in plain:
+        assert found[vllm_name(name)] == expected[name], name
+    stacked = {
+        "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "gate_up_proj": ("gate_proj", "up_proj"),
+    }
+    for name in set(found) - {vllm_name(plain_name) for plain_name in plain}:
+        fused = next(fused for fused in stacked if fused in name)
+        parts = [by_vllm_name(policy, name.replace(fused, part)) for part in stacked[fused]]
+        assert found[name] == digest(torch.cat(parts)), name
 
 
 def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy, config, forbidden_ids):
@@ -192,27 +249,65 @@ def test_full_views_are_the_pictures_of_their_rows(groups):
     assert len({image.tobytes() for _, image in groups}) == len({played.image_sha256 for played, _ in groups})
 
 
-def test_a_flipped_byte_is_refused_and_the_engine_keeps_serving_the_old_version(worker, config, loop, synced):
-    manifest, buckets, _ = synced
-    broken = [bucket.copy() for bucket in buckets]
-    broken[-1][100] ^= 1
-    with pytest.raises(WeightSyncError, match="checksum"):
-        loop.run(worker.prepare_weights(replace(manifest, version=8), broken))
+def test_a_flipped_byte_is_refused(worker, sender, config, loop, synced, policy):
+    """Fault 16: nothing of it reaches the parameters, and the worker plays no group until it has a whole version."""
+    sent = sender.send(policy.named_parameters(), 8)
+    before = loop.run(answer(worker._actor.engine_digests.remote()))
+    sender.read(len(sent.digests) - 1)[100] ^= 1
+    with pytest.raises(WeightSyncError, match=r"the checksum of bucket \d+ differs"):
+        take(worker, sender, sent, loop)
+    assert loop.run(answer(worker._actor.engine_digests.remote())) == before
     (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=1).take(1)
     request = PlayRequest(ref=ref, kind="always_full", greedy=True, num_episodes=2, run="t", step=2, attempt=0)
+    with pytest.raises(RolloutError, match="no verified weights"):
+        loop.run(worker.play(request))
+    take(worker, sender, sender.send(policy.named_parameters(), 8), loop)
     played, _ = loop.run(worker.play(request))
-    assert {turn.policy_version for episode in played.episodes for turn in episode.turns} == {7}
+    assert {turn.policy_version for episode in played.episodes for turn in episode.turns} == {8}
     assert played.episodes[0].token_ids == played.episodes[1].token_ids, "greedy play is repeatable"
 
 
-def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, config, loop, policy, forbidden_ids):
+def test_a_worker_that_cannot_map_the_learners_memory_gets_the_bytes(worker, sender, loop, synced, policy):
+    """As on another machine, whose shared memory is its own."""
+    sent = sender.send(policy.named_parameters(), 8)
+    before = loop.run(answer(worker._actor.engine_digests.remote()))
+    worker._reaches_learner = False
+    try:
+        take(worker, sender, sent, loop)
+    finally:
+        worker._reaches_learner = True
+    assert loop.run(answer(worker._actor.engine_digests.remote())) == before
+    assert loop.run(worker.check_health()) is None
+
+
+def test_a_picture_is_encoded_anew_under_new_weights(worker, sender, loop, synced, policy, config):
+    """vLLM keys encoded pictures by the picture alone: an engine that kept them would mix two versions."""
+    (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=4).take(1)
+
+    def play(step: int):
+        request = PlayRequest(ref=ref, kind="always_full", greedy=True, num_episodes=2, run="t", step=step, attempt=0)
+        return loop.run(worker.play(request))[0].episodes[0].turns[0]
+
+    take(worker, sender, sender.send(policy.named_parameters(), 8), loop)
+    first = play(10)
+    blind = {
+        name: torch.zeros_like(parameter) if "visual.merger" in name else parameter.detach()
+        for name, parameter in policy.named_parameters()
+    }
+    take(worker, sender, sender.send(blind.items(), 9), loop)
+    second = play(11)
+    assert first.prompt_ids == second.prompt_ids
+    assert first.logprobs != second.logprobs
+    take(worker, sender, sender.send(policy.named_parameters(), 10), loop)
+    assert play(12).logprobs == pytest.approx(first.logprobs, abs=1e-5)
+
+
+def test_a_policy_bent_on_vision_tokens_cannot_emit_them(worker, sender, config, loop, policy, forbidden_ids):
     """Fault 10: whatever the weights say, the ids are ruled out in sampling."""
     bent = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     head = next(name for name in bent if name.endswith("embed_tokens.weight"))  # tied: it is the output layer too
     bent[head][list(forbidden_ids)] = bent[head].mean(0) + 40 * bent[head].std(0)
-    manifest, buckets = pack_weights(bent.items(), version=9, bucket_bytes=64 << 20)
-    loop.run(worker.prepare_weights(manifest, buckets))
-    loop.run(worker.commit_weights(9))
+    take(worker, sender, sender.send(bent.items(), 9), loop)
     (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=2).take(1)
     request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=8, run="t", step=3, attempt=0)
     played, _ = loop.run(worker.play(request))
@@ -240,7 +335,7 @@ def test_a_request_that_the_engine_refuses_or_reads_otherwise_fails_alone(worker
 
 
 def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):
-    pool = RolloutPool([worker], max_groups_in_flight=4, group_timeout_s=0.1, sync_timeout_s=30)
+    pool = RolloutPool([worker], max_groups_in_flight=4, group_timeout_s=0.1)
     (ref,) = PromptCursor(dataset=config.data.train, num_rows=32, seed=3).take(1)
     request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=64, run="t", step=4, attempt=0)
     with pytest.raises(SampleError, match=r"no reply within rollout\.group_timeout_s=0\.1"):

@@ -1,4 +1,7 @@
-"""Replicas of the judges' pool in a real run: `pytest -m slow tests/ray/test_judge_scaling.py`."""
+"""Replicas of the judges' pool in a real run.
+
+Run it with `pytest -n 0 -s -m slow tests/ray/test_judge_scaling.py`.
+"""
 
 import subprocess
 import sys

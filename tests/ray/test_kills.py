@@ -1,4 +1,7 @@
-"""kill -9 of the driver at five random moments of the default run, resumed each time: `pytest -m slow tests/ray`."""
+"""kill -9 of the driver at five random moments of the default run, resumed each time.
+
+Run it with `pytest -n 0 -s -m slow tests/ray/test_kills.py`.
+"""
 
 import json
 import os

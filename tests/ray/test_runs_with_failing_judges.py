@@ -1,4 +1,7 @@
-"""The whole run with an LLM judge that fails: `pytest -m slow tests/ray/test_runs_with_failing_judges.py`."""
+"""The whole run with an LLM judge that fails.
+
+Run it with `pytest -n 0 -s -m slow tests/ray/test_runs_with_failing_judges.py`.
+"""
 
 import json
 import subprocess

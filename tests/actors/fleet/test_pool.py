@@ -4,10 +4,9 @@ import logging
 import pytest
 
 from actors.episode import SampleRef, SkippedSample
-from actors.errors import RolloutError, SampleError, WeightSyncError
+from actors.errors import RolloutError, SampleError
 from actors.fleet.pool import RolloutPool
 from actors.play import PlayRequest
-from tests.actors.engine.test_weight_receiver import make_version
 from tests.fakes import FakeWorker
 
 
@@ -16,7 +15,6 @@ def make_pool(*workers, most=4, timeout_s=5.0):
         workers,
         max_groups_in_flight=most,
         group_timeout_s=timeout_s,
-        sync_timeout_s=0.05,
         health_timeout_s=0.05,
     )
 
@@ -204,49 +202,60 @@ async def test_a_bug_is_not_mistaken_for_a_failure():
     assert pool.num_workers == 1
 
 
-async def test_a_version_reaches_every_worker():
-    workers = [FakeWorker("a"), FakeWorker("b")]
-    pool = make_pool(*workers)
-    manifest, buckets = make_version(7)
-    await pool.publish(manifest, buckets)
-    assert [worker.version for worker in workers] == [7, 7]
-    assert pool.version == 7
+async def test_a_worker_that_is_dropped_is_killed_once_and_its_groups_are_played_elsewhere(caplog):
+    class Killable(FakeWorker):
+        """Its calls fail once it is killed, as those of a process do."""
+
+        def __init__(self, name):
+            super().__init__(name)
+            self.num_kills = 0
+            self._killed = asyncio.Event()
+
+        async def play(self, request):
+            await self._killed.wait()
+            raise RolloutError("the process has ended")
+
+        def kill(self):
+            self.num_kills += 1
+            self._killed.set()
+
+    late, sound = Killable("late"), FakeWorker("sound")
+    pool = make_pool(late, sound)
+    groups = [asyncio.create_task(pool.play(request(row))) for row in range(4)]
+    await asyncio.sleep(0.01)
+    assert sound.num_played < 4, "some of them are on the worker that will go"
+    with caplog.at_level(logging.WARNING):
+        pool.drop(late, "it missed a version")
+        pool.drop(late, "it missed a version, again")
+    await asyncio.gather(*groups)
+    assert (sound.num_played, late.num_kills, pool.workers) == (4, 1, [sound])
+    assert caplog.messages == ["rollout worker late dropped: it missed a version"]
+
+
+async def test_when_the_last_worker_is_dropped_waiting_groups_end():
+    worker = FakeWorker("a", seconds=60)
+    pool = make_pool(worker, most=1)
+    playing, waiting = (asyncio.create_task(pool.play(request(row))) for row in range(2))
+    await asyncio.sleep(0.01)
+    pool.drop(worker, "it missed a version")
+    with pytest.raises(RolloutError, match="no rollout worker is left"):
+        await waiting
+    playing.cancel()
 
 
 @pytest.mark.parametrize(
-    ("half", "failure", "reason"),
-    [
-        ("prepare_weights", None, "preparing version 1: no reply within weights.timeout_s=0.05"),
-        ("commit_weights", None, "committing version 1: no reply within weights.timeout_s=0.05"),
-        ("prepare_weights", WeightSyncError("no room"), "preparing version 1: no room"),
-        ("commit_weights", RolloutError("the engine died"), "committing version 1: the engine died"),
-    ],
+    ("step", "reason"), [(RolloutError("out of memory"), "out of memory"), (None, "no answer")], ids=["fails", "hangs"]
 )
-async def test_a_worker_that_misses_a_sync_is_killed_and_the_reason_is_said(caplog, half, failure, reason):
-    async def fail(*_):
-        if failure is None:
-            await asyncio.sleep(60)
-        raise failure
+async def test_a_worker_that_does_not_fall_asleep_is_dropped(caplog, step, reason):
+    class Restless(FakeWorker):
+        async def sleep(self):
+            if step is None:
+                await asyncio.sleep(60)
+            raise step
 
-    late, sound = FakeWorker("late"), FakeWorker("sound")
-    setattr(late, half, fail)
-    pool = make_pool(late, sound)
+    restless, sound = Restless("restless"), FakeWorker("sound")
+    pool = make_pool(restless, sound)
     with caplog.at_level(logging.WARNING):
-        await pool.publish(*make_version(1))
-    assert (late.is_killed, sound.is_killed, sound.version, pool.num_workers) == (True, False, 1, 1)
-    assert caplog.messages == [f"rollout worker late dropped: {reason}"]
-
-
-async def test_a_worker_that_reports_another_digest_is_dropped_and_the_rest_go_on():
-    liar, sound = FakeWorker("liar"), FakeWorker("sound")
-    liar.commit_digest = "0" * 64
-    pool = make_pool(liar, sound)
-    await pool.publish(*make_version(1))
-    assert pool.num_workers == 1
-
-
-async def test_a_version_that_reaches_nobody_stops_the_run():
-    liar = FakeWorker("liar")
-    liar.commit_digest = "0" * 64
-    with pytest.raises(WeightSyncError, match="reached no rollout worker"):
-        await make_pool(liar).publish(*make_version(1))
+        await pool.sleep()
+    assert (pool.workers, restless.is_killed, sound.is_asleep) == ([sound], True, True)
+    assert caplog.messages == [f"rollout worker restless dropped: falling asleep: {reason}"]

@@ -100,6 +100,18 @@ def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch, t
     check_run(config())  # the memory of this machine says nothing about the others of that cluster
 
 
+def test_a_learner_that_no_gpu_of_this_machine_holds_is_told_with_the_remedy(config, monkeypatch):
+    monkeypatch.setattr(preflight, "gpu_bytes", lambda: 4 << 30)
+    wanted = ["learner.num_gpus=1", "learner.max_tokens_per_micro_batch=65536"]
+    told = refusal(config(*wanted))
+    assert "learner.max_tokens_per_micro_batch=65536 needs about" in told
+    assert "set learner.gradient_checkpointing=true" in told
+    check_run(config(*wanted), learns=False)
+    check_run(config())  # on the CPU
+    monkeypatch.setattr(preflight, "gpu_bytes", lambda: None)
+    check_run(config(*wanted))  # the ranks look at their own
+
+
 def test_a_machine_on_which_ray_cannot_start_is_told_unless_a_cluster_is_up(config, monkeypatch):
     monkeypatch.setattr(preflight.sys, "executable", "/tmp/Mein Projekt/p/.venv/bin/python")
     assert "contains a space" in refusal(config())

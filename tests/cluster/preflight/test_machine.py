@@ -19,20 +19,19 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("size", "used", "weights", "num_workers", "uses_queue", "fits"),
+    ("size", "used", "weights", "uses_queue", "fits"),
     [
-        (64, 0, 5, 1, True, False),  # Docker's default
-        (64, 0, 5, 1, False, True),
-        (1024, 0, 5, 2, True, True),
-        (1024, 900, 5, 1, True, False),  # what another run left
-        (8192, 0, 6000, 1, False, False),  # staged beside the copy in the object store
-        (32768, 0, 6000, 2, False, True),
+        (64, 0, 5, True, False),  # Docker's default
+        (64, 0, 5, False, True),
+        (64, 0, 0, False, True),  # weights that go from GPU to GPU
+        (1024, 0, 5, True, True),
+        (1024, 900, 5, True, False),  # what another run left
+        (8192, 0, 6000, False, False),  # one version fits, the next one beside it does not
+        (32768, 0, 6000, False, True),
     ],
 )
-def test_shared_memory_is_held_against_what_engines_and_weights_take(
-    size, used, weights, num_workers, uses_queue, fits
-):
-    needed = shared_memory_needed(weight_bytes=weights * MIB, num_workers=num_workers, uses_queue=uses_queue)
+def test_shared_memory_is_held_against_what_engines_and_weights_take(size, used, weights, uses_queue, fits):
+    needed = shared_memory_needed(weight_bytes=weights * MIB, uses_queue=uses_queue)
     problem = shared_memory_problem(SharedMemory(size=size * MIB, free=(size - used) * MIB), needed)
     assert (problem is None) == fits
     if problem:

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.episode import SampleRef
 from actors.errors import LearnerError, RolloutError, SampleError, WeightSyncError
 from actors.play import PlayRequest
+from actors.weights.layout import WeightOffer
 from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
 from cluster.runtime.workers import RayWorker, start_workers
 from configs.schema import Config, ModelConfig, RolloutConfig
@@ -25,6 +26,7 @@ REQUEST = PlayRequest(
     step=1,
     attempt=0,
 )
+OFFER = WeightOffer(version=1, num_buckets=3, delivery={"file": "/dev/shm/there"})
 UNAVAILABLE = exceptions.ActorUnavailableError("connection reset", None)
 DEAD = exceptions.ActorDiedError()
 LOST = exceptions.ObjectLostError("00", None, "")
@@ -106,7 +108,11 @@ class FakeActor:
 
     def __init__(self, *script):
         self._script = list(script)
-        self.num_calls = 0
+        self.given = []
+
+    @property
+    def num_calls(self):
+        return len(self.given)
 
     def __getattr__(self, name):
         async def answer():
@@ -115,8 +121,8 @@ class FakeActor:
                 raise step
             return step
 
-        def remote(*_):
-            self.num_calls += 1
+        def remote(*given):
+            self.given.append(given)
             return answer()
 
         return SimpleNamespace(
@@ -124,9 +130,17 @@ class FakeActor:
         )
 
 
+def make_worker(actor):
+    return RayWorker("worker", actor, num_receivers=1)
+
+
 CALLS = {
     "play": lambda worker: worker.play(REQUEST),
-    "commit_weights": lambda worker: worker.commit_weights(1),
+    "connect_weights": lambda worker: worker.connect_weights(None),
+    "receive_weights": lambda worker: worker.receive_weights(OFFER, None),
+    "commit_weights": lambda worker: worker.commit_weights(1, (7,)),
+    "sleep": lambda worker: worker.sleep(),
+    "disconnect_weights": lambda worker: worker.disconnect_weights(),
     "check_health": lambda worker: worker.check_health(),
 }
 
@@ -134,7 +148,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 def test_an_actor_that_cannot_be_reached_for_a_moment_is_asked_again(call):
     actor = FakeActor(UNAVAILABLE, UNAVAILABLE, "answer")
-    in_virtual_time(lambda: CALLS[call](RayWorker("worker", actor)))()
+    in_virtual_time(lambda: CALLS[call](make_worker(actor)))()
     assert actor.num_calls == 3
 
 
@@ -143,14 +157,14 @@ async def test_an_actor_that_stays_out_of_reach_has_failed_after_a_while():
     actor = FakeActor(*[UNAVAILABLE] * 1000)
     started = now()
     with pytest.raises(RolloutError, match=r"worker: ActorUnavailableError: .*connection reset"):
-        await RayWorker("worker", actor).play(REQUEST)
+        await make_worker(actor).play(REQUEST)
     assert UNAVAILABLE_S <= now() - started < UNAVAILABLE_S + 1
 
 
 async def test_a_dead_actor_is_not_asked_again():
     actor = FakeActor(DEAD, "never")
     with pytest.raises(RolloutError) as caught:
-        await RayWorker("worker", actor).play(REQUEST)
+        await make_worker(actor).play(REQUEST)
     assert not isinstance(caught.value, SampleError)
     assert actor.num_calls == 1
 
@@ -158,7 +172,16 @@ async def test_a_dead_actor_is_not_asked_again():
 @pytest.mark.parametrize("error", [LOST, FULL, exceptions.OutOfDiskError("95 %"), raised_by_task(FULL)], ids=name_of)
 async def test_a_group_that_cannot_be_stored_is_lost_and_its_worker_is_not(error):
     with pytest.raises(SampleError):
-        await RayWorker("worker", FakeActor(error)).play(REQUEST)
+        await make_worker(FakeActor(error)).play(REQUEST)
+
+
+@pytest.mark.parametrize(("reaches_learner", "buckets"), [(True, ()), (False, ("bucket 0", "bucket 1", "bucket 2"))])
+async def test_the_bytes_are_sent_along_where_the_learners_memory_cannot_be_reached(reaches_learner, buckets):
+    actor = FakeActor(reaches_learner, None)
+    worker = make_worker(actor)
+    await worker.connect_weights("link")
+    await worker.receive_weights(OFFER, lambda index: f"bucket {index}")
+    assert actor.given == [("link",), (OFFER, *buckets)]
 
 
 async def test_a_group_that_is_given_up_is_cancelled_on_its_worker(monkeypatch):
@@ -168,14 +191,14 @@ async def test_a_group_that_is_given_up_is_cancelled_on_its_worker(monkeypatch):
     actor = SimpleNamespace(play=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: (forever, "i"))))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await RayWorker("worker", actor).play(REQUEST)
+            await make_worker(actor).play(REQUEST)
     assert cancelled == [forever]
 
 
 async def test_a_killed_worker_is_not_asked_to_shut_down(monkeypatch):
     killed, actor = [], FakeActor()
     monkeypatch.setattr(ray, "kill", killed.append)
-    worker = RayWorker("worker", actor)
+    worker = make_worker(actor)
     worker.kill()
     await worker.shutdown()
     assert killed == [actor]

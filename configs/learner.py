@@ -1,0 +1,116 @@
+"""Settings of the learner and of the way of its weights to the rollout workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.require import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerConfig:
+    num_ranks: int = 1
+    """Number of data-parallel learner ranks."""
+    num_gpus: float = 0.0
+    """GPUs (may be fractional) per rank; 0 trains on CPU over gloo."""
+    num_threads: int = 2
+    """PyTorch threads of a CPU rank."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    param_persistence_threshold: int = 100_000
+    """Under ZeRO-3, parameters with at most this many elements are not partitioned; 0 partitions all of them."""
+    offload_optimizer: bool = False
+    """Offload the optimizer state to host memory (ZeRO 1-3 on GPUs)."""
+    offload_reference: bool = False
+    """Keep the reference policy in host memory, sharded over the ranks, and bring it to the GPU layer by layer."""
+    learning_rate: float = 2e-4
+    """Learning rate, constant after warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear learning-rate warm-up from 0."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Beta1 and beta2 of Adam."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    max_grad_norm: float = 1.0
+    """Gradient-norm clipping threshold."""
+    prompts_per_mini_batch: int = 32
+    """Prompts (groups) per optimizer step."""
+    max_tokens_per_micro_batch: int = 8192
+    """Token budget of a micro-batch (one forward and backward pass on a rank). Nothing is padded, and the tokens that
+    the episodes of a group share count once."""
+    max_tokens_per_vision_pass: int = 4096
+    """Visual tokens that the vision tower encodes at a time, with all activations kept in its backward pass. A larger
+    picture is recomputed block by block. Where a rank's share of a mini-batch has more, or with gradient checkpointing,
+    they are encoded once more for the backward pass."""
+    train_vision: bool = True
+    """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
+    clip_low: float = 0.2
+    """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
+    clip_high: float = 0.2
+    """Upper clip range: the probability ratio is clipped at 1 + clip_high."""
+    kl_coefficient: float = 0.001
+    """Coefficient of the KL to the frozen reference policy (k3 estimator); 0 loads no reference model."""
+    entropy_coefficient: float = 0.001
+    """Coefficient of the entropy bonus."""
+    gradient_checkpointing: bool = False
+    """Recompute activations of the language model in the backward pass, which saves memory."""
+    max_skipped_updates: int = 3
+    """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
+    update_timeout_s: float = 1800.0
+    """Timeout for one update on all ranks."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_ranks",
+            "num_threads",
+            "prompts_per_mini_batch",
+            "max_tokens_per_micro_batch",
+            "max_tokens_per_vision_pass",
+            "max_skipped_updates",
+        ):
+            require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")
+        for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
+            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
+        for name in (
+            "kl_coefficient",
+            "entropy_coefficient",
+            "warmup_steps",
+            "weight_decay",
+            "num_gpus",
+            "param_persistence_threshold",
+        ):
+            require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
+        for name in ("clip_low", "clip_high"):
+            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
+        betas = self.adam_betas
+        require(
+            all(0 <= beta < 1 for beta in betas),
+            "learner.adam_betas",
+            betas,
+            "must be two numbers, at least 0 and below 1",
+        )
+        require(
+            not (self.offload_optimizer and self.zero_stage == 0),
+            "learner.offload_optimizer",
+            True,
+            "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
+        )
+
+
+Transport = Literal["shared_memory", "nccl", "ipc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    transport: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    """How weights reach the rollout workers. `auto`: NCCL between GPUs, CUDA IPC where all share one, shared memory on
+    CPU and where some GPUs are shared. `shared_memory` works everywhere; between nodes through Ray's object store."""
+    timeout_s: float = 120.0
+    """Timeout of each phase of a weight sync: connecting, sending and receiving, committing."""
+    bucket_mib: int = 512
+    """Maximum size of the buckets in which weights are sent; the learner needs two of them beside the model."""
+
+    def __post_init__(self) -> None:
+        require(self.timeout_s > 0, "weights.timeout_s", self.timeout_s, "must be above 0")
+        require(self.bucket_mib >= 1, "weights.bucket_mib", self.bucket_mib, "must be at least 1")

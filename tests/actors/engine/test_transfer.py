@@ -1,0 +1,276 @@
+"""Weights over shared memory end to end without an engine: the learner's sender, vLLM's worker, a model.
+
+Takes vLLM's classes, and nothing of it runs.
+"""
+
+import contextlib
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from actors.engine import parameters
+from actors.weights.staging import PREFIX, staging_root, write_version
+from learner import transports
+from learner.weight_sender import WeightSender
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CPU = torch.device("cpu")
+SHAPES = {"a.weight": (50, 30), "b.weight": (2000,), "b.bias": (3,)}
+
+
+class PlainModel(torch.nn.Module):
+    """A model whose parameters are the checkpoint's."""
+
+    packed_modules_mapping: dict[str, list[str]] = {}
+    hf_to_vllm_mapper = SimpleNamespace(apply_list=list)
+
+    def __init__(self):
+        super().__init__()
+        for module in ("a", "b"):
+            setattr(self, module, torch.nn.Module())
+        for name, shape in SHAPES.items():
+            module, leaf = name.split(".")
+            getattr(self, module).register_parameter(leaf, torch.nn.Parameter(torch.zeros(shape)))
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "_world_size", lambda: 1)
+    monkeypatch.setattr(transports, "staging_root", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def extension():
+    """What runs in vLLM's worker, with the receiver that vLLM would make."""
+    from actors.engine import transfer, vllm_extension
+
+    worker = vllm_extension.WeightExtension()
+    worker.device = CPU
+    worker.weight_transfer_engine = transfer.SharedMemoryReceiver(
+        SimpleNamespace(), SimpleNamespace(parallel_config=None, model_config=None), CPU, PlainModel()
+    )
+    return worker
+
+
+@pytest.fixture
+def sender():
+    sender = WeightSender(SHAPES, dtype=torch.float32, device=CPU, bucket_bytes=8192)
+    with contextlib.closing(sender):
+        yield sender
+
+
+def drawn(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def failure_of(extension):
+    """How what was started last has ended."""
+    extension._waiting._thread.join(10)
+    has_ended, failure = extension.weights_arrived()
+    assert has_ended
+    return failure
+
+
+def connect(extension, sender):
+    link = sender.open("shared_memory", num_receivers=1, timeout_s=5)
+    extension.connect_weights(link.layout.to_plain(), link.settings)
+    assert failure_of(extension) == ""
+    return link
+
+
+def receive(extension, sent):
+    extension.receive_weights(sent.offer.delivery)
+    assert failure_of(extension) == ""
+
+
+def held(extension):
+    model = extension.weight_transfer_engine.model
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def holds(extension, version):
+    found = held(extension)
+    return all(torch.equal(found[name], tensor) for name, tensor in version.items())
+
+
+def test_versions_come_one_after_the_other_and_each_is_whole(extension, sender):
+    connect(extension, sender)
+    for number in range(5):
+        version = drawn(number)
+        sent = sender.send(version.items(), number)
+        assert len(sent.digests) > 1, "several buckets travel"
+        receive(extension, sent)
+        assert extension.commit_weights(list(sent.digests)) == ""
+        assert holds(extension, version)
+
+
+def test_the_version_in_use_stays_until_the_commit(extension, sender):
+    connect(extension, sender)
+    assert extension.weights_are_staged()
+    before = held(extension)
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    assert holds(extension, before)
+    extension.commit_weights(list(sent.digests))
+    assert holds(extension, drawn(1))
+
+
+def test_the_older_of_two_versions_can_still_be_committed(extension, sender):
+    """The learner fills the other file; it goes on before a slow engine has committed."""
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    sender.send(drawn(2).items(), 2)
+    assert extension.commit_weights(list(sent.digests)) == ""
+    assert holds(extension, drawn(1))
+
+
+def test_what_was_received_is_there_although_the_learner_has_left(extension, sender):
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    sender.close()
+    assert extension.commit_weights(list(sent.digests)) == ""
+    assert holds(extension, drawn(1))
+
+
+@pytest.mark.parametrize("bucket", [0, 1])
+def test_a_bit_that_flips_on_the_way_is_found_and_nothing_is_written(extension, sender, bucket):
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    sender.read(bucket)[7] ^= 1
+    receive(extension, sent)
+    problem = extension.commit_weights(list(sent.digests))
+    assert problem == f"the checksum of bucket {bucket} differs from what the learner sent"
+    assert not any(tensor.any() for tensor in held(extension).values())
+
+
+def test_the_first_version_is_compared_tensor_by_tensor_with_what_the_model_holds(extension, sender, monkeypatch):
+    """A model that keeps its values elsewhere would generate with the old ones, whatever was copied."""
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    receiver = extension.weight_transfer_engine
+    monkeypatch.setattr(receiver._views, "load", lambda bucket, content: None)
+    assert extension.commit_weights(list(sent.digests)) == "a.weight differs in the engine from what was received"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(lambda file: file.unlink(), "No such file"), (lambda file: file.write_bytes(b"short"), "mmap length is greater")],
+)
+def test_a_file_that_is_not_whole_is_a_failed_transfer(extension, sender, root, damage, reason):
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    for file in root.glob("*/*"):
+        damage(file)
+    extension.receive_weights(sent.offer.delivery)
+    assert failure_of(extension).startswith("WeightSyncError: weights in ")
+    assert reason in failure_of(extension)
+
+
+def test_a_model_with_other_parameters_refuses_to_connect(extension):
+    with contextlib.closing(
+        WeightSender({**SHAPES, "c.weight": (3,)}, dtype=torch.float32, device=CPU, bucket_bytes=8192)
+    ) as sender:
+        link = sender.open("shared_memory", num_receivers=1, timeout_s=5)
+        extension.connect_weights(link.layout.to_plain(), link.settings)
+        assert failure_of(extension) == "WeightSyncError: c.weight has no parameter c.weight in the engine's model"
+
+
+def test_a_copy_of_the_bytes_will_do_where_the_learners_memory_cannot_be_reached(extension, sender, tmp_path):
+    link = connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    copy = write_version([sender.read(index).numpy() for index in range(sent.offer.num_buckets)], tmp_path)
+    assert copy.stat().st_size == link.layout.num_bytes
+    sender.close()
+    extension.receive_weights({"file": str(copy)})
+    assert failure_of(extension) == ""
+    copy.unlink()
+    assert extension.commit_weights(list(sent.digests)) == ""
+    assert holds(extension, drawn(1))
+
+
+def test_a_transfer_waits_for_an_earlier_one_that_was_left_behind(extension, sender, monkeypatch):
+    connect(extension, sender)
+    receiver, go_on, order = extension.weight_transfer_engine, threading.Event(), []
+    arriving = receiver._arriving
+
+    def slow(delivery):
+        order.append("begun")
+        assert go_on.wait(10)
+        yield from arriving(delivery)
+        order.append("ended")
+
+    monkeypatch.setattr(receiver, "_arriving", slow)
+    sent = sender.send(drawn(1).items(), 1)
+    extension.receive_weights(sent.offer.delivery)
+    extension.disconnect_weights()
+    extension.receive_weights(sent.offer.delivery)
+    assert not extension.weights_arrived()[0]
+    assert order == ["begun"]
+    go_on.set()
+    assert failure_of(extension) == ""
+    assert order == ["begun", "ended"] * 2
+    assert extension.commit_weights(list(sent.digests)) == ""
+
+
+def test_leaving_in_the_middle_writes_nothing_into_the_weights_in_use(extension, sender, monkeypatch):
+    """A receiver that is staged when a transfer begins may not be any more when it goes on."""
+    connect(extension, sender)
+    receiver, is_staged = extension.weight_transfer_engine, [True]
+    arriving = receiver._arriving
+
+    def leaves_after_the_first(delivery):
+        for bucket in arriving(delivery):
+            yield bucket
+            is_staged[0] = False
+
+    monkeypatch.setattr(receiver, "_arriving", leaves_after_the_first)
+    monkeypatch.setattr(type(receiver), "is_staged", property(lambda self: is_staged[0]))
+    extension.receive_weights(sender.send(drawn(1).items(), 1).offer.delivery)
+    assert failure_of(extension) == ""
+    assert not any(tensor.any() for tensor in held(extension).values())
+
+
+def test_without_room_beside_them_the_weights_in_use_are_written_as_the_buckets_come(extension, sender, monkeypatch):
+    connect(extension, sender)
+    monkeypatch.setattr(type(extension.weight_transfer_engine), "is_staged", False)
+    assert not extension.weights_are_staged()
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    assert holds(extension, drawn(1))
+    assert extension.commit_weights(list(sent.digests)) == ""
+    wrong = [digest + 1 for digest in sent.digests]
+    assert extension.commit_weights(wrong) == "the checksum of bucket 0 differs from what the learner sent"
+
+
+def test_a_bug_in_a_transfer_is_not_taken_for_success(extension, sender, monkeypatch):
+    connect(extension, sender)
+    monkeypatch.setattr(extension.weight_transfer_engine, "_arriving", lambda delivery: delivery["nothing"])
+    extension.receive_weights({})
+    assert failure_of(extension) == "it ended without a result"
+
+
+def test_shared_memory_is_clean_after_close(extension, monkeypatch):
+    """In the real place."""
+    monkeypatch.setattr(transports, "staging_root", staging_root)
+    before = set(staging_root().glob(f"{PREFIX}*"))
+    sender = WeightSender(SHAPES, dtype=torch.float32, device=CPU, bucket_bytes=8192)
+    connect(extension, sender)
+    sent = sender.send(drawn(1).items(), 1)
+    receive(extension, sent)
+    extension.commit_weights(list(sent.digests))
+    assert len(set(staging_root().glob(f"{PREFIX}*")) - before) == 1
+    sender.close()
+    assert set(staging_root().glob(f"{PREFIX}*")) <= before
+
+
+def test_settings_that_this_vllm_does_not_know_are_left_out():
+    from actors.engine.transfer import FolderInfo, _known_fields
+
+    assert _known_fields(FolderInfo, {"folder": "/dev/shm/x", "rank_offset": 1}) == {}

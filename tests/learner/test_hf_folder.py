@@ -1,0 +1,40 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from learner import shards
+from learner.hf_folder import save_hf
+from tests.learner.builders import save_model, small_model
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 50_000])
+def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch, shard_bytes):
+    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
+    source, target = tmp_path / "source", tmp_path / "target"
+    model = small_model(seed=0)
+    save_model(source, small_model(seed=1))
+    target.mkdir()
+    (target / "model.safetensors").write_bytes(b"of an earlier export")
+    save_hf(model.named_parameters(), target, source=source)
+    loaded, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        target, local_files_only=True, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for (name, expected), (_, found) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(found, expected), name
+    assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_a_model_of_several_files_comes_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 50_000)
+    save_model(tmp_path / "source", small_model())
+    save_hf(small_model().named_parameters(), tmp_path / "target", source=tmp_path / "source")
+    index = json.loads((tmp_path / "target" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    for file in set(index["weight_map"].values()):
+        held = load_file(tmp_path / "target" / file)
+        assert {name for name, where in index["weight_map"].items() if where == file} == set(held)

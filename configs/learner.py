@@ -37,7 +37,14 @@ class LearnerConfig:
     prompts_per_mini_batch: int = 32
     """Prompts (groups) per optimizer step."""
     max_tokens_per_micro_batch: int = 8192
-    """Token budget of a micro-batch (one forward and backward pass on a rank), padding included."""
+    """Token budget of a micro-batch (one forward and backward pass on a rank). Nothing is padded, and the tokens that
+    the episodes of a group share count once."""
+    max_tokens_per_vision_pass: int = 4096
+    """Visual tokens that the vision tower encodes at a time, with all activations kept in its backward pass. A larger
+    picture is recomputed block by block. Where a rank's share of a mini-batch has more, or with gradient checkpointing,
+    they are encoded once more for the backward pass."""
+    train_vision: bool = True
+    """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
     clip_low: float = 0.2
     """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
     clip_high: float = 0.2
@@ -47,7 +54,7 @@ class LearnerConfig:
     entropy_coefficient: float = 0.001
     """Coefficient of the entropy bonus."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which saves memory."""
+    """Recompute activations of the language model in the backward pass, which saves memory."""
     max_skipped_updates: int = 3
     """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0
@@ -59,6 +66,7 @@ class LearnerConfig:
             "num_threads",
             "prompts_per_mini_batch",
             "max_tokens_per_micro_batch",
+            "max_tokens_per_vision_pass",
             "max_skipped_updates",
         ):
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")

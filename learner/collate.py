@@ -1,13 +1,13 @@
-"""Micro-batches as tensors. Images are transferred as uint8 and become patches on the device.
+"""Plans as tensors. Images are transferred as uint8 and become patches on the device.
 
-Legend: B rows, T tokens of a padded row, N generated tokens of all rows, M image placeholders of all rows, S visual
-tokens of the distinct views, P their patches, D values of a patch, V views of one size, H and W sides in pixels.
+Legend: T tokens of a packed micro-batch, N generated tokens of its rows, M image placeholders, S visual tokens of all
+views of a piece, P patches of one vision pass, D values of a patch, V views of one size, H and W sides in pixels.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.episode import View
 from actors.errors import LearnerError
 from actors.images import View_HW3, ViewSpec, quarter_view
-from learner.batch import MicroBatchPlan, PlannedEpisode
+from learner.batch import PlannedEpisode
+from learner.family import Family, ViewKey
+from learner.plan import MicroBatchPlan, VisionPassPlan
+from learner.segments import Kernel, Segments, segments_of
 from learner.vision import Grid, grid_of, patchify
 
 
@@ -30,96 +32,169 @@ class FullViews(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """Tensors of one forward and backward pass. Rows are padded on the right; no index points at padding.
+class VisionPass:
+    """The pictures of one pass of the vision tower.
 
-    Every micro-batch has a picture: where no row does, a blank one that no placeholder points to. The ranks then run
+    Every pass has a picture: where the plan has none, a blank one that no placeholder points to. The ranks then run
     the vision tower equally often, and under ZeRO-3 each run gathers its weights from all of them.
     """
 
-    token_ids_BT: Tensor
-    positions_3BT: Tensor
-    """Temporal, row and column position of each token (the model's multimodal rotary positions)."""
     pixels: tuple[Tensor, ...]
-    """uint8 [V, H, W, 3] per size, of the distinct views: the episodes of a group share them."""
+    """uint8 [V, H, W, 3] per size, of distinct views."""
     grids: tuple[Grid, ...]
     """Of each view, in the order of `pixels`."""
     spec: ViewSpec
+    recomputes_blocks: bool
+
+    @property
+    def patches_PD(self) -> Tensor:
+        """Normalised patches of the views, made on the device that holds the pixels."""
+        return torch.cat([patchify(views, self.spec) for views in self.pixels])
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(visual_tokens(grid, self.spec) for grid in self.grids)
+
+    def to(self, device: torch.device) -> VisionPass:
+        return replace(self, pixels=tuple(views.to(device) for views in self.pixels))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Tensors of one forward and backward pass of the language model: one sequence without padding."""
+
+    token_ids_T: Tensor
+    positions_3T: Tensor
+    """Temporal, row and column position of each token in its episode (the model's multimodal rotary positions)."""
+    segments: Segments
+    """Which tokens attend to which."""
     placeholder_at_M: Tensor
-    """Flat index into [B * T] of each image placeholder."""
+    """Index of each image placeholder among the T."""
     feature_of_M: Tensor
     """Index of its visual token among the S."""
     predicted_from_N: Tensor
-    """Flat index into [B * T] of the position before each generated token."""
+    """Index among the T of the position before each generated token; the same for rows that share it."""
     target_ids_N: Tensor
     sampler_logprobs_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
-    num_tokens: int
-    """Tokens of the rows without padding."""
-
-    @property
-    def patches_PD(self) -> Tensor:
-        """Normalised patches of the distinct views, made on the device that holds the pixels."""
-        return torch.cat([patchify(views, self.spec) for views in self.pixels])
 
     def to(self, device: torch.device) -> MicroBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: t.to(device) for name, t in values.items() if isinstance(t, Tensor)}
-        return replace(self, **moved, pixels=tuple(views.to(device) for views in self.pixels))
+        return replace(self, **moved, segments=self.segments.to(device))
 
 
-def collate(rows: MicroBatchPlan, full_views: FullViews, spec: ViewSpec, *, image_token_id: int) -> MicroBatch:
-    """Tensors of a planned micro-batch, on the host.
+class Collator:
+    """Makes the tensors of a piece, on the host: first all of its vision passes, then its micro-batches.
 
-    Raises:
-        LearnerError: the placeholders of an episode do not agree in number with its pictures' visual tokens.
+    The placeholders of a micro-batch refer to the visual tokens of all passes, one pass after the other.
     """
-    shown = cut_views(rows, full_views)
-    grids = {key: grid_of(view, spec) for key, view in shown.items()}
-    # Images of one size are adjacent, so that the tower attends to them without gathering.
-    order = sorted(shown, key=lambda key: grids[key])
-    sizes = [rows * columns // spec.merge_size**2 for _, rows, columns in (grids[key] for key in order)]
-    first_feature = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
 
-    width = max(row.num_tokens for row in rows)
-    token_ids_BT = np.zeros((len(rows), width), np.int64)
-    positions_3BT = np.zeros((3, len(rows), width), np.int64)
-    placeholders, features = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for index, row in enumerate(rows):
-        row_grids = [grids[row.image, view] for view in row.views]
-        spans = placeholder_spans(row, row_grids, spec.merge_size, image_token_id)
-        token_ids_BT[index, : row.num_tokens] = row.token_ids
-        positions_3BT[:, index, : row.num_tokens] = mrope_positions(row.num_tokens, spans, row_grids, spec.merge_size)
-        for view, (start, stop) in zip(row.views, spans, strict=True):
-            placeholders.append(np.arange(start, stop) + index * width)
-            features.append(np.arange(stop - start) + first_feature[row.image, view])
+    def __init__(self, full_views: FullViews, spec: ViewSpec, *, image_token_id: int, kernel: Kernel) -> None:
+        self._full_views = full_views
+        self._spec = spec
+        self._image_token_id = image_token_id
+        self._kernel = kernel
+        self._grids: dict[ViewKey, Grid] = {}
+        self._first_feature: dict[ViewKey, int] = {}
+        self._num_features = 0
 
-    pixels = [np.stack([shown[key] for key in keys]) for _, keys in itertools.groupby(order, key=grids.__getitem__)]
-    blank = np.zeros((1, spec.token_side, spec.token_side, 3), np.uint8)
-    counts = [len(row.generated_at) for row in rows]
-    return MicroBatch(
-        token_ids_BT=torch.from_numpy(token_ids_BT),
-        positions_3BT=torch.from_numpy(positions_3BT),
-        pixels=tuple(torch.from_numpy(views) for views in pixels or [blank]),
-        grids=tuple(grids[key] for key in order) or (grid_of(blank[0], spec),),
-        spec=spec,
-        placeholder_at_M=torch.from_numpy(np.concatenate(placeholders)),
-        feature_of_M=torch.from_numpy(np.concatenate(features)),
-        predicted_from_N=torch.from_numpy(np.concatenate([r.generated_at - 1 + i * width for i, r in enumerate(rows)])),
-        target_ids_N=torch.from_numpy(np.concatenate([row.token_ids[row.generated_at] for row in rows])),
-        sampler_logprobs_N=torch.from_numpy(np.concatenate([row.sampler_logprobs for row in rows])),
-        advantages_N=torch.from_numpy(np.repeat([row.advantage for row in rows], counts).astype(np.float32)),
-        weights_N=torch.from_numpy(np.repeat([row.token_weight for row in rows], counts).astype(np.float32)),
-        num_tokens=sum(row.num_tokens for row in rows),
-    )
+    def vision_pass(self, planned: VisionPassPlan) -> VisionPass:
+        """Tensors of a planned pass of the vision tower."""
+        shown = cut_views(planned.views, self._full_views)
+        grids = {key: grid_of(view, self._spec) for key, view in shown.items()}
+        # Images of one size are adjacent, so that the tower attends to them without gathering.
+        order = sorted(shown, key=lambda key: grids[key])
+        for key in order:
+            self._first_feature[key] = self._num_features
+            self._num_features += visual_tokens(grids[key], self._spec)
+        self._grids.update(grids)
+        blank = np.zeros((1, self._spec.token_side, self._spec.token_side, 3), np.uint8)
+        if not order:
+            self._num_features += 1
+        pixels = [np.stack([shown[key] for key in same]) for _, same in itertools.groupby(order, key=grids.__getitem__)]
+        return VisionPass(
+            pixels=tuple(torch.from_numpy(views) for views in pixels or [blank]),
+            grids=tuple(grids[key] for key in order) or (grid_of(blank[0], self._spec),),
+            spec=self._spec,
+            recomputes_blocks=planned.recomputes_blocks,
+        )
+
+    def micro_batch(self, families: MicroBatchPlan) -> MicroBatch:
+        """Tensors of a planned micro-batch.
+
+        Raises:
+            LearnerError: the placeholders of an episode do not agree in number with its pictures' visual tokens.
+        """
+        chunks = list(self._chunks(families))
+        starts = np.cumsum([0, *(stop - start for _, start, stop in chunks)])
+        token_ids, positions, placeholders, features = [], [], [], []
+        for (row, start, stop), at in zip(chunks, starts.tolist(), strict=False):
+            positions_3T, pictures = self._layout(row)
+            token_ids.append(row.token_ids[start:stop])
+            positions.append(positions_3T[:, start:stop])
+            for key, first, last in pictures:
+                if start <= first and last <= stop:
+                    placeholders.append(np.arange(first, last) - start + at)
+                    features.append(np.arange(last - first) + self._first_feature[key])
+        rows = [row for family in families for row in family.rows]
+        counts = [len(row.generated_at) for row in rows]
+        return MicroBatch(
+            token_ids_T=torch.from_numpy(np.concatenate(token_ids)),
+            positions_3T=torch.from_numpy(np.concatenate(positions, axis=1)),
+            segments=segments_of([(family.num_shared, family.remainders) for family in families], self._kernel),
+            placeholder_at_M=_joined(placeholders),
+            feature_of_M=_joined(features),
+            predicted_from_N=_joined(_predicted_from(families)),
+            target_ids_N=_joined([row.token_ids[row.generated_at] for row in rows]),
+            sampler_logprobs_N=torch.from_numpy(np.concatenate([row.sampler_logprobs for row in rows])),
+            advantages_N=torch.from_numpy(np.repeat([row.advantage for row in rows], counts).astype(np.float32)),
+            weights_N=torch.from_numpy(np.repeat([row.token_weight for row in rows], counts).astype(np.float32)),
+        )
+
+    @staticmethod
+    def _chunks(families: MicroBatchPlan) -> Iterator[tuple[PlannedEpisode, int, int]]:
+        """The sequence as (row, start, stop): of each family the beginning, by its first row, and the remainders."""
+        for family in families:
+            yield family.rows[0], 0, family.num_shared
+            for row in family.rows:
+                yield row, family.num_shared, row.num_tokens
+
+    def _layout(self, row: PlannedEpisode) -> tuple[NDArray[np.int64], list[tuple[ViewKey, int, int]]]:
+        """Positions [3, tokens of the row], and (view, start, stop) of its pictures' placeholders."""
+        keys: list[ViewKey] = [(row.image, part.view) for part in row.prompts]
+        grids = [self._grids[key] for key in keys]
+        spans = placeholder_spans(row, grids, self._spec.merge_size, self._image_token_id)
+        positions_3T = mrope_positions(row.num_tokens, spans, grids, self._spec.merge_size)
+        return positions_3T, [(key, *span) for key, span in zip(keys, spans, strict=True)]
 
 
-def cut_views(rows: MicroBatchPlan, full_views: FullViews) -> dict[tuple[int, View], View_HW3]:
-    """The distinct views of the rows, made as in the engines; each image is fetched once."""
-    wanted = sorted({(row.image, view) for row in rows for view in row.views})
-    full = {number: full_views[number] for number in {number for number, _ in wanted}}
-    return {(number, view): full[number] if view == "full" else quarter_view(full[number]) for number, view in wanted}
+def _predicted_from(families: Sequence[Family]) -> Iterator[NDArray[np.int64]]:
+    start = 0
+    for family in families:
+        remainder = start + family.num_shared
+        for row, length in zip(family.rows, family.remainders, strict=True):
+            before = row.generated_at - 1
+            is_shared = before < family.num_shared
+            yield np.where(is_shared, start + before, remainder + before - family.num_shared)
+            remainder += length
+        start += family.num_tokens
+
+
+def _joined(arrays: Iterator[NDArray[np.int64]] | Sequence[NDArray[np.int64]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *arrays]))
+
+
+def cut_views(keys: Sequence[ViewKey], full_views: FullViews) -> dict[ViewKey, View_HW3]:
+    """The views, made as in the engines; each image is fetched once."""
+    full = {number: full_views[number] for number in sorted({number for number, _ in keys})}
+    return {(number, view): full[number] if view == "full" else quarter_view(full[number]) for number, view in keys}
+
+
+def visual_tokens(grid: Grid, spec: ViewSpec) -> int:
+    frames, rows, columns = grid
+    return frames * rows * columns // spec.merge_size**2
 
 
 def placeholder_spans(

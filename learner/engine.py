@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import LearnerConfig
+from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
 from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
 from learner.sharding import learner_settings, part_sizes
@@ -90,14 +91,17 @@ class LearnerEngine:
         self.optimizer_step = 0
         """Steps applied so far: the version of the weights."""
         optimizer = None
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if config.zero_stage == 0:
-            optimizer = ClippedAdamW(list(module.parameters()), max_norm=config.max_grad_norm, **adamw_settings(config))
+            optimizer = ClippedAdamW(trainable, max_norm=config.max_grad_norm, **adamw_settings(config))
         self._engine: Any = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
+            model_parameters=trainable,
             config=learner_settings(config, dtype, part_sizes(module)),
             dist_init_required=False,
         )[0]
+        self._orders = GatherOrders(self._engine.optimizer) if self._stage == 3 else None
         self._reset_moments()
         self._finish_writing()
 
@@ -110,13 +114,20 @@ class LearnerEngine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
-    def __call__(self, batch: Any) -> Any:
-        return self._engine(batch)
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass. Under ZeRO-3 its backward pass comes before the next call, or not at all."""
+        if self._orders is not None:
+            self._orders.follow(_kind(inputs))
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this loss."""
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * poison * self.world_size)
+
+    def backward_through(self, outputs: Tensor, gradient: Tensor) -> None:
+        """Accumulate the gradient of these outputs, given what `backward` has left as theirs."""
+        self._engine.backward((outputs.to(gradient.dtype) * gradient).sum())
 
     def step(self) -> StepResult:
         """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
@@ -128,8 +139,22 @@ class LearnerEngine:
         norm = math.inf if norm is None else float(norm)
         applied = bool(self._engine.was_step_applied()) and math.isfinite(norm)
         self.optimizer_step += int(applied)
+        self._clear_sums()
         self._finish_writing()
         return StepResult(is_applied=applied, grad_norm=norm)
+
+    def _clear_sums(self) -> None:
+        """Zero the sums of gradients that DeepSpeed keeps from step to step.
+
+        In the first backward pass after a step it overwrites them, in later ones it adds. A parameter that is not in
+        the first one, such as the vision tower's, would be added to its sum of the step before.
+        """
+        optimizer: Any = self._engine.optimizer
+        if self._stage == 3:
+            optimizer.grad_partitions_flat_buffer.zero_()
+        elif self._stage and self._config.offload_optimizer:
+            for total in optimizer.accumulated_grads_in_cpu.values():
+                total.zero_()
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3.
@@ -157,14 +182,22 @@ class LearnerEngine:
         """Shape of each whole parameter."""
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
 
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each whole parameter that is trained, and so part of the state."""
+        trained = {name for name, _ in self._trained()}
+        return {name: shape for name, shape in self.shapes().items() if name in trained}
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """(key, whole float32 tensor) of weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
+        """(key, whole float32 tensor) of trained weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
 
         The same whatever the number of ranks or the ZeRO stage. A collective: every rank must take every item.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             if self._stage == 0:
                 yield f"weight/{name}", parameter.detach()
                 for moment in MOMENTS:
@@ -253,12 +286,23 @@ def construction(settings: dict[str, Any]) -> AbstractContextManager[object]:
     return context
 
 
-def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[[Any], Any]:
+def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[..., Any]:
     """The forward pass of a frozen module whose parameters are sharded and gathered layer by layer. A collective."""
     import deepspeed
 
-    forward: Callable[[Any], Any] = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
+    engine: Any = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
+    orders = GatherOrders(engine.optimizer)
+
+    def forward(*inputs: Any) -> Any:
+        orders.follow(_kind(inputs))
+        return engine(*inputs)
+
     return forward
+
+
+def _kind(inputs: tuple[Any, ...]) -> Hashable:
+    """What decides the order of modules in a call, with its backward pass."""
+    return type(inputs[0]), torch.is_grad_enabled()
 
 
 def _chunks(named: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:

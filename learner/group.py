@@ -5,7 +5,7 @@ elastic `num_workers=(min, max)` restarts a training function that owns the loop
 `cluster/train.py`, where `update` is one awaited call between rollouts and weight sync, and an error in any rank is an
 exception at that line. A pull-based function would need queues in both directions, its own error channel, and a way to
 regain control of the loop at a resize. Elasticity needs no framework here: checkpoints are independent of the number of
-ranks (`learner.state`) and every batch is planned separately (`learner.batch`), so a resize is: save, drop the ranks,
+ranks (`learner.state`) and every batch is planned separately (`learner.plan`), so a resize is: save, drop the ranks,
 start another number of them, load.
 """
 
@@ -20,8 +20,9 @@ from typing import Any, Protocol, TypeVar
 from actors.errors import LearnerError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.schema import LearnerConfig
-from learner.batch import RankPlan, TrainingGroup, plan_mini_batches
+from learner.batch import TrainingGroup
 from learner.pictures import Picture, pictures_of
+from learner.plan import RankPlan, plan_mini_batches
 from learner.update import UpdateReport
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ class LearnerGroup:
             prompts_per_mini_batch=self._config.prompts_per_mini_batch,
             num_ranks=len(self._ranks),
             max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
+            max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
         )
         calls = [rank.update(plan, pictures_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)]
         async with _deadline(self._config.update_timeout_s, "update"):

@@ -1,7 +1,7 @@
 """The policy: loading, and log-probabilities of its completions.
 
-Legend: B rows, T tokens of a padded row, N predicted (completion) tokens, M image placeholders, S visual tokens of the
-distinct views, P patches, D values of a patch, W width of the language model.
+Legend: B rows of T tokens (a packed sequence is one row), N predicted (completion) tokens, M image placeholders, S
+visual tokens of the views of a piece, W width of the language model.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from learner.collate import MicroBatch
+from learner.attention import use_packed_attention
+from learner.collate import MicroBatch, VisionPass
 from learner.loading import CheckpointWeights, RandomWeights, fill
 from learner.scoring import ScoringHead
+from learner.segments import Segments
 from learner.vision import PatchProjection, encode_views, install_fast_vision_attention
 
 
@@ -39,8 +41,8 @@ def load_policy(
         construction: in which the parameters are made, to shard them at once (`learner.engine.construction`).
 
     Raises:
-        ValueError: no local folder, code in the folder (`auto_map`), another family of models, or weights that do not
-            fit the model.
+        ValueError: no local folder, code in the folder (`auto_map`), another family of models, sliding windows, or
+            weights that do not fit the model.
     """
     folder, device = Path(path), torch.device(device)
     _check_family(folder)
@@ -49,6 +51,8 @@ def load_policy(
     with no_init_weights(), torch.device(device), construction or nullcontext():
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
     assert isinstance(model, Qwen2_5_VLForConditionalGeneration), type(model)
+    if "sliding_attention" in model.config.text_config.layer_types:
+        raise ValueError(f"model.path={str(path)!r} is invalid: sliding-window attention is not supported")
     model.tie_weights()
     if load == "random":
         fill(model, RandomWeights(config, seed=seed, dtype=dtype, device=device))
@@ -75,40 +79,56 @@ def _check_family(folder: Path) -> None:
 
 
 def use_fast_layers(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Replace vision attention, patch projection and output layer by our own; weights are unchanged."""
+    """Replace attention, patch projection and output layer by our own; weights are unchanged."""
     install_fast_vision_attention()
+    use_packed_attention(model.model.language_model)
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
     model.lm_head.__class__ = ScoringHead
 
 
 def hidden_states(
-    model: Any, token_ids_BT: Tensor, positions_3BT: Tensor, placeholder_at_M: Tensor, features_MW: Tensor
+    model: Any,
+    token_ids_BT: Tensor,
+    positions_3BT: Tensor,
+    placeholder_at_M: Tensor,
+    features_MW: Tensor,
+    segments: Segments | None = None,
 ) -> Tensor:
-    """Last hidden states [B * T, W] of rows whose image placeholders are replaced by these features.
+    """Last hidden states [B * T, W] of rows whose image placeholders, by flat index, are replaced by these features.
 
-    Rows are padded on the right and attention is causal, so that no token sees padding and no mask is needed.
+    Without segments, rows are padded on the right: attention is causal, so that no token sees padding.
     """
     language = model.model.language_model
     embeddings_BTW = language.embed_tokens(token_ids_BT)
     width = embeddings_BTW.shape[-1]
     merged = embeddings_BTW.reshape(-1, width).index_copy(0, placeholder_at_M, features_MW.to(embeddings_BTW.dtype))
     hidden_BTW: Tensor = language(
-        inputs_embeds=merged.reshape(embeddings_BTW.shape), position_ids=positions_3BT, use_cache=False
+        inputs_embeds=merged.reshape(embeddings_BTW.shape),
+        position_ids=positions_3BT,
+        # The masks, complete: the library makes none, and does not look for packed rows in the positions.
+        attention_mask={"full_attention": None},
+        use_cache=False,
+        segments=segments,
     ).last_hidden_state
     return hidden_BTW.reshape(-1, width)
 
 
 def token_logprobs(
-    model: Any, batch: MicroBatch, *, temperature: float, forbidden_ids: Sequence[int]
+    model: Any, batch: MicroBatch, features_SW: Tensor, *, temperature: float, forbidden_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each completion token and entropy of the distribution it came from, [N] float32 each.
 
     The distribution is the sampler's: logits over temperature, forbidden ids left out. `model` is one that
-    `load_policy` gave. Each of its modules is called once, whatever the batch holds.
+    `load_policy` gave, `features_SW` what its tower made of the piece's vision passes. Each module of the language
+    model is called once, whatever the batch holds.
     """
-    features_SW = encode_views(model.model.visual, batch.patches_PD, batch.grids)
     hidden_NW = hidden_states(
-        model, batch.token_ids_BT, batch.positions_3BT, batch.placeholder_at_M, features_SW[batch.feature_of_M]
+        model,
+        batch.token_ids_T[None],
+        batch.positions_3T[:, None],
+        batch.placeholder_at_M,
+        features_SW.index_select(0, batch.feature_of_M),
+        batch.segments,
     )[batch.predicted_from_N]
     forbidden = torch.tensor(list(forbidden_ids), dtype=torch.long, device=hidden_NW.device)
     scores: tuple[Tensor, Tensor] = model.lm_head(hidden_NW, batch.target_ids_N, forbidden, temperature)
@@ -116,7 +136,7 @@ def token_logprobs(
 
 
 class Policy(nn.Module):
-    """The model as one module, so that a wrapper sees a single forward pass per micro-batch."""
+    """The model as one module, so that a wrapper sees one kind of call: a vision pass or a micro-batch."""
 
     def __init__(self, model: Any, *, temperature: float, forbidden_ids: Sequence[int]) -> None:
         super().__init__()
@@ -124,5 +144,17 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.forbidden_ids = tuple(forbidden_ids)
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return token_logprobs(self.model, batch, temperature=self.temperature, forbidden_ids=self.forbidden_ids)
+    @overload
+    def forward(self, batch: VisionPass) -> Tensor: ...
+    @overload
+    def forward(self, batch: MicroBatch, features_SW: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, batch: VisionPass | MicroBatch, features_SW: Tensor | None = None) -> Any:
+        """Features [visual tokens of the pass, W], or the scores of `token_logprobs`."""
+        if isinstance(batch, VisionPass):
+            return encode_views(
+                self.model.model.visual, batch.patches_PD, batch.grids, recomputes_blocks=batch.recomputes_blocks
+            )
+        assert features_SW is not None, "a micro-batch needs the features of its pictures"
+        return token_logprobs(
+            self.model, batch, features_SW, temperature=self.temperature, forbidden_ids=self.forbidden_ids
+        )

@@ -6,7 +6,8 @@ What DeepSpeed 0.19.8 does under ZeRO-3, as far as the settings depend on it:
   activations are recomputed. A module marked as a leaf has them for itself and its children together.
 - From the third forward pass on, the order of modules is known. A module's hook then gathers the parameters that come
   after it, up to `prefetch_bucket_size` elements, unless `max_live_parameters` are already gathered. The order is
-  forgotten if modules come in another order; ours never do, since each micro-batch calls every module once.
+  forgotten if modules come in another order, so `learner.gathering` keeps one for vision passes and one for
+  micro-batches, each of which calls its modules once.
 - The host waits for the oldest of three gathers, and of three reductions. Without `overlap_comm` these are on the
   stream of the computation, so that the host cannot run ahead of the device.
 - Each backward pass reduces all gradients, whatever `grad_accum_dtype` says: it adds up shards alone.

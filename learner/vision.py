@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.images import View_HW3, ViewSpec
@@ -175,8 +176,11 @@ def rotary_embeddings(coordinates_P2: Tensor, head_width: int) -> tuple[Tensor, 
     return angles_PK.cos(), angles_PK.sin()
 
 
-def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Embeddings [S, W] of pictures, one after the other, by the submodules of the tower `visual`."""
+def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid], *, recomputes_blocks: bool = False) -> Tensor:
+    """Embeddings [S, W] of pictures, one after the other, by the submodules of the tower `visual`.
+
+    `recomputes_blocks` keeps only the inputs of blocks for the backward pass.
+    """
     config, device = visual.config, patches_PD.device
     merge_size = config.spatial_merge_size
     window_tokens = config.window_size // merge_size // config.patch_size
@@ -194,6 +198,7 @@ def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid]) -> Tens
     hidden_PE = hidden_PE.reshape(len(order), unit, -1)[order_S].reshape(len(hidden_PE), -1)
     for index, block in enumerate(visual.blocks):
         segments = whole if index in config.fullatt_block_indexes else windowed
-        hidden_PE = block(hidden_PE, cu_seqlens=None, position_embeddings=embeddings, segments=segments)
+        run = partial(block, cu_seqlens=None, position_embeddings=embeddings, segments=segments)
+        hidden_PE = checkpoint(run, hidden_PE, use_reentrant=False) if recomputes_blocks else run(hidden_PE)
     merged: Tensor = visual.merger(hidden_PE)[inverse_S]
     return merged

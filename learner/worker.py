@@ -1,8 +1,6 @@
 """One data-parallel rank of the learner: a plain, blocking class, called by `learner.group`.
 
 The methods marked as collectives must run on all ranks at the same time.
-
-Legend: N generated tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -14,13 +12,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -31,8 +27,7 @@ from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from actors.weights.layout import SentWeights, WeightLink
 from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
-from learner.batch import RankPlan
-from learner.collate import FullViews, MicroBatch, collate
+from learner.collate import Collator, FullViews
 from learner.engine import (
     MOMENTS,
     LearnerEngine,
@@ -43,13 +38,13 @@ from learner.engine import (
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, own_address
-from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.memory import memory_problem
 from learner.model import Policy, load_policy
-from learner.prefetch import prefetch_one
+from learner.plan import PiecePlan, RankPlan
+from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
-from learner.timing import StageClock
+from learner.trainer import Trainer
 from learner.update import UpdateReport, summarize_steps
 from learner.weight_sender import WeightSender
 
@@ -81,8 +76,6 @@ class LearnerRank:
         self._weights = weights or WeightsConfig()
         self._transport = transport
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
-        self._num_skipped_in_a_row = 0
-        self._num_skipped = 0
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -115,7 +108,9 @@ class LearnerRank:
         policy = self._load_policy(learner_settings(self._config, self._dtype))
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Not the tower: what it does twice is decided per vision pass.
+            policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.model.visual.requires_grad_(self._config.train_vision)
         self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
         self._sender = WeightSender(
             {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
@@ -123,32 +118,23 @@ class LearnerRank:
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
-        self._reference: Callable[[MicroBatch], Any] | None = None
+        reference = None
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._load_reference()
+            reference = self._load_reference()
+        self._trainer = Trainer(self._engine, reference, self._config)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
-
-        The next micro-batch is collated on the host while the device works on the one before it, so what an update
-        holds in memory does not grow with its size.
 
         Raises:
             LearnerError: images and placeholders disagree, or too many consecutive steps were non-finite.
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
-        clock = StageClock(self._device)
-        collated = prefetch_one(
-            (
-                collate(rows, full_views, self._spec, image_token_id=self._image_token_id)
-                for micro_batches in plan.mini_batches
-                for rows in micro_batches
-            ),
-            timeout_s=self._config.update_timeout_s,
-        )
-        with closing(collated):
-            steps = [self._learn(collated, len(micro_batches), clock) for micro_batches in plan.mini_batches]
+        steps = []
+        for piece in plan.mini_batches:
+            self.accumulate(piece, full_views)
+            steps.append(self.step())
         metrics = summarize_steps(steps)
         return UpdateReport(
             start_version=start_version,
@@ -157,71 +143,32 @@ class LearnerRank:
             seconds=time.monotonic() - started,
             metrics={
                 **{f"learner/{name}": value for name, value in metrics.items()},
-                "learner/skipped_updates": float(self._num_skipped),
+                "learner/skipped_updates": float(self._trainer.num_skipped),
+                "learner/computed_share": plan.computed_share,
+                "learner/rank_imbalance": plan.imbalance,
                 "learner/peak_memory_gib": self.peak_memory_bytes() / 2**30,
-                **{f"time/learner_{name}": value for name, value in clock.seconds().items()},
+                **{f"time/learner_{name}": value for name, value in self._trainer.take_seconds().items()},
             },
         )
 
-    def _learn(self, collated: Iterator[MicroBatch], num_micro_batches: int, clock: StageClock) -> dict[str, float]:
-        """One optimizer step; its metrics over all ranks. `is_applied` is 0 for a skipped step."""
-        totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
-        maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
-        for _ in range(num_micro_batches):
-            with clock.stage("collate_s"):
-                batch = next(collated).to(self._device)
-            with clock.stage("reference_s"):
-                reference = self._reference_logprobs(batch)
-            with clock.stage("forward_backward_s"):
-                output = self._loss(batch, reference)
-                self._engine.backward(output.loss)
-                totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
-                maxima = torch.maximum(maxima, output.maxima)
-        with clock.stage("optimizer_s"):
-            dist.all_reduce(totals)
-            dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-            result = self._engine.step()
-        self._count_skips(result.is_applied)
-        return {
-            "loss": float(totals[0]),
-            **token_metrics(totals[1:], maxima),
-            "grad_norm": result.grad_norm,
-            "is_applied": float(result.is_applied),
-        }
+    def accumulate(self, piece: PiecePlan, full_views: FullViews) -> None:
+        """Add the gradients of some groups of a mini-batch to those since the last step. A collective.
 
-    def _loss(self, batch: MicroBatch, reference_logprobs_N: Tensor | None) -> LossOutput:
-        logprobs_N, entropy_N = self._engine(batch)
-        return grpo_loss(
-            LossInputs(
-                logprobs_N=logprobs_N,
-                entropy_N=entropy_N,
-                sampler_logprobs_N=batch.sampler_logprobs_N,
-                reference_logprobs_N=reference_logprobs_N,
-                advantages_N=batch.advantages_N,
-                weights_N=batch.weights_N,
-            ),
-            clip_low=self._config.clip_low,
-            clip_high=self._config.clip_high,
-            kl_coefficient=self._config.kl_coefficient,
-            entropy_coefficient=self._config.entropy_coefficient,
+        Raises:
+            LearnerError: images and placeholders disagree.
+        """
+        kernel = choose_kernel(self._device.type, self._dtype)
+        self._trainer.accumulate(
+            piece, Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
         )
 
-    def _count_skips(self, is_applied: bool) -> None:
-        self._num_skipped_in_a_row = 0 if is_applied else self._num_skipped_in_a_row + 1
-        self._num_skipped += int(not is_applied)
-        if self._num_skipped_in_a_row >= self._config.max_skipped_updates:
-            raise LearnerError(
-                f"{self._num_skipped_in_a_row} optimizer steps in a row had a non-finite loss or gradient "
-                f"(learner.max_skipped_updates={self._config.max_skipped_updates}), the last after step "
-                f"{self._engine.optimizer_step}"
-            )
+    def step(self) -> dict[str, float]:
+        """One optimizer step with what was accumulated; its metrics over all ranks. A collective.
 
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        logprobs_N: Tensor = self._reference(batch)[0]
-        return logprobs_N
+        Raises:
+            LearnerError: too many consecutive steps were non-finite.
+        """
+        return self._trainer.step()
 
     def open_weights(self, num_receivers: int) -> WeightLink:
         """Prepare to send to this number of receiving processes. Rank 0 alone.
@@ -286,8 +233,8 @@ class LearnerRank:
             return
         counters = Counters(
             optimizer_step=self._engine.optimizer_step,
-            num_skipped=self._num_skipped,
-            num_skipped_in_a_row=self._num_skipped_in_a_row,
+            num_skipped=self._trainer.num_skipped,
+            num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
         )
         try:
             write_state(Path(folder), counters, itertools.chain(state, rng_states()))
@@ -301,10 +248,11 @@ class LearnerRank:
         """
         source = Path(folder)
         counters = read_counters(source)
-        check_shapes(source, self._engine.shapes())
+        check_shapes(source, self._engine.trained_shapes())
         learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
         self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
-        self._num_skipped, self._num_skipped_in_a_row = counters.num_skipped, counters.num_skipped_in_a_row
+        self._trainer.num_skipped = counters.num_skipped
+        self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
         restore_rng(read_tensors(source, "rng/"))
         return self._engine.optimizer_step
 
@@ -346,7 +294,7 @@ class LearnerRank:
         )
         return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
 
-    def _load_reference(self) -> Callable[[MicroBatch], Any]:
+    def _load_reference(self) -> Callable[..., Any]:
         if not shards_reference(self._config):
             return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
         reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)

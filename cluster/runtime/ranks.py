@@ -21,9 +21,9 @@ from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
 from configs.seeds import derive_seed
-from learner.batch import RankPlan
 from learner.group import LearnerGroup
 from learner.pictures import Picture, PictureReader
+from learner.plan import RankPlan
 from learner.update import UpdateReport
 
 T = TypeVar("T")
@@ -160,7 +160,12 @@ class RayRank:
 def start_learner(config: Config, placement: Placement) -> LearnerGroup:
     environment = {}
     if not config.learner.num_gpus:
-        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(config.learner.num_threads)}
+        environment = {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(config.learner.num_threads),
+            # By default a thread that waits for another spins, and keeps the core from it where others want cores too.
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
     actor_class = ray.remote(RankHost).options(**actor_options(placement.rank, environment))
 
     def start_rank(rank: int, world_size: int) -> RayRank:

@@ -1,194 +1,253 @@
-"""What one update of the learner costs, against the same update by the library's plain forward pass.
+"""What one update of the learner costs, by technique, and against the library's plain forward pass.
 
-    python -m tests.bench.learner_step                                   # the tiny shape on the CPU, 256 episodes
-    python -m tests.bench.learner_step --shape 3b --gpus 1 --groups 8    # random weights of the 3B shape on a GPU
+    python -m tests.bench.learner_step --json                         # the tiny shape on the CPU, against a plain loop
+    python -m tests.bench.model_shape 3b DIR
+    python -m tests.bench.learner_step --json --model DIR --gpus 1    # a GPU: techniques, memory, use of the card
 
-Both sides see the same episodes with a reference pass, in alternating order; the medians and their ratio are printed,
-and one JSON object as the last line. The peer runs on the CPU alone: full logits, every picture once per episode,
-the library's vision tower and position loop, plain AdamW.
+One process, one rank, without Ray and vLLM. Every line of progress is a variant of the same episodes: the medians of
+`--repeats` updates after one that warms caches up. On the CPU the plain loop alternates with ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
-from learner.batch import MicroBatchPlan, RankPlan, padded_tokens, plan_mini_batches
-from learner.collate import cut_views
-from learner.loss import LossInputs, grpo_loss
-from learner.vision import grid_of, patchify
+from learner.batch import PlannedEpisode, TrainingGroup
+from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank
-from tests.bench.model_shape import write_shape
-from tests.learner.builders import (
-    FORBIDDEN_IDS,
-    IMAGE_ID,
-    SPEC,
-    collated,
-    images_of,
-    make_group,
-    save_model,
-    small_model,
-)
+from tests.bench.flops import matmul_peak, update_flops, wait
+from tests.bench.plain_loop import PlainLoop
+from tests.learner.builders import images_of, make_group, rows_of, save_model, small_model
 
-LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
-
-
-def write_folder(folder: Path, shape: str) -> None:
-    if shape == "3b":
-        write_shape("3b", folder)
-    else:
-        save_model(folder, small_model(width=128, vision_width=96, layers=4, vocab_size=448))
-
-
-class Peer:
-    """One optimizer step as a plain training script writes it."""
-
-    def __init__(self, folder: Path, config: LearnerConfig) -> None:
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
-        self.reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate)
-        self.config = config
-
-    def update(self, plan: RankPlan, images: list[object]) -> None:
-        patched, qwen.Qwen2_5_VLVisionAttention.forward = (
-            qwen.Qwen2_5_VLVisionAttention.forward,
-            LIBRARY_ATTENTION,
-        )
-        for rows in plan.mini_batches[0]:
-            batch = collated(rows, images)
-            logprobs, entropies = self.score(self.model, rows, batch, images)
-            with torch.no_grad():
-                reference = self.score(self.reference, rows, batch, images)[0]
-            given = LossInputs(
-                logprobs_N=logprobs,
-                entropy_N=entropies,
-                sampler_logprobs_N=batch.sampler_logprobs_N,
-                reference_logprobs_N=reference,
-                advantages_N=batch.advantages_N,
-                weights_N=batch.weights_N,
-            )
-            coefficients = {"kl_coefficient": 1e-3, "entropy_coefficient": 1e-3}
-            grpo_loss(given, clip_low=0.2, clip_high=0.2, **coefficients).loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        qwen.Qwen2_5_VLVisionAttention.forward = patched
-
-    def score(self, model, rows: MicroBatchPlan, batch, images):
-        distinct = cut_views(rows, images)
-        views = [distinct[row.image, view] for row in rows for view in row.views]
-        lengths = torch.tensor([row.num_tokens for row in rows])
-        width = batch.token_ids_BT.shape[1]
-        logits = model(
-            input_ids=batch.token_ids_BT,
-            attention_mask=(torch.arange(width) < lengths[:, None]).long(),
-            mm_token_type_ids=(batch.token_ids_BT == IMAGE_ID).int(),
-            pixel_values=torch.cat([patchify(torch.from_numpy(view[None]), SPEC) for view in views]),
-            image_grid_thw=torch.tensor([grid_of(view, SPEC) for view in views]),
-        ).logits
-        logits[..., list(FORBIDDEN_IDS)] = -1e30
-        table = torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)[batch.predicted_from_N]
-        return table.gather(1, batch.target_ids_N[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
+VARIANTS = {
+    "ours": {},
+    "separate_beginnings": {"shares": False},
+    "and_tower_per_micro_batch": {"shares": False, "tower_once": False},
+    "ours_without_checkpointing": {"checkpointing": False},
+}
+"""On a GPU. Without checkpointing comes last: it may run out of memory."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=("tiny", "3b"), default="tiny")
-    parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--stage", type=int, default=1)
-    parser.add_argument("--groups", type=int, default=32)
-    parser.add_argument("--side", type=int, default=224, help="pixels of the full view's side")
-    parser.add_argument("--words", type=int, default=28, help="most generated tokens per turn")
-    parser.add_argument("--budget", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-reference", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--model", type=Path, help="folder of a shape, for random weights; default: the tiny shape")
+    parser.add_argument("--gpus", type=int, default=0, choices=(0, 1))
+    parser.add_argument("--stage", type=int, default=2)
+    parser.add_argument("--episodes", type=int, help="default: 256 of the tiny shape, 64 of a model's")
+    parser.add_argument("--group-sizes", type=int, nargs="+", help="default: 8; 8 and 16 of a model's shape")
+    parser.add_argument("--side", type=int, help="pixels of the full view's side; default: 224, or 1008")
+    parser.add_argument("--words", type=int, help="most generated tokens per turn; default: 28, or 256")
+    parser.add_argument("--budget", type=int, help="tokens per micro-batch; default: 8192, or 16384")
+    parser.add_argument("--vision-budget", type=int, help="visual tokens per pass of the tower; default: 4096, or 2048")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--reference", action="store_true", help="with a reference policy, as with a KL coefficient")
+    parser.add_argument("--frozen-vision", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON, last")
+    chosen = parser.parse_args()
+    is_shape = chosen.model is not None
+    for name, tiny, shape in (
+        ("episodes", 256, 64),
+        ("group_sizes", [8], [8, 16]),
+        ("side", 224, 1008),
+        ("words", 28, 256),
+        ("budget", 8192, 16384),
+        ("vision_budget", 4096, 2048),
+        ("variants", ["ours"], list(VARIANTS)),
+    ):
+        if not getattr(chosen, name):
+            setattr(chosen, name, shape if is_shape else tiny)
+    return chosen
 
 
-def learner_config(chosen: argparse.Namespace) -> LearnerConfig:
-    return LearnerConfig(
+def start_rank(folder: Path, config: LearnerConfig, *, random: bool) -> LearnerRank:
+    model = ModelConfig(
+        path=str(folder),
+        load="random" if random else "weights",
+        dtype="bfloat16" if config.num_gpus else "float32",
+    )
+    rank = LearnerRank(
+        config,
+        model,
+        rank=0,
+        world_size=1,
+        seed=0,
+        temperature=1.0,
+        weights=WeightsConfig(),
+        transport="shared_memory",
+    )
+    rank.start(*rank.rendezvous())
+    return rank
+
+
+def plan(groups: Sequence[TrainingGroup], config: LearnerConfig, *, shares: bool, budget: int) -> RankPlan:
+    """The plan of one rank; without sharing, every episode is computed from its first token."""
+    separate = mock.patch("learner.family.shared_length", lambda rows: rows[0].num_tokens if len(rows) == 1 else 0)
+    with contextlib.nullcontext() if shares else separate:
+        (planned,) = plan_mini_batches(
+            groups,
+            prompts_per_mini_batch=len(groups),
+            num_ranks=1,
+            max_tokens_per_micro_batch=budget,
+            max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
+        )
+    return planned
+
+
+def per_micro_batch(piece: PiecePlan, config: LearnerConfig) -> list[PiecePlan]:
+    """A piece per micro-batch, so that the tower runs for each of them."""
+    return [
+        PiecePlan(
+            micro_batches=(families,), vision_passes=split_views([families], config.max_tokens_per_vision_pass)[0]
+        )
+        for families in piece.micro_batches
+    ]
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    wait(device)
+    started = time.monotonic()
+    work()
+    wait(device)
+    return time.monotonic() - started
+
+
+def measure(
+    rank: LearnerRank,
+    groups: Sequence[TrainingGroup],
+    config: LearnerConfig,
+    chosen: argparse.Namespace,
+    peak: float,
+    *,
+    shares: bool = True,
+    tower_once: bool = True,
+    checkpointing: bool = True,
+) -> dict[str, float]:
+    engine = rank._engine
+    model: Any = engine.module.model
+    checkpoints = checkpointing and config.gradient_checkpointing
+    if config.gradient_checkpointing and not checkpointing:
+        model.model.language_model.gradient_checkpointing_disable()
+    # All activations of a micro-batch are kept without checkpointing: half as many tokens at a time.
+    planned = plan(groups, config, shares=shares, budget=chosen.budget if checkpointing else chosen.budget // 2)
+    (piece,) = planned.mini_batches
+    pieces = [piece] if tower_once else per_micro_batch(piece, config)
+    images = images_of(planned, groups)
+    if config.num_gpus:
+        torch.cuda.reset_peak_memory_stats()
+
+    def update() -> None:
+        for each in pieces:
+            rank.accumulate(each, images)
+        rank.step()
+
+    first_s = seconds(update, engine.device)
+    rank._trainer.take_seconds()
+    update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+    stages = {name: spent / chosen.repeats for name, spent in rank._trainer.take_seconds().items()}
+    num_tokens = sum(row.num_tokens for row in rows_of([planned]))
+    needed, executed = update_flops(model, pieces, checkpointing=checkpoints)
+    return {
+        "update_s": update_s,
+        "first_update_s": first_s,
+        "tokens": num_tokens,
+        "computed_tokens": round(planned.computed_share * num_tokens),
+        "micro_batches": len(piece.micro_batches),
+        "vision_passes": sum(len(each.vision_passes) for each in pieces),
+        "tokens_per_s": num_tokens / update_s,
+        "peak_memory_gib": rank.peak_memory_bytes() / 2**30,
+        "needed_tflop": needed / 1e12,
+        "executed_tflop": executed / 1e12,
+        "mfu": needed / update_s / peak,
+        "hardware_use": executed / update_s / peak,
+        **stages,
+    }
+
+
+def compare(
+    rank: LearnerRank, groups: Sequence[TrainingGroup], config: LearnerConfig, folder: Path, repeats: int
+) -> dict[str, float]:
+    """Ours and the plain loop in turn, on the CPU."""
+    peer = PlainLoop(folder, config)
+    planned = plan(groups, config, shares=True, budget=config.max_tokens_per_micro_batch)
+    images = images_of(planned, groups)
+    episodes: list[PlannedEpisode] = rows_of([planned])
+    ours_s, peer_s = [], []
+    for _ in range(repeats + 1):
+        ours_s.append(seconds(lambda: rank.update(planned, images), rank._engine.device))
+        peer_s.append(seconds(lambda: peer.update(episodes, images), rank._engine.device))
+    ours, theirs = (statistics.median(each[1:]) for each in (ours_s, peer_s))
+    return {"ours_s": ours, "plain_loop_s": theirs, "plain_loop_over_ours": theirs / ours}
+
+
+def show(name: str, figures: dict[str, float]) -> None:
+    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+
+
+def run(chosen: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    config = LearnerConfig(
         num_gpus=chosen.gpus,
         zero_stage=chosen.stage,
-        prompts_per_mini_batch=chosen.groups,
+        prompts_per_mini_batch=chosen.episodes,
         max_tokens_per_micro_batch=chosen.budget,
-        kl_coefficient=0.0 if chosen.no_reference else 1e-3,
-        gradient_checkpointing=chosen.shape == "3b",
+        max_tokens_per_vision_pass=chosen.vision_budget,
+        train_vision=not chosen.frozen_vision,
+        kl_coefficient=1e-3 if chosen.reference or chosen.model is None else 0.0,
+        gradient_checkpointing=chosen.model is not None,
         learning_rate=1e-6,
     )
+    started = time.monotonic()
+    rank = start_rank(folder, config, random=chosen.model is not None)
+    print(f"started in {time.monotonic() - started:.1f} s", flush=True)
+    device = rank._engine.device
+    peak = matmul_peak(device, rank._engine.dtype, side=8192 if chosen.gpus else 1024)
+    print(f"matrix products: {peak / 1e12:.3g} TFLOP/s", flush=True)
+    found: dict[str, dict[str, float]] = {"peak": {"matmul_tflops": peak / 1e12}}
+    drawn = {
+        size: [
+            make_group(seed, group_size=size, size=(chosen.side, chosen.side), num_words=chosen.words, vocab_size=400)
+            for seed in range(chosen.episodes // size)
+        ]
+        for size in chosen.group_sizes
+    }
+    for variant in chosen.variants:
+        for size, groups in drawn.items():
+            name = f"G={size} {variant}"
+            try:
+                found[name] = measure(rank, groups, config, chosen, peak, **VARIANTS[variant])
+            except torch.OutOfMemoryError:
+                print(f"{name}: out of memory; the measurement ends here", flush=True)
+                return found
+            show(name, found[name])
+    if not chosen.gpus:
+        groups = drawn[chosen.group_sizes[0]]
+        found["against a plain loop"] = compare(rank, groups, config, folder, chosen.repeats)
+        show("against a plain loop", found["against a plain loop"])
+    return found
 
 
 def main() -> None:
     chosen = parse()
-    groups = [
-        make_group(seed, group_size=8, size=(chosen.side, chosen.side), num_words=chosen.words, vocab_size=448)
-        for seed in range(chosen.groups)
-    ]
-    config = learner_config(chosen)
-    with tempfile.TemporaryDirectory() as folder:
-        write_folder(Path(folder), chosen.shape)
-        model = ModelConfig(
-            path=folder,
-            load="random" if chosen.shape == "3b" else "weights",
-            dtype="bfloat16" if chosen.gpus else "float32",
-        )
-        started = time.monotonic()
-        rank = LearnerRank(
-            config,
-            model,
-            rank=0,
-            world_size=1,
-            seed=0,
-            temperature=1.0,
-            weights=WeightsConfig(),
-            transport="shared_memory",
-        )
-        rank.start(*rank.rendezvous())
-        start_s = time.monotonic() - started
-        peer = None if chosen.gpus else Peer(Path(folder), config)
-    (plan,) = plan_mini_batches(
-        groups,
-        prompts_per_mini_batch=chosen.groups,
-        num_ranks=1,
-        max_tokens_per_micro_batch=chosen.budget,
-    )
-    images = images_of(plan, groups)
-    ours_s, peer_s, report = [], [], None
-    for _ in range(chosen.repeats + 1):
-        report = rank.update(plan, images)
-        ours_s.append(report.seconds)
-        if peer is not None:
-            started = time.monotonic()
-            peer.update(plan, images)
-            peer_s.append(time.monotonic() - started)
-    # The first round of each side warms caches and memory up.
-    ours = statistics.median(ours_s[1:])
-    num_tokens = sum(row.num_tokens for rows in plan.mini_batches[0] for row in rows)
-    figures = {
-        "start_s": round(start_s, 2),
-        "episodes": sum(map(len, plan.mini_batches[0])),
-        "micro_batches": len(plan.mini_batches[0]),
-        "tokens": num_tokens,
-        "padded_per_token": round(sum(map(padded_tokens, plan.mini_batches[0])) / num_tokens, 3),
-        "update_s": round(ours, 3),
-        "tokens_per_s": round(num_tokens / ours),
-        "peak_memory_gib": round(rank.peak_memory_bytes() / 2**30, 2),
-        **{name: round(value, 3) for name, value in report.metrics.items() if name.startswith("time/")},
-    }
-    if peer_s:
-        figures["peer_update_s"] = round(statistics.median(peer_s[1:]), 3)
-        figures["peer_over_ours"] = round(figures["peer_update_s"] / ours, 2)
-    for name, value in figures.items():
-        print(f"{name:32} {value}")
-    print(json.dumps(figures))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.model
+        if folder is None:
+            folder = Path(temporary)
+            save_model(folder, small_model(width=128, vision_width=96, layers=4, vocab_size=448))
+        found = run(chosen, folder)
+    if chosen.json:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

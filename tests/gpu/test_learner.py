@@ -4,10 +4,21 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
-from learner.batch import plan_mini_batches
+from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
+from learner.segments import choose_kernel
 from learner.worker import LearnerRank
-from tests.learner.builders import FORBIDDEN_IDS, collated, images_of, make_group, save_model, small_model
+from tests.learner.builders import (
+    FORBIDDEN_IDS,
+    IMAGE_ID,
+    SPEC,
+    features_of,
+    images_of,
+    make_group,
+    plan_of,
+    save_model,
+    small_model,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,8 +35,14 @@ def folder(tmp_path_factory):
     return path
 
 
-def whole_plan(budget=10**6):
-    return plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=budget)[0]
+def collated_for(device_type, dtype):
+    """The vision pass and the micro-batch of all groups, for the attention kernel of this device."""
+    (plan,) = plan_of(GROUPS)
+    kernel = choose_kernel(device_type, dtype)
+    collator = Collator(images_of(plan, GROUPS), SPEC, image_token_id=IMAGE_ID, kernel=kernel)
+    (views,), (families,) = plan.mini_batches[0].vision_passes, plan.mini_batches[0].micro_batches
+    device = torch.device(device_type)
+    return collator.vision_pass(views).to(device), collator.micro_batch(families).to(device)
 
 
 def sent_digests(rank):
@@ -35,15 +52,29 @@ def sent_digests(rank):
     return sent.digests
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
-def test_the_gpu_gives_the_logprobs_of_the_cpu(folder, dtype, tolerance):
-    plan = whole_plan()
-    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
-    expected = token_logprobs(load_policy(folder), batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+def scores_and_gradients(model, device_type, dtype):
+    """Log-probabilities [N], entropies [N], and the gradient of their sum, float32 on the CPU."""
+    shown, batch = collated_for(device_type, dtype)
+    features = features_of(model, [shown])
+    logprobs, entropies = token_logprobs(model, batch, features, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    (logprobs.mean() + 0.1 * entropies.mean()).backward()
+    gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters()}
+    return logprobs.detach().cpu(), entropies.detach().cpu(), gradients
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "gradient_tolerance"), [(torch.float32, 1e-3, 1e-2), (torch.bfloat16, 5e-2, 0.1)]
+)
+def test_the_gpu_gives_the_logprobs_and_gradients_of_the_cpu(folder, dtype, tolerance, gradient_tolerance):
+    """In bfloat16 by flash attention with queries and keys of different lengths and shared heads."""
+    *expected, expected_gradients = scores_and_gradients(load_policy(folder), "cpu", torch.float32)
     model = load_policy(folder, dtype=dtype, device="cuda")
-    found = token_logprobs(model, batch.to(torch.device("cuda")), temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    *found, gradients = scores_and_gradients(model, "cuda", dtype)
     for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.cpu() - theirs).abs().mean().item() < tolerance
+        assert (ours - theirs).abs().mean().item() < tolerance
+    for name, theirs in expected_gradients.items():
+        if theirs.norm() > 1e-4:
+            assert (gradients[name] - theirs).norm() / theirs.norm() < gradient_tolerance, name
 
 
 @pytest.mark.parametrize(
@@ -63,10 +94,11 @@ def test_updates_are_applied_saved_and_resumed(folder, tmp_path, stage, offload,
         offload_optimizer=offload,
         prompts_per_mini_batch=4,
         max_tokens_per_micro_batch=800,
+        max_tokens_per_vision_pass=80,
         gradient_checkpointing=True,
         learning_rate=1e-4,
     )
-    plan = whole_plan(800)
+    (plan,) = plan_of(GROUPS, budget=800, vision=80)
 
     def started():
         rank = LearnerRank(

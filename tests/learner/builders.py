@@ -15,7 +15,10 @@ from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, T
 from actors.images import ViewSpec, quarter_view
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup
-from learner.collate import collate
+from learner.collate import Collator
+from learner.family import share
+from learner.plan import plan_mini_batches
+from learner.vision import encode_views
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
@@ -66,16 +69,19 @@ def small_model(
     )
 
 
-def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96) -> Episode:
-    """An episode about a picture of this size: the quarter view first, the full view if it asks."""
+def draw_words(rng, count, vocab_size):
+    return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
-    def words(count):
-        return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
-    full, prompt, turns = (height // 28) * (width // 28), (), []
-    for view, tokens in (("quarter", full // 4), ("full", full))[: 2 if asks else 1]:
-        prompt += (*words(4), START_ID, *[IMAGE_ID] * tokens, END_ID, *words(rng.randint(4, 10)))
-        spoken = words(rng.randint(num_words // 2, num_words))
+def make_episode(rng, *, prompts, asks, index, num_words, vocab_size) -> Episode:
+    """An episode about a picture: the quarter view first, the full view if it asks.
+
+    `prompts` is what each turn adds, with the visual tokens in it: the same in all episodes of a group.
+    """
+    prompt, turns = (), []
+    for view, (added, num_visual_tokens) in zip(("quarter", "full")[: 2 if asks else 1], prompts, strict=False):
+        prompt += added
+        spoken = draw_words(rng, rng.randint(num_words // 2, num_words), vocab_size)
         turns.append(
             Turn(
                 prompt_ids=prompt,
@@ -85,7 +91,7 @@ def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96
                 finish_reason="stop",
                 text="",
                 view=view,
-                num_visual_tokens=tokens,
+                num_visual_tokens=num_visual_tokens,
             )
         )
         prompt += spoken
@@ -101,15 +107,22 @@ def make_episode(rng, *, asks, height, width, index, num_words=12, vocab_size=96
 def make_group(
     seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96
 ) -> TrainingGroup:
-    """G episodes about one picture; rewards at the places in `lost` are missing."""
+    """G episodes about one picture; rewards at the places in `lost` are missing.
+
+    The smaller the vocabulary, the more their replies have in common.
+    """
     rng = random.Random(seed)
     height, width = size
+    full = (height // 28) * (width // 28)
+    prompts = []
+    for count in (full // 4, full):
+        before, after = draw_words(rng, 4, vocab_size), draw_words(rng, rng.randint(4, 10), vocab_size)
+        prompts.append(((*before, START_ID, *[IMAGE_ID] * count, END_ID, *after), count))
     episodes = tuple(
         make_episode(
             rng,
+            prompts=prompts,
             asks=rng.random() < ask_share,
-            height=height,
-            width=width,
             index=index,
             num_words=num_words,
             vocab_size=vocab_size,
@@ -134,13 +147,51 @@ def make_group(
     )
 
 
+def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6):
+    """The plans of all ranks; by default everything in one pass."""
+    return plan_mini_batches(
+        groups,
+        prompts_per_mini_batch=prompts or len(groups),
+        num_ranks=ranks,
+        max_tokens_per_micro_batch=budget,
+        max_tokens_per_vision_pass=vision,
+    )
+
+
 def images_of(plan, groups):
     """Full views that a plan refers to."""
     return [groups[index].image for index in plan.image_groups]
 
 
-def collated(rows, images):
-    return collate(rows, images, SPEC, image_token_id=IMAGE_ID)
+def collator_of(images):
+    return Collator(images, SPEC, image_token_id=IMAGE_ID, kernel="padded")
+
+
+def collated(piece, images):
+    """The vision passes and the micro-batches of a piece, as tensors."""
+    collator = collator_of(images)
+    passes = [collator.vision_pass(each) for each in piece.vision_passes]
+    return passes, [collator.micro_batch(families) for families in piece.micro_batches]
+
+
+def pieces_of(plans, groups):
+    """(vision passes, micro-batches) of the first mini-batch, per rank."""
+    return [collated(plan.mini_batches[0], images_of(plan, groups)) for plan in plans]
+
+
+def features_of(model, passes):
+    return torch.cat([encode_views(model.model.visual, each.patches_PD, each.grids) for each in passes])
+
+
+def rows_of(plans, mini_batch=0):
+    """Episodes of a mini-batch over all ranks, dummies included."""
+    return [
+        row
+        for plan in plans
+        for families in plan.mini_batches[mini_batch].micro_batches
+        for family in families
+        for row in family.rows
+    ]
 
 
 def without_pictures(row):
@@ -150,8 +201,19 @@ def without_pictures(row):
         row,
         token_ids=row.token_ids[kept],
         generated_at=(np.cumsum(kept) - 1)[row.generated_at],
-        views=(),
-        num_visual_tokens=0,
+        prompts=(),
+    )
+
+
+def piece_without_pictures(piece):
+    """A piece as plain text; its vision passes are as many, and empty."""
+    return replace(
+        piece,
+        micro_batches=tuple(
+            tuple(share([without_pictures(row) for row in family.rows]) for family in families)
+            for families in piece.micro_batches
+        ),
+        vision_passes=tuple(replace(each, views=()) for each in piece.vision_passes),
     )
 
 

@@ -15,13 +15,15 @@ import time
 from dataclasses import replace
 from unittest import mock
 
+import torch
+
 from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
 from learner import engine, scoring
-from learner.batch import plan_mini_batches
 from learner.engine import leave_process_group
+from learner.plan import plan_mini_batches
 from learner.sharding import learner_settings
 from learner.worker import LearnerRank
-from tests.learner.builders import collated, images_of, without_pictures
+from tests.learner.builders import collated, images_of, piece_without_pictures, plan_of
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -64,20 +66,16 @@ def report_script(script, rank, world_size, port, chunk_logits, results):
 
 
 def update(learner, config, rank, groups, edit=None):
-    """One rank's share of an update; `edit` changes each of its rows first."""
+    """One rank's share of an update; `edit` changes each of its pieces first."""
     plan = plan_mini_batches(
         groups,
         prompts_per_mini_batch=config.prompts_per_mini_batch,
         num_ranks=config.num_ranks,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
     )[rank]
     if edit is not None:
-        plan = replace(
-            plan,
-            mini_batches=tuple(
-                tuple(tuple(edit(row) for row in rows) for rows in micro_batches) for micro_batches in plan.mini_batches
-            ),
-        )
+        plan = replace(plan, mini_batches=tuple(map(edit, plan.mini_batches)))
     return learner.update(plan, images_of(plan, groups))
 
 
@@ -86,7 +84,7 @@ def perform(learner, config, rank, method, argument):
         case "update":
             return update(learner, config, rank, argument)
         case "update_with_pictures_on_the_first_rank_only":
-            return update(learner, config, rank, argument, edit=without_pictures if rank else None)
+            return update(learner, config, rank, argument, edit=piece_without_pictures if rank else None)
         case "shards":
             return {
                 name: (p.ds_tensor.numel(), p.ds_numel, p.numel())
@@ -94,11 +92,11 @@ def perform(learner, config, rank, method, argument):
                 if hasattr(p, "ds_tensor")
             }
         case "reference":
-            plan = plan_mini_batches(
-                argument, prompts_per_mini_batch=len(argument), num_ranks=1, max_tokens_per_micro_batch=10**6
-            )[0]
-            batch = collated(plan.mini_batches[0][0], images_of(plan, argument))
-            return [learner._reference_logprobs(batch).numpy().copy() for _ in range(3)]
+            (plan,) = plan_of(argument)
+            (shown,), (batch,) = collated(plan.mini_batches[0], images_of(plan, argument))
+            reference = learner._trainer._reference
+            with torch.no_grad():
+                return [reference(batch, reference(shown))[0].numpy().copy() for _ in range(3)]
         case "exported":
             return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":

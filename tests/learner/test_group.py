@@ -7,8 +7,8 @@ import pytest
 from actors.errors import LearnerError
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from configs.schema import LearnerConfig
-from learner.batch import RankPlan
 from learner.group import LearnerGroup
+from learner.plan import RankPlan
 from learner.update import UpdateReport
 from tests.learner.builders import make_group
 

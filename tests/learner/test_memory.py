@@ -22,7 +22,13 @@ def models(tmp_path_factory):
 
 
 def settings(**changes):
-    given = {"num_gpus": 1, "zero_stage": 2, "gradient_checkpointing": True, "max_tokens_per_micro_batch": 16384}
+    given = {
+        "num_gpus": 1,
+        "zero_stage": 2,
+        "gradient_checkpointing": True,
+        "max_tokens_per_micro_batch": 16384,
+        "max_tokens_per_vision_pass": 1024,
+    }
     return LearnerConfig(**{**given, **changes})
 
 
@@ -80,7 +86,8 @@ def test_the_shipped_settings_of_an_80_gb_card_are_let_through(models):
     ("size", "changes", "remedy"),
     [
         ("7b", {}, "set learner.offload_optimizer=true"),
-        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 57344}, "set learner.zero_stage=3"),
+        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 65536}, "set learner.zero_stage=3"),
+        ("3b", {"max_tokens_per_vision_pass": 4096}, "set learner.max_tokens_per_vision_pass=1024"),
         ("3b", {"gradient_checkpointing": False, "kl_coefficient": 0.0}, "set learner.gradient_checkpointing=true"),
         ("3b", {"max_tokens_per_micro_batch": 10**6}, "or lower learner.max_tokens_per_micro_batch"),
     ],

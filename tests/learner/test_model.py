@@ -4,13 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.errors import LearnerError
 from learner import scoring
-from learner.batch import plan_mini_batches
+from learner.batch import weight_episodes
 from learner.collate import mrope_positions, placeholder_spans
 from learner.model import Policy, load_policy, token_logprobs, use_fast_layers
 from learner.scoring import FORBIDDEN_LOGIT
@@ -20,11 +19,14 @@ from tests.learner.builders import (
     IMAGE_ID,
     SPEC,
     collated,
+    features_of,
     images_of,
     library_logprobs,
     make_group,
+    piece_without_pictures,
+    pieces_of,
+    plan_of,
     small_model,
-    without_pictures,
 )
 
 LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
@@ -43,16 +45,19 @@ def fast(model):
     return model
 
 
-def plan_of(groups, budget=10**6):
-    (plan,) = plan_mini_batches(
-        groups, prompts_per_mini_batch=len(groups), num_ranks=1, max_tokens_per_micro_batch=budget
-    )
-    return plan
+def pieces(groups, budget=10**6, **settings):
+    return pieces_of(plan_of(groups, budget=budget, **settings), groups)
 
 
-def micro_batches(groups, budget=10**6):
-    plan = plan_of(groups, budget)
-    return [collated(rows, images_of(plan, groups)) for rows in plan.mini_batches[0]]
+def one_pass(groups):
+    """One vision pass and one micro-batch."""
+    (((only_pass,), (only_batch,)),) = pieces(groups)
+    return only_pass, only_batch
+
+
+def scores(model, shown, batch, **settings):
+    settings = {"temperature": 1.0, "forbidden_ids": FORBIDDEN_IDS, **settings}
+    return token_logprobs(model, batch, features_of(model, [shown]), **settings)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -97,22 +102,31 @@ def test_a_view_that_does_not_divide_into_tokens_is_refused():
         grid_of(np.zeros((57, 56, 3), np.uint8), SPEC)
 
 
-def test_positions_are_those_of_the_librarys_rope_index():
+@pytest.mark.parametrize("ask_share", [0.0, 0.5, 1.0])
+def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(ask_share):
     model = small_model()
-    groups = [make_group(seed, size=size) for seed, size in enumerate([(112, 112), (56, 224), (168, 112)])]
-    for group in groups:
-        for batch in micro_batches([group]):
-            token_ids = batch.token_ids_BT
-            for row, positions in zip(token_ids, batch.positions_3BT.unbind(1), strict=True):
-                length = int(row.nonzero().max()) + 1
-                height, width = group.played.full_size
-                is_image = (row[:length] == IMAGE_ID).long()
-                starts = int((is_image.diff() == 1).sum())
-                grids = [(1, height // 28, width // 28), (1, height // 14, width // 14)][:starts]
-                expected, _ = model.model.get_rope_index(
-                    row[None, :length], mm_token_type_ids=is_image[None], image_grid_thw=torch.tensor(grids)
-                )
-                assert torch.equal(positions[:, :length], expected[:, 0])
+    sizes = [(112, 112), (56, 224), (168, 112)]
+    groups = [make_group(seed, size=size, ask_share=ask_share) for seed, size in enumerate(sizes)]
+    plans = plan_of(groups)
+    _, (batch,) = pieces_of(plans, groups)[0]
+    start = 0
+    for family in plans[0].mini_batches[0].micro_batches[0]:
+        height, width = groups[family.rows[0].image].played.full_size
+        remainder = start + family.num_shared
+        for row, length in zip(family.rows, family.remainders, strict=True):
+            at = [*range(start, start + family.num_shared), *range(remainder, remainder + length)]
+            remainder += length
+            token_ids = torch.from_numpy(row.token_ids)
+            grids = [(1, height // 28, width // 28), (1, height // 14, width // 14)][: len(row.prompts)]
+            expected, _ = model.model.get_rope_index(
+                token_ids[None],
+                mm_token_type_ids=(token_ids == IMAGE_ID).long()[None],
+                image_grid_thw=torch.tensor(grids),
+            )
+            assert torch.equal(batch.token_ids_T[at], token_ids)
+            assert torch.equal(batch.positions_3T[:, at], expected[:, 0])
+        start += family.num_tokens
+    assert start == len(batch.token_ids_T)
 
 
 def test_positions_after_a_picture_continue_behind_its_longer_side():
@@ -137,11 +151,14 @@ def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, t
         for at, logprob, entropy in library_logprobs(model, episode, group.image, temperature=temperature)
     }
     fast(model)
-    (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=budget)
+    (plan,) = plan_of(groups, budget=budget)
+    passes, batches = pieces_of([plan], groups)[0]
     seen = 0
-    for rows in plan.mini_batches[0]:
-        batch = collated(rows, images_of(plan, groups))
-        logprobs, entropies = token_logprobs(model, batch, temperature=temperature, forbidden_ids=FORBIDDEN_IDS)
+    for families, batch in zip(plan.mini_batches[0].micro_batches, batches, strict=True):
+        logprobs, entropies = token_logprobs(
+            model, batch, features_of(model, passes), temperature=temperature, forbidden_ids=FORBIDDEN_IDS
+        )
+        rows = [row for family in families for row in family.rows]
         keys = [(tuple(row.token_ids.tolist()), int(at)) for row in rows for at in row.generated_at]
         for key, logprob, entropy in zip(keys, logprobs.tolist(), entropies.tolist(), strict=True):
             assert (logprob, entropy) == pytest.approx(expected[key], abs=1e-5)
@@ -149,34 +166,20 @@ def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, t
     assert seen == len(expected)
 
 
-def test_padding_changes_no_logprob():
-    model = fast(small_model())
-    (batch,) = micro_batches([make_group(1)])
-    width = batch.token_ids_BT.shape[1]
-    wider = width + 7
-
-    def moved(flat):
-        return flat // width * wider + flat % width
-
-    padded = replace(
-        batch,
-        token_ids_BT=F.pad(batch.token_ids_BT, (0, 7), value=77),
-        positions_3BT=F.pad(batch.positions_3BT, (0, 7), value=3),
-        placeholder_at_M=moved(batch.placeholder_at_M),
-        predicted_from_N=moved(batch.predicted_from_N),
-    )
-    expected = token_logprobs(model, batch, temperature=1.0, forbidden_ids=())[0]
-    found = token_logprobs(model, padded, temperature=1.0, forbidden_ids=())[0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+def test_a_language_model_without_segments_attends_as_the_librarys():
+    model = small_model()
+    token_ids = torch.randint(10, 96, (3, 17))
+    expected = model(input_ids=token_ids).logits
+    torch.testing.assert_close(fast(model)(input_ids=token_ids).logits, expected, atol=1e-5, rtol=0)
 
 
 def test_logits_in_chunks_give_the_same_values_and_gradients(monkeypatch):
     model = fast(small_model())
-    (batch,) = micro_batches([make_group(1)])
+    shown, batch = one_pass([make_group(1)])
 
     def run():
         model.zero_grad()
-        logprobs, entropies = token_logprobs(model, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+        logprobs, entropies = scores(model, shown, batch)
         (logprobs.sum() + 0.1 * entropies.sum()).backward()
         return logprobs.detach(), model.lm_head.weight.grad.clone()
 
@@ -187,34 +190,36 @@ def test_logits_in_chunks_give_the_same_values_and_gradients(monkeypatch):
 
 def test_forbidden_ids_have_no_probability():
     model = fast(small_model())
-    (batch,) = micro_batches([make_group(1)])
+    shown, batch = one_pass([make_group(1)])
     forbidden = replace(batch, target_ids_N=torch.full_like(batch.target_ids_N, IMAGE_ID))
-    logprobs, entropies = token_logprobs(model, forbidden, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    logprobs, entropies = scores(model, shown, forbidden)
     assert logprobs.max().item() < FORBIDDEN_LOGIT / 2
     assert torch.isfinite(entropies).all()
     assert entropies.max().item() <= np.log(96 - len(FORBIDDEN_IDS)) + 1e-5
 
 
-def test_the_views_of_a_group_are_encoded_once():
-    (batch,) = micro_batches([make_group(1, group_size=8)])
-    assert len(batch.grids) == 2
-    assert len(batch.placeholder_at_M) > len(batch.feature_of_M.unique())
+def test_the_views_of_a_group_are_encoded_once_and_its_first_picture_is_placed_once():
+    shown, batch = one_pass([make_group(1, group_size=8, ask_share=1.0)])
+    assert sorted(grid[1:] for grid in shown.grids) == [(4, 4), (8, 8)]
+    assert len(batch.placeholder_at_M) == 4 + 8 * 16
+    assert len(batch.feature_of_M.unique()) == 4 + 16
 
 
-def test_rows_without_a_picture_still_run_every_module_once_forward_and_backward():
+def test_pieces_without_a_picture_still_run_every_module_once_forward_and_backward():
     """Under ZeRO-3 each of these calls is a collective."""
     model = fast(small_model())
-    plan = plan_of([make_group(1)])
-    with_pictures = collated(plan.mini_batches[0][0], images_of(plan, [make_group(1)]))
-    text_only = collated(tuple(without_pictures(row) for row in plan.mini_batches[0][0]), [])
+    groups = [make_group(1)]
+    (plan,) = plan_of(groups)
+    (piece,) = plan.mini_batches
     calls = []
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     found = []
-    for batch in (with_pictures, text_only):
+    for each, images in ((piece, images_of(plan, groups)), (piece_without_pictures(piece), [])):
         model.zero_grad()
         calls.clear()
-        token_logprobs(model, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)[0].sum().backward()
+        (shown,), (batch,) = collated(each, images)
+        scores(model, shown, batch)[0].sum().backward()
         found.append(list(calls))
     assert found[0] == found[1]
     assert (found[1].count("model.visual.merger"), found[1].count("lm_head")) == (1, 1)
@@ -224,16 +229,13 @@ def test_rows_without_a_picture_still_run_every_module_once_forward_and_backward
 
 
 def test_placeholders_that_disagree_with_the_pictures_are_refused_with_both_numbers():
-    group = make_group(1, size=(112, 112), ask_share=0.0)
-    (plan,) = plan_mini_batches([group], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6)
+    (plan,) = plan_of([make_group(1, size=(112, 112), ask_share=0.0)])
     with pytest.raises(LearnerError, match=r"4 image placeholders \[4\] for 8 visual tokens \[8\]"):
-        collated(plan.mini_batches[0][0], [np.zeros((112, 224, 3), np.uint8)])
+        collated(plan.mini_batches[0], [np.zeros((112, 224, 3), np.uint8)])
 
 
 def test_two_pictures_side_by_side_are_not_one():
-    row = plan_mini_batches(
-        [make_group(1, ask_share=1.0)], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6
-    )[0].mini_batches[0][0][0]
+    row = weight_episodes([(0, make_group(1, ask_share=1.0))], 1)[0]
     spans = placeholder_spans(row, [(1, 4, 4), (1, 8, 8)], 2, IMAGE_ID)
     assert [stop - start for start, stop in spans] == [4, 16]
 
@@ -274,19 +276,33 @@ def test_a_name_that_is_no_folder_is_refused():
         load_policy("Qwen/Qwen2.5-VL-7B-Instruct")
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_neither_checkpointing_nor_recomputed_blocks_change_a_gradient(recomputes):
     model = fast(small_model())
     policy = Policy(model, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
     policy.train()
-    (batch,) = micro_batches([make_group(1)])
+    shown, batch = one_pass([make_group(1)])
+    runs = []
+    model.model.visual.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
 
-    def gradients():
+    def gradients(shown):
         policy.zero_grad()
-        policy(batch)[0].sum().backward()
+        policy(batch, policy(shown))[0].sum().backward()
         return {name: p.grad.clone() for name, p in policy.named_parameters()}
 
-    expected = gradients()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert any(block.gradient_checkpointing for block in model.model.visual.blocks)
-    for name, grad in gradients().items():
+    expected = gradients(shown)
+    model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    runs.clear()
+    for name, grad in gradients(replace(shown, recomputes_blocks=recomputes)).items():
         torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+    assert len(runs) == (2 if recomputes else 1)
+
+
+def test_a_model_with_sliding_windows_is_refused(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"].update(layer_types=["sliding_attention", "full_attention"], sliding_window=8)
+    config["text_config"]["use_sliding_window"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="sliding-window"):
+        load_policy(tmp_path)

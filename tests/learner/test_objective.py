@@ -6,10 +6,17 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from learner.batch import plan_mini_batches
 from learner.loss import LossInputs, grpo_loss
 from learner.model import token_logprobs, use_fast_layers
-from tests.learner.builders import FORBIDDEN_IDS, collated, images_of, library_logprobs, make_group, small_model
+from tests.learner.builders import (
+    FORBIDDEN_IDS,
+    features_of,
+    library_logprobs,
+    make_group,
+    pieces_of,
+    plan_of,
+    small_model,
+)
 
 LOW, HIGH, BETA, ENTROPY = 0.2, 0.3, 0.05, 0.01
 GROUPS = [
@@ -47,14 +54,16 @@ def slow_loss(policy, reference):
 
 def learner_loss(policy, reference, *, ranks, budget):
     """The same through plan, micro-batches and weights; the ranks' shares added up."""
-    plans = plan_mini_batches(GROUPS, prompts_per_mini_batch=3, num_ranks=ranks, max_tokens_per_micro_batch=budget)
     total, num_micro_batches = torch.zeros(()), 0
-    for plan in plans:
-        for rows in plan.mini_batches[0]:
-            batch = collated(rows, images_of(plan, GROUPS))
-            logprobs, entropies = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
+    for passes, batches in pieces_of(plan_of(GROUPS, ranks=ranks, budget=budget), GROUPS):
+        for batch in batches:
+            logprobs, entropies = token_logprobs(
+                policy, batch, features_of(policy, passes), temperature=1.0, forbidden_ids=FORBIDDEN_IDS
+            )
             with torch.no_grad():
-                frozen = token_logprobs(reference, batch, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)[0]
+                frozen = token_logprobs(
+                    reference, batch, features_of(reference, passes), temperature=1.0, forbidden_ids=FORBIDDEN_IDS
+                )[0]
             given = LossInputs(
                 logprobs_N=logprobs,
                 entropy_N=entropies,
@@ -79,7 +88,7 @@ def expected():
 
 
 @pytest.mark.parametrize(
-    ("ranks", "budget", "least_micro_batches"), [(1, 10**6, 1), (1, 250, 3), (2, 10**6, 2), (3, 60, 9)]
+    ("ranks", "budget", "least_micro_batches"), [(1, 10**6, 1), (1, 150, 3), (2, 10**6, 2), (3, 60, 9)]
 )
 def test_loss_and_gradient_equal_the_slow_ones_however_the_mini_batch_is_split(
     expected, ranks, budget, least_micro_batches

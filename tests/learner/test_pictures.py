@@ -10,9 +10,8 @@ from actors.episode import SampleRef
 from actors.errors import LearnerError
 from actors.images import ViewSpec, check_and_decode, full_view
 from configs.schema import DataConfig
-from learner.batch import plan_mini_batches
 from learner.pictures import Picture, PictureReader, pictures_of
-from tests.learner.builders import make_group
+from tests.learner.builders import make_group, plan_of
 
 SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=112 * 112)
 LIMITS = DataConfig()
@@ -60,6 +59,6 @@ def test_a_data_set_that_is_not_here_is_a_learners_error(path):
 
 def test_the_pictures_of_a_plan_are_those_of_its_groups_by_number():
     groups = [make_group(seed) for seed in range(5)]
-    for plan in plan_mini_batches(groups, prompts_per_mini_batch=2, num_ranks=2, max_tokens_per_micro_batch=300):
+    for plan in plan_of(groups, prompts=2, ranks=2, budget=300):
         rows = [picture.ref.row for picture in pictures_of(plan, groups)]
         assert rows == [groups[index].played.ref.row for index in plan.image_groups]

@@ -17,6 +17,7 @@ STAGES = (0, 1, 2, 3)
 SETTINGS = {
     "prompts_per_mini_batch": 5,
     "max_tokens_per_micro_batch": 300,
+    "max_tokens_per_vision_pass": 20,
     "kl_coefficient": 0.05,
     "learning_rate": 2e-5,
     "gradient_checkpointing": True,
@@ -75,10 +76,17 @@ def outcomes(tmp_path_factory):
                 ("state", None),
             ]
             yield settings(stage), calls
-        yield settings(3, untied), [*(("update", groups) for groups in BATCHES), ("state", None), ("shards", None)]
+        for stage in STAGES:
+            yield settings(stage, train_vision=False), [("update", first), ("update", second), ("state", None)]
+        # All pictures in one pass of the tower, whose graph is kept.
+        one_pass = {"max_tokens_per_vision_pass": 10**6}
+        yield (
+            settings(3, untied, **one_pass),
+            [*(("update", groups) for groups in BATCHES), ("state", None), ("shards", None)],
+        )
 
-    def settings(stage, model=folder):
-        return {"learner": {**SETTINGS, "zero_stage": stage}, "model": {"path": str(model)}}
+    def settings(stage, model=folder, **changed):
+        return {"learner": {**SETTINGS, "zero_stage": stage, **changed}, "model": {"path": str(model)}}
 
     single, pair = run_script(list(script("one"))), play(2, list(script("two")))
     resumed = run_script(
@@ -104,6 +112,20 @@ def test_two_ranks_learn_in_three_updates_what_one_does(outcomes, stage):
         for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped", "reference_kl"):
             assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
     check_alike(both.state, alone.state)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_with_a_frozen_tower_learn_what_one_does(outcomes, stage):
+    single, pair, _ = outcomes
+    start = 9 * len(STAGES) + 3 * stage
+    *alone, expected = single[start : start + 3]
+    *both, state = pair[0][start : start + 3]
+    assert [report.optimizer_step for report in both] == [1, 2]
+    for ours, theirs in zip(both, alone, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
+    assert not any("visual" in key for key in state)
+    check_alike(state, expected)
 
 
 def test_two_ranks_learn_what_one_does_where_the_output_layer_has_weights_of_its_own(outcomes):

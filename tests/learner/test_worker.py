@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
 from actors.weights.digest import bucket_digest
 from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
-from learner.batch import plan_mini_batches
-from learner.collate import collate
+from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.model import load_policy, token_logprobs
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
-from tests.learner.builders import collated, images_of, make_group, save_model, small_model
+from tests.learner.builders import (
+    features_of,
+    images_of,
+    make_group,
+    pieces_of,
+    plan_of,
+    save_model,
+    small_model,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 GROUPS = [make_group(seed) for seed in range(4)]
@@ -57,7 +65,7 @@ def started(folder, **settings):
 
 
 def update(rank, groups=GROUPS, *, prompts=4):
-    (plan,) = plan_mini_batches(groups, prompts_per_mini_batch=prompts, num_ranks=1, max_tokens_per_micro_batch=400)
+    (plan,) = plan_of(groups, prompts=prompts, budget=400)
     return rank.update(plan, images_of(plan, groups))
 
 
@@ -98,42 +106,43 @@ def test_an_update_learns_and_reports(folder):
 @pytest.mark.parametrize("num_copies", [1, 4])
 def test_micro_batches_in_memory_do_not_grow_with_the_update(folder, monkeypatch, num_copies):
     alive, most, made = weakref.WeakSet(), 0, 0
+    collate = Collator.micro_batch
 
-    def watched(*given, **named):
+    def watched(*given):
         nonlocal most, made
-        batch = collate(*given, **named)
-        alive.add(batch.token_ids_BT)
+        batch = collate(*given)
+        alive.add(batch.token_ids_T)
         made, most = made + 1, max(most, len(alive))
         return batch
 
-    monkeypatch.setattr("learner.worker.collate", watched)
+    monkeypatch.setattr(Collator, "micro_batch", watched)
     rank = started(folder)
-    (plan,) = plan_mini_batches(
-        GROUPS * num_copies, prompts_per_mini_batch=2, num_ranks=1, max_tokens_per_micro_batch=150
-    )
+    (plan,) = plan_of(GROUPS * num_copies, prompts=2, budget=80)
     rank.update(plan, images_of(plan, GROUPS * num_copies))
-    assert made == sum(map(len, plan.mini_batches)) == 6 * num_copies
+    assert made == sum(len(piece.micro_batches) for piece in plan.mini_batches) >= 6 * num_copies
     assert most <= 3
 
 
-def test_pictures_are_shipped_as_bytes_and_not_as_patches(folder):
-    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
-    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
-    assert {pixels.dtype for pixels in batch.pixels} == {torch.uint8}
+def test_pictures_are_shipped_as_bytes_and_not_as_patches():
+    (((shown,), _),) = pieces_of(plan_of(GROUPS), GROUPS)
+    assert {pixels.dtype for pixels in shown.pixels} == {torch.uint8}
     # Two frames of four bytes for each byte.
-    assert batch.patches_PD.nbytes == 8 * sum(pixels.nbytes for pixels in batch.pixels)
+    assert shown.patches_PD.nbytes == 8 * sum(pixels.nbytes for pixels in shown.pixels)
 
 
 def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_out(folder):
     """Whatever order micro-batches, references and pictures are prepared in."""
     report = update(started(folder, kl_coefficient=0.05))
     policy, reference = (load_policy(folder) for _ in range(2))
-    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=10**6)
-    batch = collated(plan.mini_batches[0][0], images_of(plan, GROUPS))
+    ((passes, (batch,)),) = pieces_of(plan_of(GROUPS), GROUPS)
     forbidden_ids = vision_token_ids(load_tokenizer(str(folder)))
-    logprobs, entropy = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+    logprobs, entropy = token_logprobs(
+        policy, batch, features_of(policy, passes), temperature=1.0, forbidden_ids=forbidden_ids
+    )
     with torch.no_grad():
-        frozen, _ = token_logprobs(reference, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+        frozen, _ = token_logprobs(
+            reference, batch, features_of(reference, passes), temperature=1.0, forbidden_ids=forbidden_ids
+        )
     output = grpo_loss(
         LossInputs(
             logprobs_N=logprobs,
@@ -160,9 +169,75 @@ def test_a_picture_that_cannot_be_had_ends_the_update_with_its_reason(folder):
             raise LearnerError(f"picture {number} is gone")
 
     rank = started(folder)
-    (plan,) = plan_mini_batches(GROUPS, prompts_per_mini_batch=4, num_ranks=1, max_tokens_per_micro_batch=400)
+    (plan,) = plan_of(GROUPS, budget=400)
     with pytest.raises(LearnerError, match="picture 0 is gone"):
         rank.update(plan, Gone())
+
+
+def gradients_of(rank, plans):
+    """What has been accumulated by these plans of one mini-batch, and the metrics of the step."""
+    for plan, groups in plans:
+        rank.accumulate(plan.mini_batches[0], images_of(plan, groups))
+    found = {name: p.grad.clone() for name, p in rank._engine.module.named_parameters() if p.grad is not None}
+    return found, rank.step()
+
+
+@pytest.mark.parametrize("vision", [1, 21, 10**6], ids="vision passes of {}".format)
+def test_pieces_of_a_mini_batch_add_up_to_the_whole(folder, vision):
+    """Whether the tower's graph is kept or its passes are encoded again."""
+
+    def planned(groups, **settings):
+        return plan_of(groups, prompts=4, **settings)[0], groups
+
+    expected, whole = gradients_of(started(folder, zero_stage=0), [planned(GROUPS)])
+    pieces = [planned(GROUPS[:1], budget=100, vision=vision), planned(GROUPS[1:], budget=100, vision=vision)]
+    found, metrics = gradients_of(started(folder, zero_stage=0, max_tokens_per_vision_pass=vision), pieces)
+    assert metrics == pytest.approx(whole, abs=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("vision", [21, 10**6])
+def test_the_tower_runs_once_per_view_and_again_only_to_backpropagate_several_passes(folder, vision):
+    rank = started(folder, kl_coefficient=0.0)
+    encoded, tower = [], rank._engine.module.model.model.visual
+    tower.merger.register_forward_hook(lambda _, __, out: encoded.append(len(out)))
+    (plan,) = plan_of(GROUPS, budget=80, vision=vision)
+    rank.update(plan, images_of(plan, GROUPS))
+    distinct = sum(4 + 16 * any(e.asked for e in group.played.episodes) for group in GROUPS)
+    assert len(plan.mini_batches[0].micro_batches) > 4
+    assert sum(encoded) == (2 * distinct if vision == 21 else distinct)
+
+
+def test_under_zero_3_no_order_of_modules_is_forgotten(folder, monkeypatch):
+    """Vision passes without and with gradients, micro-batches, and the reference's: each is looked ahead in."""
+    forgotten = []
+    forget = PartitionedParameterCoordinator._invalidate_trace
+    monkeypatch.setattr(
+        PartitionedParameterCoordinator, "_invalidate_trace", lambda self: (forgotten.append(self), forget(self))
+    )
+    rank = started(folder, zero_stage=3, param_persistence_threshold=0)
+    (plan,) = plan_of(GROUPS, budget=150, vision=21)
+    for _ in range(2):
+        rank.update(plan, images_of(plan, GROUPS))
+    orders = rank._engine._orders._by_kind
+    assert len(orders) == 3
+    assert all(order.is_complete_trace() for order in orders.values())
+    assert not forgotten
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_frozen_tower_keeps_its_weights_and_has_no_state(folder, stage):
+    rank = started(folder, zero_stage=stage, train_vision=False)
+    before = exported(rank)
+    update(rank)
+    after = exported(rank)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed
+    assert not any("visual" in name for name in changed)
+    assert not any("visual" in key for key, _ in rank._engine.state())
+    assert any("visual" in name for name in before)
 
 
 def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):

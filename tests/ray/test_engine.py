@@ -26,9 +26,11 @@ from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup, plan_mini_batches
-from learner.collate import collate
+from learner.batch import TrainingGroup
+from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
+from learner.plan import plan_mini_batches
+from learner.vision import encode_views
 from learner.weight_sender import WeightSender
 
 pytestmark = [
@@ -199,16 +201,29 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
         )
         for played, image in groups
     ]
-    (plan,) = plan_mini_batches(training, prompts_per_mini_batch=6, num_ranks=1, max_tokens_per_micro_batch=4096)
+    (plan,) = plan_mini_batches(
+        training,
+        prompts_per_mini_batch=6,
+        num_ranks=1,
+        max_tokens_per_micro_batch=4096,
+        max_tokens_per_vision_pass=4096,
+    )
     model = config.model
     spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     images = [training[index].image for index in plan.image_groups]
+    collator = Collator(images, spec, image_token_id=policy.config.image_token_id, kernel="padded")
+    piece = plan.mini_batches[0]
+    (shown,) = map(collator.vision_pass, piece.vision_passes)
     worst, total, num_tokens = 0.0, 0.0, 0
-    for rows in plan.mini_batches[0]:
-        batch = collate(rows, images, spec, image_token_id=policy.config.image_token_id)
+    for families in piece.micro_batches:
+        batch = collator.micro_batch(families)
         with torch.no_grad():
             logprobs_N, _ = token_logprobs(
-                policy, batch, temperature=config.rollout.temperature, forbidden_ids=forbidden_ids
+                policy,
+                batch,
+                encode_views(policy.model.visual, shown.patches_PD, shown.grids),
+                temperature=config.rollout.temperature,
+                forbidden_ids=forbidden_ids,
             )
         gaps = (logprobs_N - batch.sampler_logprobs_N).abs()
         worst, total, num_tokens = max(worst, gaps.max().item()), total + gaps.sum().item(), num_tokens + len(gaps)

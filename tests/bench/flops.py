@@ -1,0 +1,80 @@
+"""Floating-point operations of an update, counted from shapes, and the peak that they are held against.
+
+A multiplication and an addition are two operations. Matrix products and attention are counted; attention is causal in
+the language model. The backward pass counts as two forward passes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from learner.family import Family
+from learner.plan import PiecePlan
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, side: int, repeats: int = 20) -> float:
+    """Operations per second of a square matrix product, the best of `repeats`."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        wait(device)
+        started = time.perf_counter()
+        torch.matmul(a, b)
+        wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def update_flops(model: Any, pieces: Iterable[PiecePlan], *, checkpointing: bool) -> tuple[float, float]:
+    """(operations that the gradients need, operations that are executed, recomputation included)."""
+    needed = executed = 0.0
+    for piece in pieces:
+        families = [family for each in piece.micro_batches for family in each]
+        language, head = _language(model, families), _head(model, families)
+        vision = _vision(model, families)
+        needed += 3 * (language + head + vision)
+        again = len(piece.vision_passes) > 1
+        executed += (4 if checkpointing else 3) * language + 4 * head + (4 if again else 3) * vision
+    return needed, executed
+
+
+def _language(model: Any, families: Iterable[Family]) -> float:
+    config, layers = model.config.text_config, model.model.language_model.layers
+    weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
+    total = 0.0
+    for family in families:
+        shared = family.num_shared
+        pairs = shared**2 / 2 + sum(length * (shared + length / 2) for length in family.remainders)
+        total += 2 * weights * family.num_tokens + 4 * config.hidden_size * len(layers) * pairs
+    return total
+
+
+def _head(model: Any, families: Iterable[Family]) -> float:
+    scored = sum(len(row.generated_at) for family in families for row in family.rows)
+    return 2.0 * model.lm_head.weight.numel() * scored
+
+
+def _vision(model: Any, families: Iterable[Family]) -> float:
+    config, tower = model.config.vision_config, model.model.visual
+    unit = config.spatial_merge_size**2
+    sizes = {key: size for family in families for key, size in family.visual_tokens.items()}.values()
+    per_patch = sum(p.numel() for block in tower.blocks for p in block.parameters() if p.ndim == 2)
+    per_patch += tower.patch_embed.proj.weight.numel()
+    per_token = sum(p.numel() for p in tower.merger.parameters() if p.ndim == 2)
+    window = unit * (config.window_size // config.patch_size // config.spatial_merge_size) ** 2
+    whole_blocks = len(config.fullatt_block_indexes)
+    total = 0.0
+    for size in sizes:
+        patches = unit * size
+        seen = whole_blocks * patches + (config.depth - whole_blocks) * min(window, patches)
+        total += 2 * (per_patch * patches + per_token * size) + 4 * config.hidden_size * seen * patches
+    return total

@@ -1,0 +1,155 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.batch import weight_episodes
+from learner.plan import IMBALANCE, balance, families_of
+from tests.learner.builders import make_group, plan_of, rows_of
+
+GROUPS = [make_group(seed, group_size=4, size=(112, 112)) for seed in range(9)]
+
+
+def families(plans, mini_batch=0):
+    return [f for plan in plans for each in plan.mini_batches[mini_batch].micro_batches for f in each]
+
+
+def cost(families):
+    return sum(family.cost for family in families)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 40])
+@pytest.mark.parametrize("budget", [200, 1000, 10**6])
+def test_token_weights_of_all_ranks_sum_to_1(ranks, budget):
+    rows = rows_of(plan_of(GROUPS, ranks=ranks, budget=budget))
+    assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(1.0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(3, 9), st.booleans()), min_size=1, max_size=6),
+    st.integers(1, 6),
+    st.integers(50, 3000),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_scored_episode_is_learned_from_once(drawn, ranks, budget):
+    groups = [make_group(seed, group_size=size, lost=(0, 2) if lost else ()) for seed, size, lost in drawn]
+    rows = [row for row in rows_of(plan_of(groups, ranks=ranks, budget=budget)) if row.token_weight]
+    scored = [
+        episode.token_ids
+        for group in groups
+        for episode, reward in zip(group.played.episodes, group.rewards, strict=True)
+        if reward is not None
+    ]
+    assert sorted(tuple(row.token_ids.tolist()) for row in rows) == sorted(scored)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 5, 9])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_mini_batch_weighs_as_much_as_the_share_of_its_groups(num_groups, ranks):
+    """A single group must not move the weights as far as a full mini-batch does."""
+    rows = rows_of(plan_of(GROUPS[:num_groups], prompts=9, ranks=ranks))
+    assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(num_groups / 9)
+
+
+def test_groups_fill_mini_batches_evenly_and_in_order():
+    (only,) = plan_of(GROUPS, prompts=4)
+    assert [len({row.image for row in rows_of([only], mini_batch=each)}) for each in range(3)] == [3, 3, 3]
+    assert {row.image for row in rows_of([only], mini_batch=1)} == {3, 4, 5}
+
+
+@given(st.integers(1, 6), st.integers(100, 3000))
+@settings(deadline=None, max_examples=40)
+def test_no_micro_batch_of_several_rows_exceeds_the_budget(ranks, budget):
+    for plan in plan_of(GROUPS, ranks=ranks, budget=budget):
+        for micro_batch in plan.mini_batches[0].micro_batches:
+            rows = [row for family in micro_batch for row in family.rows]
+            assert len(rows) == 1 or sum(family.num_tokens for family in micro_batch) <= budget
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
+def test_all_ranks_have_as_many_micro_batches_and_vision_passes(ranks):
+    plans = plan_of(GROUPS, prompts=4, ranks=ranks, budget=150, vision=40)
+    for count in (lambda piece: len(piece.micro_batches), lambda piece: len(piece.vision_passes)):
+        assert len({tuple(map(count, plan.mini_batches)) for plan in plans}) == 1
+    assert all(each for plan in plans for piece in plan.mini_batches for each in piece.micro_batches)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("vision", [1, 21, 60, 10**6])
+def test_a_rank_encodes_the_views_it_shows_once_each_within_the_budget(ranks, vision):
+    for plan in plan_of(GROUPS, ranks=ranks, vision=vision):
+        piece = plan.mini_batches[0]
+        planned = [key for each in piece.vision_passes for key in each.views]
+        assert len(planned) == len(set(planned))
+        shown = {key: size for family in families([plan]) for key, size in family.visual_tokens.items()}
+        assert set(planned) == set(shown)
+        loads = [sum(shown[key] for key in each.views) for each in piece.vision_passes]
+        assert all(load <= vision or len(e.views) == 1 for load, e in zip(loads, piece.vision_passes, strict=True))
+
+
+def test_blocks_are_recomputed_on_all_ranks_or_none():
+    """Under ZeRO-3 that gathers their weights once more."""
+    groups = [make_group(1, size=(224, 224), ask_share=1.0), make_group(2, size=(112, 112), ask_share=1.0)]
+    first, second = plan_of(groups, ranks=2, vision=20)
+    recomputed = [[each.recomputes_blocks for each in plan.mini_batches[0].vision_passes] for plan in (first, second)]
+    assert recomputed[0] == recomputed[1]
+    assert any(recomputed[0])
+    assert not any(each.recomputes_blocks for each in plan_of(groups, ranks=2)[0].mini_batches[0].vision_passes)
+
+
+def test_a_dummy_weighs_nothing_and_needs_no_picture():
+    plans = plan_of([make_group(1)], ranks=12)
+    idle = [plan for plan in plans if not any(row.token_weight for row in rows_of([plan]))]
+    assert len(idle) == 8
+    assert all(plan.image_groups == () and rows_of([plan])[0].prompts == () for plan in idle)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+@pytest.mark.parametrize("num_groups", [3, 16])
+def test_ranks_get_nearly_the_same_cost(ranks, num_groups):
+    groups = [make_group(seed, group_size=8) for seed in range(num_groups)]
+    plans = plan_of(groups, ranks=ranks)
+    loads = [cost(families([plan])) for plan in plans]
+    assert plans[0].imbalance == pytest.approx(max(loads) / (sum(loads) / ranks), rel=0.05)
+    assert plans[0].imbalance <= (1.15 if num_groups == 3 else IMBALANCE)
+
+
+def test_groups_stay_whole_where_ranks_are_equal_without_splitting():
+    groups = [make_group(seed, group_size=8) for seed in range(16)]
+    found = families(plan_of(groups, ranks=2, budget=2000))
+    assert len(found) == len(groups)
+    assert all(len(family.rows) == 8 for family in found)
+
+
+def test_the_ith_micro_batches_of_ranks_cost_about_the_same():
+    groups = [make_group(seed, group_size=8, size=((112, 112), (224, 224))[seed % 2]) for seed in range(32)]
+    plans = plan_of(groups, ranks=4, budget=3000)
+    for micro_batches in zip(*(plan.mini_batches[0].micro_batches for plan in plans), strict=True):
+        loads = [cost(each) for each in micro_batches]
+        assert max(loads) / min(loads) <= 1.35
+
+
+def test_splitting_a_group_repeats_its_beginning_and_nothing_else():
+    rows = weight_episodes([(0, make_group(1, group_size=8, size=(224, 224)))], 1)
+    (whole,) = families_of(rows, 10**6)
+    first, second = balance([whole], 2)
+    assert sum(len(family.rows) for family in (*first, *second)) == 8
+    assert sum(family.num_tokens for family in (*first, *second)) <= whole.num_tokens + whole.num_shared
+
+
+def test_images_are_numbered_per_rank():
+    for plan in plan_of(GROUPS, ranks=3):
+        assert {row.image for row in rows_of([plan])} == set(range(len(plan.image_groups)))
+        assert list(plan.image_groups) == sorted(set(plan.image_groups))
+
+
+def test_the_computed_share_is_that_of_the_tokens():
+    groups = [make_group(seed, group_size=8, size=(224, 224), ask_share=0.0) for seed in range(16)]
+    (only,) = plan_of(groups, budget=4096)
+    computed = sum(family.num_tokens for family in families([only]))
+    assert only.computed_share == pytest.approx(computed / sum(row.num_tokens for row in rows_of([only])))
+    assert only.computed_share < 0.5
+
+
+def test_a_lone_verdict_missing_everywhere_is_a_broken_invariant():
+    with pytest.raises(AssertionError, match="scored episode"):
+        plan_of([make_group(1, lost=(0, 1, 2, 3))])

@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import secrets
+import tempfile
 import time
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from actors.engine.cuda_ipc import export_handle
 from actors.engine.nccl_group import NcclGroup, free_port
 from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
-from actors.weights.staging import PREFIX, check_room, staging_root
+from actors.weights.staging import check_room, file_identity, staging_root
 from configs.schema import Transport
 from learner.calls import CallThread, result_within
 from learner.host import own_address
@@ -63,34 +62,38 @@ class SendingEnd(Protocol):
 
 
 class SharedMemoryEnd:
-    """Files that every process of the machine maps. Two take turns, so that the last version stays there to be read."""
+    """Files without a name, which processes of this machine open through /proc and map.
+
+    Nothing of them is left when this process ends, however it ends. Two take turns, so that the last version stays
+    there to be read.
+    """
 
     is_rendezvous = False
 
     def __init__(self, layout: WeightLayout) -> None:
         self._layout = layout
-        self._folder = staging_root() / f"{PREFIX}{secrets.token_hex(6)}"
         self._current = 0
-        check_room(2 * layout.num_bytes, staging_root())
-        with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self.close)
+        root = staging_root()
+        check_room(2 * layout.num_bytes, root)
+        with contextlib.ExitStack() as files:
             try:
-                self._folder.mkdir(mode=0o700)
-                self._files = [self._create(self._folder / str(number)) for number in range(2)]
+                self._files = [files.enter_context(tempfile.TemporaryFile(dir=root)) for _ in range(2)]
+                self._buckets = [self._reserve(file) for file in self._files]
             except OSError as error:
-                raise WeightSyncError(f"no room for two versions of the weights in {self._folder}: {error}") from error
-            on_failure.pop_all()
+                raise WeightSyncError(f"no room for two versions of the weights in {root}: {error}") from error
+            files.pop_all()
 
-    def _create(self, path: Path) -> list[Tensor]:
-        with path.open("xb+") as file:
-            file.truncate(self._layout.num_bytes)
-            # Ahead of time: a full file system is an error here, and would be a signal at the first write.
-            os.posix_fallocate(file.fileno(), 0, self._layout.num_bytes)
-            memory = torch.frombuffer(mmap.mmap(file.fileno(), self._layout.num_bytes), dtype=torch.uint8)
+    def _reserve(self, file: IO[bytes]) -> list[Tensor]:
+        # Ahead of time: a full file system is an error here, and would be a signal at the first write.
+        os.posix_fallocate(file.fileno(), 0, self._layout.num_bytes)
+        memory = torch.frombuffer(mmap.mmap(file.fileno(), self._layout.num_bytes), dtype=torch.uint8)
         return list(torch.split(memory, list(self._layout.bucket_sizes)))
 
+    def _path(self, index: int) -> str:
+        return f"/proc/{os.getpid()}/fd/{self._files[index].fileno()}"
+
     def settings(self) -> dict[str, Any]:
-        return {"folder": str(self._folder)}
+        return {"file": self._path(0), "identity": file_identity(self._path(0))}
 
     def join(self) -> None: ...
 
@@ -98,21 +101,19 @@ class SharedMemoryEnd:
         self._current = 1 - self._current
 
     def bucket(self, index: int) -> Tensor:
-        return self._files[self._current][index]
+        return self._buckets[self._current][index]
 
     def deliver(self, index: int) -> None: ...
 
     def finish(self) -> dict[str, Any]:
-        return {"file": str(self._folder / str(self._current))}
+        return {"file": self._path(self._current)}
 
     def release(self) -> None: ...
 
     def close(self) -> None:
-        self._files = []
-        for number in range(2):
-            (self._folder / str(number)).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        self._buckets = []
+        for file in self._files:
+            file.close()
 
 
 class NcclEnd:

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from actors.play import PlayRequest, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.weights.layout import WeightLink, WeightOffer
 from actors.weights.receiver import SyncState, WeightReceiver
-from actors.weights.staging import staging_root, write_version
+from actors.weights.staging import file_identity, staging_root, write_version
 from configs.schema import DataConfig, ModelConfig, RolloutConfig, Transport
 
 
@@ -102,8 +101,9 @@ class RolloutWorker:
     async def connect_weights(self, link: WeightLink) -> bool:
         """Join the learner; returns whether this machine reaches what it will deliver."""
         await self._receiver.connect(link)
-        folder = link.settings.get("folder")
-        return folder is None or Path(folder).is_dir()
+        with contextlib.suppress(OSError):
+            return "file" not in link.settings or file_identity(link.settings["file"]) == link.settings["identity"]
+        return False
 
     async def receive_weights(self, offer: WeightOffer, *buckets: np.ndarray) -> None:
         """Receive a version; `buckets` are its bytes, where this machine does not reach what was delivered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from actors.errors import WeightSyncError
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "visionthink-weights-"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def staging_root() -> Path:
@@ -27,6 +29,16 @@ def check_room(needed: int, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise WeightSyncError(_no_room(root, needed, free, "not enough room"))
+
+
+def file_identity(path: str) -> list[str | int]:
+    """The same for every process that reaches a file under this path, and for no other file of any machine.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = os.stat(path)
+    return [BOOT_ID.read_text(encoding="ascii").strip(), found.st_dev, found.st_ino]
 
 
 def write_version(buckets: Sequence[np.ndarray], root: Path) -> Path:

@@ -1,6 +1,8 @@
-"""The sending ends that need no GPU, and the thread that carries those that do."""
+"""The sending ends that need no GPU."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from actors.errors import WeightSyncError
 from actors.weights.layout import TensorSpec, lay_out
+from actors.weights.staging import file_identity
 from learner import transports
 from learner.transports import SharedMemoryEnd, open_end
 
@@ -39,23 +42,57 @@ def test_two_versions_take_turns_and_the_older_one_stays_readable(root):
     assert files[1].read_bytes() == bytes([2]) * LAYOUT.num_bytes
     assert files[2].read_bytes() == bytes([3]) * LAYOUT.num_bytes
     assert int(end.bucket(0)[0]) == 3, "read is what was sent last"
+    end.close()
 
 
-def test_what_is_reserved_is_two_versions_that_nobody_else_may_read(root):
+def test_what_is_reserved_is_two_versions_that_have_no_name_and_nobody_else_may_read(root):
     end = SharedMemoryEnd(LAYOUT)
-    (folder,) = root.iterdir()
-    assert end.settings() == {"folder": str(folder)}
-    assert folder.stat().st_mode & 0o077 == 0
-    held = [file.stat().st_blocks * 512 for file in folder.iterdir()]
-    assert held == [LAYOUT.num_bytes] * 2, "reserved, not only promised"
+    held = [send(end, value).stat() for value in (1, 2)]
+    assert [each.st_blocks * 512 for each in held] == [LAYOUT.num_bytes] * 2, "reserved, not only promised"
+    assert [each.st_mode & 0o077 for each in held] == [0, 0]
+    assert [each.st_dev for each in held] == [root.stat().st_dev] * 2, "where there is room for them"
+    assert not list(root.iterdir())
+    end.close()
 
 
 def test_nothing_is_left_after_close_and_it_can_be_closed_twice(root):
     end = SharedMemoryEnd(LAYOUT)
-    send(end, 1)
+    file = send(end, 1)
     end.close()
     end.close()
+    assert not file.exists()
+
+
+def test_another_process_reads_it_and_a_killed_owner_leaves_nothing(root):
+    program = (
+        "import sys, time\n"
+        "from learner import transports\n"
+        "from pathlib import Path\n"
+        "from tests.learner.test_transports import LAYOUT, send\n"
+        f"transports.staging_root = lambda: Path({str(root)!r})\n"
+        "end = transports.SharedMemoryEnd(LAYOUT)\n"
+        "print(send(end, 7), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            file = Path(owner.stdout.readline().strip())
+            assert file.read_bytes() == bytes([7]) * LAYOUT.num_bytes
+        finally:
+            owner.kill()
+    assert not file.exists()
     assert not list(root.iterdir())
+
+
+def test_only_the_file_itself_has_its_identity(root):
+    ends = [SharedMemoryEnd(LAYOUT) for _ in range(2)]
+    first, second = (end.settings() for end in ends)
+    assert file_identity(first["file"]) == first["identity"] != second["identity"]
+    ends[0].close()
+    with pytest.raises(OSError, match="No such file"):
+        file_identity(first["file"])
+    ends[1].close()
 
 
 def test_without_room_for_two_versions_the_reason_is_said(root, monkeypatch):

@@ -248,7 +248,7 @@ def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
     update(rank)
     assert rank.send_weights().offer.version == 1
     rank.close_weights()
-    assert not Path(link.settings["folder"]).exists()
+    assert not Path(link.settings["file"]).exists()
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):

@@ -26,7 +26,7 @@ REQUEST = PlayRequest(
     step=1,
     attempt=0,
 )
-OFFER = WeightOffer(version=1, num_buckets=3, delivery={"file": "/dev/shm/there"})
+OFFER = WeightOffer(version=1, num_buckets=3, delivery={"file": "/proc/77/fd/3"})
 UNAVAILABLE = exceptions.ActorUnavailableError("connection reset", None)
 DEAD = exceptions.ActorDiedError()
 LOST = exceptions.ObjectLostError("00", None, "")

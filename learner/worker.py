@@ -13,7 +13,7 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from actors.weights.layout import SentWeights, WeightLink
 from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
-from learner.batch import RankPlan
+from learner.batch import MicroBatchPlan, RankPlan
 from learner.collate import FullViews, MicroBatch, collate
 from learner.engine import (
     MOMENTS,
@@ -57,7 +57,8 @@ from learner.weight_sender import WeightSender
 class LearnerRank:
     """Model, optimizer and reference of one rank.
 
-    Call `start` first; before that, no memory or device is used.
+    Call `start` first; before that, no memory or device is used. With `is_off_policy`, older policies may have sampled
+    what it trains on, which the loss then corrects for.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LearnerRank:
         temperature: float,
         weights: WeightsConfig | None = None,
         transport: Transport = "shared_memory",
+        is_off_policy: bool = False,
     ) -> None:
         self._config = config
         self._model = model
@@ -80,6 +82,7 @@ class LearnerRank:
         self._temperature = temperature
         self._weights = weights or WeightsConfig()
         self._transport = transport
+        self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
         self._num_skipped_in_a_row = 0
         self._num_skipped = 0
@@ -139,16 +142,9 @@ class LearnerRank:
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
         clock = StageClock(self._device)
-        collated = prefetch_one(
-            (
-                collate(rows, full_views, self._spec, image_token_id=self._image_token_id)
-                for micro_batches in plan.mini_batches
-                for rows in micro_batches
-            ),
-            timeout_s=self._config.update_timeout_s,
-        )
-        with closing(collated):
-            steps = [self._learn(collated, len(micro_batches), clock) for micro_batches in plan.mini_batches]
+        proximal = self._proximal_logprobs(plan, full_views, clock)
+        with closing(self._collate(plan.mini_batches, full_views)) as collated:
+            steps = [self._learn(collated, proximal, len(micro_batches), clock) for micro_batches in plan.mini_batches]
         metrics = summarize_steps(steps)
         return UpdateReport(
             start_version=start_version,
@@ -163,7 +159,34 @@ class LearnerRank:
             },
         )
 
-    def _learn(self, collated: Iterator[MicroBatch], num_micro_batches: int, clock: StageClock) -> dict[str, float]:
+    def _collate(
+        self, mini_batches: Sequence[Sequence[MicroBatchPlan]], full_views: FullViews
+    ) -> Generator[MicroBatch, None, None]:
+        every = (rows for micro_batches in mini_batches for rows in micro_batches)
+        collated = (collate(rows, full_views, self._spec, image_token_id=self._image_token_id) for rows in every)
+        return prefetch_one(collated, timeout_s=self._config.update_timeout_s)
+
+    @torch.no_grad()
+    def _proximal_logprobs(self, plan: RankPlan, full_views: FullViews, clock: StageClock) -> Iterator[Tensor | None]:
+        """[N] of each micro-batch under the policy before the update; None where no other pass is needed to know them.
+
+        On-policy, the sampler's count as those. Off-policy, the first optimizer step starts from that very policy, and
+        later ones need a forward pass before it. A collective.
+        """
+        first, *later = plan.mini_batches
+        if not (self._is_off_policy and later):
+            return itertools.repeat(None)
+        with closing(self._collate(later, full_views)) as collated, clock.stage("proximal_s"):
+            found = [self._engine(batch.to(self._device))[0] for batch in collated]
+        return itertools.chain([None] * len(first), found)
+
+    def _learn(
+        self,
+        collated: Iterator[MicroBatch],
+        proximal: Iterator[Tensor | None],
+        num_micro_batches: int,
+        clock: StageClock,
+    ) -> dict[str, float]:
         """One optimizer step; its metrics over all ranks. `is_applied` is 0 for a skipped step."""
         totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
@@ -173,7 +196,7 @@ class LearnerRank:
             with clock.stage("reference_s"):
                 reference = self._reference_logprobs(batch)
             with clock.stage("forward_backward_s"):
-                output = self._loss(batch, reference)
+                output = self._loss(batch, next(proximal), reference)
                 self._engine.backward(output.loss)
                 totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
                 maxima = torch.maximum(maxima, output.maxima)
@@ -189,19 +212,25 @@ class LearnerRank:
             "is_applied": float(result.is_applied),
         }
 
-    def _loss(self, batch: MicroBatch, reference_logprobs_N: Tensor | None) -> LossOutput:
+    def _loss(
+        self, batch: MicroBatch, proximal_logprobs_N: Tensor | None, reference_logprobs_N: Tensor | None
+    ) -> LossOutput:
         logprobs_N, entropy_N = self._engine(batch)
+        if proximal_logprobs_N is None:
+            proximal_logprobs_N = logprobs_N.detach() if self._is_off_policy else batch.sampler_logprobs_N
         return grpo_loss(
             LossInputs(
                 logprobs_N=logprobs_N,
                 entropy_N=entropy_N,
                 sampler_logprobs_N=batch.sampler_logprobs_N,
+                proximal_logprobs_N=proximal_logprobs_N,
                 reference_logprobs_N=reference_logprobs_N,
                 advantages_N=batch.advantages_N,
                 weights_N=batch.weights_N,
             ),
             clip_low=self._config.clip_low,
             clip_high=self._config.clip_high,
+            importance_sampling_cap=self._config.importance_sampling_cap,
             kl_coefficient=self._config.kl_coefficient,
             entropy_coefficient=self._config.entropy_coefficient,
         )

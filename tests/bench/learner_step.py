@@ -72,12 +72,14 @@ class Peer:
                 logprobs_N=logprobs,
                 entropy_N=entropies,
                 sampler_logprobs_N=batch.sampler_logprobs_N,
+                proximal_logprobs_N=batch.sampler_logprobs_N,
                 reference_logprobs_N=reference,
                 advantages_N=batch.advantages_N,
                 weights_N=batch.weights_N,
             )
             coefficients = {"kl_coefficient": 1e-3, "entropy_coefficient": 1e-3}
-            grpo_loss(given, clip_low=0.2, clip_high=0.2, **coefficients).loss.backward()
+            clipping = {"clip_low": 0.2, "clip_high": 0.2, "importance_sampling_cap": 2.0}
+            grpo_loss(given, **clipping, **coefficients).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -65,6 +65,15 @@ class EpisodeId:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Consecutive tokens of a completion that were sampled under one version of the weights."""
+
+    version: int
+    """The learner's optimizer step."""
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One prompt and the completion sampled by the policy."""
 
@@ -74,8 +83,8 @@ class Turn:
     """[C] as sampled, including the end token if there is one."""
     logprobs: tuple[float, ...]
     """[C] of the sampled ids under the distribution they were sampled from."""
-    policy_version: int
-    """Version of the weights that sampled them: the learner's optimizer step."""
+    version_spans: tuple[VersionSpan, ...]
+    """Versions of the weights that sampled them, in order: several where the weights changed in mid turn."""
     finish_reason: FinishReason
     text: str
     """`completion_ids` decoded, without the end token."""
@@ -111,6 +120,15 @@ class Episode:
         return sum(len(turn.completion_ids) for turn in self.turns)
 
     @property
+    def oldest_version(self) -> int:
+        """The oldest version that sampled a token: what staleness counts from."""
+        return min(span.version for turn in self.turns for span in turn.version_spans)
+
+    @property
+    def newest_version(self) -> int:
+        return max(span.version for turn in self.turns for span in turn.version_spans)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """[T] the whole episode: the last turn's prompt and completion."""
         return self.turns[-1].prompt_ids + self.turns[-1].completion_ids
@@ -119,6 +137,9 @@ class Episode:
         assert self.turns, "an episode has a turn"
         for turn in self.turns:
             assert len(turn.completion_ids) == len(turn.logprobs), (len(turn.completion_ids), len(turn.logprobs))
+            num_spanned = sum(span.num_tokens for span in turn.version_spans)
+            assert turn.version_spans, "a turn has a version"
+            assert num_spanned == len(turn.completion_ids), (num_spanned, len(turn.completion_ids))
         for earlier, later in zip(self.turns, self.turns[1:], strict=False):
             history = earlier.prompt_ids + earlier.completion_ids
             assert later.prompt_ids[: len(history)] == history, "a turn's prompt starts with all previous turns"

@@ -13,7 +13,18 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from actors.episode import Episode, EpisodeId, Finish, FinishReason, SampleRef, Status, Turn, View, next_move
+from actors.episode import (
+    Episode,
+    EpisodeId,
+    Finish,
+    FinishReason,
+    SampleRef,
+    Status,
+    Turn,
+    VersionSpan,
+    View,
+    next_move,
+)
 from actors.errors import DataError
 from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
 from actors.prompts import ChatRenderer, parse_reply
@@ -38,7 +49,8 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    policy_version: int
+    version_spans: tuple[VersionSpan, ...]
+    """As in `Turn`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +172,7 @@ def _turn(prompt_ids: tuple[int, ...], completion: Completion, text: str, image:
         prompt_ids=prompt_ids,
         completion_ids=completion.token_ids,
         logprobs=completion.logprobs,
-        policy_version=completion.policy_version,
+        version_spans=completion.version_spans,
         finish_reason=completion.finish_reason,
         text=text,
         view=view,

@@ -24,6 +24,7 @@ from actors.errors import RunError
 from cluster.fleet import Fleet
 from cluster.judging.watch import JudgeWatch
 from cluster.score import roll_out, score_group
+from cluster.staleness import PublishedVersions, staleness_fault
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from cluster.waits import VerdictWait
 from configs.schema import Config
@@ -56,6 +57,7 @@ class Collector:
         prompts: PromptCursor,
         skips: SkipLedger,
         judge_watch: JudgeWatch,
+        published: PublishedVersions,
         last_step: int,
         on_group: Callable[[], None] = lambda: None,
         on_batch: Callable[[], None] = lambda: None,
@@ -65,6 +67,7 @@ class Collector:
         self._prompts = prompts
         self._skips = skips
         self._judge_watch = judge_watch
+        self._published = published
         self._last_step = last_step
         self._on_group = on_group
         self._on_batch = on_batch
@@ -117,7 +120,7 @@ class Collector:
                     break
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 self._judge_watch.check()
-                for group in (task.result() for task in done):
+                for group in (self._checked(task.result()) for task in done):
                     self._on_group()
                     match group:
                         case LostGroup():
@@ -141,6 +144,14 @@ class Collector:
             seconds=loop_time() - started,
             judge_wait_s=self._wait.seconds - waited_s,
         )
+
+    def _checked(self, group: ScoredGroup | LostGroup) -> ScoredGroup | LostGroup:
+        """The group, or its loss if it is too old for the current batch."""
+        if isinstance(group, LostGroup):
+            return group
+        most = self._config.train.max_staleness
+        fault = staleness_fault(group.played, self._num_begun - 1, self._published, most)
+        return group if fault is None else LostGroup(ref=group.played.ref, reason=fault, is_skipped_row=False)
 
     def _take(self, num_groups: int) -> list[_Draw]:
         """Groups for the current batch; those drawn ahead come first, in order."""

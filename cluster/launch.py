@@ -141,16 +141,18 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         step = await checkpoints.restore(checkpoint) if checkpoint else 0
         write_atomically(folder / CONFIG, to_yaml(config))
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
+        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
         yield Parts(
             fleet=fleet,
             learner=learner,
-            weights=WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s),
+            weights=weights,
             collector=Collector(
                 fleet,
                 config,
                 prompts=prompts,
                 skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
                 judge_watch=watch,
+                published=weights.published,
                 last_step=step,
                 on_group=display.group_done,
                 on_batch=display.batch_done,

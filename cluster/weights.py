@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from actors.errors import RolloutError, WeightSyncError
 from actors.fleet.pool import RolloutPool, Worker
 from actors.weights.layout import SentWeights, WeightLink, WeightOffer
+from cluster.staleness import PublishedVersions
 from learner.group import LearnerGroup
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class WeightChannel:
     """Publishes the learner's weights to all rollout workers."""
 
     def __init__(self, learner: LearnerGroup, rollouts: RolloutPool, *, timeout_s: float) -> None:
+        self.published = PublishedVersions()
         self._learner = learner
         self._rollouts = rollouts
         self._timeout_s = timeout_s
@@ -70,6 +72,7 @@ class WeightChannel:
             LearnerError: a rank died.
         """
         started = time.monotonic()
+        self.published.add(self._learner.version)
         failures: Counter[str] = Counter()
         while True:
             try:

@@ -49,6 +49,9 @@ class LearnerConfig:
     """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
     clip_high: float = 0.2
     """Upper clip range: the probability ratio is clipped at 1 + clip_high."""
+    importance_sampling_cap: float = 2.0
+    """With `train.max_staleness` above 0: cap of the importance weight of a token, the ratio of its probabilities under
+    the policy before the update and under the one that sampled it (truncated importance sampling)."""
     kl_coefficient: float = 0.001
     """Coefficient of the KL to the frozen reference policy (k3 estimator); 0 loads no reference model."""
     entropy_coefficient: float = 0.001
@@ -83,6 +86,10 @@ class LearnerConfig:
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
         for name in ("clip_low", "clip_high"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
+        cap = self.importance_sampling_cap
+        require(
+            cap >= 1, "learner.importance_sampling_cap", cap, "must be at least 1, the weight of an on-policy token"
+        )
         betas = self.adam_betas
         require(
             all(0 <= beta < 1 for beta in betas),
@@ -99,6 +106,7 @@ class LearnerConfig:
 
 
 Transport = Literal["shared_memory", "nccl", "ipc"]
+InFlight = Literal["drain", "keep", "recompute"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +116,10 @@ class WeightsConfig:
     CPU and where some GPUs are shared. `shared_memory` works everywhere; between nodes through Ray's object store."""
     timeout_s: float = 120.0
     """Timeout of each phase of a weight sync: connecting, sending and receiving, committing."""
+    in_flight: Literal["drain", "keep", "recompute"] = "drain"
+    """Turns in flight when a version arrives. `drain`: new turns wait until they have ended. `keep`: they go on under
+    the new weights with the KV cache that they have. `recompute`: they go on, and their KV cache is recomputed. Only
+    with `train.max_staleness` above 0 are there any."""
     bucket_mib: int = 512
     """Maximum size of the buckets in which weights are sent; the learner needs two of them beside the model."""
 

@@ -10,7 +10,7 @@ Legend: N generated tokens of a micro-batch, S visual tokens of all views of a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -31,21 +31,42 @@ from learner.timing import StageClock
 class Trainer:
     """Accumulates pieces and steps. All methods but `take_seconds` are collectives."""
 
-    def __init__(self, engine: LearnerEngine, reference: Callable[..., Any] | None, config: LearnerConfig) -> None:
+    def __init__(
+        self,
+        engine: LearnerEngine,
+        reference: Callable[..., Any] | None,
+        config: LearnerConfig,
+        *,
+        is_off_policy: bool = False,
+    ) -> None:
         self._engine = engine
         self._reference = reference
         self._config = config
+        self._is_off_policy = is_off_policy
         self._device = engine.device
         self._clock = StageClock(self._device)
         self._reset_totals()
         self.num_skipped_in_a_row = 0
         self.num_skipped = 0
 
-    def accumulate(self, piece: PiecePlan, collator: Collator) -> None:
+    @torch.no_grad()
+    def score(self, piece: PiecePlan, collator: Collator) -> list[Tensor]:
+        """Log-probabilities [N] of each micro-batch of a piece under the present policy."""
+        features_SW = torch.cat([self._engine(each) for each in self._vision_passes(piece, collator)]).float()
+        with self._clock.stage("proximal_s"):
+            return [self._engine(batch, features_SW)[0] for batch in self._micro_batches(piece, collator)]
+
+    def accumulate(
+        self, piece: PiecePlan, collator: Collator, proximal_logprobs: Sequence[Tensor] | None = None
+    ) -> None:
         """Add the gradients of a piece to those since the last step.
 
         Vision passes and micro-batches are collated on the host, the next one while the device works on the one before
         it, so that micro-batches in memory do not grow with the piece.
+
+        Args:
+            proximal_logprobs: [N] of each micro-batch under the policy before the update; None where that is the
+                present policy, or the one that sampled.
 
         Raises:
             LearnerError: images and placeholders disagree.
@@ -54,12 +75,8 @@ class Trainer:
         features_SW = torch.cat([each.detach() for each in encoded]).float().requires_grad_(self._config.train_vision)
         if encoded[0].grad_fn is None:
             encoded = []
-        ahead = prefetch_one(map(collator.micro_batch, piece.micro_batches), timeout_s=self._config.update_timeout_s)
-        with closing(ahead):
-            for _ in piece.micro_batches:
-                with self._clock.stage("collate_s"):
-                    batch = next(ahead).to(self._device)
-                self._learn(batch, features_SW, reference_SW)
+        for index, batch in enumerate(self._micro_batches(piece, collator)):
+            self._learn(batch, features_SW, proximal_logprobs[index] if proximal_logprobs else None, reference_SW)
         if self._config.train_vision:
             assert features_SW.grad is not None, "every micro-batch reads the features"
             self._backpropagate_vision(passes, encoded, features_SW.grad)
@@ -107,25 +124,46 @@ class Trainer:
         encoded: list[Tensor] = []
         by_reference: list[Tensor] = []
         keeps_graph = len(piece.vision_passes) == 1 and self._keeps_graphs
+        for vision_pass in self._vision_passes(piece, collator):
+            passes.append(vision_pass)
+            with self._clock.stage("vision_s"), torch.set_grad_enabled(keeps_graph):
+                encoded.append(self._engine(vision_pass))
+            with self._clock.stage("reference_s"), torch.no_grad():
+                if self._reference is not None:
+                    by_reference.append(self._reference(vision_pass))
+        return passes, encoded, torch.cat(by_reference) if by_reference else None
+
+    def _vision_passes(self, piece: PiecePlan, collator: Collator) -> Iterator[VisionPass]:
+        """The vision passes of a piece on the device."""
         ahead = prefetch_one(map(collator.vision_pass, piece.vision_passes), timeout_s=self._config.update_timeout_s)
         with closing(ahead):
             for _ in piece.vision_passes:
                 with self._clock.stage("collate_s"):
-                    passes.append(next(ahead).to(self._device))
-                with self._clock.stage("vision_s"), torch.set_grad_enabled(keeps_graph):
-                    encoded.append(self._engine(passes[-1]))
-                with self._clock.stage("reference_s"), torch.no_grad():
-                    if self._reference is not None:
-                        by_reference.append(self._reference(passes[-1]))
-        return passes, encoded, torch.cat(by_reference) if by_reference else None
+                    vision_pass = next(ahead).to(self._device)
+                yield vision_pass
 
-    def _learn(self, batch: MicroBatch, features_SW: Tensor, reference_SW: Tensor | None) -> None:
+    def _micro_batches(self, piece: PiecePlan, collator: Collator) -> Iterator[MicroBatch]:
+        """The micro-batches of a piece on the device."""
+        ahead = prefetch_one(map(collator.micro_batch, piece.micro_batches), timeout_s=self._config.update_timeout_s)
+        with closing(ahead):
+            for _ in piece.micro_batches:
+                with self._clock.stage("collate_s"):
+                    batch = next(ahead).to(self._device)
+                yield batch
+
+    def _learn(
+        self,
+        batch: MicroBatch,
+        features_SW: Tensor,
+        proximal_logprobs_N: Tensor | None,
+        reference_SW: Tensor | None,
+    ) -> None:
         reference_logprobs_N = None
         with self._clock.stage("reference_s"), torch.no_grad():
             if self._reference is not None:
                 reference_logprobs_N = self._reference(batch, reference_SW)[0]
         with self._clock.stage("forward_backward_s"):
-            output = self._loss(batch, features_SW, reference_logprobs_N)
+            output = self._loss(batch, features_SW, proximal_logprobs_N, reference_logprobs_N)
             self._engine.backward(output.loss)
             self._totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
             self._maxima = torch.maximum(self._maxima, output.maxima)
@@ -138,19 +176,29 @@ class Trainer:
                 features = encoded[index] if encoded else self._engine(passes[index])
                 self._engine.backward_through(features, gradient)
 
-    def _loss(self, batch: MicroBatch, features_SW: Tensor, reference_logprobs_N: Tensor | None) -> LossOutput:
+    def _loss(
+        self,
+        batch: MicroBatch,
+        features_SW: Tensor,
+        proximal_logprobs_N: Tensor | None,
+        reference_logprobs_N: Tensor | None,
+    ) -> LossOutput:
         logprobs_N, entropy_N = self._engine(batch, features_SW)
+        if proximal_logprobs_N is None:
+            proximal_logprobs_N = logprobs_N.detach() if self._is_off_policy else batch.sampler_logprobs_N
         return grpo_loss(
             LossInputs(
                 logprobs_N=logprobs_N,
                 entropy_N=entropy_N,
                 sampler_logprobs_N=batch.sampler_logprobs_N,
+                proximal_logprobs_N=proximal_logprobs_N,
                 reference_logprobs_N=reference_logprobs_N,
                 advantages_N=batch.advantages_N,
                 weights_N=batch.weights_N,
             ),
             clip_low=self._config.clip_low,
             clip_high=self._config.clip_high,
+            importance_sampling_cap=self._config.importance_sampling_cap,
             kl_coefficient=self._config.kl_coefficient,
             entropy_coefficient=self._config.entropy_coefficient,
         )

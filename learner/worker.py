@@ -11,7 +11,7 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ from learner.weight_sender import WeightSender
 class LearnerRank:
     """Model, optimizer and reference of one rank.
 
-    Call `start` first; before that, no memory or device is used.
+    Call `start` first; before that, no memory or device is used. With `is_off_policy`, older policies may have sampled
+    what it trains on, which the loss then corrects for.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LearnerRank:
         temperature: float,
         weights: WeightsConfig | None = None,
         transport: Transport = "shared_memory",
+        is_off_policy: bool = False,
     ) -> None:
         self._config = config
         self._model = model
@@ -75,6 +77,7 @@ class LearnerRank:
         self._temperature = temperature
         self._weights = weights or WeightsConfig()
         self._transport = transport
+        self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
 
     def rendezvous(self) -> tuple[str, int]:
@@ -122,7 +125,7 @@ class LearnerRank:
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             reference = self._load_reference()
-        self._trainer = Trainer(self._engine, reference, self._config)
+        self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """One optimizer step per mini-batch of the plan. A collective.
@@ -131,9 +134,10 @@ class LearnerRank:
             LearnerError: images and placeholders disagree, or too many consecutive steps were non-finite.
         """
         started, start_version = time.monotonic(), self._engine.optimizer_step
+        proximal = self._proximal_logprobs(plan, full_views)
         steps = []
-        for piece in plan.mini_batches:
-            self.accumulate(piece, full_views)
+        for piece, scored in zip(plan.mini_batches, proximal, strict=True):
+            self.accumulate(piece, full_views, scored)
             steps.append(self.step())
         metrics = summarize_steps(steps)
         return UpdateReport(
@@ -151,16 +155,35 @@ class LearnerRank:
             },
         )
 
-    def accumulate(self, piece: PiecePlan, full_views: FullViews) -> None:
+    def accumulate(
+        self, piece: PiecePlan, full_views: FullViews, proximal_logprobs: Sequence[Tensor] | None = None
+    ) -> None:
         """Add the gradients of some groups of a mini-batch to those since the last step. A collective.
+
+        Args:
+            proximal_logprobs: [N] of each micro-batch under the policy before the update; None where that is the
+                present policy, or the one that sampled.
 
         Raises:
             LearnerError: images and placeholders disagree.
         """
+        self._trainer.accumulate(piece, self._collator(full_views), proximal_logprobs)
+
+    def _collator(self, full_views: FullViews) -> Collator:
         kernel = choose_kernel(self._device.type, self._dtype)
-        self._trainer.accumulate(
-            piece, Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
-        )
+        return Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
+
+    def _proximal_logprobs(self, plan: RankPlan, full_views: FullViews) -> list[list[Tensor] | None]:
+        """For each mini-batch [N] of its micro-batches under the policy before the update; None where no other pass is
+        needed to know them.
+
+        On-policy, the sampler's count as those. Off-policy, the first optimizer step starts from that very policy, and
+        later ones need a forward pass before it. A collective.
+        """
+        if not self._is_off_policy:
+            return [None] * len(plan.mini_batches)
+        later = plan.mini_batches[1:]
+        return [None, *(self._trainer.score(piece, self._collator(full_views)) for piece in later)]
 
     def step(self) -> dict[str, float]:
         """One optimizer step with what was accumulated; its metrics over all ranks. A collective.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn
+from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn, VersionSpan
 from actors.errors import RolloutError
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
 from actors.prompts import TOOL_CALL
@@ -37,7 +37,7 @@ class ScriptedEngine:
             token_ids=token_ids,
             logprobs=tuple(-0.5 for _ in token_ids),
             finish_reason="length" if self._finish_reason == "length" else "stop",
-            policy_version=len(self.calls),
+            version_spans=(VersionSpan(version=len(self.calls), num_tokens=len(token_ids)),),
         )
 
 
@@ -46,7 +46,7 @@ def make_turn(view: str = "quarter", *, version: int = 0, prompt: tuple[int, ...
         prompt_ids=prompt,
         completion_ids=(3, 4),
         logprobs=(-0.1, -0.2),
-        policy_version=version,
+        version_spans=(VersionSpan(version=version, num_tokens=2),),
         finish_reason="stop",
         text="said",
         view="full" if view == "full" else "quarter",

@@ -20,6 +20,7 @@ OWNERS = {
     "vllm": (
         "actors/engine/vllm_engine.py",
         "actors/engine/vllm_extension.py",
+        "actors/engine/running_turns.py",
         "actors/engine/transfer.py",
         "actors/engine/parameters.py",
         "actors/engine/nccl_group.py",
@@ -38,6 +39,7 @@ PURE = (
     "configs/seeds.py",
     "actors/engine/budget.py",
     "actors/engine/gate.py",
+    "actors/engine/running_turns.py",
     "actors/fleet/cutting.py",
     "actors/fleet/pool.py",
     "actors/fleet/suspicion.py",
@@ -88,6 +90,7 @@ PURE = (
     "cluster/preflight/environment.py",
     "cluster/jobs/package.py",
     "cluster/lookahead.py",
+    "cluster/staleness.py",
     "cluster/preflight/machine.py",
     "cluster/preflight/model_files.py",
     "cluster/preflight/checks.py",

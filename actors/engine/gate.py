@@ -32,14 +32,15 @@ class TurnGate:
                 self._changed.notify_all()
 
     @contextlib.asynccontextmanager
-    async def closed(self) -> AsyncIterator[None]:
-        """Entered once no turn is in flight; no turn starts until it is left."""
+    async def closed(self, *, drain: bool) -> AsyncIterator[None]:
+        """No turn starts until it is left; with `drain` it is entered once no turn is in flight."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._closed)
             self._closed = True
         try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._num_inside == 0)
+            if drain:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._num_inside == 0)
             yield
         finally:
             async with self._changed:

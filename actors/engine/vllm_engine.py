@@ -1,8 +1,8 @@
-"""vLLM behind the `Generate` protocol. With `vllm_extension.py`, the only code that uses vLLM (0.26 to 0.33).
+"""vLLM behind the `Generate` protocol. With the files beside it, all of a rollout worker that knows vLLM (0.26-0.33).
 
 Token ids go in and come out. Log-probabilities are those of the distribution that was sampled from: after temperature
-and after the vision tokens were ruled out. A turn is sampled under one version of the weights: a commit waits until
-the turns in flight have ended, and holds new ones back meanwhile.
+and after the vision tokens were ruled out. A commit holds new turns back and either waits until the turns in flight
+have ended, or takes place between two engine steps, so that they go on under the new version (`weights.in_flight`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, get_args
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
 from actors.engine.gate import TurnGate
 from actors.engine.owner import own_engines
+from actors.engine.running_turns import RunningTurns, vllm_labels_tokens
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
 from actors.play import Completion, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
-from configs.schema import ModelConfig, RolloutConfig, Transport
+from configs.schema import InFlight, ModelConfig, RolloutConfig, Transport
 
 EXTENSION = "actors.engine.vllm_extension.WeightExtension"
 POLL_S = 0.001
@@ -56,6 +57,7 @@ class VllmEngine:
         image_pad_id: int,
         forbidden_ids: Sequence[int],
         transport: Transport,
+        in_flight: InFlight,
         can_sleep: bool,
         seed: int,
     ) -> None:
@@ -74,11 +76,14 @@ class VllmEngine:
         self._end_id = end_id
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)
+        self._in_flight = in_flight
+        self._turns = RunningTurns(self._engine, has_labels=vllm_labels_tokens())
         self._gate = TurnGate()
         self._numbers = itertools.count()
         self._is_staged = True
         self._is_asleep = False
         self._standstill = contextlib.AsyncExitStack()
+        self._still_since = 0.0
         self._timeout_s = 0.0
         self.version = -1
 
@@ -95,28 +100,32 @@ class VllmEngine:
             version = self.version
             if version < 0:
                 raise RolloutError("the engine has no verified weights")
-            output = await self._generate(self._prompt(prompt_ids, images, version), self._params(sampling))
+            request_id = str(next(self._numbers))
+            with self._turns.running(request_id):
+                prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling)
+                output = await self._generate(prompt, params, request_id)
+                (choice,) = output.outputs
+                spans = self._turns.spans(request_id, choice)
         if tuple(output.prompt_token_ids) != prompt_ids:
             raise SampleError(
                 f"the engine read a prompt of {len(output.prompt_token_ids)} tokens, {len(prompt_ids)} were rendered: "
                 "its image processor counts visual tokens differently"
             )
-        (choice,) = output.outputs
         token_ids = tuple(choice.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
         if choice.finish_reason not in get_args(FinishReason):
             raise SampleError(f"the engine ended a turn with {choice.finish_reason!r}")
         reason: FinishReason = choice.finish_reason
-        return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, policy_version=version)
+        return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 
-    async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
+    async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
         from vllm import exceptions
         from vllm.v1.engine.exceptions import EngineGenerateError
 
         last = None
         try:
             with _named_death():
-                async for output in self._engine.generate(prompt, params, request_id=str(next(self._numbers))):
+                async for output in self._engine.generate(prompt, params, request_id=request_id):
                     last = output
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
@@ -131,7 +140,7 @@ class VllmEngine:
         return {
             "prompt_token_ids": collapse_placeholders(prompt_ids, self._image_pad_id),
             "multi_modal_data": {"image": [image.picture for image in images]},
-            # No cache of other weights is used again: neither of encoded pictures, nor of prefixes.
+            # No later turn uses a cache of other weights: neither of encoded pictures, nor of prefixes.
             "multi_modal_uuids": {"image": [f"{image.key}@{version}" for image in images]},
             "cache_salt": f"version {version}",
         }
@@ -165,22 +174,22 @@ class VllmEngine:
         self._is_staged = all(await self._call("weights_are_staged"))
 
     async def receive_weights(self, offer: WeightOffer) -> None:
-        """Receive a version, beside the one in use if there is room, else in its place and between turns.
+        """Receive a version, beside the one in use if there is room, else in its place while nothing is generated.
 
         Raises:
             WeightSyncError: that failed, or took too long.
         """
         if not self._is_staged:
-            await self._stand_still()
+            await self._stand_still(drain=self._in_flight == "drain")
         await self._in_background("receive_weights", offer.delivery)
 
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
-        """Serve the received version from the next turn on; returns the seconds for which no turn was in flight.
+        """Serve the received version; returns the seconds for which nothing was generated.
 
-        Caches need no reset: the version is part of every key (`_prompt`).
+        Turns that start later share no cache with earlier ones: the version is part of every key (`_prompt`). Those in
+        flight have ended (`drain`), or go on with their KV cache (`keep`) or without it (`recompute`).
         """
-        await self._stand_still()
-        started = time.perf_counter()
+        await self._stand_still(drain=self._in_flight == "drain")
         self.version = -1
         if self._is_asleep:
             with _named_death():
@@ -192,13 +201,17 @@ class VllmEngine:
             with _named_death():
                 await self._engine.wake_up(["kv_cache"])
             self._is_asleep = False
-        self.version = version
-        await self._standstill.aclose()
-        return time.perf_counter() - started
+        with _named_death():
+            if self._in_flight == "recompute":
+                await self._turns.forget()
+            await self._turns.set_version(version)
+            self.version = version
+            await self._standstill.aclose()
+        return time.perf_counter() - self._still_since
 
     async def sleep(self) -> None:
         """Give the memory of weights and KV cache back to the GPU until the next version is committed."""
-        await self._stand_still()
+        await self._stand_still(drain=True)
         self.version = -1
         with _named_death():
             await self._engine.sleep(level=2)  # the weights are not kept: a version follows
@@ -208,10 +221,16 @@ class VllmEngine:
         """Leave the learner, whatever is under way."""
         await self._call("disconnect_weights")
 
-    async def _stand_still(self) -> None:
-        """Hold new turns back and wait for those in flight, until `_standstill` is closed."""
-        if not self._gate.is_closed:
-            await self._standstill.enter_async_context(self._gate.closed())
+    async def _stand_still(self, *, drain: bool) -> None:
+        """Hold new turns back, and wait for those in flight or freeze them, until `_standstill` is closed."""
+        if self._gate.is_closed:
+            return
+        await self._standstill.enter_async_context(self._gate.closed(drain=drain))
+        if not drain:
+            with _named_death():
+                await self._turns.freeze()
+            self._standstill.push_async_callback(self._turns.resume)
+        self._still_since = time.perf_counter()
 
     async def _in_background(self, method: str, *arguments: Any) -> None:
         """Start something in the engine's processes and wait for its end, while they go on generating."""
@@ -239,18 +258,25 @@ class VllmEngine:
             answers: list[Any] = await self._engine.collective_rpc(method, args=arguments)
         return answers
 
-    def accept_loaded_weights(self) -> None:
+    async def accept_loaded_weights(self) -> None:
         """Serve the weights that the engine loaded from disk, as version 0."""
+        with _named_death():
+            await self._turns.set_version(0)
         self.version = 0
 
     async def check_health(self) -> None:
         """Generate one token, bypassing the gate and with any weights; RolloutError if that fails.
 
-        vLLM's own check looks at whether the engine's process reported a failure. One that hangs reports none.
+        vLLM's own check looks at whether the engine's process reported a failure. One that hangs reports none. Of a
+        frozen engine, that it answers is enough.
         """
         from vllm import SamplingParams
 
-        await self._generate({"prompt_token_ids": [self._end_id]}, SamplingParams(max_tokens=1, detokenize=False))
+        with _named_death():
+            if await self._turns.is_frozen():
+                return
+        prompt, params = {"prompt_token_ids": [self._end_id]}, SamplingParams(max_tokens=1, detokenize=False)
+        await self._generate(prompt, params, str(next(self._numbers)))
 
     def shutdown(self) -> None:
         self._engine.shutdown()

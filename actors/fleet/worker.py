@@ -19,9 +19,9 @@ from actors.images import ViewSpec
 from actors.play import PlayRequest, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.weights.layout import WeightLink, WeightOffer
-from actors.weights.receiver import SyncState, WeightReceiver
+from actors.weights.receiver import WeightReceiver
 from actors.weights.staging import file_identity, staging_root, write_version
-from configs.schema import DataConfig, ModelConfig, RolloutConfig, Transport
+from configs.schema import DataConfig, InFlight, ModelConfig, RolloutConfig, Transport
 
 
 class RolloutWorker:
@@ -34,6 +34,7 @@ class RolloutWorker:
         rollout: RolloutConfig,
         data: DataConfig,
         transport: Transport,
+        in_flight: InFlight,
         can_sleep: bool,
         seed: int,
     ) -> None:
@@ -52,6 +53,7 @@ class RolloutWorker:
             image_pad_id=self._renderer.image_pad_id,
             forbidden_ids=vision_token_ids(tokenizer),
             transport=transport,
+            in_flight=in_flight,
             can_sleep=can_sleep,
             seed=seed,
         )
@@ -65,7 +67,7 @@ class RolloutWorker:
             RolloutError: the engine failed, or has no verified weights.
             DataError: the data set as a whole cannot be read here.
         """
-        if self._receiver.state is not SyncState.CURRENT:
+        if not self._receiver.takes_groups:
             raise RolloutError("this worker has no verified weights")
         dataset = await self._dataset(request.ref.dataset)
         try:
@@ -129,7 +131,7 @@ class RolloutWorker:
 
     async def serve_loaded_weights(self) -> None:
         """Accept the weights that the engine loaded from `model.path`, for runs without a learner."""
-        self._engine.accept_loaded_weights()
+        await self._engine.accept_loaded_weights()
         self._receiver.accept_loaded_weights()
 
     async def check_health(self) -> int:

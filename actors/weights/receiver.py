@@ -36,7 +36,7 @@ class WeightTarget(Protocol):
         """Receive a version. Generation goes on if it is staged, and stands still until the commit if not."""
 
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
-        """Serve the received version from the next turn on, if its digests are these.
+        """Serve the received version, if its digests are these.
 
         Returns the seconds for which nothing could be generated.
         """
@@ -54,9 +54,15 @@ class WeightReceiver:
     def __init__(self, target: WeightTarget) -> None:
         self._target = target
         self._received: int | None = None
+        self._is_replacing = False
         self._one_at_a_time = asyncio.Lock()
         self.state = SyncState.STALE
         self.version = -1
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether groups may arrive: the engine is CURRENT, or holds their turns back while a version replaces it."""
+        return self.state is SyncState.CURRENT or self._is_replacing
 
     def accept_loaded_weights(self) -> None:
         """Accept the weights that the engine loaded from disk as version 0."""
@@ -81,9 +87,12 @@ class WeightReceiver:
         async with self._one_at_a_time:
             self._received = None
             if not self._target.is_staged:
-                self.state = SyncState.STALE
-            await self._target.receive_weights(offer)
-            self._received = offer.version
+                self._is_replacing, self.state = self.takes_groups, SyncState.STALE
+            try:
+                await self._target.receive_weights(offer)
+                self._received = offer.version
+            finally:
+                self._is_replacing = self._is_replacing and self._received is not None
 
     async def commit(self, version: int, digests: Sequence[int]) -> float:
         """Serve the received version; returns the seconds of the pause.
@@ -104,9 +113,9 @@ class WeightReceiver:
         self._received = None
         state = SyncState.STALE
         try:
-            # Groups keep arriving while turns in flight finish; the engine holds their turns back, so none is rejected.
+            # Groups keep arriving meanwhile; the engine holds their turns back, so none is rejected.
             pause_s = await self._target.commit_weights(version, digests)
             state, self.version = SyncState.CURRENT, version
         finally:
-            self.state = state
+            self._is_replacing, self.state = False, state
         return pause_s

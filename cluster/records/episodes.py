@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cluster.records.files import replace_atomically
 from cluster.step import ScoredGroup, StepBatch
 from judge.verdict import Outcome, Verdict
 
+VERSION_SPAN = pa.struct([("version", pa.int64()), ("num_tokens", pa.int32())])
 TURN = pa.struct(
     [
         ("text", pa.string()),
@@ -24,7 +26,7 @@ TURN = pa.struct(
         ("num_prompt_tokens", pa.int32()),
         ("completion_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),
-        ("policy_version", pa.int64()),
+        ("version_spans", pa.list_(VERSION_SPAN)),
         ("finish_reason", pa.string()),
     ]
 )
@@ -56,7 +58,8 @@ EPISODES = pa.schema(
         ("reward", pa.float64()),
         ("advantage", pa.float64()),
         ("is_trained", pa.bool_()),
-        ("policy_versions", pa.list_(pa.int64())),
+        ("oldest_version", pa.int64()),
+        ("newest_version", pa.int64()),
         ("turns", pa.list_(TURN)),
     ]
 )
@@ -122,7 +125,8 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
         "prompt_tokens": outcome.usage.prompt_tokens,
         "reply_tokens": outcome.usage.reply_tokens,
         "is_trained": False,
-        "policy_versions": [turn.policy_version for turn in episode.turns],
+        "oldest_version": episode.oldest_version,
+        "newest_version": episode.newest_version,
         "turns": [
             {
                 "text": turn.text,
@@ -131,7 +135,7 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
                 "num_prompt_tokens": len(turn.prompt_ids),
                 "completion_ids": turn.completion_ids,
                 "logprobs": turn.logprobs,
-                "policy_version": turn.policy_version,
+                "version_spans": [asdict(span) for span in turn.version_spans],
                 "finish_reason": turn.finish_reason,
             }
             for turn in episode.turns

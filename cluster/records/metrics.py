@@ -63,7 +63,7 @@ def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
     play = score_play([(group.played, group.outcomes) for group in scored])
     rewards: list[Reward] = [reward for group in scored for reward in group.rewards if reward is not None]
     episodes = [episode for group in scored for episode in group.played.episodes]
-    versions = [turn.policy_version for group in batch.trained for e in group.played.episodes for turn in e.turns]
+    trained = [episode for group in batch.trained for episode in group.played.episodes]
     figures = {
         "reward/mean": mean(reward.total for reward in rewards),
         "reward/accuracy": play.accuracy,
@@ -74,7 +74,8 @@ def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
         "policy/ask_share_unneeded": play.ask_share_unneeded,
         "policy/visual_token_share": play.visual_token_share,
         "policy/completion_tokens": mean(episode.num_generated_tokens for episode in episodes),
-        "policy/staleness_max": max((policy_version - version for version in versions), default=None),
+        "policy/staleness_max": max((policy_version - episode.oldest_version for episode in trained), default=None),
+        "policy/mixed_version_share": mean(e.oldest_version != e.newest_version for e in trained),
         "groups/trained": len(batch.trained),
         "groups/no_signal": len(batch.without_signal),
         "groups/lost": sum(not group.is_skipped_row for group in batch.lost),

@@ -116,6 +116,7 @@ def render_episode(row: Row, views: Views | str) -> str:
     is_correct = row.get("is_correct")
     verdict = "no verdict" if is_correct is None else "right" if is_correct else "wrong"
     need = {None: "need not recorded", True: "full view needed", False: "full view not needed"}
+    versions = {span["version"] for turn in row.get("turns") or () for span in turn.get("version_spans") or ()}
     facts = (
         ("reference", row.get("reference")),
         ("answer", row.get("answer")),
@@ -123,7 +124,7 @@ def render_episode(row: Row, views: Views | str) -> str:
         ("status", f"{row.get('status')}, {'well formed' if row.get('is_well_formed') else 'malformed'}"),
         ("reward", _number(row.get("reward"))),
         ("advantage", _number(row.get("advantage"))),
-        ("policy versions", ", ".join(str(version) for version in row.get("policy_versions") or ())),
+        ("policy versions", ", ".join(str(version) for version in sorted(versions))),
     )
     asked = "tool call" if row.get("asked") else "direct answer"
     return "\n".join(
@@ -197,9 +198,10 @@ def _pictures(views: Views | str) -> str:
 
 
 def _turn(number: int, turn: dict[str, Any]) -> str:
+    spans = ", ".join(f"{s['num_tokens']} under version {s['version']}" for s in turn.get("version_spans") or ())
     caption = (
         f"turn {number}: {turn.get('view')} view, {turn.get('num_visual_tokens')} visual tokens, "
-        f"{len(turn.get('completion_ids') or ())} tokens sampled with policy version {turn.get('policy_version')}, "
+        f"{len(turn.get('completion_ids') or ())} tokens sampled ({spans or '-'}), "
         f"finish reason {turn.get('finish_reason')}"
     )
     return f'<div class="small">{escape(caption)}</div><pre>{escape(str(turn.get("text")))}</pre>'

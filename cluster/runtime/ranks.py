@@ -179,6 +179,7 @@ def start_learner(config: Config, placement: Placement) -> LearnerGroup:
             temperature=config.rollout.temperature,
             weights=config.weights,
             transport=config.transport,
+            is_off_policy=config.train.max_staleness > 0,
         )
         return RayRank(actor, rank)
 

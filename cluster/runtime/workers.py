@@ -103,6 +103,7 @@ def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
                 rollout=config.rollout,
                 data=config.data,
                 transport=config.transport,
+                in_flight=config.weights.in_flight,
                 can_sleep=config.engines_sleep,
                 seed=derive_seed(config.run.seed, "rollout worker", i),
             ),

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from actors.episode import Episode, EpisodeId, Finish, ShowFull, Status, next_move
+from actors.episode import Episode, EpisodeId, Finish, ShowFull, Status, VersionSpan, next_move
 from actors.prompts import Answer, Malformed, ToolCall
 from tests.fakes import make_episode, make_turn
 
@@ -29,6 +31,25 @@ def test_figures_of_an_episode_come_from_its_turns():
     assert (direct.asked, direct.num_visual_tokens, direct.num_generated_tokens) == (False, 16, 2)
     assert (asked.asked, asked.num_visual_tokens, asked.num_generated_tokens) == (True, 80, 4)
     assert asked.token_ids == (1, 2, 3, 4, 5, 3, 4)
+
+
+def in_spans(*spans):
+    """A direct episode of two tokens, sampled in these spans (version, tokens)."""
+    spans = tuple(VersionSpan(version=version, num_tokens=num_tokens) for version, num_tokens in spans)
+    return replace(make_episode(), turns=(replace(make_turn(), version_spans=spans),))
+
+
+def test_an_episode_is_as_old_as_its_oldest_token():
+    first, second = in_spans((3, 1), (5, 1)), make_episode(asked=True, version=7)
+    both = replace(first, turns=(first.turns[0], second.turns[1]))
+    assert (first.oldest_version, first.newest_version) == (3, 5)
+    assert (both.oldest_version, both.newest_version) == (3, 7)
+
+
+@pytest.mark.parametrize("spans", [(), [(3, 1)], [(3, 1), (5, 2)]])
+def test_versions_that_do_not_cover_each_token_once_are_a_bug(spans):
+    with pytest.raises(AssertionError):
+        in_spans(*spans)
 
 
 def test_a_second_turn_that_retells_the_first_is_a_bug():

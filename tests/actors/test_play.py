@@ -3,7 +3,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from actors.episode import EpisodeId, Status
+from actors.episode import EpisodeId, Status, VersionSpan
 from actors.errors import DataError
 from actors.images import ViewSpec
 from actors.play import Completion, make_views, play_episode, play_group, rules_for
@@ -52,7 +52,8 @@ async def test_asking_shows_the_full_view_and_continues_the_very_same_tokens(tok
     assert [turn.view for turn in episode.turns] == ["quarter", "full"]
     assert second.prompt_ids[: len(first.prompt_ids + first.completion_ids)] == first.prompt_ids + first.completion_ids
     assert generate.calls[1][1] == (views.quarter, views.full)
-    assert [turn.policy_version for turn in episode.turns] == [1, 2]
+    assert [span.version for turn in episode.turns for span in turn.version_spans] == [1, 2]
+    assert (episode.oldest_version, episode.newest_version) == (1, 2)
 
 
 async def test_a_second_request_is_malformed(tokenizer, renderer, views):
@@ -103,7 +104,8 @@ async def test_no_episode_of_a_group_waits_for_another(tokenizer, renderer, view
         if len(images) == 2:
             release.set()
         ids = tuple(encode((ASK if len(images) == 1 else DIRECT) + "<|im_end|>", add_special_tokens=False))
-        return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), finish_reason="stop", policy_version=0)
+        spans = (VersionSpan(version=0, num_tokens=len(ids)),)
+        return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), finish_reason="stop", version_spans=spans)
 
     generate.num_calls = 0
     ids = tuple(EpisodeId(run="r", step=1, sample="s", index=index, attempt=0) for index in range(2))

@@ -47,16 +47,19 @@ class PlainLoop:
                 with torch.no_grad():
                     reference_N = score(self.reference, rows, images)[0]
             counts = torch.tensor([len(row.generated_at) for row in rows])
+            sampler_logprobs_N = torch.cat([torch.from_numpy(row.sampler_logprobs) for row in rows])
             given = LossInputs(
                 logprobs_N=logprobs_N,
                 entropy_N=entropies_N,
-                sampler_logprobs_N=torch.cat([torch.from_numpy(row.sampler_logprobs) for row in rows]),
+                sampler_logprobs_N=sampler_logprobs_N,
+                proximal_logprobs_N=sampler_logprobs_N,
                 reference_logprobs_N=reference_N,
                 advantages_N=torch.tensor([row.advantage for row in rows]).repeat_interleave(counts),
                 weights_N=torch.tensor([row.token_weight for row in rows]).repeat_interleave(counts),
             )
             coefficients = {"kl_coefficient": self.config.kl_coefficient, "entropy_coefficient": 1e-3}
-            grpo_loss(given, clip_low=0.2, clip_high=0.2, **coefficients).loss.backward()
+            clipping = {"clip_low": 0.2, "clip_high": 0.2, "importance_sampling_cap": 2.0}
+            grpo_loss(given, **clipping, **coefficients).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -1,17 +1,19 @@
 """The path from prompts to scored groups, with fakes for engine and judges and everything between them real."""
 
 import asyncio
+import re
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from actors.data.dataset import PromptCursor, SkipLedger
-from actors.episode import SampleRef, SkippedSample
+from actors.episode import SampleRef, SkippedSample, VersionSpan
 from actors.errors import DataError, JudgeError, RolloutError, RunError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.fleet import Fleet
 from cluster.lookahead import Lookahead
+from cluster.staleness import PublishedVersions
 from configs.schema import Config, RolloutConfig, TrainConfig
 from judge.pool import JudgePool
 from judge.verdict import Failure, NoVerdict, Verdict
@@ -33,12 +35,21 @@ class NoWatch:
     def ask_replicas(self): ...
 
 
+def always(*versions):
+    """These versions, published again before each batch: as if every update was skipped."""
+    published = PublishedVersions()
+    for version in versions * 100:
+        published.add(version)
+    return published
+
+
 @dataclass
 class Parts:
     """What a collector works with."""
 
     rollouts: object
     judges: object = field(default_factory=ExactJudges)
+    published: PublishedVersions = field(default_factory=lambda: always(-1, 0))
     prompts: PromptCursor = field(default_factory=lambda: PromptCursor(dataset="train", num_rows=500, seed=0))
 
     def collector(self, config=CONFIG):
@@ -48,6 +59,7 @@ class Parts:
             prompts=self.prompts,
             skips=SkipLedger(max_skipped_fraction=0.01),
             judge_watch=NoWatch(),
+            published=self.published,
             last_step=0,
         )
 
@@ -276,6 +288,56 @@ async def test_a_group_is_played_at_most_the_look_ahead_before_its_batch_is_lear
             await asyncio.sleep(5.0)
             learned += 1
     assert max(ages) == depth, "the learner is the slow part here: all is played as early as it may"
+
+
+class Aged(FakeWorker):
+    """Every fourth group has an episode that an older version, or one from elsewhere, began."""
+
+    def __init__(self, name, version):
+        super().__init__(name)
+        self.other = version
+        self.version = 7
+
+    async def play(self, request):
+        played, image = await super().play(request)
+        if self.num_played % 4 == 0:
+            first, *others = played.episodes
+            spans = (VersionSpan(version=self.other, num_tokens=1), VersionSpan(version=self.version, num_tokens=1))
+            first = replace(first, turns=(replace(first.turns[0], version_spans=spans), *first.turns[1:]))
+            played = replace(played, episodes=(first, *others))
+        return played, image
+
+
+@pytest.mark.parametrize(
+    ("version", "max_staleness", "reason"),
+    [
+        (6, 0, r"sampled under version 6, 1 steps old \(train\.max_staleness=0\)"),
+        (5, 1, r"sampled under version 5, 2 steps old \(train\.max_staleness=1\)"),
+        (8, 1, "sampled under version 8, which was not published"),
+        (6, 1, None),
+    ],
+)
+async def test_groups_of_a_version_too_old_or_unknown_are_lost_and_never_trained_on(version, max_staleness, reason):
+    """Fault 17. One such token is enough: the bound counts the oldest of an episode."""
+    parts = Parts(pool(Aged("a", version)))
+    parts.published = PublishedVersions()
+    config = replace(CONFIG, train=replace(CONFIG.train, max_staleness=max_staleness, max_lost_fraction=1.0))
+    async with parts.collector(config) as collector:
+        for published in (5, 6, 7):
+            parts.published.add(published)
+            collector.allow(3)
+        collector._num_begun = 2  # two batches were trained on
+        batch = await collector.collect()
+    assert len(batch.trained) == 32
+    others = [group for group in batch.trained if version in {e.oldest_version for e in group.played.episodes}]
+    if reason is None:
+        assert others
+        assert batch.lost == ()
+    else:
+        assert others == []
+        assert batch.lost
+        assert all(re.fullmatch(reason, lost.reason) for lost in batch.lost)
+        assert {group.played.ref for group in batch.trained}.isdisjoint(lost.ref for lost in batch.lost)
 
 
 @in_virtual_time

@@ -55,7 +55,8 @@ class RunsDry(FakeWorker):
     async def play(self, request):
         played, image = await super().play(request)
         if request.step > 1:
-            same = [make_episode(index=i, sample=request.ref.uid) for i in range(request.num_episodes)]
+            ids = range(request.num_episodes)
+            same = [make_episode(version=self.version, index=i, sample=request.ref.uid) for i in ids]
             played = make_group(same, ref=request.ref)
         return played, image
 
@@ -70,18 +71,20 @@ async def trained(tmp_path, worker, *overrides):
     watch = JudgeWatch(judges, config, warn=display.warn)
     fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
     learner = FakeLearner()
+    weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0)
     collector = Collector(
         fleet,
         config,
         prompts=PromptCursor(dataset="train", num_rows=500, seed=0),
         skips=SkipLedger(max_skipped_fraction=0.01),
         judge_watch=watch,
+        published=weights.published,
         last_step=0,
     )
     parts = Parts(
         fleet=fleet,
         learner=learner,
-        weights=WeightChannel(learner, fleet.rollouts, timeout_s=1.0),
+        weights=weights,
         collector=collector,
         checkpoints=FakeCheckpoints(),
         journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
@@ -135,7 +138,8 @@ async def test_a_run_that_never_had_a_signal_ends_with_the_likely_causes(tmp_pat
     class AlwaysRight(FakeWorker):
         async def play(self, request):
             _, image = await super().play(request)
-            same = [make_episode(index=i, sample=request.ref.uid) for i in range(request.num_episodes)]
+            ids = range(request.num_episodes)
+            same = [make_episode(version=self.version, index=i, sample=request.ref.uid) for i in ids]
             return make_group(same, ref=request.ref), image
 
     _, parts, shown = await trained(tmp_path, AlwaysRight("a"))

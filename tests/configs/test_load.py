@@ -73,6 +73,7 @@ def test_values_take_the_type_of_their_field(override, section, name, value):
         ("rollout.group_size=1.5", ["rollout.group_size", "1.5"]),
         ("rollout.group_size=", ["rollout.group_size", "None"]),
         ("rollout.mode=fast", ["rollout.mode", "fast", "efficient", "general"]),
+        ("weights.in_flight=wait", ["weights.in_flight", "wait", "drain", "keep", "recompute"]),
         ("learner.adam_betas=[0.9]", ["adam_betas"]),
         ("rollout=3", ["rollout=3", "rollout.NAME"]),
         ("judge.chain=[rules,opnai]", ["judge.chain=['rules', 'opnai']", "'openai'"]),
@@ -114,6 +115,7 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["judge.llm.base_url=http://ho st/v1"], ["judge.llm.base_url='http://ho st/v1'", "http://HOST"]),
         (["learner.offload_optimizer=true", "learner.zero_stage=0"], ["learner.offload_optimizer", "zero_stage"]),
         (["reward.theta=2"], ["reward.theta=2", "0 to 1"]),
+        (["learner.importance_sampling_cap=0.5"], ["learner.importance_sampling_cap=0.5", "at least 1"]),
         (["weights.transport=nccl"], ["weights.transport='nccl'", "shared_memory on CPU"]),
         (
             ["weights.transport=ipc", "rollout.num_gpus=1", "learner.num_gpus=1"],

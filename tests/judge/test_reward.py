@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.episode import Episode, EpisodeId, Status, Turn
+from actors.episode import Episode, EpisodeId, Status, Turn, VersionSpan
 from configs.schema import RewardConfig
 from judge.reward import direct_share, group_rewards
 from judge.verdict import NoVerdict, Outcome, Verdict
@@ -24,7 +24,7 @@ def play(
         prompt_ids=(1,),
         completion_ids=(2,),
         logprobs=(-0.5,),
-        policy_version=0,
+        version_spans=(VersionSpan(version=0, num_tokens=1),),
         finish_reason="stop",
         text="",
         view=view,  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def play(
         prompt_ids=(1, 2, 3),
         completion_ids=(4,),
         logprobs=(-0.5,),
-        policy_version=0,
+        version_spans=(VersionSpan(version=0, num_tokens=1),),
         finish_reason="stop",
         text="",
         view="full",

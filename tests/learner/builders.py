@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn
+from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
 from actors.images import ViewSpec, quarter_view
 from learner.advantage import group_advantages
 from learner.batch import TrainingGroup
@@ -87,7 +87,7 @@ def make_episode(rng, *, prompts, asks, index, num_words, vocab_size) -> Episode
                 prompt_ids=prompt,
                 completion_ids=spoken,
                 logprobs=tuple(-rng.uniform(3.0, 6.0) for _ in spoken),
-                policy_version=0,
+                version_spans=(VersionSpan(version=0, num_tokens=len(spoken)),),
                 finish_reason="stop",
                 text="",
                 view=view,

@@ -5,10 +5,18 @@ import torch
 
 from learner.loss import MAXIMA, SUMS, LossInputs, grpo_loss, k3, token_metrics
 
-PLAIN = {"clip_low": 0.2, "clip_high": 0.2, "kl_coefficient": 0.0, "entropy_coefficient": 0.0}
+PLAIN = {
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "importance_sampling_cap": 2.0,
+    "kl_coefficient": 0.0,
+    "entropy_coefficient": 0.0,
+}
 
 
-def inputs(logprobs, old, advantages, weights, *, entropy=None, reference=None):
+def inputs(logprobs, old, advantages, weights, *, proximal=None, entropy=None, reference=None):
+    """On-policy unless there is a proximal policy of its own."""
+
     def tensor(values):
         return None if values is None else torch.tensor(values, dtype=torch.float64)
 
@@ -16,6 +24,7 @@ def inputs(logprobs, old, advantages, weights, *, entropy=None, reference=None):
         logprobs_N=tensor(logprobs).requires_grad_(),
         entropy_N=tensor(entropy or [0.0] * len(logprobs)).requires_grad_(),
         sampler_logprobs_N=tensor(old),
+        proximal_logprobs_N=tensor(old if proximal is None else proximal),
         reference_logprobs_N=tensor(reference),
         advantages_N=tensor(advantages),
         weights_N=tensor(weights),
@@ -102,6 +111,88 @@ def test_losses_and_figures_of_a_split_add_up_to_those_of_the_whole():
     assert sum(p.loss for p in parts).item() == pytest.approx(whole.loss.item(), abs=1e-12)
     torch.testing.assert_close(parts[0].sums + parts[1].sums, whole.sums)
     torch.testing.assert_close(torch.maximum(parts[0].maxima, parts[1].maxima), whole.maxima)
+
+
+def plain_loss(given, *, clip_low, clip_high, kl_coefficient, entropy_coefficient):
+    """The clipped objective without importance weights, as it is for on-policy samples."""
+    ratio = (given.logprobs_N - given.sampler_logprobs_N).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    objective = torch.minimum(ratio * given.advantages_N, clipped * given.advantages_N)
+    objective = objective + entropy_coefficient * given.entropy_N
+    objective = objective - kl_coefficient * k3(given.reference_logprobs_N - given.logprobs_N)
+    return -(given.weights_N * objective).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_policy_the_loss_and_its_gradient_are_bit_for_bit_those_without_importance_weights(dtype):
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn((6, 500), generator=generator, dtype=dtype)
+    found = []
+    for loss in (lambda given, **of: grpo_loss(given, importance_sampling_cap=2.0, **of).loss, plain_loss):
+        logprobs, entropy = (drawn[i].abs().neg().clone().requires_grad_() for i in range(2))
+        given = LossInputs(
+            logprobs_N=logprobs,
+            entropy_N=entropy,
+            sampler_logprobs_N=drawn[2].abs().neg(),
+            proximal_logprobs_N=drawn[2].abs().neg(),
+            reference_logprobs_N=drawn[3].abs().neg(),
+            advantages_N=drawn[4],
+            weights_N=drawn[5].abs(),
+        )
+        value = loss(given, clip_low=0.2, clip_high=0.3, kl_coefficient=0.1, entropy_coefficient=0.01)
+        value.backward()
+        found.append((value.detach(), logprobs.grad, entropy.grad))
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*found, strict=True))
+
+
+def test_off_policy_tokens_count_by_the_ratio_of_proximal_and_behaviour_policy():
+    """The decoupled objective written out: weight p_prox/p_behave, clipping of p/p_prox."""
+    behave, proximal, current = [0.5, 0.4, 0.2], [0.6, 0.2, 0.2], [0.9, 0.15, 0.21]
+    advantages, weights = [1.0, -2.0, 3.0], [0.5, 0.3, 0.2]
+    logs = [[math.log(p) for p in each] for each in (current, behave, proximal)]
+    given = inputs(logs[0], logs[1], advantages, weights, proximal=logs[2])
+    loss = grpo_loss(given, **PLAIN).loss
+    terms = (
+        0.6 / 0.5 * 1.2 * 1.0,  # p/p_prox = 1.5, clipped
+        0.2 / 0.4 * 0.8 * -2.0,  # 0.75, clipped: min of -1.5 and -1.6
+        1.0 * 1.05 * 3.0,
+    )
+    assert loss.item() == pytest.approx(-sum(w * term for w, term in zip(weights, terms, strict=True)))
+    loss.backward()
+    # d(p/p_prox)/dlogp = p/p_prox where it is not clipped; the importance weight is a constant.
+    assert given.logprobs_N.grad.tolist() == pytest.approx([0.0, 0.0, -0.2 * 1.05 * 3.0])
+
+
+def test_before_the_first_step_of_an_update_an_older_sample_gets_the_truncated_policy_gradient():
+    behave, now, advantages, weights = [-1.0, -0.7, -2.0], [-0.9, -1.5, -0.2], [1.0, -2.0, 0.5], [0.5, 0.3, 0.2]
+    given = inputs(now, behave, advantages, weights, proximal=now)
+    grpo_loss(given, **PLAIN).loss.backward()
+    importance = [min(2.0, math.exp(lp - old)) for lp, old in zip(now, behave, strict=True)]
+    expected = [-w * i * a for w, i, a in zip(weights, importance, advantages, strict=True)]
+    assert importance[2] == 2.0
+    assert given.logprobs_N.grad.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gap", [5.0, 50.0, 80.0])
+def test_extreme_importance_weights_are_capped_and_counted(gap):
+    """Also where the ratio itself is beyond any number."""
+    given = inputs([-1.0, -1.0, -1.0 - gap], [-1.0 - 20 * gap, -1.0, -1.0], [1.0] * 3, [0.5, 0.3, 0.2], proximal=[
+        -1.0, -1.0, -1.0 - gap
+    ])  # fmt: skip
+    output = grpo_loss(given, **{**PLAIN, "importance_sampling_cap": 4.0})
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(-(0.5 * 4.0 + 0.3 * 1.0 + 0.2 * math.exp(-gap)))
+    assert given.logprobs_N.grad.tolist() == pytest.approx([-2.0, -0.3, -0.2 * math.exp(-gap)])
+    figures = token_metrics(output.sums, output.maxima)
+    assert figures["importance_weight"] == pytest.approx((4.0 + 1.0 + math.exp(-gap)) / 3)
+    assert figures["importance_capped"] == pytest.approx(1 / 3)
+
+
+def test_on_policy_every_importance_weight_is_1():
+    given = inputs([-1.0, -2.0], [-1.5, -0.2], [1.0, 1.0], [0.5, 0.5])
+    output = grpo_loss(given, **{**PLAIN, "importance_sampling_cap": 1.0})
+    figures = token_metrics(output.sums, output.maxima)
+    assert (figures["importance_weight"], figures["importance_capped"]) == (1.0, 0.0)
 
 
 def test_figures_are_means_and_maxima_over_tokens():

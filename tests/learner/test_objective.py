@@ -68,11 +68,19 @@ def learner_loss(policy, reference, *, ranks, budget):
                 logprobs_N=logprobs,
                 entropy_N=entropies,
                 sampler_logprobs_N=batch.sampler_logprobs_N,
+                proximal_logprobs_N=batch.sampler_logprobs_N,
                 reference_logprobs_N=frozen,
                 advantages_N=batch.advantages_N,
                 weights_N=batch.weights_N,
             )
-            output = grpo_loss(given, clip_low=LOW, clip_high=HIGH, kl_coefficient=BETA, entropy_coefficient=ENTROPY)
+            output = grpo_loss(
+                given,
+                clip_low=LOW,
+                clip_high=HIGH,
+                importance_sampling_cap=2.0,
+                kl_coefficient=BETA,
+                entropy_coefficient=ENTROPY,
+            )
             output.loss.backward()
             total, num_micro_batches = total + output.loss.detach(), num_micro_batches + 1
     return total.item(), num_micro_batches

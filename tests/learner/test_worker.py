@@ -19,6 +19,7 @@ from learner.model import load_policy, token_logprobs
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
 from tests.learner.builders import (
+    collated,
     features_of,
     images_of,
     make_group,
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def started(folder, **settings):
+def started(folder, *, is_off_policy=False, **settings):
     config = LearnerConfig(
         **{
             "num_threads": 1,
@@ -59,6 +60,7 @@ def started(folder, **settings):
         temperature=1.0,
         weights=WeightsConfig(),
         transport="shared_memory",
+        is_off_policy=is_off_policy,
     )
     rank.start(*rank.rendezvous())
     return rank
@@ -148,12 +150,14 @@ def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_ou
             logprobs_N=logprobs,
             entropy_N=entropy,
             sampler_logprobs_N=batch.sampler_logprobs_N,
+            proximal_logprobs_N=batch.sampler_logprobs_N,
             reference_logprobs_N=frozen,
             advantages_N=batch.advantages_N,
             weights_N=batch.weights_N,
         ),
         clip_low=0.2,
         clip_high=0.2,
+        importance_sampling_cap=2.0,
         kl_coefficient=0.05,
         entropy_coefficient=0.001,
     )
@@ -161,6 +165,50 @@ def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_ou
     norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters()])
     assert report.metrics["learner/loss"] == pytest.approx(output.loss.item(), abs=1e-6)
     assert report.metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def proximal_probes(monkeypatch):
+    """What the loss is given, per micro-batch: (behaviour, proximal, current) log-probabilities."""
+    given = []
+
+    def noted(inputs, **settings):
+        columns = (inputs.sampler_logprobs_N, inputs.proximal_logprobs_N, inputs.logprobs_N)
+        given.append([column.detach().clone() for column in columns])
+        return grpo_loss(inputs, **settings)
+
+    monkeypatch.setattr("learner.trainer.grpo_loss", noted)
+    return given
+
+
+@pytest.mark.parametrize("prompts", [4, 2])
+def test_off_policy_the_proximal_policy_is_the_one_before_the_update(folder, monkeypatch, prompts):
+    """One mini-batch needs no further pass; of two, the second's is scored before the first step."""
+    given = proximal_probes(monkeypatch)
+    rank = started(folder, is_off_policy=True, learning_rate=1e-2)
+    report = update(rank, prompts=prompts)
+    assert report.metrics["learner/num_steps"] == 4 / prompts
+    assert 0 < report.metrics["learner/importance_weight"] <= 2.0
+    assert 0 <= report.metrics["learner/importance_capped"] <= 1
+    assert ("time/learner_proximal_s" in report.metrics) == (prompts == 2)
+    policy, forbidden_ids = load_policy(folder), vision_token_ids(load_tokenizer(str(folder)))
+    (plan,) = plan_of(GROUPS, prompts=prompts, budget=400)
+    pieces = [collated(piece, images_of(plan, GROUPS)) for piece in plan.mini_batches]
+    every = [(number, passes, batch) for number, (passes, batches) in enumerate(pieces) for batch in batches]
+    for (number, passes, batch), (behaviour, proximal, current) in zip(every, given, strict=True):
+        with torch.no_grad():
+            features = features_of(policy, passes)
+            before, _ = token_logprobs(policy, batch, features, temperature=1.0, forbidden_ids=forbidden_ids)
+        torch.testing.assert_close(proximal, before, atol=1e-5, rtol=1e-5)
+        assert torch.equal(behaviour, batch.sampler_logprobs_N)
+        assert torch.equal(proximal, current) == (number == 0)
+
+
+def test_on_policy_the_proximal_policy_is_the_one_that_sampled_in_every_mini_batch(folder, monkeypatch):
+    given = proximal_probes(monkeypatch)
+    report = update(started(folder), prompts=2)
+    assert all(torch.equal(behaviour, proximal) for behaviour, proximal, _ in given)
+    assert report.metrics["learner/importance_weight"] == 1.0
+    assert report.metrics["learner/importance_capped"] == 0.0
 
 
 def test_a_picture_that_cannot_be_had_ends_the_update_with_its_reason(folder):
@@ -257,12 +305,13 @@ def test_each_mini_batch_is_one_optimizer_step(folder):
     assert report.metrics["learner/num_steps"] == 2.0
 
 
-def test_the_weights_do_not_depend_on_the_zero_stage(folder):
+@pytest.mark.parametrize(("is_off_policy", "prompts"), [(False, 4), (True, 2)])
+def test_the_weights_do_not_depend_on_the_zero_stage(folder, is_off_policy, prompts):
     found = []
     for stage in (0, 1, 2, 3):
-        rank = started(folder, zero_stage=stage)
+        rank = started(folder, zero_stage=stage, is_off_policy=is_off_policy)
         for _ in range(2):
-            update(rank)
+            update(rank, prompts=prompts)
         found.append(exported(rank))
     for other in found[1:]:
         for name, content in found[0].items():

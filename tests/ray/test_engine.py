@@ -235,7 +235,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
 def test_every_turn_records_the_version_and_continues_the_same_tokens(groups):
     asked = [episode for played, _ in groups for episode in played.episodes if episode.asked]
     assert asked
-    assert {turn.policy_version for played, _ in groups for e in played.episodes for turn in e.turns} == {7}
+    assert {(e.oldest_version, e.newest_version) for played, _ in groups for e in played.episodes} == {(7, 7)}
     for episode in asked:
         first, second = episode.turns
         spoken = first.prompt_ids + first.completion_ids
@@ -263,7 +263,7 @@ def test_a_flipped_byte_is_refused(worker, sender, config, loop, synced, policy)
         loop.run(worker.play(request))
     take(worker, sender, sender.send(policy.named_parameters(), 8), loop)
     played, _ = loop.run(worker.play(request))
-    assert {turn.policy_version for episode in played.episodes for turn in episode.turns} == {8}
+    assert {(episode.oldest_version, episode.newest_version) for episode in played.episodes} == {(8, 8)}
     assert played.episodes[0].token_ids == played.episodes[1].token_ids, "greedy play is repeatable"
 
 

@@ -98,9 +98,11 @@ def test_every_episode_was_sampled_under_the_version_it_was_learned_from(summary
     metrics = [line for line in job.lines("metrics.jsonl") if "policy/version" in line]
     version = 0
     for line in metrics:
-        turns = [turn for row in job.episodes(line["step"]) for turn in row["turns"]]
-        assert turns
-        assert {turn["policy_version"] for turn in turns} == {version}
+        rows = job.episodes(line["step"])
+        assert rows
+        assert {(row["oldest_version"], row["newest_version"]) for row in rows} == {(version, version)}
+        for turn in (turn for row in rows for turn in row["turns"]):
+            assert turn["version_spans"] == [{"version": version, "num_tokens": len(turn["completion_ids"])}]
         assert line["policy/staleness_max"] == 0
         version = int(line["policy/version"])
     assert version == 4, "two steps of two mini-batches"

@@ -33,7 +33,7 @@ async def test_a_commit_waits_for_turns_in_flight_and_holds_new_ones_back():
             log.append(f"{name} ends")
 
     async def commit():
-        async with gate.closed():
+        async with gate.closed(drain=True):
             log.append("commit")
 
     first = asyncio.create_task(turn("first", finish))
@@ -49,6 +49,27 @@ async def test_a_commit_waits_for_turns_in_flight_and_holds_new_ones_back():
     assert log == ["first starts", "first ends", "commit", "second starts", "second ends"]
 
 
+async def test_a_commit_between_two_engine_steps_waits_for_no_turn_but_holds_new_ones_back():
+    gate, log, finish = TurnGate(), [], asyncio.Event()
+
+    async def turn(name):
+        async with gate.turn():
+            log.append(f"{name} starts")
+            await finish.wait()
+        log.append(f"{name} ends")
+
+    first = asyncio.create_task(turn("first"))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(1), gate.closed(drain=False):
+        second = asyncio.create_task(turn("second"))
+        await asyncio.sleep(0.01)
+        log.append("commit")
+    finish.set()
+    await asyncio.gather(first, second)
+    assert log[:3] == ["first starts", "commit", "second starts"]
+    assert sorted(log[3:]) == ["first ends", "second ends"]
+
+
 async def test_a_commit_that_is_given_up_lets_turns_through_again():
     gate, finish = TurnGate(), asyncio.Event()
 
@@ -59,7 +80,7 @@ async def test_a_commit_that_is_given_up_lets_turns_through_again():
     first = asyncio.create_task(turn())
     await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01), gate.closed():
+        async with asyncio.timeout(0.01), gate.closed(drain=True):
             pass
     finish.set()
     async with asyncio.timeout(1):

@@ -116,6 +116,35 @@ async def test_while_a_version_arrives_the_old_one_is_served_only_if_it_stays_wh
     assert state_of(receiver) == (state, 1)
 
 
+@pytest.mark.parametrize("is_staged", [True, False])
+async def test_groups_are_taken_while_a_version_arrives_and_is_committed(is_staged):
+    """Look-ahead: an engine that is not staged holds their turns back meanwhile."""
+    receiver, target = await serving(1, is_staged=is_staged)
+    for call, name in ((receiver.receive(offer(2)), "receive"), (receiver.commit(2, DIGESTS), "commit")):
+        target.waits_for = asyncio.Event()
+        under_way = asyncio.create_task(call)
+        await until(lambda name=name: target.calls[-1].startswith(name))
+        assert receiver.takes_groups
+        target.waits_for.set()
+        await under_way
+        assert receiver.takes_groups
+
+
+@pytest.mark.parametrize("method", ["receive", "commit"])
+async def test_no_group_is_taken_once_a_version_that_replaces_another_has_failed(method):
+    receiver, target = await serving(1, is_staged=False)
+    if method == "commit":
+        await receiver.receive(offer(2))
+    target.failure = WeightSyncError("late")
+    with pytest.raises(WeightSyncError):
+        await (receiver.receive(offer(2)) if method == "receive" else receiver.commit(2, DIGESTS))
+    assert not receiver.takes_groups
+    await receiver.receive(offer(2))
+    assert not receiver.takes_groups
+    await receiver.commit(2, DIGESTS)
+    assert receiver.takes_groups
+
+
 @pytest.mark.parametrize("failure", [WeightSyncError("late"), RolloutError("dead"), KeyError("a bug")], ids=repr)
 @pytest.mark.parametrize(("is_staged", "state"), [(True, SyncState.CURRENT), (False, SyncState.STALE)])
 async def test_a_version_that_does_not_arrive_cannot_be_committed(is_staged, state, failure):

@@ -5,16 +5,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.data.dataset import CursorState
-from actors.episode import SampleRef
+from actors.episode import SampleRef, VersionSpan
 from actors.errors import RunError
 from cluster.evaluate import HeldoutPlay
 from cluster.records.files import lock_run_folder
+from cluster.records.metrics import summarize
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from configs.schema import RewardConfig
 from judge.reward import group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
-from tests.fakes import make_episode, make_group
+from tests.fakes import make_episode, make_group, make_turn
 
 LLM = Verdict(
     is_correct=True,
@@ -74,6 +75,28 @@ def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
         ("openai", "v1", "gpt-4o-2024-11-20", 1, 90, 3),
         (None, None, None, 3, 0, 0),
     ]
+
+
+def test_which_versions_sampled_an_episode_is_on_disk_and_its_age_counts_from_the_oldest(tmp_path):
+    batch = collected("0-1")
+    (group,) = batch.trained
+    asked, direct = group.played.episodes
+    spans = (VersionSpan(version=3, num_tokens=1), VersionSpan(version=5, num_tokens=1))
+    second = make_turn("full", version=6, prompt=(1, 2, 3, 4, 5))
+    asked = replace(asked, turns=(replace(asked.turns[0], version_spans=spans), second))
+    direct = replace(direct, turns=(replace(direct.turns[0], version_spans=(VersionSpan(version=6, num_tokens=2),)),))
+    batch = replace(batch, trained=(replace(group, played=replace(group.played, episodes=(asked, direct))),))
+    recorder = Recorder(tmp_path, step=0)
+    recorder.record_step(1, batch, {})
+    recorder.close()
+    rows = pq.read_table(tmp_path / "episodes" / "step-000001.parquet").to_pylist()
+    assert [(row["oldest_version"], row["newest_version"]) for row in rows] == [(3, 6), (6, 6)]
+    assert [[tuple(span.values()) for span in turn["version_spans"]] for turn in rows[0]["turns"]] == [
+        [(3, 1), (5, 1)],
+        [(6, 2)],
+    ]
+    figures = summarize(batch, policy_version=6)
+    assert (figures["policy/staleness_max"], figures["policy/mixed_version_share"]) == (3, 0.5)
 
 
 def test_a_group_that_got_too_few_verdicts_is_on_disk_for_another_judge(tmp_path):

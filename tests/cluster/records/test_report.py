@@ -30,7 +30,7 @@ def episode(step: int = 1, sample: str = "0-0", **changes) -> dict:
         "num_prompt_tokens": 20,
         "completion_ids": [1, 2, 3],
         "logprobs": [-0.1, -0.2, -0.3],
-        "policy_version": 4,
+        "version_spans": [{"version": 4, "num_tokens": 3}],
         "finish_reason": "stop",
     }
     row = {
@@ -51,8 +51,17 @@ def episode(step: int = 1, sample: str = "0-0", **changes) -> dict:
         "reason": "same text",
         "reward": 1.4,
         "advantage": -0.25,
-        "policy_versions": [4, 5],
-        "turns": [turn, turn | {"view": "full", "text": "<answer>vertical</answer>", "policy_version": 5}],
+        "oldest_version": 4,
+        "newest_version": 5,
+        "turns": [
+            turn,
+            turn
+            | {
+                "view": "full",
+                "text": "<answer>vertical</answer>",
+                "version_spans": [{"version": 4, "num_tokens": 1}, {"version": 5, "num_tokens": 2}],
+            },
+        ],
     }
     return row | changes
 

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from learner.attention import use_packed_attention
 from learner.collate import MicroBatch, VisionPass
+from learner.layers import use_fused_layers
 from learner.loading import CheckpointWeights, RandomWeights, fill
 from learner.scoring import ScoringHead
 from learner.segments import Segments
@@ -79,11 +80,12 @@ def _check_family(folder: Path) -> None:
 
 
 def use_fast_layers(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Replace attention, patch projection and output layer by our own; weights are unchanged."""
+    """Replace attention, norms, patch projection and output layer by our own; weights are unchanged."""
     install_fast_vision_attention()
     use_packed_attention(model.model.language_model)
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
     model.lm_head.__class__ = ScoringHead
+    use_fused_layers(model)
 
 
 def hidden_states(

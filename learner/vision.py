@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
@@ -101,8 +102,8 @@ def grouped_attention(
         segments = group_segments(cu_seqlens.diff().tolist(), hidden_states.device)
     assert position_embeddings is not None
     qkv = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1)
-    query, key = qwen.apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
-    packed = [query, key, qkv[:, 2]]
+    rotated = rotate(qkv[:, :2], *position_embeddings)
+    packed = [rotated[:, 0], rotated[:, 1], qkv[:, 2]]
     if segments.order_P is not None:
         packed = [each[segments.order_P] for each in packed]
     outputs, start = [], 0
@@ -174,6 +175,42 @@ def rotary_embeddings(coordinates_P2: Tensor, head_width: int) -> tuple[Tensor, 
     angles_P2F = coordinates_P2[..., None].float() * (1.0 / ROTARY_BASE**exponents)
     angles_PK = angles_P2F.flatten(1).repeat(1, 2)
     return angles_PK.cos(), angles_PK.sin()
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary embedding [P, ..., K] -> [P, ..., K] by angles whose cosines and sines are [P, K], with equal halves.
+
+    Computed in float32 half by half: the library's chain reads and writes each value seven times. Nothing of its input
+    is kept for the backward pass, which is the rotation back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_PK, sin_PK)
+        return _rotated(values, cos_PK, sin_PK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos_PK, sin_PK = ctx.saved_tensors
+        return _rotated(gradient, cos_PK, -sin_PK), None, None
+
+
+def _rotated(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
+    half = values.shape[-1] // 2
+    shape = (len(values), *[1] * (values.ndim - 2), half)
+    cos, sin = (each[:, :half].float().reshape(shape) for each in (cos_PK, sin_PK))
+    first, second = values[..., :half], values[..., half:]
+    rotated = torch.empty_like(values)
+    rotated[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    rotated[..., half:] = torch.addcmul(second * cos, first, sin)
+    return rotated
+
+
+def rotate(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
+    """Queries or keys [P, ..., K], turned by their patches' positions."""
+    rotated: Tensor = _Rotation.apply(values, cos_PK, sin_PK)  # type: ignore[no-untyped-call]
+    return rotated
 
 
 def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid], *, recomputes_blocks: bool = False) -> Tensor:

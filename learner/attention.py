@@ -100,6 +100,7 @@ def packed_attention(
     Without segments it is the library's own.
     """
     if segments is None:
+        assert attention_mask is not None or query.shape[2] == key.shape[2], "a cache needs a mask"
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )

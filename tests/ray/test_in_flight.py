@@ -21,9 +21,12 @@ from cluster.runtime import workers as ray_workers
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RolloutConfig, RunConfig
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup, plan_mini_batches
-from learner.collate import collate
+from learner.attention import PACKED
+from learner.batch import TrainingGroup
+from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
+from learner.plan import plan_mini_batches
+from learner.vision import encode_views
 from learner.weight_sender import WeightSender
 
 pytestmark = [
@@ -181,12 +184,14 @@ async def play(worker, config, *, num_episodes=4, seed=0):
 
 def scored(policy, token_ids, positions, cache, *, use, forbidden_ids):
     """(log-probability of each id after the first, the cache) of plain text that continues a cache."""
+    policy.model.language_model.set_attn_implementation("sdpa")  # ours reads no cache
     out = policy.model.language_model(
         input_ids=torch.tensor([token_ids]),
         position_ids=torch.tensor(positions).expand(3, 1, -1),
         past_key_values=cache,
         use_cache=use,
     )
+    policy.model.language_model.set_attn_implementation(PACKED)
     logits = out.last_hidden_state[0, :-1] @ policy.lm_head.weight.T
     logits[:, list(forbidden_ids)] = -math.inf
     return logits.log_softmax(-1).gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0], out.past_key_values
@@ -237,14 +242,22 @@ def teacher_forced(policy, played, image, config, forbidden_ids):
     """(what the engine recorded, what the policy gives) for each token of each episode, [E, TURN_TOKENS] each."""
     rewards = (1.0, 0.0) * (len(played.episodes) // 2)
     group = TrainingGroup(played=played, rewards=rewards, advantages=group_advantages(rewards), image=image)
-    (plan,) = plan_mini_batches([group], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=10**6)
-    (rows,) = plan.mini_batches[0]
+    (plan,) = plan_mini_batches(
+        [group],
+        prompts_per_mini_batch=1,
+        num_ranks=1,
+        max_tokens_per_micro_batch=10**6,
+        max_tokens_per_vision_pass=10**6,
+    )
+    (piece,) = plan.mini_batches
     spec = ViewSpec.from_model(
         config.model.path, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
     )
-    batch = collate(rows, [image], spec, image_token_id=policy.config.image_token_id)
+    collator = Collator([image], spec, image_token_id=policy.config.image_token_id, kernel="padded")
+    (shown,), (batch,) = map(collator.vision_pass, piece.vision_passes), map(collator.micro_batch, piece.micro_batches)
     with torch.no_grad():
-        logprobs_N, _ = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=forbidden_ids)
+        features = encode_views(policy.model.visual, shown.patches_PD, shown.grids)
+        logprobs_N, _ = token_logprobs(policy, batch, features, temperature=1.0, forbidden_ids=forbidden_ids)
     return batch.sampler_logprobs_N.view(-1, TURN_TOKENS), logprobs_N.view(-1, TURN_TOKENS)
 
 

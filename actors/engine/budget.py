@@ -22,6 +22,8 @@ ACTIVATION_SHARE = 1 / 20
 """Fraction of GPU memory for the activations of one step."""
 CACHE_SHARE = 1 / 50
 """Fraction of GPU memory for encoded images."""
+CPU_CACHE_SHARE = 1 / 8
+"""Bytes of encoded images of a CPU engine, as a fraction of its KV cache's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +100,10 @@ def token_budget(
             room = int(ACTIVATION_SHARE * gpu_memory / (widths.values_per_token * bytes_per_value))
             per_step = min(max(room // 1024 * 1024, FEWEST_TOKENS), MOST_TOKENS)
         per_step = max(min(per_step, turns * rollout.max_model_len), view, turns)
-    cache = per_step
-    if gpu_memory is not None:
-        # The full view and the quarter of every group in flight: each is shown again in every turn of the group.
-        wanted = rollout.max_groups_in_flight * (view + view // 4)
-        cache = max(per_step, min(wanted, int(CACHE_SHARE * gpu_memory / (widths.hidden * bytes_per_value))))
+    # The full view and the quarter of every group in flight: each is shown again in every turn of the group.
+    wanted = rollout.max_groups_in_flight * (view + view // 4)
+    memory = rollout.kv_cache_gib * 2**30 * CPU_CACHE_SHARE if gpu_memory is None else gpu_memory * CACHE_SHARE
+    cache = max(per_step, min(wanted, int(memory / (widths.hidden * bytes_per_value))))
     return TokenBudget(per_step=per_step, encoder_per_step=per_step, encoder_cache=cache)
 
 

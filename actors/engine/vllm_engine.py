@@ -27,7 +27,9 @@ from actors.play import Completion, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
 from configs.schema import InFlight, ModelConfig, RolloutConfig, Transport
 
-EXTENSION = "actors.engine.vllm_extension.WeightExtension"
+CPU_BLOCK_TOKENS = 32
+"""Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
+with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
 POLL_S = 0.001
 """Between two questions whether a version has arrived."""
 
@@ -46,6 +48,9 @@ def set_engine_environment(config: RolloutConfig) -> None:
 
 class VllmEngine:
     """One asynchronous vLLM engine. Implements `play.Generate` and `actors.weights.receiver.WeightTarget`."""
+
+    extension = "actors.engine.vllm_extension.WeightExtension"
+    """The class that vLLM mixes into its workers."""
 
     def __init__(
         self,
@@ -71,7 +76,9 @@ class VllmEngine:
             bytes_per_value=2 if model.dtype == "bfloat16" else 4,
             gpu_memory=_gpu_memory() if rollout.num_gpus > 0 else None,
         )
-        config = _engine_config(model, rollout, budget, transport=transport, can_sleep=can_sleep, seed=seed)
+        config = _engine_config(
+            model, rollout, budget, extension=self.extension, transport=transport, can_sleep=can_sleep, seed=seed
+        )
         self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
@@ -294,12 +301,20 @@ def _named_death() -> Iterator[None]:
 
 
 def _engine_config(
-    model: ModelConfig, rollout: RolloutConfig, budget: TokenBudget, *, transport: Transport, can_sleep: bool, seed: int
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    budget: TokenBudget,
+    *,
+    extension: str,
+    transport: Transport,
+    can_sleep: bool,
+    seed: int,
 ) -> Any:
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
 
-    on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction} if rollout.num_gpus > 0 else {}
+    on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
+    memory = on_gpu if rollout.num_gpus > 0 else {"block_size": CPU_BLOCK_TOKENS}
     config = AsyncEngineArgs(
         model=model.path,
         tokenizer=model.path,
@@ -315,12 +330,12 @@ def _engine_config(
         tensor_parallel_size=rollout.tensor_parallel_size,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
-        worker_extension_cls=EXTENSION,
+        worker_extension_cls=extension,
         enable_sleep_mode=can_sleep,
         weight_transfer_config=WeightTransferConfig(backend=f"visionthink_{transport}"),
         seed=seed,
         disable_log_stats=True,
-        **on_gpu,
+        **memory,
     ).create_engine_config()
     # No argument of vLLM's sets these two: it derives them from max_num_batched_tokens and keeps what is set here.
     config.scheduler_config.max_num_encoder_input_tokens = budget.encoder_per_step

@@ -42,7 +42,10 @@ ROLLOUT_3B, ROLLOUT_7B = (load_config(name).rollout for name in ("visionthink_3b
         # Never more than all turns together can hold.
         (RolloutConfig(max_groups_in_flight=1, group_size=2), TINY, 224 * 224, 80, 3 * 560, 3 * 560),
         # As many tokens as turns, each of which generates one.
-        (RolloutConfig(max_groups_in_flight=512), TINY, 224 * 224, None, 4_097, 4_097),
+        (RolloutConfig(max_groups_in_flight=512), TINY, 224 * 224, None, 4_097, 512 * (64 + 16)),
+        # On a CPU, too, the cache holds every view of the groups in flight, up to an eighth of the KV cache.
+        (RolloutConfig(), TINY, 1008 * 1008, None, 2_048, 16 * (1296 + 324)),
+        (RolloutConfig(max_groups_in_flight=512), TINY, 1008 * 1008, None, 4_097, 2**30 // 8 // (TINY.hidden * 4)),
         (replace(ROLLOUT_7B, max_prefill_tokens=6_000), QWEN_7B, 2048**2, 80, 6_000, 32 * (5349 + 1337)),
         (replace(ROLLOUT_7B, max_prefill_tokens=50_000), QWEN_7B, 2048**2, 16, 50_000, 50_000),
     ],

@@ -1,0 +1,65 @@
+"""What a group shares, by vLLM's own counters: a real engine in this process, half of whose episodes ask."""
+
+import asyncio
+
+import pytest
+
+from actors.engine.vllm_engine import CPU_BLOCK_TOKENS
+from tests.bench.engine_counters import CountingEngine
+from tests.bench.playing import bench_config, noise_views, start_player
+from tests.bench.reuse import play_counted
+
+pytestmark = [
+    pytest.mark.ray,  # not for Ray: an engine wants the machine for itself
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),  # vLLM's own
+]
+SIZES = [(1008, 1008), (1008, 1008), (560, 1008)]
+
+
+@pytest.fixture(scope="module")
+def played():
+    """(the first turns of each picture, figures) under one version of the weights, then under the next."""
+    hot = ["rollout.temperature=4"]  # no two replies are equal: equal ones would share more
+    config = bench_config("tiny", side=1008, on_gpu=False, overrides=hot)
+
+    async def play():
+        player = start_player(config, CountingEngine)
+        try:
+            views, found = noise_views(player.spec, SIZES), []
+            for version in range(2):
+                player.engine.version = version
+                figures = await play_counted(player.asking(0.5), player.engine, views)
+                found.append((list(player.engine.turns), figures))
+            return found
+        finally:
+            player.engine.shutdown()
+
+    return asyncio.run(play())
+
+
+def test_every_picture_is_encoded_once_per_version(played):
+    for _, figures in played:
+        assert figures["episodes"] == 8 * len(SIZES)
+        assert figures["asked"] >= len(SIZES)
+        assert figures["pictures_shown"] == 2 * len(SIZES)
+        assert figures["pictures_encoded"] == figures["pictures_shown"]
+
+
+def test_every_prefix_is_computed_once_although_a_group_starts_at_once(played):
+    """All whole blocks are found by all turns but the first."""
+    for turns, figures in played:
+        first = [turn for turn in turns if len(turn.images) == 1]
+        for view in {turn.images for turn in first}:
+            cached = sorted(turn.num_cached for turn in first if turn.images == view)
+            num_tokens = next(len(turn.prompt_ids) for turn in first if turn.images == view)
+            assert cached == [0] + [(num_tokens - 1) // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS] * 7
+        assert figures["prefilled_per_prefix_token"] <= 1.05
+        assert figures["first_turn_reused"] >= 0.95
+
+
+def test_nothing_is_found_that_other_weights_computed(played):
+    (_, before), (turns, after) = played
+    assert {turn.salt for turn in turns} == {"version 1"}
+    assert after["first_seen_tokens_found"] == 0
+    assert after["pictures_encoded"] == before["pictures_encoded"]

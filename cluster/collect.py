@@ -46,6 +46,7 @@ class Collector:
 
     Args:
         last_step: last finished step of the run before the first batch.
+        on_trained: called with each group that has joined the batch in progress, in the order of the batch.
         on_group: called for each finished group; `on_batch` for each finished batch.
     """
 
@@ -59,6 +60,7 @@ class Collector:
         judge_watch: JudgeWatch,
         published: PublishedVersions,
         last_step: int,
+        on_trained: Callable[[ScoredGroup], None] | None = None,
         on_group: Callable[[], None] = lambda: None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
@@ -69,6 +71,7 @@ class Collector:
         self._judge_watch = judge_watch
         self._published = published
         self._last_step = last_step
+        self._on_trained = on_trained
         self._on_group = on_group
         self._on_batch = on_batch
         self._wanted = config.train.prompts_per_step
@@ -128,6 +131,8 @@ class Collector:
                             check_losses(lost, len(drawn), self._config)
                         case ScoredGroup() if group.has_signal(self._config):
                             trained.append(group)
+                            if self._on_trained is not None:
+                                self._on_trained(group)
                         case ScoredGroup():
                             without_signal.append(group)
         finally:

@@ -28,10 +28,11 @@ from cluster.records.files import lock_run_folder, write_atomically
 from cluster.records.journal import Journal
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
-from cluster.runtime.placement import check_capacity, place
+from cluster.runtime.placement import Placement, check_capacity, place
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.workers import RayWorker, start_workers
 from cluster.timekeeping import RunClock
+from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
 from configs.judges import JudgeConfig
 from configs.load import to_yaml
@@ -95,6 +96,7 @@ class Parts:
     learner: LearnerGroup
     weights: WeightChannel
     collector: Collector
+    updates: UpdateStream
     checkpoints: Checkpoints
     journal: Journal
     heldout: Dataset
@@ -116,10 +118,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
-        cleanup.enter_context(display)
-        logs = _connect(cleanup, folder / "logs")
-        check_capacity(config, ray.cluster_resources())
-        placement = place(config)
+        logs = _connect(cleanup, display, folder / "logs")
+        placement = _place(config)
         workers = start_workers(config, placement)
         learner = start_learner(config, placement)
         app_name = _app_name(f"judges-{config.run.name}")
@@ -137,11 +137,11 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             judge_watch=watch,
             keep=config.train.keep_checkpoints,
         )
-        checkpoint = _checkpoint(folder, display) if resume else None
-        step = await checkpoints.restore(checkpoint) if checkpoint else 0
+        step = await _restore(checkpoints, folder, display) if resume else 0
         write_atomically(folder / CONFIG, to_yaml(config))
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
+        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
         yield Parts(
             fleet=fleet,
             learner=learner,
@@ -154,9 +154,11 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
                 judge_watch=watch,
                 published=weights.published,
                 last_step=step,
+                on_trained=updates.add if config.streams_updates else None,
                 on_group=display.group_done,
                 on_batch=display.batch_done,
             ),
+            updates=updates,
             checkpoints=checkpoints,
             journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
             heldout=heldout,
@@ -170,24 +172,29 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
     more = [check_address, *_judge_checks(config.judge, display)]
     await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
-        cleanup.enter_context(display)
-        logs = _connect(cleanup, None)
-        check_capacity(config, ray.cluster_resources())
-        workers = start_workers(config, place(config))
+        logs = _connect(cleanup, display, None)
+        workers = start_workers(config, _place(config))
         judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
 
 
-def _connect(cleanup: contextlib.AsyncExitStack, folder: Path | None) -> RunLogs:
+def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path | None) -> RunLogs:
     """Connect to Ray and collect the logs of its processes: kept in the folder, and read if a component fails."""
+    cleanup.enter_context(display)
     connect()
     cleanup.callback(ray.shutdown)
     logs = RunLogs.of_this_job(folder)
     cleanup.callback(logs.close)
     cleanup.enter_context(logs.explain_failures())
     return logs
+
+
+def _place(config: Config) -> Placement:
+    """Where the processes of a run go on this cluster, which must be large enough."""
+    check_capacity(config, ray.cluster_resources())
+    return place(config)
 
 
 def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
@@ -198,8 +205,8 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
     )
 
 
-def _checkpoint(folder: Path, display: Display) -> Path | None:
-    """The checkpoint to resume from; None if the run stopped before its first one and starts over."""
+async def _restore(checkpoints: Checkpoints, folder: Path, display: Display) -> int:
+    """Restore the newest valid checkpoint; returns its step, or 0 if the run stopped before its first one."""
     found = newest_checkpoint(folder / "checkpoints")
     for reason in found.rejected:
         display.warn(reason)
@@ -207,7 +214,8 @@ def _checkpoint(folder: Path, display: Display) -> Path | None:
         raise CheckpointError(f"{folder} has no valid checkpoint: start a new run without --resume")
     if found.path is None:
         display.say("no checkpoint was written yet: this run starts over")
-    return found.path
+        return 0
+    return await checkpoints.restore(found.path)
 
 
 async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:

@@ -13,8 +13,8 @@ from configs.schema import Config
 
 async def train(config: Config, parts: Parts) -> dict[str, object]:
     """Train the policy of a launched run; returns the summary of the run."""
-    fleet, learner, weights, collector, checkpoints, journal = (
-        parts.fleet, parts.learner, parts.weights, parts.collector, parts.checkpoints, parts.journal
+    fleet, weights, collector, updates, checkpoints, journal = (
+        parts.fleet, parts.weights, parts.collector, parts.updates, parts.checkpoints, parts.journal
     )  # fmt: skip
     steps = range(journal.step + 1, config.train.num_steps + 1)
     await weights.publish()  # every engine starts from the learner's weights
@@ -24,10 +24,11 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
     async with collector, ahead:
         for step in steps:
             journal.begin_step()
-            batch = await ahead.take()  # judged groups that have a signal
-            if config.engines_sleep:
-                await fleet.rollouts.sleep()  # until the next version
-            update = await learner.update([group.training for group in batch.trained])
+            async with updates:  # with `learner.stream`, groups are learned from before their batch is whole
+                batch = await ahead.take()  # judged groups that have a signal
+                if config.engines_sleep:
+                    await fleet.rollouts.sleep()  # until the next version
+                update = await updates.finish(batch)
             published = await weights.publish()  # version = the learner's optimizer step
             journal.record_step(step, batch, update, published)
             if step % config.train.checkpoint_every == 0 or journal.is_complete:
@@ -38,5 +39,5 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
                 journal.record_evaluation(await evaluate(fleet, parts.heldout, config, parts.display))
     evaluation = await evaluate(fleet, parts.heldout, config, parts.display)
     journal.record_evaluation(evaluation)
-    await learner.export_hf(journal.folder / "export")
+    await parts.learner.export_hf(journal.folder / "export")
     return await journal.finish(evaluation)

@@ -36,6 +36,10 @@ class LearnerConfig:
     """Gradient-norm clipping threshold."""
     prompts_per_mini_batch: int = 32
     """Prompts (groups) per optimizer step."""
+    stream: bool = False
+    """Learn from groups while others of their step are still played or judged. Hides the learner behind the slowest
+    groups if it has devices of its own. With `train.max_staleness` above 0 steps are whole before they are learned
+    from, and this changes nothing."""
     max_tokens_per_micro_batch: int = 8192
     """Token budget of a micro-batch (one forward and backward pass on a rank). Nothing is padded, and the tokens that
     the episodes of a group share count once."""
@@ -61,7 +65,7 @@ class LearnerConfig:
     max_skipped_updates: int = 3
     """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0
-    """Timeout for one update on all ranks."""
+    """Timeout for one update on all ranks, with `stream` for each part of it."""
 
     def __post_init__(self) -> None:
         for name in (

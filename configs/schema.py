@@ -285,6 +285,13 @@ class Config:
             "ipc",
             f"must be auto unless all share one GPU: they take {self._num_gpus:g}",
         )
+        require(
+            not (self.learner.stream and self.engines_sleep),
+            "learner.stream",
+            True,
+            "must be false where engines sleep during updates: with the learner on their GPU and "
+            f"weights.transport={self.weights.transport}",
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -317,3 +324,8 @@ class Config:
     def engines_sleep(self) -> bool:
         """Whether engines free the GPU that they share with the learner during updates; only if they are idle then."""
         return self.transport == "ipc" and self.train.max_staleness == 0
+
+    @property
+    def streams_updates(self) -> bool:
+        """Whether the learner works on a batch that is still being collected."""
+        return self.learner.stream and self.train.max_staleness == 0

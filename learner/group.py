@@ -2,8 +2,8 @@
 
 Ranks are plain actors that receive their share of each batch, not Ray Train workers that pull it. Ray Train's
 elastic `num_workers=(min, max)` restarts a training function that owns the loop; here the loop belongs to
-`cluster/train.py`, where `update` is one awaited call between rollouts and weight sync, and an error in any rank is an
-exception at that line. A pull-based function would need queues in both directions, its own error channel, and a way to
+`cluster/train.py`, where an update ends in one awaited call between rollouts and weight sync, and an error in any rank
+is an exception there. A pull-based function would need queues in both directions, its own error channel, and a way to
 regain control of the loop at a resize. Elasticity needs no framework here: checkpoints are independent of the number of
 ranks (`learner.state`) and every batch is planned separately (`learner.plan`), so a resize is: save, drop the ranks,
 start another number of them, load.
@@ -33,7 +33,9 @@ class Rank(Protocol):
 
     async def rendezvous(self) -> tuple[str, int]: ...
     async def start(self, address: str, port: int) -> None: ...
-    async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport: ...
+    async def begin(self) -> None: ...
+    async def learn(self, plan: RankPlan, pictures: Sequence[Picture]) -> int: ...
+    async def finish(self) -> UpdateReport: ...
     async def open_weights(self, num_receivers: int) -> WeightLink: ...
     async def join_weights(self) -> None: ...
     async def send_weights(self) -> SentWeights | None: ...
@@ -61,6 +63,8 @@ class LearnerGroup:
         self._start_rank = start_rank
         self._ranks: list[Rank] = []
         self._optimizer_step = 0
+        self._num_groups = 0
+        """Of the current update so far."""
 
     @property
     def version(self) -> int:
@@ -76,8 +80,48 @@ class LearnerGroup:
             await _gather([rank.start(address, port) for rank in self._ranks])
 
     async def update(self, groups: Sequence[TrainingGroup]) -> UpdateReport:
-        """Train on these groups: one optimizer step per mini-batch. Without groups nothing changes."""
-        if not groups:
+        """Train on these groups, in mini-batches of `prompts_per_mini_batch`. Without groups nothing changes."""
+        async with _deadline(self._config.update_timeout_s, "update"):
+            self.begin()
+            if groups:
+                await self._learn(groups)
+            return await self._finish()
+
+    def begin(self) -> None:
+        """Begin an update in parts; gradients of one that was not finished are dropped."""
+        self._num_groups = 0
+
+    async def learn(self, groups: Sequence[TrainingGroup]) -> None:
+        """Train on the next groups of the update, with an optimizer step for each mini-batch that is full.
+
+        The mini-batches are those of `update`, whatever the parts. Off-policy, an update of several mini-batches has
+        one part only, because its loss needs the policy before the first step.
+        """
+        async with _deadline(self._config.update_timeout_s, "learn"):
+            await self._learn(groups)
+
+    async def finish(self) -> UpdateReport:
+        """Finish the update, with a step for a last mini-batch that has fewer groups; reports on all of its parts."""
+        async with _deadline(self._config.update_timeout_s, "finish"):
+            return await self._finish()
+
+    async def _learn(self, groups: Sequence[TrainingGroup]) -> None:
+        plans = plan_mini_batches(
+            groups,
+            prompts_per_mini_batch=self._config.prompts_per_mini_batch,
+            num_ranks=len(self._ranks),
+            max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
+            max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
+            num_before=self._num_groups % self._config.prompts_per_mini_batch,
+        )
+        if not self._num_groups:
+            await _gather([rank.begin() for rank in self._ranks])
+        self._num_groups += len(groups)
+        calls = [rank.learn(plan, pictures_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)]
+        self._optimizer_step = (await _gather(calls))[0]
+
+    async def _finish(self) -> UpdateReport:
+        if not self._num_groups:
             return UpdateReport(
                 start_version=self._optimizer_step,
                 optimizer_step=self._optimizer_step,
@@ -85,16 +129,7 @@ class LearnerGroup:
                 seconds=0.0,
                 metrics={},
             )
-        plans = plan_mini_batches(
-            groups,
-            prompts_per_mini_batch=self._config.prompts_per_mini_batch,
-            num_ranks=len(self._ranks),
-            max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
-            max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
-        )
-        calls = [rank.update(plan, pictures_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)]
-        async with _deadline(self._config.update_timeout_s, "update"):
-            reports = await _gather(calls)
+        reports = await _gather([rank.finish() for rank in self._ranks])
         self._optimizer_step = reports[0].optimizer_step
         return reports[0]
 

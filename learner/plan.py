@@ -41,7 +41,7 @@ class VisionPassPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PiecePlan:
-    """One rank's share of some groups of a mini-batch; the losses and gradients of pieces add up."""
+    """One rank's share of some or all groups of a mini-batch; the losses and gradients of pieces add up."""
 
     micro_batches: tuple[MicroBatchPlan, ...]
     """Equally many on every rank."""
@@ -50,17 +50,49 @@ class PiecePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What pieces cost. Adds up over pieces and plans."""
+
+    num_tokens: int = 0
+    """Of the episodes, on all ranks."""
+    num_computed: int = 0
+    """Tokens that the language model computes, on all ranks."""
+    mean_cost: float = 0.0
+    """Of a rank."""
+    most_cost: float = 0.0
+    """Of the busiest rank of each piece, which the others wait for."""
+
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(
+            num_tokens=self.num_tokens + other.num_tokens,
+            num_computed=self.num_computed + other.num_computed,
+            mean_cost=self.mean_cost + other.mean_cost,
+            most_cost=self.most_cost + other.most_cost,
+        )
+
+    @property
+    def imbalance(self) -> float:
+        """Cost of the busiest ranks over that of a mean one."""
+        return self.most_cost / self.mean_cost
+
+    @property
+    def computed_share(self) -> float:
+        """Tokens that are computed over tokens of the episodes: below 1 through sharing."""
+        return self.num_computed / self.num_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
-    """One rank's share of an update."""
+    """One rank's share of an update, or of a part of one."""
 
     mini_batches: tuple[PiecePlan, ...]
-    """The piece of each optimizer step."""
+    """The piece of each mini-batch. An optimizer step follows each of them, but not a last one that `is_open`."""
+    is_open: bool
+    """Whether the last mini-batch has room for further groups."""
     image_groups: tuple[int, ...]
     """For each image of the plan, the index of its group."""
-    imbalance: float
-    """Cost of the busiest rank over the mean of the ranks, averaged over the mini-batches."""
-    computed_share: float
-    """Tokens that the language model computes over tokens of the episodes, on all ranks: below 1 through sharing."""
+    workload: Workload
+    """On all ranks."""
 
 
 def plan_mini_batches(
@@ -70,23 +102,27 @@ def plan_mini_batches(
     num_ranks: int,
     max_tokens_per_micro_batch: int,
     max_tokens_per_vision_pass: int,
+    num_before: int = 0,
 ) -> tuple[RankPlan, ...]:
-    """Plan one update: a RankPlan for each of `num_ranks` ranks.
+    """Plan one update, or the next part of one: a RankPlan for each of `num_ranks` ranks.
 
-    Groups are distributed over mini-batches in order and evenly, at most `prompts_per_mini_batch` each. With
-    the token weights, the loss summed over the rows of a mini-batch depends neither on the number of ranks nor on the
-    token budget.
+    Groups fill mini-batches of `prompts_per_mini_batch` in order, so that an update in parts has the mini-batches of
+    one in a single part; the last of an update may remain smaller. With the token weights, the loss summed over the
+    rows of a mini-batch depends neither on the number of ranks, nor on the token budget, nor on the parts.
 
     The loss of a mini-batch with fewer groups is still divided by `prompts_per_mini_batch`, as if the missing groups
     were zero-variance groups without a gradient. Divided by the actual number of groups, the gradient of a single group
     would be as large as that of 32, and so would its noise.
+
+    Args:
+        num_before: groups that the first mini-batch already has, from earlier parts.
     """
     assert groups, "an update needs at least one group"
-    num_mini_batches = math.ceil(len(groups) / prompts_per_mini_batch)
+    assert num_before < prompts_per_mini_batch, "a full mini-batch takes no more"
     pieces: list[list[PiecePlan]] = [[] for _ in range(num_ranks)]
-    imbalances, num_computed, num_tokens = [], 0, 0
-    for chosen in np.array_split(np.arange(len(groups)), num_mini_batches):
-        rows = weight_episodes([(int(index), groups[index]) for index in chosen], prompts_per_mini_batch)
+    workload, start = Workload(), 0
+    for stop in (*range(prompts_per_mini_batch - num_before, len(groups), prompts_per_mini_batch), len(groups)):
+        rows = weight_episodes([(index, groups[index]) for index in range(start, stop)], prompts_per_mini_batch)
         shares = balance(families_of(rows, max_tokens_per_micro_batch), num_ranks)
         for planned, micro_batches, passes in zip(
             pieces,
@@ -95,12 +131,20 @@ def plan_mini_batches(
             strict=True,
         ):
             planned.append(PiecePlan(micro_batches=micro_batches, vision_passes=passes))
-        loads = [_cost(families) for families in shares]
-        imbalances.append(max(loads) / (sum(loads) / num_ranks))
-        num_computed += sum(family.num_tokens for families in shares for family in families)
-        num_tokens += sum(row.num_tokens for row in rows)
-    imbalance, computed_share = sum(imbalances) / num_mini_batches, num_computed / num_tokens
-    return tuple(_with_local_images(planned, imbalance, computed_share) for planned in pieces)
+        workload += _workload(rows, shares)
+        start = stop
+    is_open = (num_before + len(groups)) % prompts_per_mini_batch > 0
+    return tuple(_with_local_images(planned, is_open, workload) for planned in pieces)
+
+
+def _workload(rows: Sequence[PlannedEpisode], shares: Sequence[Sequence[Family]]) -> Workload:
+    loads = [_cost(families) for families in shares]
+    return Workload(
+        num_tokens=sum(row.num_tokens for row in rows),
+        num_computed=sum(_tokens(families) for families in shares),
+        mean_cost=sum(loads) / len(loads),
+        most_cost=max(loads),
+    )
 
 
 def families_of(rows: Iterable[PlannedEpisode], max_tokens: int) -> list[Family]:
@@ -202,8 +246,16 @@ def _fill(families: Iterable[Family], max_tokens: int) -> list[list[Family]]:
     return filled
 
 
-def dummy_family() -> Family:
-    """Two tokens of weight 0, without a picture."""
+def piece_without_a_finite_loss() -> PiecePlan:
+    """Two tokens: whatever they are added to is not finite either, and its optimizer step is skipped."""
+    return PiecePlan(
+        micro_batches=((dummy_family(token_weight=math.nan),),),
+        vision_passes=(VisionPassPlan(views=(), recomputes_blocks=False),),
+    )
+
+
+def dummy_family(*, token_weight: float = 0.0) -> Family:
+    """Two tokens of weight 0 unless told otherwise, without a picture."""
     row = PlannedEpisode(
         token_ids=np.zeros(2, np.int64),
         generated_at=np.ones(1, np.int64),
@@ -211,7 +263,7 @@ def dummy_family() -> Family:
         prompts=(),
         image=-1,
         advantage=0.0,
-        token_weight=0.0,
+        token_weight=token_weight,
     )
     return share([row])
 
@@ -255,7 +307,7 @@ def _cost(families: Iterable[Family]) -> float:
     return sum(family.cost for family in families)
 
 
-def _with_local_images(pieces: Sequence[PiecePlan], imbalance: float, computed_share: float) -> RankPlan:
+def _with_local_images(pieces: Sequence[PiecePlan], is_open: bool, workload: Workload) -> RankPlan:
     """Renumber the images of one rank from 0."""
     used = sorted({image for piece in pieces for each in piece.vision_passes for image, _ in each.views})
     local = {group: number for number, group in enumerate(used)} | {-1: -1}
@@ -274,7 +326,7 @@ def _with_local_images(pieces: Sequence[PiecePlan], imbalance: float, computed_s
             )
             for piece in pieces
         ),
+        is_open=is_open,
         image_groups=tuple(used),
-        imbalance=imbalance,
-        computed_share=computed_share,
+        workload=workload,
     )

@@ -23,7 +23,7 @@ from configs.schema import LearnerConfig
 from learner.collate import Collator, MicroBatch, VisionPass
 from learner.engine import LearnerEngine
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
-from learner.plan import PiecePlan
+from learner.plan import PiecePlan, piece_without_a_finite_loss
 from learner.prefetch import prefetch_one
 from learner.timing import StageClock
 
@@ -45,7 +45,7 @@ class Trainer:
         self._is_off_policy = is_off_policy
         self._device = engine.device
         self._clock = StageClock(self._device)
-        self._reset_totals()
+        self._clear()
         self.num_skipped_in_a_row = 0
         self.num_skipped = 0
 
@@ -71,6 +71,7 @@ class Trainer:
         Raises:
             LearnerError: images and placeholders disagree.
         """
+        self.has_gradients = True
         passes, encoded, reference_SW = self._encode(piece, collator)
         features_SW = torch.cat([each.detach() for each in encoded]).float().requires_grad_(self._config.train_vision)
         if encoded[0].grad_fn is None:
@@ -94,7 +95,7 @@ class Trainer:
             dist.all_reduce(self._maxima, op=dist.ReduceOp.MAX)
             result = self._engine.step()
         totals, maxima = self._totals, self._maxima
-        self._reset_totals()
+        self._clear()
         self._count_skips(result.is_applied)
         return {
             "loss": float(totals[0]),
@@ -103,12 +104,25 @@ class Trainer:
             "is_applied": float(result.is_applied),
         }
 
+    def discard(self, collator: Collator) -> None:
+        """Drop the gradients since the last step.
+
+        Under each ZeRO stage DeepSpeed keeps other sums of them, and clears them all in a step that it skips, so that a
+        piece without a finite loss is added to them.
+        """
+        self.accumulate(piece_without_a_finite_loss(), collator)
+        result = self._engine.step()
+        assert not result.is_applied, "it was not finite"
+        self._clear()
+
     def take_seconds(self) -> dict[str, float]:
         """Seconds by stage since the last call."""
         seconds, self._clock = self._clock.seconds(), StageClock(self._device)
         return seconds
 
-    def _reset_totals(self) -> None:
+    def _clear(self) -> None:
+        self.has_gradients = False
+        """Whether pieces were accumulated since the last step."""
         self._totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         self._maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from learner.plan import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +21,42 @@ class UpdateReport:
     num_tokens: int
     """Generated tokens trained on, over all ranks."""
     seconds: float
+    """In which the rank worked on it; between the parts of an update it may wait for the next."""
     metrics: dict[str, float]
     """Metrics by full name (`learner/...`, `time/...`)."""
+
+
+class UpdateInParts:
+    """Adds up what an update's report says, as the parts of the update are done."""
+
+    def __init__(self, start_version: int) -> None:
+        self.start_version = start_version
+        self.steps: list[dict[str, float]] = []
+        """Metrics of each optimizer step."""
+        self.workload = Workload()
+        self._seconds = 0.0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The body works on the update."""
+        started = time.monotonic()
+        yield
+        self._seconds += time.monotonic() - started
+
+    def report(self, *, optimizer_step: int, others: Mapping[str, float]) -> UpdateReport:
+        """The report after the last step; `others` are further metrics by full name."""
+        return UpdateReport(
+            start_version=self.start_version,
+            optimizer_step=optimizer_step,
+            num_tokens=int(sum(step["num_tokens"] for step in self.steps)),
+            seconds=self._seconds,
+            metrics={
+                **{f"learner/{name}": value for name, value in summarize_steps(self.steps).items()},
+                "learner/computed_share": self.workload.computed_share,
+                "learner/rank_imbalance": self.workload.imbalance,
+                **others,
+            },
+        )
 
 
 def summarize_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -9,9 +9,9 @@ import itertools
 import json
 import resource
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
 from learner.trainer import Trainer
-from learner.update import UpdateReport, summarize_steps
+from learner.update import UpdateInParts, UpdateReport
 from learner.weight_sender import WeightSender
 
 
@@ -128,32 +128,62 @@ class LearnerRank:
         self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
-        """One optimizer step per mini-batch of the plan. A collective.
+        """A whole update in one part. A collective."""
+        self.begin()
+        self.learn(plan, full_views)
+        return self.finish()
+
+    def begin(self) -> None:
+        """Begin an update; gradients of one that was not finished are dropped. A collective."""
+        if self._trainer.has_gradients:
+            self._trainer.discard(self._collator([]))
+        self._trainer.take_seconds()
+        self._running = UpdateInParts(self._engine.optimizer_step)
+
+    def learn(self, plan: RankPlan, full_views: FullViews) -> int:
+        """Learn from the next part of the update: an optimizer step for each full mini-batch. A collective.
+
+        Returns the version of the weights after it.
 
         Raises:
             LearnerError: images and placeholders disagree, or too many consecutive steps were non-finite.
         """
-        started, start_version = time.monotonic(), self._engine.optimizer_step
-        proximal = self._proximal_logprobs(plan, full_views)
-        steps = []
-        for piece, scored in zip(plan.mini_batches, proximal, strict=True):
-            self.accumulate(piece, full_views, scored)
-            steps.append(self.step())
-        metrics = summarize_steps(steps)
-        return UpdateReport(
-            start_version=start_version,
+        running = self._running
+        assert not (self._is_off_policy and running.steps), "the policy before the update is needed for all of it"
+        with self._working():
+            proximal = self._proximal_logprobs(plan, full_views)
+            for number, (piece, scored) in enumerate(zip(plan.mini_batches, proximal, strict=True), start=1):
+                self.accumulate(piece, full_views, scored)
+                if number < len(plan.mini_batches) or not plan.is_open:
+                    running.steps.append(self.step())
+        running.workload += plan.workload
+        return self._engine.optimizer_step
+
+    def finish(self) -> UpdateReport:
+        """Finish the update, with a step for a last mini-batch that has fewer groups. A collective.
+
+        Raises:
+            LearnerError: too many consecutive steps were non-finite.
+        """
+        with self._working():
+            if self._trainer.has_gradients:
+                self._running.steps.append(self.step())
+        return self._running.report(
             optimizer_step=self._engine.optimizer_step,
-            num_tokens=int(sum(step["num_tokens"] for step in steps)),
-            seconds=time.monotonic() - started,
-            metrics={
-                **{f"learner/{name}": value for name, value in metrics.items()},
+            others={
                 "learner/skipped_updates": float(self._trainer.num_skipped),
-                "learner/computed_share": plan.computed_share,
-                "learner/rank_imbalance": plan.imbalance,
                 "learner/peak_memory_gib": self.peak_memory_bytes() / 2**30,
                 **{f"time/learner_{name}": value for name, value in self._trainer.take_seconds().items()},
             },
         )
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """The body works on the update; in the end the device is free for the next part."""
+        with self._running.working():
+            yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
 
     def accumulate(
         self, piece: PiecePlan, full_views: FullViews, proximal_logprobs: Sequence[Tensor] | None = None

@@ -85,6 +85,7 @@ PURE = (
     "learner/plan.py",
     "learner/pictures.py",
     "learner/prefetch.py",
+    "learner/update.py",
     "cluster/identity.py",
     "cluster/runtime/addresses.py",
     "cluster/preflight/environment.py",
@@ -99,6 +100,7 @@ PURE = (
     "cluster/policies.py",
     "cluster/signal.py",
     "cluster/timekeeping.py",
+    "cluster/update_stream.py",
     "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""

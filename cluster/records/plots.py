@@ -57,6 +57,7 @@ CHARTS = (
         curves=(
             ("time/collect_s", "rollout"),
             ("time/update_s", "update"),
+            ("time/update_wait_s", "wait for the update"),
             ("time/publish_s", "weight sync"),
             ("time/step_s", "step"),
         ),

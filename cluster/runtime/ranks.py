@@ -29,11 +29,11 @@ from learner.update import UpdateReport
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 PICTURE_PATIENCE_S = 30.0
-"""Total seconds that an update waits for images that the object store does not deliver."""
+"""Total seconds that a part of an update waits for images that the object store does not deliver."""
 
 
 class FetchedViews:
-    """`learner.collate.FullViews` of one update: from the object store, or from the data set if the store lost them."""
+    """`learner.collate.FullViews` of a plan: from the object store, or from the data set if the store lost them."""
 
     def __init__(self, pictures: Sequence[Picture], reader: PictureReader) -> None:
         self._pictures = pictures
@@ -72,9 +72,15 @@ class RankHost:
     def start(self, address: str, port: int) -> None:
         self._rank.start(address, port)
 
-    def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
+    def begin(self) -> None:
+        self._rank.begin()
+
+    def learn(self, plan: RankPlan, pictures: Sequence[Picture]) -> int:
         """Handles in `pictures` are passed as references, so that a lost one does not fail the call."""
-        return self._rank.update(plan, FetchedViews(pictures, self._reader))
+        return self._rank.learn(plan, FetchedViews(pictures, self._reader))
+
+    def finish(self) -> UpdateReport:
+        return self._rank.finish()
 
     def open_weights(self, num_receivers: int) -> WeightLink:
         return self._rank.open_weights(num_receivers)
@@ -120,8 +126,14 @@ class RayRank:
     async def start(self, address: str, port: int) -> None:
         await self._await_remote(self._actor.start.remote(address, port))
 
-    async def update(self, plan: RankPlan, pictures: Sequence[Picture]) -> UpdateReport:
-        return await self._await_remote(self._actor.update.remote(plan, pictures))
+    async def begin(self) -> None:
+        await self._await_remote(self._actor.begin.remote())
+
+    async def learn(self, plan: RankPlan, pictures: Sequence[Picture]) -> int:
+        return await self._await_remote(self._actor.learn.remote(plan, pictures))
+
+    async def finish(self) -> UpdateReport:
+        return await self._await_remote(self._actor.finish.remote())
 
     async def open_weights(self, num_receivers: int) -> WeightLink:
         return await self._await_remote(self._actor.open_weights.remote(num_receivers))

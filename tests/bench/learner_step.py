@@ -163,7 +163,7 @@ def measure(
         "update_s": update_s,
         "first_update_s": first_s,
         "tokens": num_tokens,
-        "computed_tokens": round(planned.computed_share * num_tokens),
+        "computed_tokens": round(planned.workload.computed_share * num_tokens),
         "micro_batches": len(piece.micro_batches),
         "vision_passes": sum(len(each.vision_passes) for each in pieces),
         "tokens_per_s": num_tokens / update_s,

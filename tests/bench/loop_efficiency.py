@@ -123,10 +123,10 @@ SETTLE_S = 5.0
 async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
     """One trip of the loop, stage by stage."""
     started = time.monotonic()
-    async with run.collector as collector:
+    async with run.collector as collector, run.updates as updates:
         batch = await collector.collect()
-    collected = time.monotonic()
-    await run.learner.update([group.training for group in batch.trained])
+        collected = time.monotonic()
+        update = await updates.finish(batch)
     updated = time.monotonic()
     await run.weights.publish()
     ended = time.monotonic()
@@ -135,7 +135,8 @@ async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
         "collect_episodes_per_s": num_episodes / (collected - started),
         "loop_episodes_per_s": num_episodes / (ended - started),
         "collect_s": collected - started,
-        "update_s": updated - collected,
+        "update_s": update.seconds,
+        "update_wait_s": updated - collected,
         "publish_s": ended - updated,
     }
 
@@ -150,8 +151,9 @@ async def overlapped_round(run: Parts, config: Config) -> dict[str, float]:
         for trip in range(3):
             if trip == 1:
                 started, num_episodes = time.monotonic(), 0
-            batch = await ahead.take()
-            await run.learner.update([group.training for group in batch.trained])
+            async with run.updates as updates:
+                batch = await ahead.take()
+                await updates.finish(batch)
             await run.weights.publish()
             num_episodes += len(batch.scored) * config.rollout.group_size
         seconds = time.monotonic() - started

@@ -52,7 +52,7 @@ class Parts:
     published: PublishedVersions = field(default_factory=lambda: always(-1, 0))
     prompts: PromptCursor = field(default_factory=lambda: PromptCursor(dataset="train", num_rows=500, seed=0))
 
-    def collector(self, config=CONFIG):
+    def collector(self, config=CONFIG, on_trained=None):
         return Collector(
             Fleet(rollouts=self.rollouts, judges=self.judges),
             config,
@@ -61,6 +61,7 @@ class Parts:
             judge_watch=NoWatch(),
             published=self.published,
             last_step=0,
+            on_trained=on_trained,
         )
 
 
@@ -114,6 +115,16 @@ async def test_groups_without_signal_are_replaced_up_to_the_bound():
     assert len(collected.trained) == 32
     assert 30 <= len(collected.without_signal) <= 32
     assert len(collected.drawn) == len(collected.trained) + len(collected.without_signal)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+async def test_each_group_of_a_batch_is_told_of_when_it_joins_it(depth):
+    told = []
+    parts = Parts(pool(EqualRewards("a"), FakeWorker("b", seconds=0.001)), judges=SilentJudges(every=10))
+    async with parts.collector(on_trained=told.append) as collector:
+        collector.allow(2 + depth)
+        batches = [await collector.collect() for _ in range(2)]
+    assert told == [group for batch in batches for group in batch.trained]
 
 
 async def test_the_bound_on_draws_ends_a_step_with_fewer_groups():

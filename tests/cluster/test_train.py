@@ -1,5 +1,6 @@
 """The main loop with fakes for engines, judges and learner; collection, records and display are real."""
 
+import asyncio
 import io
 import json
 
@@ -7,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from actors.data.dataset import PromptCursor, SkipLedger
+from actors.errors import LearnerError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.display import Display
@@ -16,6 +18,7 @@ from cluster.launch import Parts
 from cluster.records.journal import Journal
 from cluster.timekeeping import RunClock
 from cluster.train import train
+from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
 from configs.load import load_config, to_yaml
 from judge.pool import JudgePool
@@ -32,9 +35,18 @@ class FakeLearner(FakeWeightSource):
     def __init__(self):
         super().__init__()
         self.exported_to = []
+        self.learned = []
+        """Prompts by update."""
 
-    async def update(self, groups):
-        start, self.version = self.version, self.version + bool(groups)
+    def begin(self):
+        self.learned.append([])
+
+    async def learn(self, groups):
+        await asyncio.sleep(0)
+        self.learned[-1] += [group.played.ref.uid for group in groups]
+
+    async def finish(self):
+        start, self.version = self.version, self.version + bool(self.learned[-1])
         return UpdateReport(start_version=start, optimizer_step=self.version, num_tokens=0, seconds=0.0, metrics={})
 
     async def export_hf(self, folder):
@@ -61,7 +73,7 @@ class RunsDry(FakeWorker):
         return played, image
 
 
-async def trained(tmp_path, worker, *overrides):
+async def trained(tmp_path, worker, *overrides, learner=None):
     """Play a run; its summary, parts and what a person saw."""
     config = load_config("tiny", [*SETTINGS, *overrides])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -70,8 +82,9 @@ async def trained(tmp_path, worker, *overrides):
     judges = JudgePool(None, config.judge, local=[ExactBackend()])
     watch = JudgeWatch(judges, config, warn=display.warn)
     fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
-    learner = FakeLearner()
+    learner = learner or FakeLearner()
     weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0)
+    updates = UpdateStream(learner, min_groups=1)
     collector = Collector(
         fleet,
         config,
@@ -80,12 +93,14 @@ async def trained(tmp_path, worker, *overrides):
         judge_watch=watch,
         published=weights.published,
         last_step=0,
+        on_trained=updates.add if config.streams_updates else None,
     )
     parts = Parts(
         fleet=fleet,
         learner=learner,
         weights=weights,
         collector=collector,
+        updates=updates,
         checkpoints=FakeCheckpoints(),
         journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
         heldout=range(500),
@@ -105,15 +120,36 @@ def ledger_steps(folder):
     return [json.loads(line)["step"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("depth", [0, 1])
-async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth):
+@pytest.mark.parametrize(("depth", "streams"), [(0, False), (0, True), (1, False), (1, True)])
+async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth, streams):
     worker = FakeWorker("a")
-    summary, parts, _ = await trained(tmp_path, worker, "train.checkpoint_every=3", f"train.max_staleness={depth}")
+    summary, parts, _ = await trained(
+        tmp_path, worker, "train.checkpoint_every=3", f"train.max_staleness={depth}", f"learner.stream={streams}"
+    )
     assert (summary["steps"], parts.learner.version, worker.version) == (4, 4, 4)
     assert ledger_steps(tmp_path) == [1, 2, 3, 4]
     assert parts.checkpoints.saved == [3, 4], "every third, and the last"
     assert parts.learner.exported_to == [tmp_path / "export"]
     assert sorted(path.name for path in (tmp_path / "heldout").iterdir()) == ["step-000004.parquet"]
+    cursor = PromptCursor(dataset="train", num_rows=500, seed=0)
+    assert [sorted(uids) for uids in parts.learner.learned] == [
+        sorted(ref.uid for ref in cursor.take(8)) for _ in range(4)
+    ]
+
+
+async def test_a_learner_that_fails_ends_the_run_while_others_still_play(tmp_path):
+    class Fails(FakeLearner):
+        async def learn(self, groups):
+            raise LearnerError("learner rank 0 died")
+
+    class PlaysTheLastForLong(FakeWorker):
+        async def play(self, request):
+            self.seconds = 0.0 if self.most_in_flight < 8 else 3600.0
+            return await super().play(request)
+
+    with pytest.raises(LearnerError, match="learner rank 0 died"):
+        async with asyncio.timeout(30):
+            await trained(tmp_path, PlaysTheLastForLong("a"), "learner.stream=true", learner=Fails())
 
 
 async def test_a_run_that_runs_out_of_signal_says_so_and_goes_on(tmp_path):

@@ -117,6 +117,7 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
         (["reward.theta=2"], ["reward.theta=2", "0 to 1"]),
         (["learner.importance_sampling_cap=0.5"], ["learner.importance_sampling_cap=0.5", "at least 1"]),
         (["weights.transport=nccl"], ["weights.transport='nccl'", "shared_memory on CPU"]),
+        (["learner.stream=true", "rollout.num_gpus=0.5", "learner.num_gpus=0.5"], ["learner.stream=True", "sleep"]),
         (
             ["weights.transport=ipc", "rollout.num_gpus=1", "learner.num_gpus=1"],
             ["weights.transport='ipc'", "they take 2"],
@@ -245,3 +246,10 @@ def test_weights_take_the_way_that_the_gpus_allow(gpus, transport):
     assert config.engines_sleep == (transport == "ipc")
     ahead = load_config("tiny", [f"rollout.num_gpus={share}", f"learner.num_gpus={learner}", "train.max_staleness=1"])
     assert not ahead.engines_sleep, "they generate while the learner updates"
+
+
+@pytest.mark.parametrize(("depth", "gpus"), [(0, 0), (0, 1), (1, 0), (1, 0.5)])
+def test_updates_are_streamed_where_the_next_batch_is_waited_for(depth, gpus):
+    shares = [f"rollout.num_gpus={gpus}", f"learner.num_gpus={gpus}", f"train.max_staleness={depth}"]
+    assert load_config("tiny", [*shares, "learner.stream=true"]).streams_updates == (depth == 0)
+    assert not load_config("tiny", shares).streams_updates

@@ -119,6 +119,15 @@ def test_updates_are_applied_saved_and_resumed(folder, tmp_path, stage, offload,
     assert [report.optimizer_step for report in reports] == [1, 2, 3]
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
     assert reports[2].metrics["learner/reference_kl"] > 0
+    disturbed = started()
+    (part,) = plan_of(GROUPS[:1], prompts=4, budget=800, vision=80)
+    for expected in reports:
+        disturbed.begin()
+        disturbed.learn(part, images_of(part, GROUPS[:1]))
+        found = disturbed.update(plan, images_of(plan, GROUPS))
+        assert (found.optimizer_step, found.metrics["learner/skipped_updates"]) == (expected.optimizer_step, 0)
+        norms = [report.metrics["learner/grad_norm"] for report in (found, expected)]
+        assert norms[0] == pytest.approx(norms[1], rel=0.02), "what was not finished is not in it"
     rank.save(tmp_path)
     resumed = started()
     assert resumed.load(tmp_path) == 3

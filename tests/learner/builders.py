@@ -147,7 +147,7 @@ def make_group(
     )
 
 
-def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6):
+def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_before=0):
     """The plans of all ranks; by default everything in one pass."""
     return plan_mini_batches(
         groups,
@@ -155,6 +155,7 @@ def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6):
         num_ranks=ranks,
         max_tokens_per_micro_batch=budget,
         max_tokens_per_vision_pass=vision,
+        num_before=num_before,
     )
 
 

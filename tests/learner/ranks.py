@@ -65,15 +65,31 @@ def report_script(script, rank, world_size, port, chunk_logits, results):
     leave_process_group()
 
 
-def update(learner, config, rank, groups, edit=None):
-    """One rank's share of an update; `edit` changes each of its pieces first."""
-    plan = plan_mini_batches(
+def planned(config, rank, groups, num_before=0):
+    """One rank's share of an update, or of a part of one."""
+    return plan_mini_batches(
         groups,
         prompts_per_mini_batch=config.prompts_per_mini_batch,
         num_ranks=config.num_ranks,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
+        num_before=num_before,
     )[rank]
+
+
+def begin_in_parts(learner, config, rank, parts):
+    """One rank's share of the parts of an update."""
+    learner.begin()
+    num_before = 0
+    for groups in parts:
+        plan = planned(config, rank, groups, num_before)
+        learner.learn(plan, images_of(plan, groups))
+        num_before = (num_before + len(groups)) % config.prompts_per_mini_batch
+
+
+def update(learner, config, rank, groups, edit=None):
+    """One rank's share of an update; `edit` changes each of its pieces first."""
+    plan = planned(config, rank, groups)
     if edit is not None:
         plan = replace(plan, mini_batches=tuple(map(edit, plan.mini_batches)))
     return learner.update(plan, images_of(plan, groups))
@@ -83,6 +99,11 @@ def perform(learner, config, rank, method, argument):
     match method:
         case "update":
             return update(learner, config, rank, argument)
+        case "begin_in_parts":
+            return begin_in_parts(learner, config, rank, argument)
+        case "update_in_parts":
+            begin_in_parts(learner, config, rank, argument)
+            return learner.finish()
         case "update_with_pictures_on_the_first_rank_only":
             return update(learner, config, rank, argument, edit=piece_without_pictures if rank else None)
         case "shards":

@@ -37,9 +37,15 @@ class FakeRank:
     async def start(self, address, port):
         await self._answer(call=("start", address, port))
 
-    async def update(self, plan, pictures):
+    async def begin(self):
+        await self._answer(call=("begin",))
+
+    async def learn(self, plan, pictures):
+        return (await self._answer(6, call=("learn", plan, pictures)))[0]
+
+    async def finish(self):
         report = UpdateReport(start_version=6, optimizer_step=7, num_tokens=9, seconds=0.1, metrics={"a": 1.0})
-        return (await self._answer(report, call=("update", plan, pictures)))[0]
+        return (await self._answer(report, call=("finish",)))[0]
 
     async def open_weights(self, num_receivers):
         return (await self._answer(LINK, call=("open_weights", num_receivers)))[0]
@@ -107,10 +113,10 @@ async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(
     group = await started(ranks)
     groups = [make_group(seed) for seed in range(4)]
     report = await group.update([replace(each, image=f"image {i}") for i, each in enumerate(groups)])
-    assert report.optimizer_step == 7
+    assert report.optimizer_step == group.version == 7
     for rank in ranks:
-        method, plan, pictures = rank.calls[-1]
-        assert method == "update"
+        begun, (method, plan, pictures), finished = rank.calls[-3:]
+        assert (begun, method, finished) == (("begin",), "learn", ("finish",))
         assert isinstance(plan, RankPlan)
         assert [picture.handle for picture in pictures] == [f"image {i}" for i in plan.image_groups]
         assert [picture.ref for picture in pictures] == [groups[i].played.ref for i in plan.image_groups]
@@ -123,6 +129,34 @@ async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
     report = await group.update([])
     assert (report.start_version, report.optimizer_step, report.num_tokens) == (5, 5, 0)
     assert [len(rank.calls) for rank in ranks] == num_calls
+
+
+async def test_an_update_in_parts_begins_once_and_fills_mini_batches_of_the_configured_size(ranks):
+    group = await started(ranks)
+    groups = [make_group(seed) for seed in range(7)]
+    for _ in range(2):
+        group.begin()
+        await group.learn(groups[:3])
+        assert group.version == 6, "as the ranks say"
+        await group.learn(groups[3:])
+        assert (await group.finish()).optimizer_step == 7
+    for rank in ranks:
+        calls = rank.calls[-8:]
+        assert [call[0] for call in calls] == ["begin", "learn", "learn", "finish"] * 2
+        first, second = (call[1] for call in calls[1:3])
+        assert (len(first.mini_batches), first.is_open) == (1, True)
+        assert (len(second.mini_batches), second.is_open) == (2, True), "one completes the first four, three are left"
+        assert [call[1].image_groups for call in calls[5:7]] == [first.image_groups, second.image_groups]
+
+
+async def test_an_update_begins_anew_after_one_that_was_not_finished(ranks):
+    group = await started(ranks)
+    group.begin()
+    await group.learn([make_group(1)])
+    await group.update([make_group(seed) for seed in range(4)])
+    for rank in ranks:
+        assert [call[0] for call in rank.calls[-5:]] == ["begin", "learn", "begin", "learn", "finish"]
+        assert not rank.calls[-2][1].is_open, "four fill a mini-batch: the one before does not count"
 
 
 async def test_every_rank_takes_part_in_sending_and_the_first_says_what_was_sent(ranks):
@@ -162,13 +196,13 @@ FIRST_RANK_ALONE = ("open_weights", "join_weights", "release_weights", "close_we
 
 
 @pytest.mark.parametrize(
-    "method", ["update", "send_weights", "save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE]
+    "method", ["update", "learn", "send_weights", "save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE]
 )
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
     ranks[0 if method in FIRST_RANK_ALONE else 1].hangs = True
     given = {
-        "update": [[make_group(1)]],
+        **{name: [[make_group(1)]] for name in ("update", "learn")},
         "open_weights": [1],
         **{name: [Path("x")] for name in ("save", "load", "export_hf")},
     }.get(method, [])

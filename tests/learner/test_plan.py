@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,10 +52,35 @@ def test_a_mini_batch_weighs_as_much_as_the_share_of_its_groups(num_groups, rank
     assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(num_groups / 9)
 
 
-def test_groups_fill_mini_batches_evenly_and_in_order():
+def groups_of(plan, groups):
+    """The groups of each mini-batch, by their seeds."""
+    rows = [rows_of([plan], mini_batch=number) for number in range(len(plan.mini_batches))]
+    return [{groups[plan.image_groups[row.image]].played.ref.row for row in each} for each in rows]
+
+
+def test_groups_fill_mini_batches_in_order_and_the_last_may_remain_smaller():
     (only,) = plan_of(GROUPS, prompts=4)
-    assert [len({row.image for row in rows_of([only], mini_batch=each)}) for each in range(3)] == [3, 3, 3]
-    assert {row.image for row in rows_of([only], mini_batch=1)} == {3, 4, 5}
+    assert groups_of(only, GROUPS) == [{0, 1, 2, 3}, {4, 5, 6, 7}, {8}]
+    assert only.is_open
+    (full,) = plan_of(GROUPS[:8], prompts=4)
+    assert not full.is_open
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 9))
+@settings(deadline=None, max_examples=40)
+def test_the_parts_of_an_update_have_its_mini_batches(sizes, prompts):
+    whole, joined, num_before = [], [], 0
+    for start, stop in itertools.pairwise(min(at, len(GROUPS)) for at in itertools.accumulate(sizes, initial=0)):
+        if part := GROUPS[start:stop]:
+            (plan,) = plan_of(part, prompts=prompts, num_before=num_before)
+            first, *others = groups_of(plan, part)
+            joined[-1:] = [joined[-1] | first] if num_before else [*joined[-1:], first]
+            joined += others
+            num_before = (num_before + len(part)) % prompts
+            assert plan.is_open == (num_before > 0)
+            whole += part
+    (plan,) = plan_of(whole, prompts=prompts)
+    assert joined == groups_of(plan, whole)
 
 
 @given(st.integers(1, 6), st.integers(100, 3000))
@@ -109,8 +136,8 @@ def test_ranks_get_nearly_the_same_cost(ranks, num_groups):
     groups = [make_group(seed, group_size=8) for seed in range(num_groups)]
     plans = plan_of(groups, ranks=ranks)
     loads = [cost(families([plan])) for plan in plans]
-    assert plans[0].imbalance == pytest.approx(max(loads) / (sum(loads) / ranks), rel=0.05)
-    assert plans[0].imbalance <= (1.15 if num_groups == 3 else IMBALANCE)
+    assert plans[0].workload.imbalance == pytest.approx(max(loads) / (sum(loads) / ranks), rel=0.05)
+    assert plans[0].workload.imbalance <= (1.15 if num_groups == 3 else IMBALANCE)
 
 
 def test_groups_stay_whole_where_ranks_are_equal_without_splitting():
@@ -146,8 +173,8 @@ def test_the_computed_share_is_that_of_the_tokens():
     groups = [make_group(seed, group_size=8, size=(224, 224), ask_share=0.0) for seed in range(16)]
     (only,) = plan_of(groups, budget=4096)
     computed = sum(family.num_tokens for family in families([only]))
-    assert only.computed_share == pytest.approx(computed / sum(row.num_tokens for row in rows_of([only])))
-    assert only.computed_share < 0.5
+    assert only.workload.computed_share == pytest.approx(computed / sum(row.num_tokens for row in rows_of([only])))
+    assert only.workload.computed_share < 0.5
 
 
 def test_a_lone_verdict_missing_everywhere_is_a_broken_invariant():

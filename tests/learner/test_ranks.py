@@ -14,6 +14,8 @@ from tests.learner.ranks import play, run_script
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 SIZES = ((112, 112), (56, 168), (168, 112))
 STAGES = (0, 1, 2, 3)
+PARTITIONED = (2, 3)
+"""Stages in which a rank keeps its share of the gradients alone."""
 SETTINGS = {
     "prompts_per_mini_batch": 5,
     "max_tokens_per_micro_batch": 300,
@@ -78,6 +80,9 @@ def outcomes(tmp_path_factory):
             yield settings(stage), calls
         for stage in STAGES:
             yield settings(stage, train_vision=False), [("update", first), ("update", second), ("state", None)]
+        for stage in PARTITIONED:
+            parts = [("update_in_parts", [groups[:1], groups[1:3], groups[3:]]) for groups in BATCHES]
+            yield settings(stage), [("begin_in_parts", [third[:2], third[2:3]]), *parts, ("state", None)]
         # All pictures in one pass of the tower, whose graph is kept.
         one_pass = {"max_tokens_per_vision_pass": 10**6}
         yield (
@@ -126,6 +131,19 @@ def test_two_ranks_with_a_frozen_tower_learn_what_one_does(outcomes, stage):
             assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
     assert not any("visual" in key for key in state)
     check_alike(state, expected)
+
+
+@pytest.mark.parametrize("stage", PARTITIONED)
+def test_two_ranks_learn_in_parts_what_one_does_at_once_even_after_an_update_that_was_not_finished(outcomes, stage):
+    single, pair, _ = outcomes
+    start = 12 * len(STAGES) + 5 * PARTITIONED.index(stage)
+    _, *both, state = pair[0][start : start + 5]
+    alone = of_stage(single, stage)
+    for ours, theirs in zip(both, (alone.first, alone.second, alone.third), strict=True):
+        assert (ours.optimizer_step, ours.num_tokens) == (theirs.optimizer_step, theirs.num_tokens)
+        for name in ("loss", "grad_norm", "entropy", "mismatch", "clipped", "reference_kl"):
+            assert ours.metrics[f"learner/{name}"] == pytest.approx(theirs.metrics[f"learner/{name}"], abs=1e-5), name
+    check_alike(state, alone.state)
 
 
 def test_two_ranks_learn_what_one_does_where_the_output_layer_has_weights_of_its_own(outcomes):

@@ -44,6 +44,7 @@ class Job:
             "train.max_draws=1.5",
             "train.checkpoint_every=1",
             "learner.prompts_per_mini_batch=4",
+            "learner.stream=true",
             "rollout.group_size=4",
         ]
         command = [sys.executable, "-m", "cluster.cli", "train", "--json", *flags, *settings]
@@ -104,6 +105,7 @@ def test_every_episode_was_sampled_under_the_version_it_was_learned_from(summary
         for turn in (turn for row in rows for turn in row["turns"]):
             assert turn["version_spans"] == [{"version": version, "num_tokens": len(turn["completion_ids"])}]
         assert line["policy/staleness_max"] == 0
+        assert 0 < line["time/update_wait_s"] <= line["time/step_s"] - line["time/collect_s"]
         version = int(line["policy/version"])
     assert version == 4, "two steps of two mini-batches"
 

@@ -83,10 +83,7 @@ async def our_round(player: Player, prompts: list[Prompt], sampling: Sampling) -
 def measure(runner: asyncio.Runner, config: Config, *, num_turns: int, num_tokens: int, side: int, rounds: int) -> Any:
     tokenizer = load_tokenizer(config.model.path)
 
-    async def started() -> Player:
-        return start_player(config, also_forbidden=[tokenizer.eos_token_id])  # so that no reply ends early
-
-    player = runner.run(started())
+    player = runner.run(start_player(config, also_forbidden=[tokenizer.eos_token_id]))  # so that no reply ends early
     plain = start_plain(config)
     from vllm import SamplingParams
 

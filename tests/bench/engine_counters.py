@@ -37,8 +37,13 @@ class CountingEngine(VllmEngine):
         super().__init__(*arguments, **settings)
         self.turns: list[CountedTurn] = []
 
-    async def _generate(self, prompt: dict[str, Any], params: Any) -> Any:
-        output = await super()._generate(prompt, params)
+    async def set_version(self, version: int) -> None:
+        """Call the weights so from the next turn on, whatever they are."""
+        await self._turns.set_version(version)
+        self.version = version
+
+    async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
+        output = await super()._generate(prompt, params, request_id)
         self.turns.append(
             CountedTurn(
                 prompt_ids=tuple(output.prompt_token_ids),

@@ -11,6 +11,7 @@ import psutil
 import torch
 from PIL import Image
 
+from actors.episode import VersionSpan
 from actors.fleet import worker as worker_module
 from actors.fleet.worker import RolloutWorker
 from actors.play import Completion, Sampling, ShownImage
@@ -56,9 +57,10 @@ class FeedEngine:
                     self._patches.popitem(last=False)
         self._num_asked += len(images) == 1
         reply = self._replies[self._num_asked % 2 if len(images) == 1 else 0]
-        return Completion(token_ids=reply, logprobs=(-0.5,) * len(reply), finish_reason="stop", policy_version=0)
+        spans = (VersionSpan(version=0, num_tokens=len(reply)),)
+        return Completion(token_ids=reply, logprobs=(-0.5,) * len(reply), finish_reason="stop", version_spans=spans)
 
-    def accept_loaded_weights(self) -> None:
+    async def accept_loaded_weights(self) -> None:
         pass
 
     async def check_health(self) -> None:

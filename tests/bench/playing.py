@@ -98,7 +98,7 @@ class Player:
         return await asyncio.gather(*groups)
 
 
-def start_player(
+async def start_player(
     config: Config, engine_class: type[VllmEngine] = VllmEngine, *, also_forbidden: Sequence[int] = ()
 ) -> Player:
     """Start an engine that serves the weights it loads."""
@@ -114,10 +114,11 @@ def start_player(
         image_pad_id=renderer.image_pad_id,
         forbidden_ids=(*vision_token_ids(tokenizer), *also_forbidden),
         transport=config.transport,
+        in_flight=config.weights.in_flight,
         can_sleep=False,
         seed=config.run.seed,
     )
-    engine.accept_loaded_weights()
+    await engine.accept_loaded_weights()
     return Player(config=config, engine=engine, spec=spec, renderer=renderer)
 
 

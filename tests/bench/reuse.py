@@ -72,7 +72,7 @@ async def measure(
     await asking.play(noise_views(player.spec, sizes[:1], seed=1), num_episodes=1)
     views = noise_views(player.spec, [sizes[index % len(sizes)] for index in range(num_pictures)])
     first = await play_counted(asking, engine, views)
-    engine.version += 1
+    await engine.set_version(engine.version + 1)
     second = await play_counted(asking, engine, views)
     return {
         **{name: figure for name, figure in first.items() if name != "first_seen_tokens_found"},
@@ -97,7 +97,7 @@ def main() -> None:
     with asyncio.Runner() as runner:
 
         async def run() -> dict[str, float]:
-            player = start_player(config, CountingEngine)
+            player = await start_player(config, CountingEngine)
             assert isinstance(player.engine, CountingEngine)
             try:
                 return await measure(

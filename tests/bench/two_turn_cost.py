@@ -86,7 +86,7 @@ def main() -> None:
     )
 
     async def run() -> dict[str, dict[str, float]]:
-        player = start_player(config, CountingEngine)
+        player = await start_player(config, CountingEngine)
         try:
             return await measure(player, side=arguments.side, num_pictures=arguments.pictures, rounds=arguments.rounds)
         finally:

@@ -16,12 +16,15 @@ from actors.episode import PlayedGroup, SampleRef
 from actors.images import num_visual_tokens
 from actors.prompts import load_tokenizer, vision_token_ids
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup, plan_mini_batches
-from learner.collate import collate
+from learner.batch import TrainingGroup
+from learner.collate import Collator
 from learner.hf_folder import save_hf
 from learner.model import load_policy, token_logprobs
+from learner.plan import plan_mini_batches
+from learner.segments import choose_kernel
 from tests.bench.model_shape import write_shape
 from tests.bench.playing import bench_config, noise_views, start_player
+from tests.learner.builders import features_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,7 +50,7 @@ def random_model(folder, shape="3b", *, num_layers=None, dtype=torch.bfloat16, d
 
 async def played(config):
     """(episodes, pixels of the full view) of each picture; about half of the episodes ask."""
-    player = start_player(config)
+    player = await start_player(config)
     try:
         views = noise_views(player.spec, SIZES)
         groups = await player.asking(0.5).play(views, num_episodes=NUM_EPISODES, max_tokens=NUM_TOKENS)
@@ -74,13 +77,26 @@ def training_group(index, episodes, pixels, spec):
 
 def log_ratios(policy, group, spec, forbidden_ids):
     """Learner minus engine, of every token that the group sampled."""
-    (plan,) = plan_mini_batches([group], prompts_per_mini_batch=1, num_ranks=1, max_tokens_per_micro_batch=16384)
-    found = []
-    for rows in plan.mini_batches[0]:
-        batch = collate(rows, [group.image], spec, image_token_id=policy.config.image_token_id).to(policy.device)
-        with torch.no_grad():
-            logprobs_N, _ = token_logprobs(policy, batch, temperature=1.0, forbidden_ids=forbidden_ids)
-        found.append((logprobs_N.float() - batch.sampler_logprobs_N).cpu())
+    (plan,) = plan_mini_batches(
+        [group],
+        prompts_per_mini_batch=1,
+        num_ranks=1,
+        max_tokens_per_micro_batch=16384,
+        max_tokens_per_vision_pass=16384,
+    )
+    collator = Collator(
+        [group.image],
+        spec,
+        image_token_id=policy.config.image_token_id,
+        kernel=choose_kernel(policy.device.type, policy.dtype),
+    )
+    (piece,), found = plan.mini_batches, []
+    with torch.no_grad():
+        features = features_of(policy, [collator.vision_pass(v).to(policy.device) for v in piece.vision_passes])
+        for families in piece.micro_batches:
+            batch = collator.micro_batch(families).to(policy.device)
+            logprobs_N, _ = token_logprobs(policy, batch, features, temperature=1.0, forbidden_ids=forbidden_ids)
+            found.append((logprobs_N.float() - batch.sampler_logprobs_N).cpu())
     return torch.cat(found)
 
 

@@ -25,11 +25,11 @@ def played():
     config = bench_config("tiny", side=1008, on_gpu=False, overrides=overrides)
 
     async def play():
-        player = start_player(config, CountingEngine)
+        player = await start_player(config, CountingEngine)
         try:
             views, found = noise_views(player.spec, SIZES), []
             for version in range(2):
-                player.engine.version = version
+                await player.engine.set_version(version)
                 figures = await play_counted(player.asking(1.0), player.engine, views)
                 found.append((list(player.engine.turns), figures))
             return found

@@ -123,10 +123,10 @@ class RolloutConfig:
             "must be at least 2: advantages are relative to the group",
         )
         require(
-            self.temperature > 0,
+            0 < self.temperature <= 2,
             "rollout.temperature",
             self.temperature,
-            "must be above 0 in training; `visionthink eval` is greedy",
+            "must be above 0 in training, as `visionthink eval` is greedy, and at most 2, the engine's limit",
         )
         for name in (
             "max_turn_tokens",

@@ -95,6 +95,8 @@ def test_a_wrong_override_is_refused_with_its_key_and_a_remedy(override, words):
     ("overrides", "words"),
     [
         (["rollout.group_size=1"], ["rollout.group_size=1", "at least 2"]),
+        (["rollout.temperature=0"], ["rollout.temperature=0", "above 0"]),
+        (["rollout.temperature=2.5"], ["rollout.temperature=2.5", "at most 2"]),
         (["train.prompts_per_step=33"], ["learner.prompts_per_mini_batch=32", "33"]),
         (["train.min_scored=9"], ["train.min_scored=9", "rollout.group_size=8"]),
         (["model.dtype=bfloat16"], ["model.dtype='bfloat16'", "rollout.num_gpus"]),

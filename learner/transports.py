@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from actors.engine.cuda_ipc import export_handle
-from actors.engine.nccl_group import NcclGroup, free_port
+from actors.engine.nccl_group import NcclGroup
 from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
 from actors.weights.staging import check_room, file_identity, staging_root
 from configs.schema import Transport
 from learner.calls import CallThread, result_within
-from learner.host import own_address
+from learner.host import free_port, own_address
 
 SENDING = "broadcasting weights"
 POLL_S = 5e-5

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import resource
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from learner.engine import (
     sharded_forward,
 )
 from learner.hf_folder import save_hf
-from learner.host import disable_malloc_trim, own_address
+from learner.host import disable_malloc_trim, free_port, own_address
 from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
@@ -82,10 +81,7 @@ class LearnerRank:
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port: int = probe.getsockname()[1]
-        return own_address(), port
+        return own_address(), free_port()
 
     def start(self, address: str, port: int) -> None:
         """Join the other ranks and load the policy. A collective."""

@@ -5,19 +5,10 @@ The engines join it through vLLM's own NCCL engine (`actors.engine.transfer`).
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class NcclGroup:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +52,6 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
     update_info_cls = BucketUpdate
     _layout: WeightLayout
     _views: ParameterViews
-    _staging: list[Tensor] | None = None
-    """Device memory for a whole version; None where arriving buckets are mapped, or written as they come."""
 
     def connect(self, layout: WeightLayout, settings: dict[str, Any]) -> None:
         """Prepare for versions of this layout.
@@ -68,8 +67,8 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
 
     @property
     def is_staged(self) -> bool:
-        """Whether a version can arrive while the engine generates."""
-        raise NotImplementedError
+        """Whether a version arrives beside the weights in use, so that the engine generates meanwhile."""
+        return True
 
     def start_weight_update(self) -> None:
         self._digests: list[Tensor] = []
@@ -86,9 +85,9 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
             else:
                 self._views.load(index, tensors)
 
+    @abstractmethod
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
-        """The buckets of a version in their order, uint8 [num_bytes] each. One may be overwritten by the next."""
-        raise NotImplementedError
+        """The buckets of a version in their order, uint8 [num_bytes] each. If not staged, one may overwrite another."""
 
     def digests(self) -> list[int]:
         """Of the buckets as they arrived. Waits for the device."""
@@ -109,9 +108,6 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
             self._is_proven = bool(self._arrived)
         self._arrived = []
 
-    def shutdown(self) -> None:
-        self._staging = None
-
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
         """The sending half, abstract in vLLM until 0.28. Ours is `learner.transports`."""
@@ -125,20 +121,22 @@ def _known_fields(info: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class FolderInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Mutable because vLLM's base class is."""
+class NoInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Of a transport that has nothing to connect. Mutable because vLLM's base class is."""
 
 
-class SharedMemoryReceiver(BucketReceiver):
-    """Maps the file that the learner wrote: nothing is copied before the parameters are written."""
+class MappingReceiver(BucketReceiver):
+    """Maps the learner's own memory: nothing is copied before the parameters are written, and nothing is held open."""
 
-    init_info_cls = FolderInfo
+    init_info_cls = NoInfo
 
-    def init_transfer_engine(self, init_info: FolderInfo) -> None: ...
+    def init_transfer_engine(self, init_info: NoInfo) -> None: ...
 
-    @property
-    def is_staged(self) -> bool:
-        return True
+    def shutdown(self) -> None: ...
+
+
+class SharedMemoryReceiver(MappingReceiver):
+    """Maps the file that the learner wrote."""
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
         file = map_file(Path(delivery["file"]), self._layout.num_bytes)
@@ -164,10 +162,11 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
     """Takes part in the learner's broadcasts, in the process group that vLLM's own engine forms."""
 
     model_update_group: Any
+    _staging: list[Tensor] | None = None
+    """Device memory for a whole version; None where there is no room, and buckets are written as they come."""
 
     def init_transfer_engine(self, init_info: Any) -> None:
         NCCLWeightTransferEngine.init_transfer_engine(self, init_info)
-        self._staging = None
         free, _ = torch.cuda.mem_get_info(self.device)
         if self._views.is_whole and free >= self._layout.num_bytes + SPARE_BYTES:
             self._staging = [self._empty(size) for size in self._layout.bucket_sizes]
@@ -195,30 +194,18 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
 
     def shutdown(self) -> None:
         """Leave the group, also in the middle of a broadcast that never ends."""
-        BucketReceiver.shutdown(self)
+        self._staging = None
         group, self.model_update_group = self.model_update_group, None
         if group is not None:
             group.destroy()
 
 
-class IpcReceiver(BucketReceiver):
-    """Opens the learner's own buckets on the GPU that both share."""
-
-    init_info_cls = FolderInfo
-
-    def init_transfer_engine(self, init_info: FolderInfo) -> None: ...
-
-    @property
-    def is_staged(self) -> bool:
-        return True
+class IpcReceiver(MappingReceiver):
+    """Opens the learner's buckets on the GPU that both share."""
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
         for handle, size in zip(delivery["handles"], self._layout.bucket_sizes, strict=True):
             yield open_handle(handle, size, self.device)
-
-    def finish_weight_update(self) -> None:
-        super().finish_weight_update()
-        torch.cuda.synchronize(self.device)  # the learner reuses its buckets from here on
 
 
 RECEIVERS: dict[str, type[BucketReceiver]] = {

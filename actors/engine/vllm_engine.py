@@ -313,6 +313,8 @@ def _engine_config(
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
 
+    from actors.engine.transfer import backend
+
     on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
     memory = on_gpu if rollout.num_gpus > 0 else {"block_size": CPU_BLOCK_TOKENS}
     config = AsyncEngineArgs(
@@ -332,7 +334,7 @@ def _engine_config(
         generation_config="vllm",
         worker_extension_cls=extension,
         enable_sleep_mode=can_sleep,
-        weight_transfer_config=WeightTransferConfig(backend=f"visionthink_{transport}"),
+        weight_transfer_config=WeightTransferConfig(backend=backend(transport)),
         seed=seed,
         disable_log_stats=True,
         **memory,

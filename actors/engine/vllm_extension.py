@@ -15,7 +15,7 @@ import torch
 from vllm.platforms import current_platform
 
 from actors.engine.owner import end_with_owner
-from actors.engine.transfer import BucketReceiver, BucketUpdate, backend
+from actors.engine.transfer import RECEIVERS, BucketReceiver, BucketUpdate, backend
 from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
 
@@ -28,7 +28,7 @@ if current_platform.is_cpu():
 
 
 end_with_owner()
-for _transport in ("shared_memory", "nccl", "ipc"):
+for _transport in RECEIVERS:  # vLLM looks its engine up by name
     backend(_transport)
 
 
@@ -74,7 +74,7 @@ class WeightExtension:
         except WeightSyncError as error:
             return str(error)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self.device)  # the learner uses its memory again from here on
         return ""
 
     def disconnect_weights(self) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from actors.engine.nccl_group import free_port
 from actors.fleet.pool import RolloutPool
 from cluster.runtime.connect import connect
 from cluster.runtime.placement import place
@@ -32,6 +31,7 @@ from cluster.runtime.workers import start_workers
 from cluster.weights import WeightChannel
 from configs.load import load_config
 from configs.schema import Config
+from learner.host import free_port
 from tests.bench.model_shape import write_shape
 
 SETTINGS = {

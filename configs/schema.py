@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.judges import JudgeConfig
-from configs.learner import InFlight as InFlight
-from configs.learner import LearnerConfig as LearnerConfig
-from configs.learner import Transport as Transport
-from configs.learner import WeightsConfig as WeightsConfig
+from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.require import require
 
 

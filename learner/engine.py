@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
 from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.errors import LearnerError
 from actors.weights.layout import SentWeights, WeightLink
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.batch import TrainingGroup
 from learner.pictures import Picture, pictures_of
 from learner.plan import RankPlan, plan_mini_batches

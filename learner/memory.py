@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 
 TOLERANCE = 0.1
 GIB = 2**30

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 
 
 class ClippedAdamW(optim.AdamW):

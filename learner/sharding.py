@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.memory import LIVE_LAYERS, deepspeed_stage
 from learner.optimizer import adamw_settings
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.errors import LearnerError
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.collate import Collator, MicroBatch, VisionPass
 from learner.engine import LearnerEngine
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics

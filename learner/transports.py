@@ -21,7 +21,7 @@ from actors.engine.nccl_group import NcclGroup
 from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
 from actors.weights.staging import check_room, file_identity, staging_root
-from configs.schema import Transport
+from configs.learner import Transport
 from learner.calls import CallThread, result_within
 from learner.host import free_port, own_address
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
-from configs.schema import Transport
+from configs.learner import Transport
 from learner.transports import SendingEnd, open_end
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))

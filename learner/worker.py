@@ -25,7 +25,8 @@ from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from actors.weights.layout import SentWeights, WeightLink
-from configs.schema import LearnerConfig, ModelConfig, Transport, WeightsConfig
+from configs.learner import LearnerConfig, Transport, WeightsConfig
+from configs.schema import ModelConfig
 from learner.collate import Collator, FullViews
 from learner.engine import (
     MOMENTS,

@@ -25,7 +25,8 @@ from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
 from actors.play import Completion, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
-from configs.schema import InFlight, ModelConfig, RolloutConfig, Transport
+from configs.learner import InFlight, Transport
+from configs.schema import ModelConfig, RolloutConfig
 
 CPU_BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:

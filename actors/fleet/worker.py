@@ -21,7 +21,8 @@ from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, visi
 from actors.weights.layout import WeightLink, WeightOffer
 from actors.weights.receiver import WeightReceiver
 from actors.weights.staging import file_identity, staging_root, write_version
-from configs.schema import DataConfig, InFlight, ModelConfig, RolloutConfig, Transport
+from configs.learner import InFlight, Transport
+from configs.schema import DataConfig, ModelConfig, RolloutConfig
 
 
 class RolloutWorker:

@@ -102,7 +102,7 @@ class WeightLink:
     """What a rollout worker needs in order to take weights from the learner: made once per set of workers."""
 
     transport: str
-    """Name of the transport (`configs.schema.Transport`)."""
+    """Name of the transport (`configs.learner.Transport`)."""
     is_rendezvous: bool
     """Whether sending and receiving meet, as in a collective; otherwise what was sent waits to be fetched."""
     layout: WeightLayout

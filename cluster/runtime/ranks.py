@@ -19,7 +19,8 @@ from actors.images import View_HW3, ViewSpec
 from actors.weights.layout import SentWeights, WeightLink
 from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import Placement, actor_options
-from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
+from configs.learner import LearnerConfig
+from configs.schema import Config, DataConfig, ModelConfig
 from configs.seeds import derive_seed
 from learner.group import LearnerGroup
 from learner.pictures import Picture, PictureReader

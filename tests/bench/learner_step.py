@@ -23,7 +23,8 @@ from unittest import mock
 
 import torch
 
-from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
+from configs.learner import LearnerConfig, WeightsConfig
+from configs.schema import ModelConfig
 from learner.batch import PlannedEpisode, TrainingGroup
 from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank

@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.images import View_HW3
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.batch import PlannedEpisode
 from learner.collate import cut_views
 from learner.loss import LossInputs, grpo_loss

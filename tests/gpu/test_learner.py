@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
+from configs.learner import LearnerConfig, WeightsConfig
+from configs.schema import ModelConfig
 from learner.collate import Collator
 from learner.model import load_policy, token_logprobs
 from learner.segments import choose_kernel

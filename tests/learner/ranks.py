@@ -17,7 +17,8 @@ from unittest import mock
 
 import torch
 
-from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
+from configs.learner import LearnerConfig, WeightsConfig
+from configs.schema import ModelConfig
 from learner import engine, scoring
 from learner.engine import leave_process_group
 from learner.plan import plan_mini_batches

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner import engine as engine_module
 from learner.engine import LearnerEngine, join_process_group
 from learner.optimizer import learning_rate

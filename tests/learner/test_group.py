@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import LearnerError
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.group import LearnerGroup
 from learner.plan import RankPlan
 from learner.update import UpdateReport

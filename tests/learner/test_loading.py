@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.engine import construction, join_process_group, leave_process_group
 from learner.model import load_policy
 from learner.sharding import learner_settings

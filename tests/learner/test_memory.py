@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.memory import GIB, TOLERANCE, memory_problem, rank_bytes, read_shape
 from tests.bench.model_shape import write_shape
 from tests.learner.builders import small_model

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from learner.sharding import learner_settings, part_sizes, reference_settings
 from tests.learner.builders import small_model
 

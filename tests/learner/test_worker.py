@@ -12,7 +12,8 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
 from actors.weights.digest import bucket_digest
-from configs.schema import LearnerConfig, ModelConfig, WeightsConfig
+from configs.learner import LearnerConfig, WeightsConfig
+from configs.schema import ModelConfig
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.model import load_policy, token_logprobs

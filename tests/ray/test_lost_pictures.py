@@ -16,7 +16,8 @@ from actors.errors import LearnerError
 from actors.images import ViewSpec, check_and_decode, full_view
 from cluster.runtime.placement import place
 from cluster.runtime.ranks import start_learner
-from configs.schema import Config, DataConfig, LearnerConfig, ModelConfig
+from configs.learner import LearnerConfig
+from configs.schema import Config, DataConfig, ModelConfig
 from tests.learner.builders import make_group, save_model, small_model
 from tests.local_ray import ray_on_this_machine
 

@@ -1,0 +1,44 @@
+"""The event log of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from cluster.records.events import FILE, Event, EventLog, read_events
+
+JOIN = Event(kind="join", who="rollout worker 1", detail="serves version 3", step=3)
+LEAVE = Event(kind="leave", who="rollout worker 0", detail="killed: no progress for 60 s")
+
+
+def test_events_are_recorded_shown_and_counted(tmp_path: Path) -> None:
+    said: list[str] = []
+    warned: list[str] = []
+    log = EventLog(tmp_path, say=said.append, warn=warned.append)
+    log.add(JOIN)
+    log.add(LEAVE)
+    assert read_events(tmp_path) == [JOIN, LEAVE]
+    assert said == ["rollout worker 1: join: serves version 3"]
+    assert warned == ["rollout worker 0: leave: killed: no progress for 60 s"]
+    assert log.figures() == {"events/join": 1.0, "events/leave": 1.0}
+    written = json.loads((tmp_path / FILE).read_text().splitlines()[0])
+    assert abs(written["time"] - time.time()) < 60
+
+
+def test_a_torn_line_costs_itself(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, say=lambda _: None, warn=lambda _: None)
+    log.add(JOIN)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"time": 1.0, "ki')
+    assert read_events(tmp_path) == [JOIN]
+
+
+def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    warned: list[str] = []
+    EventLog(tmp_path / "gone", say=lambda _: None, warn=warned.append).add(JOIN)
+    assert "cannot be written" in warned[0]
+
+
+def test_a_run_without_events_has_none(tmp_path: Path) -> None:
+    assert read_events(tmp_path) == []

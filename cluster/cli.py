@@ -46,14 +46,22 @@ def train(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
     resume: Annotated[
-        bool, typer.Option(help="Resume the newest run of this name from its latest checkpoint.")
+        bool | None,
+        typer.Option(
+            help="Resume the newest run of this name, or start a new one under the next free name. Default: with "
+            "run.name=NAME that run is started or resumed, without it a new run starts.",
+            show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option(help="Start run.name=NAME from step 0; its records move to NAME/attempts/N.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a policy with multi-turn GRPO, then evaluate it on the held-out split.
 
     Writes runs/NAME/ with config.yaml, metrics.jsonl, TensorBoard events, all episodes, checkpoints, the exported
-    policy and report.html.
+    policy and report.html. With run.name=NAME the same command starts a run and, given again, resumes it.
     """
     started_at = process_started_at()
     with report_errors():
@@ -62,13 +70,21 @@ def train(
         from cluster.launch import launch
         from cluster.train import train as train_loop
 
-        settings = resolve_run(config, overrides or [], resume=resume)
+        chosen = resolve_run(config, overrides or [], resume=resume, restart=restart)
+        settings, display = chosen.config, Display(chosen.config)
+        for warning in chosen.warnings:
+            display.warn(warning)
+        display.say(chosen.line)
+        if chosen.summary is not None:
+            if as_json:
+                print_json(chosen.summary)
+            return
         make_missing_data(settings)
-        display = Display(settings)
-        display.say(f"run folder {settings.run.dir}/{settings.run.name}")
 
         async def run() -> dict[str, Any]:
-            async with launch(settings, resume=resume, display=display, started_at=started_at) as parts:
+            async with launch(
+                settings, resume=chosen.resumes, restart=chosen.restarts, display=display, started_at=started_at
+            ) as parts:
                 return await train_loop(settings, parts)
 
         summary = run_async(run())

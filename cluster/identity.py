@@ -44,8 +44,7 @@ MAY_CHANGE = (
     "learner.max_skipped_updates", "judge.min_replicas", "judge.max_replicas", "judge.target_ongoing_requests",
     "judge.max_tries", "judge.cache", "judge.canary_share", "judge.canary_alarm", "judge.canary_stop",
     "judge.llm.api_key_file", "judge.llm.api_key_env", "judge.llm.base_url", "judge.llm.max_concurrent",
-    "judge.llm.requests_per_minute", "judge.llm.tokens_per_minute", "judge.llm.prompt_price",
-    "judge.llm.reply_price", "run.allow_open_cluster",
+    "judge.llm.requests_per_minute", "judge.llm.tokens_per_minute", "judge.llm.prompt_price", "judge.llm.reply_price",
 )  # fmt: skip
 """Settings that a resumed run may change: sizes, limits and places. What is read there (data, model, prompts) is
 compared by content. All settings not listed are fixed, for they change what is learned."""

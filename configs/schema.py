@@ -22,9 +22,6 @@ class RunConfig:
     """Folder that holds the runs."""
     seed: int = 0
     """Random seed of data order, sampling and learner. Any integer."""
-    allow_open_cluster: bool = False
-    """Join a Ray cluster that other machines can reach although it asks for no token: whoever reaches it can run code
-    there. Only for private networks."""
 
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""

@@ -27,13 +27,15 @@ REMEDIES = {
     "chat_template": "restore the chat template in model.path",
     "model": "set model.path to the model that the run was started with",
     "prompt": "set model.prompt to the template that the run was started with",
-    "judge": "set judge.llm to the model and prompt that the run was started with",
     "packages": "install the versions that wrote it (`uv sync --locked` at that commit)",
 }
+OTHER_JUDGE = (
+    "the judge is another one than before (judge.chain, judge.llm): rewards of earlier steps are not comparable"
+)
 OR_NEW = "or start a new run under another run.name"
 
 MAY_CHANGE = (
-    "run.name", "run.dir", "model.path", "data.train", "data.heldout", "model.prompt", "judge.llm.prompt",
+    "run.name", "run.dir", "model.path", "data.train", "data.heldout", "model.prompt",
     "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.eval_every",
     "train.stop_without_signal", "train.max_lost_fraction", "data.max_skipped_fraction", "eval.num_samples",
     "rollout.num_workers", "rollout.max_groups_in_flight", "rollout.num_gpus", "rollout.gpu_memory_fraction",
@@ -43,12 +45,12 @@ MAY_CHANGE = (
     "learner.max_tokens_per_micro_batch", "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing",
     "learner.max_skipped_updates", "judge.min_replicas", "judge.max_replicas", "judge.target_ongoing_requests",
     "judge.max_tries", "judge.cache", "judge.canary_share", "judge.canary_alarm", "judge.canary_stop",
-    "judge.llm.api_key_file", "judge.llm.api_key_env", "judge.llm.base_url", "judge.llm.max_concurrent",
-    "judge.llm.requests_per_minute", "judge.llm.tokens_per_minute", "judge.llm.prompt_price", "judge.llm.reply_price",
+    "judge.chain",
 )  # fmt: skip
 """Settings that a resumed run may change: sizes, limits and places. What is read there (data, model, prompts) is
-compared by content. All settings not listed are fixed, for they change what is learned."""
-MAY_CHANGE_SECTIONS = ("judge.cluster.", "weights.")
+compared by content. All settings not listed are fixed, for they change what is learned; only the judge's model may be
+exchanged, with a warning, since a run can stop because it is not to be trusted."""
+MAY_CHANGE_SECTIONS = ("judge.llm.", "judge.cluster.", "weights.")
 DURATION = "_s"
 """Settings with this ending are timeouts and delays, which may change."""
 
@@ -85,8 +87,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 def fixed_settings(config: Config) -> dict[str, Any]:
     """Settings that must not change, by key."""
     plain = json.loads(json.dumps(asdict(config), default=str))
-    by_content = ("judge.llm.model",) if "cluster" in config.judge.chain else ()  # a folder
-    return {key: value for key, value in _flat(plain) if not may_change(key) and key not in by_content}
+    return {key: value for key, value in _flat(plain) if not may_change(key)}
 
 
 def may_change(key: str) -> bool:
@@ -95,10 +96,10 @@ def may_change(key: str) -> bool:
     return listed or key.startswith(MAY_CHANGE_SECTIONS) or key.endswith(DURATION)
 
 
-def check_identity(saved: Mapping[str, Any], current: Identity) -> None:
+def check_identity(saved: Mapping[str, Any], current: Identity) -> str | None:
     """Reject a checkpoint of a run with another identity, with both values and the remedy; a line for each difference.
 
-    What an older version did not write is not compared.
+    What an older version did not write is not compared. Returns a warning where the judge is another one.
 
     Raises:
         CheckpointError: they differ.
@@ -113,6 +114,7 @@ def check_identity(saved: Mapping[str, Any], current: Identity) -> None:
     lines += _changed(saved.get("settings", {}), current.settings)
     if lines:
         raise CheckpointError("\n".join(lines))
+    return OTHER_JUDGE if saved.get("judge", current.judge) != current.judge else None
 
 
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

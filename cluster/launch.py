@@ -118,7 +118,7 @@ async def launch(
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: check_resumption(config, folder)] if resume else []
+    then = [lambda: check_resumption(config, folder, warn=display.warn)] if resume else []
     await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)

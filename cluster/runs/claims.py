@@ -100,9 +100,9 @@ class ClaimWatch:
         """Args: seen: the newest claim, None without one; now: monotonic seconds."""
         if seen is None:
             return Take(token=1)
-        claim = seen.claim
+        claim = seen.claim or (self._first.claim if self._first else None)  # read while its driver wrote it
         owner = str(claim) if claim else "an unknown driver"
-        if seen.pulse == "dead" or (claim is not None and claim.is_released):
+        if seen.pulse == "dead" or (seen.claim is not None and seen.claim.is_released):
             return Take(token=seen.token + 1)
         if seen.pulse == "alive":
             return Held(owner=owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from actors.data.dataset import Dataset, PromptCursor, SkipLedger
@@ -20,7 +21,7 @@ from learner.checkpoint import list_checkpoints, newest_checkpoint
 CHECKPOINTS = "checkpoints"
 
 
-def check_resumption(config: Config, folder: Path) -> None:
+def check_resumption(config: Config, folder: Path, *, warn: Callable[[str], None]) -> None:
     """Reject a checkpoint of another run before anything is started. Changes nothing: the lease is not held yet.
 
     Raises:
@@ -32,7 +33,8 @@ def check_resumption(config: Config, folder: Path) -> None:
             break
     else:
         return
-    check_identity(saved, identify(config, Dataset.open(config.data.train)))
+    if warning := check_identity(saved, identify(config, Dataset.open(config.data.train))):
+        warn(warning)
 
 
 def find_start(folder: Path, *, resume: bool, restart: bool, display: Display) -> Path | None:

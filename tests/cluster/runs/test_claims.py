@@ -38,11 +38,11 @@ def test_a_driver_elsewhere_is_replaced_once_it_gave_no_sign_of_life_for_long_en
     assert watch.decide(seen(), 100.0 + TAKEOVER_S) == Take(token=4)
 
 
-@pytest.mark.parametrize("later", [seen(beat=1), seen(token=4)])
+@pytest.mark.parametrize("later", [seen(beat=1), seen(token=4), Seen(token=3, text=b"")])
 def test_a_sign_of_life_or_another_successor_means_that_the_run_is_held(later):
     watch = ClaimWatch()
     watch.decide(seen(), 100.0)
-    assert isinstance(watch.decide(later, 101.0), Held)
+    assert watch.decide(later, 101.0) == Held(owner=str(CLAIM))
 
 
 def test_a_claim_keeps_its_size_and_names_its_owner():

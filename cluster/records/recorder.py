@@ -7,14 +7,13 @@ story: `ledger.jsonl` lists every sample that a step consumed, in the cursor's o
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.evaluate import HeldoutPlay
+from cluster.records.curves import Curves
 from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_episodes
 from cluster.records.files import append_line, stop_on_full_disk, write_atomically
-from cluster.records.reading import read_metrics
 from cluster.step import StepBatch
 
 
@@ -22,16 +21,10 @@ class Recorder:
     """Writes the files of one run. `step` is the step to resume from; 0 for a new run."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        from tensorboard.summary import Writer  # slow to import: only where a run is recorded
-
         self.folder = folder
         with stop_on_full_disk(folder):
             self._open(folder, step)
-        # Event files cannot be truncated, so they are rewritten from the metrics that were kept.
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._tensorboard = Writer(str(folder / "tensorboard"))
-        for figures in read_metrics(folder):
-            self._plot(int(figures["step"]), figures)
+            self._curves = Curves(folder)
 
     def _open(self, folder: Path, step: int) -> None:
         (folder / "episodes").mkdir(parents=True, exist_ok=True)
@@ -72,16 +65,10 @@ class Recorder:
     def record_figures(self, step: int, figures: Mapping[str, float]) -> None:
         with stop_on_full_disk(self.folder):
             append_line(self.folder / "metrics.jsonl", {"step": step, **figures})
-            self._plot(step, figures)
-
-    def _plot(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, figure in figures.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, figure, step)
-        self._tensorboard.flush()
+        self._curves.add(step, figures)
 
     def close(self) -> None:
-        self._tensorboard.close()
+        self._curves.close()
 
 
 def cut_after(path: Path, step: int) -> None:

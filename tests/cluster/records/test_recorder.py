@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import resource
+import signal
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -192,6 +194,24 @@ def test_episodes_that_do_not_fit_leave_no_partial_file(tmp_path, monkeypatch):
     recorder.close()
     assert list((tmp_path / "episodes").iterdir()) == []
     assert not (tmp_path / "ledger.jsonl").exists(), "the ledger never lists a step without its episodes"
+
+
+def test_curves_that_do_not_fit_cost_nothing_else(tmp_path, capfd, caplog):
+    """A limit on the size of files, which the events of TensorBoard reach first."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    recorder = Recorder(tmp_path, step=0)
+    figures = {f"a/{number}": 1.0 for number in range(20)}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        for step in range(1, 9):
+            recorder.record_figures(step, figures)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    recorder.close()
+    assert steps_of(tmp_path / "metrics.jsonl") == list(range(1, 9))
+    assert caplog.text.count("no TensorBoard events from step") == 1
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_rows_that_were_unusable_are_counted_on_after_a_resumption(tmp_path):

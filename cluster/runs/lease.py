@@ -134,7 +134,7 @@ def _take(folder: Path, claim: Claim, say: Callable[[str], None]) -> Lease:
             time.sleep(LOOK_S)
         elif make_claim(folder, decision.token, claim):
             if seen is not None and seen.claim is not None and not seen.claim.is_released:
-                say(f"this driver replaces {seen.claim}, which is gone")
+                say(f"this driver replaces {seen.claim}, which gives no sign of life")
             return Lease(folder, decision.token, claim)
 
 

@@ -62,7 +62,7 @@ def test_a_driver_that_was_killed_is_replaced_at_once_on_its_machine(tmp_path, s
     started = time.monotonic()
     with lease(tmp_path, say=said.append) as successor:
         assert (successor.token, time.monotonic() - started < 2) == (2, True)
-    assert [f"(pid {process.pid}, " in line and "is gone" in line for line in said] == [True]
+    assert [f"(pid {process.pid}, " in line and "no sign of life" in line for line in said] == [True]
 
 
 def test_a_silent_driver_of_another_machine_is_replaced_after_a_while(tmp_path, said, hurried):

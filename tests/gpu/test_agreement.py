@@ -5,9 +5,9 @@
 About three minutes on one H200. Pictures of several sizes, so that a resize or a position that only one side gets right
 shows; no Ray. KL is the k3 estimate over the engine's own samples. As a control, the learner sees mirrored pictures.
 
-Random weights give flat distributions, in which a small mistake hardly shows. So the same is done with logits four times
-as large, where rounding counts sixteen times as much: there the measure is what rounding to bfloat16 alone costs, by the
-learner's own log-probabilities in bfloat16 and in float32.
+Random weights give flat distributions, in which a small mistake hardly shows. So the same is done with logits four
+times as large, where rounding counts sixteen times as much: there the measure is what rounding to bfloat16 alone costs,
+by the learner's own log-probabilities in bfloat16 and in float32.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
-from configs.load import describe_fields, load_config, to_yaml
+from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
 
@@ -128,8 +128,10 @@ def evaluate(
 
         source = find_policy(policy) if policy else None
         chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
-        base = str(source.run / CONFIG) if source and source.run and config == "tiny" else config
-        settings = resolve_paths(load_config(base, [*(overrides or []), *chosen]))
+        given = [*(overrides or []), *chosen]
+        run_folder = source.run if source and config == "tiny" else None
+        loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
+        settings = resolve_paths(loaded)
         make_missing_data(settings)
         heldout, display = Dataset.open(settings.data.heldout), Display(settings)
 

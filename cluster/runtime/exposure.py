@@ -27,6 +27,7 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 ANSWER_S = 5.0
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 CLOSED_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+SILENT_CODES = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 CLOSED_STATUSES = (301, 302, 303, 307, 401, 403)
 """A proxy may send strangers to its login page."""
 
@@ -64,11 +65,20 @@ def _is_allowed() -> bool:
 
 
 def _head_is_open(address: str) -> bool:
-    """Whether a call without a token is let in; any answer but a refusal counts as that."""
+    """Whether a call without a token is let in; any answer but a refusal counts as that.
+
+    Raises:
+        RunError: there is no answer.
+    """
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary(ALIVE)(b"", timeout=ANSWER_S)
         except grpc.RpcError as error:
+            if error.code() in SILENT_CODES:
+                raise RunError(
+                    f"the Ray cluster at {address} did not say within {ANSWER_S:g} s whether it asks for a token: try "
+                    f"again, or look at the load of its head"
+                ) from error
             return error.code() not in CLOSED_CODES
     return True
 

@@ -94,6 +94,11 @@ def test_a_head_that_asks_for_a_token_is_joined(code):
         refuse_open_head(address)
 
 
+def test_a_head_that_does_not_say_is_not_joined():
+    with head(grpc.StatusCode.UNAVAILABLE) as address, pytest.raises(RunError, match="did not say within 5 s whether"):
+        refuse_open_head(address)
+
+
 def test_a_dashboard_that_lets_anyone_in_is_refused(monkeypatch):
     with dashboard(200) as url:
         with pytest.raises(RunError, match=r"dashboard at .* asks for no token"):

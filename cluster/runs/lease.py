@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import socket
 import threading
@@ -26,7 +27,10 @@ from cluster.records.events import Event, OnEvent
 from cluster.runs.claims import NUM_BYTES, RENEW_S, TAKEOVER_S, Claim, ClaimWatch, Held, Pulse, Seen, Wait
 
 FOLDER = "lease"
+CLAIM_NAME = re.compile(r"(\d{8,})\.json")
 LOOK_S = 0.5
+NUM_LOOKS = 20
+"""At a claim that is listed but not there."""
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -139,18 +143,25 @@ def _take(folder: Path, claim: Claim, say: Callable[[str], None]) -> Lease:
 
 
 def look(folder: Path) -> Seen | None:
-    """The newest claim; None without one."""
-    token = max(_tokens(folder), default=0)
-    if not token:
-        return None
-    path = _path(folder, token)
-    try:
-        text, user = path.read_bytes()[:NUM_BYTES], path.stat().st_uid
-    except FileNotFoundError:
-        return look(folder)  # replaced by a newer one just now
-    claim = Claim.parse(text)
-    # Processes of other users may be hidden.
-    return Seen(token=token, text=text, pulse=_pulse(claim) if claim and user == os.getuid() else "unknown")
+    """The newest claim; None without one.
+
+    Raises:
+        RunError: it is listed, but cannot be found.
+    """
+    for _ in range(NUM_LOOKS):
+        token = max(_tokens(folder), default=0)
+        if not token:
+            return None
+        path = _path(folder, token)
+        try:
+            text, user = path.read_bytes()[:NUM_BYTES], path.stat().st_uid
+        except FileNotFoundError:  # a newer one has replaced it, which a network file system may show late
+            time.sleep(LOOK_S)
+            continue
+        claim = Claim.parse(text)
+        # Processes of other users may be hidden.
+        return Seen(token=token, text=text, pulse=_pulse(claim) if claim and user == os.getuid() else "unknown")
+    raise RunError(f"{folder} lists claims that cannot be read: is its file system well?")
 
 
 def make_claim(folder: Path, token: int, claim: Claim) -> bool:
@@ -192,7 +203,7 @@ def _create(folder: Path, token: int, claim: Claim) -> bool:
 
 
 def _tokens(folder: Path) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in os.listdir(folder) if name[:1].isdigit()]
+    return [int(match[1]) for name in os.listdir(folder) if (match := CLAIM_NAME.fullmatch(name))]
 
 
 def _path(folder: Path, token: int) -> Path:

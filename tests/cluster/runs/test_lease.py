@@ -153,3 +153,10 @@ def test_a_driver_gives_signs_of_life(tmp_path, said, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_one_line(said):
     with pytest.raises(RunError, match=r"/proc/run/lease cannot be written.*run\.dir"):
         take_lease(Path("/proc/run"), say=said.append)
+
+
+def test_a_claim_that_is_listed_but_gone_is_one_line_and_not_a_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "LOOK_S", 0.001)
+    monkeypatch.setattr(os, "listdir", lambda _: ["00000003.json", ".x.tmp", "notes.json"])
+    with pytest.raises(RunError, match="cannot be read"):
+        look(tmp_path)

@@ -67,6 +67,7 @@ class Lease:
         detail = f"{self._folder.parent} is driven by {owner or 'another driver'}: this driver stops"
         if self._on_event:
             self._on_event(Event(kind="fenced", who="driver", detail=detail))
+            self._on_event = None  # told once
         raise RunError(detail)
 
     def release(self) -> None:

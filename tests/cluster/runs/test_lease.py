@@ -98,6 +98,8 @@ def test_a_driver_that_was_replaced_is_stopped_at_its_next_look(tmp_path, said):
         with pytest.raises(RunError, match="is driven by the driver on node-2") as stopped:
             held.check()
         assert "\n" not in str(stopped.value)
+        with pytest.raises(RunError, match="node-2"):
+            held.check()
     assert [event.kind for event in events] == ["fenced"]
     assert look(tmp_path / FOLDER).claim == ELSEWHERE, "its release leaves the other's claim as it is"
 

@@ -72,7 +72,6 @@ def render_command(
     partition: Annotated[str, typer.Option(help="Partition (slurm).")] = "",
     account: Annotated[str, typer.Option(help="Account (slurm).")] = "",
     time_limit: Annotated[str, typer.Option(help="Time limit of one job (slurm).")] = "24:00:00",
-    grace_s: Annotated[int, typer.Option(help="Seconds that a run gets to save when it is stopped.")] = 120,
     retries: Annotated[int, typer.Option(help="New clusters after a failure; each resumes the run (rayjob).")] = 3,
     gpus_per_node: GpusPerNode = 8,
     from_zero: FromZero = False,

@@ -8,11 +8,10 @@ from typing import Any
 from cluster.manifests.kuberay import ROLE
 from cluster.manifests.plan import Machine, Node, Plan
 from cluster.manifests.pods import UID
-from cluster.manifests.target import Target
+from cluster.manifests.target import HOME, JUDGE_KEY, SECRET_FOLDER, Target, needs_key
+from configs.judges import JudgeConfig
 from configs.require import require
 
-HOME = "/home/visionthink"
-"""Of the image's user."""
 TOKEN = f"{HOME}/.ray/auth_token"
 HEAD = "head"
 IDLE_MINUTES = 5
@@ -58,15 +57,15 @@ GCP = (
 """With GPUs of 80 GB: A100 (a2-ultragpu), H100 (a3-highgpu)."""
 
 
-def aws(plan: Plan, target: Target) -> dict[str, Any]:
+def aws(plan: Plan, judge: JudgeConfig, target: Target) -> dict[str, Any]:
     region = target.region or "us-west-2"
     provider: dict[str, Any] = {"type": "aws", "region": region, "cache_stopped_nodes": False}
     if target.zone:
         provider["availability_zone"] = target.zone
-    return _launch(plan, target, provider, _aws_node)
+    return _launch(plan, judge, target, provider, _aws_node)
 
 
-def gcp(plan: Plan, target: Target) -> dict[str, Any]:
+def gcp(plan: Plan, judge: JudgeConfig, target: Target) -> dict[str, Any]:
     require(target.project != "", "--project", target.project, "must name the GCP project")
     region = target.region or "us-central1"
     provider: dict[str, Any] = {
@@ -75,7 +74,7 @@ def gcp(plan: Plan, target: Target) -> dict[str, Any]:
         "availability_zone": target.zone or f"{region}-a",
         "project_id": target.project,
     }
-    return _launch(plan, target, provider, _gcp_node)
+    return _launch(plan, judge, target, provider, _gcp_node)
 
 
 def _aws_node(node: Node, is_spot: bool) -> dict[str, Any]:
@@ -114,7 +113,11 @@ def _gcp_node(node: Node, is_spot: bool) -> dict[str, Any]:
 
 
 def _launch(
-    plan: Plan, target: Target, provider: dict[str, Any], node_config: Callable[[Node, bool], dict[str, Any]]
+    plan: Plan,
+    judge: JudgeConfig,
+    target: Target,
+    provider: dict[str, Any],
+    node_config: Callable[[Node, bool], dict[str, Any]],
 ) -> dict[str, Any]:
     require(":/" in target.nfs, "--nfs", target.nfs, "must be HOST:/PATH of the storage for models, data and runs")
     types = {HEAD: _node_type(plan.head, node_config(plan.head, False), 0, 0, "head")}
@@ -123,6 +126,7 @@ def _launch(
         node = node_config(group.node, is_spot)
         types[group.name] = _node_type(group.node, node, group.min_nodes, group.max_nodes, group.name)
     has_gpus = plan.max_gpus > 0
+    key = {f"{SECRET_FOLDER}/{JUDGE_KEY}": "./judge.key"} if needs_key(judge) else {}
     return {
         "cluster_name": target.name,
         "max_workers": sum(group.max_nodes for group in plan.groups),
@@ -139,8 +143,8 @@ def _launch(
         "auth": {"ssh_user": "ubuntu"},
         "available_node_types": types,
         "head_node_type": HEAD,
-        # The token is copied from this file of whoever runs `ray up`; it is never part of this one.
-        "file_mounts": {TOKEN: "~/.ray/auth_token"},
+        # Copied from the machine of whoever runs `ray up`; what they hold is never part of this file.
+        "file_mounts": {TOKEN: "~/.ray/auth_token", **key},
         "initialization_commands": _mount_storage(target),
         "setup_commands": [],
         "head_setup_commands": [],

@@ -11,15 +11,13 @@ from typing import Any
 import yaml
 
 from cluster.manifests.plan import Node
-from cluster.manifests.target import JUDGE_KEY, SECRET_FOLDER, Target, changes, needs_key, on_cluster
+from cluster.manifests.target import JUDGE_KEY, SECRET_FOLDER, Target, changes, grace_s, needs_key, on_cluster
 from configs.schema import Config
 
 UID = 1000
 """User and group of the image (cluster/manifests/Dockerfile)."""
 CONFIG_FOLDER = "/etc/visionthink/config"
 CONFIG_FILE = "config.yaml"
-STOP_S = 30
-"""Beyond the time to save: for Ray to end its processes."""
 GPU = "nvidia.com/gpu"
 METRICS_PORT = 8080
 """Where KubeRay has Ray export its metrics."""
@@ -100,7 +98,7 @@ def pod(config: Config, target: Target, container: str, node: Node, *, is_head: 
         ray["ports"] = [{"name": name, "containerPort": port} for name, port in ports]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",  # the autoscaler replaces pods
-        "terminationGracePeriodSeconds": target.grace_s + STOP_S,
+        "terminationGracePeriodSeconds": grace_s(config),
         "enableServiceLinks": False,
         "securityContext": pod_security(),
         "containers": [ray],

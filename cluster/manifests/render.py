@@ -78,9 +78,9 @@ def render(request: Request, config: Config, shape: ModelShape | None, *, out: s
         case "rayjob":
             return _yaml(header, ray_job(plan, config, target))
         case "aws":
-            return _yaml(header, [aws(plan, target)])
+            return _yaml(header, [aws(plan, config.judge, target)])
         case "gcp":
-            return _yaml(header, [gcp(plan, target)])
+            return _yaml(header, [gcp(plan, config.judge, target)])
         case "slurm":
             train = _train(request, config, [])
             return slurm(plan, config, target, train=train, header=header, gpus_per_node=request.gpus_per_node)
@@ -126,6 +126,8 @@ def _header(request: Request, config: Config, out: str) -> list[str]:
     if request.kind in ("aws", "gcp"):
         needed = "boto3" if request.kind == "aws" else "google-api-python-client"
         lines.append(f"Once:   ray get-auth-token --generate, and an image built with --build-arg CLOUD={needed}")
+        if needs_key(config.judge):
+            lines.append("Once:   the judge's API key in ./judge.key")
         lines.append(f"Start:  RAY_AUTH_MODE=token ray up {out}")
         lines.append(f"Reach:  ray dashboard {out}")
         submit = shlex.join(_train(request, config, _paths(config, target)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 
 from cluster.manifests.plan import Plan
-from cluster.manifests.target import Target
+from cluster.manifests.target import Target, grace_s
 from configs.require import require
 from configs.schema import Config
 
@@ -85,6 +85,6 @@ def slurm(plan: Plan, config: Config, target: Target, *, train: Sequence[str], h
         memory_gib=size.memory_gib,
         more="".join(f"{line}\n" for line in more),
         time_limit=target.time_limit,
-        grace_s=target.grace_s,
+        grace_s=grace_s(config),
         arguments=shlex.join(train),
     )

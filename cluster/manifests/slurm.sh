@@ -13,7 +13,7 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:TERM@60
 
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
@@ -48,6 +48,20 @@ finish() {
 }
 trap finish EXIT
 
+# Slurm announces the end of the job 60 s before it: the run saves, and the requeued job resumes it by its name.
+stopping=0
+driver=
+stop_run() {
+    stopping=1
+    if [ -n "$driver" ]; then
+        kill -TERM "$driver" 2>/dev/null || true
+    else
+        scontrol requeue "$SLURM_JOB_ID"
+        exit 143
+    fi
+}
+trap stop_run TERM
+
 mkdir -p "$RAY_TMPDIR"
 start_node "${nodes[0]}" --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1
 deadline=$((SECONDS + 180))
@@ -62,16 +76,9 @@ for node in "${nodes[@]:1}"; do
     start_node "$node" --address="$head_ip:$port"
 done
 
-# Slurm announces the end of the job 120 s before it: the run saves, and the requeued job resumes it by its name.
-stopping=0
-stop_run() {
-    stopping=1
-    kill -TERM "$driver" 2>/dev/null || true
-}
 export RAY_ADDRESS="$head_ip:$port"
 "$python" -m cluster.cli train --config visionthink_7b run.name=visionthink_7b &
 driver=$!
-trap stop_run TERM
 code=0
 wait "$driver" || code=$?
 if ((stopping)); then

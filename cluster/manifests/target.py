@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 import re
@@ -14,13 +15,13 @@ from configs.schema import Config
 
 MAX_NAME = 47
 """Of a RayJob in KubeRay, which appends to it; that of a RayCluster may be 53."""
-IMAGE_HOME = "/opt/visionthink"
-"""The project in the image (cluster/manifests/Dockerfile)."""
-SECRET_FOLDER = "/etc/visionthink/secrets"
+HOME = "/home/visionthink"
+"""Of the image's user."""
+SECRET_FOLDER = f"{HOME}/secrets"
 JUDGE_KEY = "judge-key"
 """Key of the Secret, and name of the file, with the API key of the judge."""
-GRACE_S = 120
-"""Time for a run to save when it is told to stop."""
+SHUTDOWN_S = 30
+"""Beyond the time in which a run saves: for Ray to end its processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,6 @@ class Target:
     partition: str = ""
     account: str = ""
     time_limit: str = "24:00:00"
-    grace_s: int = GRACE_S
     retries: int = 3
     """Clusters that a RayJob builds after the first one."""
 
@@ -58,10 +58,11 @@ class Target:
         require(re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name) is not None, "--name", self.name, _NAME)
         require(len(self.name) <= MAX_NAME, "--name", self.name, f"must have at most {MAX_NAME} characters")
         require(self.mount.startswith("/") and len(self.mount) > 1, "--mount", self.mount, "must be an absolute path")
-        for option, text in (("--image", self.image), ("--namespace", self.namespace)):
-            require(re.fullmatch(r"[\w./:@-]+", text) is not None, option, text, "must be one word without blanks")
+        for option in ("image", "namespace", "mount", "claim", "secret", "queue", "nfs", "storage_class"):
+            text = getattr(self, option)
+            is_word = re.fullmatch(r"[\w./:@-]*", text) is not None
+            require(is_word, f"--{option.replace('_', '-')}", text, "must be one plain word")
         require(self.storage_gib >= 1, "--storage-gib", self.storage_gib, "must be at least 1")
-        require(self.grace_s >= 1, "--grace", self.grace_s, "must be at least 1")
         require(self.retries >= 0, "--retries", self.retries, "must be at least 0")
 
 
@@ -103,6 +104,11 @@ def on_cluster(config: Config, target: Target) -> Config:
         ),
         judge=replace(judge, cache=cache, llm=llm),
     )
+
+
+def grace_s(config: Config) -> int:
+    """Seconds from the notice to the end of a node."""
+    return math.ceil(float(getattr(config.run, "stop_grace_s", 30.0))) + SHUTDOWN_S
 
 
 def needs_key(judge: JudgeConfig) -> bool:

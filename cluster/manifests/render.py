@@ -110,6 +110,10 @@ def _header(request: Request, config: Config, out: str) -> list[str]:
     target = request.target
     lines = [TITLES[request.kind], f"Written by: {command_line(request, config, out)}", ""]
     space = "" if target.namespace == "default" else f" -n {shlex.quote(target.namespace)}"
+    if "/" not in target.image and request.kind != "slurm":
+        lines.append(
+            f"Image:  cluster/manifests/Dockerfile, pushed where all nodes pull it: --image REGISTRY/{target.image}"
+        )
     if request.kind in ("kuberay", "rayjob"):
         if needs_key(config.judge):
             secret = f"kubectl{space} create secret generic {target.secret} --from-file={JUDGE_KEY}=./judge.key"

@@ -57,22 +57,36 @@ def render_command(
     out: Annotated[Path | None, typer.Option(help="Output file. Default: stdout.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cluster or job. Default: run.name.")] = None,
     image: Annotated[str | None, typer.Option(help="Image of all nodes. Default: visionthink:gpu or :cpu.")] = None,
-    namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "default",
+    namespace: Annotated[str, typer.Option(help="Namespace.", rich_help_panel="Kubernetes")] = "default",
     mount: Annotated[str, typer.Option(help="Folder of the shared storage on every node.")] = "/mnt/visionthink",
-    storage_gib: Annotated[int, typer.Option(help="Size of the claim for the shared storage.")] = 500,
-    storage_class: Annotated[str, typer.Option(help="Its storage class, which must support ReadWriteMany.")] = "",
-    claim: Annotated[str, typer.Option(help="An existing claim to use instead.")] = "",
-    secret: Annotated[str, typer.Option(help="Kubernetes Secret with the judge's key, by name.")] = "visionthink",
-    queue: Annotated[str, typer.Option(help="LocalQueue of Kueue.")] = "",
-    region: Annotated[str, typer.Option(help="Region (aws, gcp).")] = "",
-    zone: Annotated[str, typer.Option(help="Availability zone (aws, gcp).")] = "",
-    project: Annotated[str, typer.Option(help="Project (gcp).")] = "",
-    nfs: Annotated[str, typer.Option(help="HOST:/PATH of the shared storage (aws, gcp).")] = "",
-    spot: Annotated[bool, typer.Option("--spot", help="Rollouts and judges on spot machines (aws, gcp).")] = False,
-    partition: Annotated[str, typer.Option(help="Partition (slurm).")] = "",
-    account: Annotated[str, typer.Option(help="Account (slurm).")] = "",
-    time_limit: Annotated[str, typer.Option(help="Time limit of one job (slurm).")] = "24:00:00",
-    retries: Annotated[int, typer.Option(help="New clusters after a failure; each resumes the run (rayjob).")] = 3,
+    storage_gib: Annotated[
+        int, typer.Option(help="Size of the claim for the shared storage.", rich_help_panel="Kubernetes")
+    ] = 500,
+    storage_class: Annotated[
+        str, typer.Option(help="Its storage class, which must support ReadWriteMany.", rich_help_panel="Kubernetes")
+    ] = "",
+    claim: Annotated[str, typer.Option(help="An existing claim to use instead.", rich_help_panel="Kubernetes")] = "",
+    secret: Annotated[
+        str, typer.Option(help="Secret with the judge's key, by name.", rich_help_panel="Kubernetes")
+    ] = "visionthink",
+    queue: Annotated[str, typer.Option(help="LocalQueue of Kueue.", rich_help_panel="Kubernetes")] = "",
+    region: Annotated[str, typer.Option(help="Region.", rich_help_panel="AWS and Google Cloud")] = "",
+    zone: Annotated[str, typer.Option(help="Availability zone.", rich_help_panel="AWS and Google Cloud")] = "",
+    project: Annotated[str, typer.Option(help="Project of Google Cloud.", rich_help_panel="AWS and Google Cloud")] = "",
+    nfs: Annotated[
+        str, typer.Option(help="HOST:/PATH of the shared storage.", rich_help_panel="AWS and Google Cloud")
+    ] = "",
+    spot: Annotated[
+        bool,
+        typer.Option("--spot", help="Rollouts and judges on spot machines.", rich_help_panel="AWS and Google Cloud"),
+    ] = False,
+    partition: Annotated[str, typer.Option(help="Partition.", rich_help_panel="Slurm")] = "",
+    account: Annotated[str, typer.Option(help="Account.", rich_help_panel="Slurm")] = "",
+    time_limit: Annotated[str, typer.Option(help="Time limit of one job.", rich_help_panel="Slurm")] = "24:00:00",
+    retries: Annotated[
+        int,
+        typer.Option(help="rayjob: new clusters after a failure; each resumes the run.", rich_help_panel="Kubernetes"),
+    ] = 3,
     gpus_per_node: GpusPerNode = 8,
     from_zero: FromZero = False,
     as_json: Json = False,

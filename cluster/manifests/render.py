@@ -139,6 +139,9 @@ def _header(request: Request, config: Config, out: str) -> list[str]:
         lines.append(f"End:    ray down {out}")
     if request.kind == "slurm":
         lines.append(f"Start:  sbatch {out}, in the project's folder, on a file system that all nodes share")
+        lines.append(
+            "Where jobs are preempted, Slurm's PreemptParameters must have send_user_signal: else Ray ends first."
+        )
     return lines
 
 

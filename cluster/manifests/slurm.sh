@@ -3,6 +3,7 @@
 # Written by: visionthink cluster render --kind slurm --config visionthink_7b --out slurm.sh
 #
 # Start:  sbatch slurm.sh, in the project's folder, on a file system that all nodes share
+# Where jobs are preempted, Slurm's PreemptParameters must have send_user_signal: else Ray ends first.
 #SBATCH --job-name=visionthink-7b
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -56,7 +56,7 @@ def dashboard_url(address: str) -> str:
     Raises:
         ValueError: it names something else, such as the head's own port, by which Ray would search for minutes.
     """
-    url = address.strip().rstrip("/")
+    url = address.strip()
     if "://" not in url:
         url = f"http://{url}"
     parts = urlsplit(url)
@@ -66,7 +66,7 @@ def dashboard_url(address: str) -> str:
         )
     if parts.username or parts.password:
         raise ValueError(f"--address is invalid: it must hold no password; {TOKEN_REMEDY}")
-    return url
+    return url.rstrip("/")
 
 
 @contextlib.contextmanager

@@ -85,6 +85,7 @@ class Stopping:
         self._clock = clock
         self._stopped_at = 0.0
         self._outcome: RunStopped | None = None
+        self._has_steps = False
         self._cancel: Callable[[], object] = lambda: None
 
     @contextlib.contextmanager
@@ -148,6 +149,7 @@ class Stopping:
         Raises:
             RunStopped: in place of what ended the body, once the command is stopped.
         """
+        self._has_steps = True
         try:
             yield
         except (asyncio.CancelledError, VisionThinkError):
@@ -186,6 +188,8 @@ class Stopping:
         """The grace time is over. Runs in a thread of its own, since the main one may hang."""
         assert self.reason is not None
         outcome = self._outcome
+        if outcome is None and not self._has_steps:
+            outcome = self._unsaved(self.reason)
         if outcome is None:
             late = f"{MARK}{self.reason.name}: nothing was saved within run.stop_grace_s={self._grace_s:g}"
             outcome = RunStopped(late, self.reason.unsaved_code)

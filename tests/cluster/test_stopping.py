@@ -1,6 +1,7 @@
 """A command that is told to stop saves what it has, within its grace time, and says how to go on."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -135,14 +136,21 @@ async def test_a_second_signal_ends_the_process_but_not_an_echo_of_the_first(end
     assert ended == [143]
 
 
-def test_whatever_hangs_the_process_ends_with_the_grace_time(capfd):
+@pytest.mark.parametrize(
+    ("has_steps", "code", "words"),
+    [(True, 143, "nothing was saved within run.stop_grace_s=0.1"), (False, 75, "before a step was finished")],
+)
+async def test_whatever_hangs_the_process_ends_with_the_grace_time(has_steps, code, words, capfd):
     ended = threading.Event()
     codes = []
     stopping = Stopping(grace_s=0.1, is_run=True, end=lambda code: (codes.append(code), ended.set()))
-    stopping.request(TERM)
-    assert ended.wait(5)
-    assert codes == [143]
-    assert "nothing was saved within run.stop_grace_s=0.1" in capfd.readouterr().err
+    async with contextlib.AsyncExitStack() as steps:
+        if has_steps:
+            await steps.enter_async_context(stopping.saving(lambda: saves(1)))
+        stopping.request(TERM)
+        assert ended.wait(5), "this thread hangs"
+    assert codes == [code]
+    assert words in capfd.readouterr().err
 
 
 async def test_a_shutdown_that_hangs_after_the_save_ends_with_the_code_of_a_saved_run(capfd):

@@ -78,7 +78,8 @@ def train(
         async def run() -> dict[str, Any]:
             async with launch(settings, resume=resume, display=display, started_at=started_at) as parts:
                 with stop_when_preempted(stopping):
-                    async with stopping.saving(last_step_of(parts.checkpoints)):
+                    save = last_step_of(parts.checkpoints)
+                    async with stopping.saving(save, finished=lambda: parts.journal.step):
                         return await train_loop(settings, parts)
 
         summary = run_async(run(), stopping)

@@ -141,10 +141,14 @@ class Stopping:
             self._cancel = lambda: None
 
     @contextlib.asynccontextmanager
-    async def saving(self, save: Callable[[], Awaitable[int | None]]) -> AsyncIterator[None]:
-        """The body is a run: where it is stopped, `save` saves its last finished step, and returns it.
+    async def saving(
+        self, save: Callable[[], Awaitable[int | None]], *, finished: Callable[[], int]
+    ) -> AsyncIterator[None]:
+        """The body is a run: where it is stopped, its last finished step is saved.
 
-        `save` returns None where no step was finished since the last checkpoint.
+        Args:
+            save: saves it; returns the step of the newest checkpoint, None if there is none.
+            finished: the last finished step, 0 before any.
 
         Raises:
             RunStopped: in place of what ended the body, once the command is stopped.
@@ -158,10 +162,12 @@ class Stopping:
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
-            self._outcome = await self._saved(save, self.reason)
+            self._outcome = await self._saved(save, finished, self.reason)
             raise self._outcome from None
 
-    async def _saved(self, save: Callable[[], Awaitable[int | None]], reason: Reason) -> RunStopped:
+    async def _saved(
+        self, save: Callable[[], Awaitable[int | None]], finished: Callable[[], int], reason: Reason
+    ) -> RunStopped:
         allowed_s = self._stopped_at + self._grace_s - min(SHUTDOWN_S, self._grace_s / 4) - self._clock()
         why = f"not done within {allowed_s:.0f} s (run.stop_grace_s={self._grace_s:g})"
         try:
@@ -172,8 +178,11 @@ class Stopping:
         except (VisionThinkError, OSError) as error:
             why = str(error)
         else:
-            what = "its last checkpoint is up to date" if step is None else f"step {step} is saved"
-            return RunStopped(f"{MARK}{reason.name}: {what}; {CONTINUE}", RESUMABLE)
+            # The step that was being recorded may not count yet.
+            if (step or 0) >= finished() - 1:
+                what = " before a step was finished" if step is None else f": step {step} is saved"
+                return RunStopped(f"{MARK}{reason.name}{what}; {CONTINUE}", RESUMABLE)
+            why = f"step {finished()} is finished, the newest checkpoint is of step {step or 0}"
         lost = f"{MARK}{reason.name}, but the last step is not saved: {why}"
         return RunStopped(f"{lost}; {CONTINUE} from the checkpoint before", reason.unsaved_code)
 

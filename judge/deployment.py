@@ -37,6 +37,7 @@ METRICS_INTERVAL_S, LOOK_BACK_PERIOD_S = 0.2, 1.5
 POLL_S = 0.1
 TEARDOWN_S = 15.0
 """Longest wait for an application that is stopped: nobody calls it any more, and Serve goes on by itself."""
+CLOSE_S = 5.0
 START_TRIES = 5
 """Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
@@ -70,7 +71,8 @@ class ServeJudgeHandle:
 
     def close(self) -> None:
         """Stop the router that runs behind the handle: left alone it would call Ray after Ray is gone."""
-        self._handle.shutdown()
+        if not _done_within(self._handle.shutdown, CLOSE_S, "close the handle of the judges"):
+            logger.warning("the router of the judges did not stop within %g s", CLOSE_S)
 
     async def grade(self, request: JudgeRequest) -> GradeReply:
         """Reply of whichever replica Serve picks. Raises JudgeError where one was lost, or says that it failed."""
@@ -215,14 +217,20 @@ def delete_application(app_name: str, *, within_s: float = TEARDOWN_S) -> None:
         except (RayServeException, RayError, TimeoutError, RuntimeError) as error:
             failures.append(error)
 
-    # In a thread, since Serve waits a minute for the application, and without a deadline for its controller.
-    deleting = threading.Thread(target=delete, name=f"delete {app_name}", daemon=True)
-    deleting.start()
-    deleting.join(within_s)
-    if deleting.is_alive() or any(isinstance(failure, TimeoutError) for failure in failures):
+    # Serve itself waits a minute for the application, and without a deadline for its controller.
+    is_done = _done_within(delete, within_s, f"delete {app_name}")
+    if not is_done or any(isinstance(failure, TimeoutError) for failure in failures):
         logger.warning("%r was not gone within %g s: Serve goes on to end it", app_name, within_s)
     elif failures:
         logger.info("%r is not served any more: %s", app_name, root_cause(failures[0]))
+
+
+def _done_within(call: Callable[[], object], seconds: float, name: str) -> bool:
+    """Call what has no deadline in a thread that ends with the process; whether it was done in time."""
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def reap_applications(app_names: Sequence[str]) -> list[str]:

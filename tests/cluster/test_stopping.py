@@ -43,8 +43,8 @@ async def saves(step):
     return step
 
 
-async def train(stopping, save, *, on_cancel=None):
-    async with stopping.saving(save):
+async def train(stopping, save, *, finished=0, on_cancel=None):
+    async with stopping.saving(save, finished=lambda: finished):
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -60,11 +60,11 @@ async def stopped(stopping, main, reason=TERM):
     return told.value
 
 
-@pytest.mark.parametrize(("step", "words"), [(12, "step 12 is saved"), (None, "its last checkpoint is up to date")])
+@pytest.mark.parametrize(("step", "words"), [(12, ": step 12 is saved"), (None, " before a step was finished")])
 async def test_a_run_that_is_told_to_stop_saves_its_last_step_first(stopping, step, words):
     outcome = await stopped(stopping, train(stopping, lambda: saves(step)))
     assert outcome.code == RESUMABLE == 75
-    assert str(outcome) == f"stopped by SIGTERM: {words}; {CONTINUE}"
+    assert str(outcome) == f"stopped by SIGTERM{words}; {CONTINUE}"
 
 
 async def test_a_part_that_fails_while_the_run_is_stopped_does_not_keep_it_from_saving(stopping):
@@ -74,7 +74,7 @@ async def test_a_part_that_fails_while_the_run_is_stopped_does_not_keep_it_from_
 
 async def test_a_failure_of_a_run_that_nobody_stopped_is_no_stop(stopping):
     async def fails():
-        async with stopping.saving(lambda: pytest.fail("there is nothing to save")):
+        async with stopping.saving(lambda: pytest.fail("there is nothing to save"), finished=lambda: 1):
             raise LearnerError("rank 0 died")
 
     with pytest.raises(LearnerError, match="rank 0 died"):
@@ -97,6 +97,14 @@ async def test_a_step_that_cannot_be_saved_is_told_with_the_code_of_the_signal(s
     assert outcome.code == 143
     assert "the last step is not saved: no space left" in str(outcome)
     assert "from the checkpoint before" in str(outcome)
+
+
+@pytest.mark.parametrize(("newest", "code"), [(9, 75), (8, 75), (4, 143), (None, 143)])
+async def test_a_save_that_failed_without_a_word_is_known_by_the_step_of_the_newest_checkpoint(newest, code, stopping):
+    outcome = await stopped(stopping, train(stopping, lambda: saves(newest), finished=9))
+    assert outcome.code == code
+    told = f"step 9 is finished, the newest checkpoint is of step {newest or 0}"
+    assert (told in str(outcome)) == (code == 143)
 
 
 async def test_saving_gets_the_grace_time_but_for_what_the_shutdown_needs(ended):
@@ -146,7 +154,7 @@ async def test_whatever_hangs_the_process_ends_with_the_grace_time(has_steps, co
     stopping = Stopping(grace_s=0.1, is_run=True, end=lambda code: (codes.append(code), ended.set()))
     async with contextlib.AsyncExitStack() as steps:
         if has_steps:
-            await steps.enter_async_context(stopping.saving(lambda: saves(1)))
+            await steps.enter_async_context(stopping.saving(lambda: saves(1), finished=lambda: 1))
         stopping.request(TERM)
         assert ended.wait(5), "this thread hangs"
     assert codes == [code]

@@ -40,7 +40,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
-add_job_commands(app)
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""
@@ -264,6 +263,9 @@ def compare(
             print_json({"picture": str(out)})
         else:
             typer.echo(str(out))
+
+
+add_job_commands(app)
 
 
 def make_missing_data(settings: Config) -> None:

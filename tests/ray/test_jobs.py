@@ -106,3 +106,30 @@ def test_a_job_that_nobody_submitted_costs_one_line(dashboard):
         done = visionthink(command, "nobody", "--address", dashboard)
         assert done.exit_code == 1
         assert done.stderr == "error: no job or run 'nobody' on this cluster: `visionthink jobs` lists them\n"
+
+
+def test_a_node_that_is_to_be_preempted_is_known_by_its_drain(dashboard):
+    """The last test of this module, whose only node it drains."""
+    import ray
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    from cluster.runtime.notices import own_node_drains
+
+    class Stays:
+        """Keeps the node from ending, as it does once it drains and has nothing to do."""
+
+        def ready(self) -> bool:
+            return True
+
+    stays = ray.remote(num_cpus=0)(Stays).remote()
+    assert ray.get(stays.ready.remote(), timeout=60)
+    assert not own_node_drains()
+    own = ray.get_runtime_context().get_node_id()
+    in_a_minute = int((time.time() + 60) * 1000)
+    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    is_accepted, _ = ray._private.worker.global_worker.gcs_client.drain_node(own, reason, "test", in_a_minute)
+    assert is_accepted
+    deadline = time.monotonic() + 10
+    while not own_node_drains():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

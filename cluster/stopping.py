@@ -102,7 +102,7 @@ class Stopping:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.request(Reason(name=signal.Signals(number).name, signum=number))

@@ -56,10 +56,10 @@ def jobs(address: Address = LOCAL, as_json: Json = False) -> None:
         if as_json:
             print_json({"jobs": [asdict(job) for job in found]})
             return
-        table = Table("job", "command", "run", "state", "started", "ended", box=None, pad_edge=False)
+        table = Table("job", "command", "run", "state", "started (UTC)", box=None, pad_edge=False)
         for job in found:
             state = job.state if job.exit_code in (None, 0, 75) else f"{job.state} ({job.exit_code})"
-            table.add_row(job.job, job.command, job.run, state, job.started_at, job.ended_at)
+            table.add_row(job.job, job.command, job.run, state, job.started_at[:16].replace("T", " "))
         Console().print(table)
 
 

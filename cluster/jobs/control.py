@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,18 +65,26 @@ STATES = {
 
 
 def list_jobs(client: ControlClient) -> list[Job]:
-    """Jobs that `visionthink submit` started on this cluster, newest first."""
-    ours = [details for details in client.list_jobs() if details.submission_id and COMMAND in (details.metadata or {})]
+    """Jobs of this cluster that run a visionthink command, newest first, whoever submitted them."""
+    ours = [details for details in client.list_jobs() if details.submission_id and _command(details)]
     return [_job(details) for details in sorted(ours, key=lambda details: details.start_time or 0, reverse=True)]
 
 
+def _command(details: Any) -> str:
+    """The visionthink command of a job; empty for a job of others."""
+    if told := (details.metadata or {}).get(COMMAND):
+        return str(told)
+    found = re.search(r"(?:\bvisionthink|cluster\.cli|jobs/start\.sh)\s+([a-z]+)", details.entrypoint)
+    return found[1] if found else ""
+
+
 def _job(details: Any) -> Job:
-    metadata, code = details.metadata, details.driver_exit_code
+    metadata, code = details.metadata or {}, details.driver_exit_code
     return Job(
         job=details.submission_id,
         run=metadata.get(RUN, ""),
         run_dir=metadata.get(RUN_DIR, ""),
-        command=metadata[COMMAND],
+        command=_command(details),
         state="saved" if code == RESUMABLE else STATES[details.status],
         exit_code=code,
         started_at=_iso(details.start_time),

@@ -101,8 +101,14 @@ def _marked(mark: Path | None) -> Iterator[Path | None]:
     if mark is None:
         yield None
         return
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise RunError(
+            f"run.dir={str(mark.parent)!r} cannot be written to ({error.strerror}): set run.dir to an absolute path on "
+            "storage that all nodes share"
+        ) from error
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(mark.unlink, missing_ok=True)
         yield mark

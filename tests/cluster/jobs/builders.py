@@ -13,6 +13,7 @@ def make_details(status: JobStatus = JobStatus.RUNNING, **fields: Any) -> Simple
         "driver_exit_code": None,
         "message": None,
         "metadata": {},
+        "entrypoint": "sleep 1",
         "start_time": 1_700_000_000_000,
         "end_time": None,
     }

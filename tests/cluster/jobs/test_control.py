@@ -62,6 +62,14 @@ def test_a_job_is_found_by_its_id_or_its_run_a_running_one_first(name, found):
     assert find_job(list_jobs(CLUSTER), name).job == found
 
 
+@pytest.mark.parametrize(
+    "entrypoint", ["python -m cluster.cli train run.name=a", "visionthink train", "exec sh cluster/jobs/start.sh train"]
+)
+def test_a_job_that_others_submitted_is_listed_by_its_command(entrypoint):
+    (shown,) = list_jobs(FakeCluster(make_details(JobStatus.RUNNING, entrypoint=entrypoint, metadata=None)))
+    assert (shown.command, shown.state, shown.grace_s) == ("train", "running", 0)
+
+
 def test_a_name_that_nobody_has_is_told_with_the_way_to_list_them():
     with pytest.raises(RunError, match="no job or run 'c' on this cluster: `visionthink jobs`"):
         find_job(list_jobs(CLUSTER), "c")

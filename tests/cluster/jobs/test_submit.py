@@ -151,6 +151,12 @@ def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(dashboard
     assert submit_job(["config"], URL) == 0
 
 
+def test_a_run_folder_that_cannot_be_written_to_costs_one_line(dashboard):
+    Path("file").touch()
+    with pytest.raises(RunError, match=r"run\.dir='.*/file/runs' cannot be written to .*set run\.dir"):
+        submit_job(["train", "run.dir=file/runs"], URL)
+
+
 def test_another_folder_than_the_projects_is_refused(dashboard, tmp_path):
     (tmp_path / START).unlink()
     with pytest.raises(RunError, match="submit from there"):

@@ -51,13 +51,13 @@ def connect() -> None:
     if address is not None:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
-    with _RayStart(what), _signals_kept():
+    with _RayStart(what), signals_kept():
         # At "warning", Ray reports at every start that token authentication is on.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
+def signals_kept() -> Iterator[None]:
     """Signals stay with this process while Ray starts in the body.
 
     Ray takes SIGTERM over, to exit on the spot; ours is put back. And it starts processes here that live in this

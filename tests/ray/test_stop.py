@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from actors.data.shapes import make_shapes
+from actors.weights.staging import PREFIX
 from configs.paths import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -123,3 +124,23 @@ def test_a_signal_while_the_run_starts_ends_it_within_the_grace_time(tmp_path, s
     assert process.returncode == 75, errors[-3000:]
     assert errors.splitlines()[-1].startswith("stopped by SIGTERM before a step was finished")
     assert seconds < GRACE_S + 2
+
+
+def test_a_driver_that_is_killed_leaves_no_process_and_no_shared_memory(tmp_path, shapes):
+    def shared() -> set[str]:
+        return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "sem.mp-", PREFIX))}
+
+    before = shared()
+    process = start(tmp_path, shapes)
+    try:
+        await_steps(process, tmp_path, 1)
+        assert shared() - before, "vLLM shares its message queue"
+    finally:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 30
+    while (left_behind(process.pid) or shared() - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    print(f"left: {left_behind(process.pid)}, {shared() - before}", flush=True)
+    assert left_behind(process.pid) == []
+    assert shared() - before == set()

@@ -126,14 +126,19 @@ def take_over(number, frame):
 def test_signals_are_those_of_the_command_again_once_ray_has_started():
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    def stopped_in_ray() -> None:
+        with signals_kept():
+            signal.signal(signal.SIGTERM, take_over)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
     try:
         with signals_kept():
             signal.signal(signal.SIGTERM, take_over)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(RunError, match="stopped while Ray was starting"), signals_kept():
-            signal.signal(signal.SIGTERM, take_over)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+        with pytest.raises(RunError, match="stopped while Ray was starting"):
+            stopped_in_ray()
         assert seen == [signal.SIGTERM, signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)

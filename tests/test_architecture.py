@@ -90,6 +90,7 @@ PURE = (
     "cluster/runtime/addresses.py",
     "cluster/preflight/environment.py",
     "cluster/jobs/package.py",
+    "cluster/stopping.py",
     "cluster/lookahead.py",
     "cluster/manifests/kuberay.py",
     "cluster/manifests/launcher.py",

@@ -73,7 +73,8 @@ def resolve_run(
         name = _free_name(settings.run.name, runs_of(folder.parent, folder.name))
         run = dataclasses.replace(settings.run, name=name)
         return ChosenRun(
-            config=dataclasses.replace(settings, run=run), line=f"{folder.with_name(name)} starts: a new run"
+            config=dataclasses.replace(settings, run=run),
+            line=f"{folder.with_name(name)} starts: a new run (run.name={name} resumes it)",
         )
     if resume is None and not (folder / CONFIG).is_file():
         return ChosenRun(config=settings, line=f"{folder} starts: a new run")

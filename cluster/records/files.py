@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,3 +66,16 @@ def stop_on_full_disk(folder: Path) -> Iterator[None]:
             f"{error.filename or folder} cannot be written: {error.strerror or error}; make room, then give the same "
             f"command again with run.name={folder.name}: the run resumes from its newest checkpoint"
         ) from error
+
+
+def run_id(folder: Path) -> str:
+    """What is the same for all drivers of a run, and another for any other run: names what it has on a cluster.
+
+    It lies in the folder, since other machines may have a folder of the same path, and counts that path, since folders
+    get copied.
+    """
+    path = folder / "id"
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(8))
+    text = f"{path.read_text(encoding='utf-8').strip()} {folder.absolute()}"
+    return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()

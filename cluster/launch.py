@@ -141,7 +141,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         write_atomically(folder / CONFIG, to_yaml(config))
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
-        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         yield Parts(
             fleet=fleet,
             learner=learner,

@@ -5,6 +5,7 @@ The methods marked as collectives must run on all ranks at the same time.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import resource
@@ -31,10 +32,13 @@ from learner.collate import Collator, FullViews
 from learner.engine import (
     MOMENTS,
     LearnerEngine,
+    ShardedForward,
+    abort_process_group,
     construction,
+    import_deepspeed,
+    is_collective_failure,
     join_process_group,
     leave_process_group,
-    sharded_forward,
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
@@ -61,10 +65,10 @@ class LearnerRank:
         config: LearnerConfig,
         model: ModelConfig,
         *,
-        rank: int,
-        world_size: int,
         seed: int,
         temperature: float,
+        rank: int = 0,
+        world_size: int = 1,
         weights: WeightsConfig | None = None,
         transport: Transport = "shared_memory",
         is_off_policy: bool = False,
@@ -79,6 +83,56 @@ class LearnerRank:
         self._transport = transport
         self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
+        self._working_engine: LearnerEngine | None = None
+        """That of the group; read by other threads."""
+        self._reference: Callable[..., Any] | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """Passes over micro-batches since the ranks met. Read by another thread than the one that works."""
+        engine = self._working_engine
+        return engine.num_passes if engine is not None else 0
+
+    def prepare(self) -> None:
+        """Do what needs no other rank, so that meeting them takes less time."""
+        import_deepspeed(on_gpu=self._device.type == "cuda")
+
+    @staticmethod
+    def is_cut_off(error: RuntimeError) -> bool:
+        """Whether an error is that of a collective in which another rank is missing."""
+        return is_collective_failure(error)
+
+    def form(self, rank: int, world_size: int, address: str, port: int) -> None:
+        """Join a group as this rank of it, and start anew; a group that this process was in is left. A collective.
+
+        What of this process does not depend on the group is kept: its imports, and a reference policy held whole.
+        """
+        self.leave()
+        self._rank, self._world_size = rank, world_size
+        self.start(address, port)
+
+    def leave(self) -> None:
+        """Drop the policy, its optimizer and the group. Alone: the other ranks may be gone."""
+        self._working_engine = None
+        if "_sender" in vars(self):
+            self._sender.close()
+        if "_engine" in vars(self):
+            self._engine.close()
+        for bound in ("_trainer", "_sender", "_engine"):
+            vars(self).pop(bound, None)  # a start that failed half-way has left some
+        if isinstance(self._reference, ShardedForward):
+            self._reference.close()
+            self._reference = None
+        leave_process_group()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def abort(self) -> None:
+        """Make the call in progress fail soon, because another rank is gone. From another thread."""
+        if self._working_engine is not None:
+            self._working_engine.is_discarded = True
+        abort_process_group()
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -118,11 +172,11 @@ class LearnerRank:
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
-        reference = None
-        if self._config.kl_coefficient > 0:
+        if self._config.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            reference = self._load_reference()
-        self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
+            self._reference = self._load_reference()
+        self._trainer = Trainer(self._engine, self._reference, self._config, is_off_policy=self._is_off_policy)
+        self._working_engine = self._engine
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """A whole update in one part. A collective."""
@@ -313,8 +367,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def shutdown(self) -> None:
-        self._sender.close()
-        leave_process_group()
+        self.leave()
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -348,7 +401,7 @@ class LearnerRank:
         if not shards_reference(self._config):
             return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
         reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
-        return sharded_forward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
+        return ShardedForward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

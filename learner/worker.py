@@ -5,7 +5,6 @@ The methods marked as collectives must run on all ranks at the same time.
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 from collections import deque
@@ -16,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from actors.errors import LearnerError
+from actors.errors import CheckpointError, LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
+from learner.buffers import HostBuffers
 from learner.collate import Collator, FullViews
 from learner.engine import (
-    MOMENTS,
     LearnerEngine,
     construction,
     join_process_group,
@@ -41,9 +41,10 @@ from learner.host import disable_malloc_trim, free_port, own_address
 from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.rng import restore_rng, rng_states
 from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
-from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
+from learner.snapshot import Counters, Share, fill_from_shares, rng_for
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
 from learner.weight_sender import WeightSender
@@ -79,6 +80,7 @@ class LearnerRank:
         self._transport = transport
         self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
+        self._buffers = HostBuffers(pinned=self._device.type == "cuda")
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -271,40 +273,67 @@ class LearnerRank:
         finally:
             join_collective(parameters)  # after a failed write, the other ranks still gather
 
-    def save(self, folder: str | Path) -> None:
-        """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
+    def snapshot(self) -> Share:
+        """Copy this rank's part of the state to host memory, between updates. No other rank takes part in it.
+
+        Until the share is dropped, its memory stays as it is, whatever the learner does next.
+        """
+        partition = self._engine.partition
+        held = partition.held()
+        tensor_3N, state_3N = self._buffers.take(partition.num_elements(held))
+        partition.copy_to(tensor_3N)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return Share(
+            rank=self._rank,
+            counters=Counters(
+                optimizer_step=self._engine.optimizer_step,
+                num_skipped=self._trainer.num_skipped,
+                num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
+            ),
+            shapes=self._engine.trained_shapes(),
+            pieces=held,
+            state_3N=state_3N,
+            rng=rng_states(),
+        )
+
+    def restore(self, shares: Sequence[Share]) -> int:
+        """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
+
+        Each rank needs only the shares with its pieces of the state (`Partition.wanted`), under ZeRO 0 all of them.
+        Returns the optimizer step.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
         """
-        state = self._engine.state()
-        if self._rank:
-            join_collective(state)
-            return
-        counters = Counters(
-            optimizer_step=self._engine.optimizer_step,
-            num_skipped=self._trainer.num_skipped,
-            num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
-        )
-        try:
-            write_state(Path(folder), counters, itertools.chain(state, rng_states()))
-        finally:
-            join_collective(state)  # after a failed write, the other ranks still gather
-
-    def load(self, folder: str | Path) -> int:
-        """Load a saved state, whatever the number of ranks or the ZeRO stage that wrote it. A collective.
-
-        Returns the optimizer step. Raises CheckpointError if it is not a learner's state, or another model's.
-        """
-        source = Path(folder)
-        counters = read_counters(source)
-        check_shapes(source, self._engine.trained_shapes())
-        learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
-        self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
+        partition = self._engine.partition
+        wanted = partition.wanted()
+        tensor_3N, state_3N = self._buffers.take(partition.num_elements(wanted))
+        tensor_3N.zero_()
+        with self._agreed():
+            counters = fill_from_shares(state_3N, wanted, shares, self._engine.trained_shapes())
+        self._engine.load_state(tensor_3N, optimizer_step=counters.optimizer_step)
         self._trainer.num_skipped = counters.num_skipped
         self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
-        restore_rng(read_tensors(source, "rng/"))
+        restore_rng(rng_for(self._rank, shares))
         return self._engine.optimizer_step
+
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """The body succeeds on all ranks, or each raises CheckpointError. A collective."""
+        problem: CheckpointError | None = None
+        try:
+            yield
+        except CheckpointError as error:
+            problem = error
+        num_failed = torch.tensor(float(problem is not None), device=self._device)
+        dist.all_reduce(num_failed)
+        if problem is not None:
+            raise problem
+        if num_failed:
+            raise CheckpointError(
+                f"{int(num_failed)} other ranks of the learner could not read their part of the state"
+            )
 
     def peak_memory_bytes(self) -> int:
         """Peak memory so far: of the device, or on CPU of this process."""

@@ -23,9 +23,13 @@ from configs.learner import LearnerConfig
 from learner.batch import TrainingGroup
 from learner.pictures import Picture, pictures_of
 from learner.plan import RankPlan, plan_mini_batches
+from learner.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")
+
+ANSWER_S = 10.0
+"""For an answer to arrive, beyond the time that the call itself was given."""
 
 
 class Rank(Protocol):
@@ -46,8 +50,10 @@ class Rank(Protocol):
         """Handle of a bucket; its bytes go directly to the receiver, not through the driver."""
 
     async def export_hf(self, folder: str) -> None: ...
-    async def save(self, folder: str) -> None: ...
-    async def load(self, folder: str) -> int: ...
+    async def snapshot(self) -> None: ...
+    async def begin_save(self, url: str, folder: str, optimizer_step: int) -> None: ...
+    async def finish_save(self, timeout_s: float) -> WrittenShare: ...
+    async def load(self, url: str, folder: str) -> int: ...
     async def shutdown(self) -> None: ...
 
 
@@ -164,15 +170,44 @@ class LearnerGroup:
         async with _deadline(self._config.update_timeout_s, "close_weights"):
             await self._ranks[0].close_weights()
 
-    async def save(self, folder: Path) -> None:
-        """Write the learner's state into a folder that rank 0 can reach."""
-        async with _deadline(self._config.update_timeout_s, "save"):
-            await _gather([rank.save(str(folder.resolve())) for rank in self._ranks])
+    async def snapshot(self) -> None:
+        """Copy the state to the ranks' host memory, from where it can be saved while they learn on."""
+        async with _deadline(self._config.update_timeout_s, "snapshot"):
+            await _gather([rank.snapshot() for rank in self._ranks])
 
-    async def load(self, folder: Path) -> None:
-        """Take over a saved state."""
+    async def begin_save(self, url: str, folder: str, version: int) -> None:
+        """Let each rank write its part of the snapshot of a version, in the background, also in the midst of an update.
+
+        Args:
+            url: a storage that all ranks reach.
+            folder: of the checkpoint in progress.
+        """
+        async with _deadline(self._config.update_timeout_s, "begin_save"):
+            await _gather([rank.begin_save(url, folder, version) for rank in self._ranks])
+
+    async def finish_save(self, timeout_s: float) -> list[WrittenShare]:
+        """Wait until all ranks have written, or failed to: then none of them writes any more.
+
+        Raises:
+            CheckpointError: a rank could not write, or not in time.
+            LearnerError: a rank is dead.
+        """
+        calls = [rank.finish_save(timeout_s) for rank in self._ranks]
+        async with _deadline(timeout_s + ANSWER_S, "finish_save"):
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def load(self, url: str, folder: str) -> None:
+        """Take over the state of a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model; no rank has changed.
+        """
         async with _deadline(self._config.update_timeout_s, "load"):
-            steps = await _gather([rank.load(str(folder.resolve())) for rank in self._ranks])
+            steps = await _gather([rank.load(url, folder) for rank in self._ranks])
         self._optimizer_step = steps[0]
 
     async def export_hf(self, folder: Path) -> None:

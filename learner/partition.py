@@ -29,7 +29,9 @@ class Partition:
         stage: of ZeRO, as DeepSpeed runs it.
     """
 
-    def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any, adam: torch.optim.Optimizer, stage: int):
+    def __init__(
+        self, trained: Mapping[str, nn.Parameter], optimizer: Any, adam: torch.optim.Optimizer, stage: int
+    ) -> None:
         self._trained = trained
         self._optimizer = optimizer
         self._adam = adam
@@ -98,7 +100,7 @@ class Partition:
     def _by_flat(self, row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Each flat tensor with its part of a row."""
         flats = self.flats
-        return zip(flats, row.split([flat.numel() for flat in flats]), strict=True)
+        return zip(flats, torch.split(row, [flat.numel() for flat in flats]), strict=True)
 
     def _sliced(self) -> Iterator[Piece]:
         offset = 0
@@ -112,6 +114,7 @@ class Partition:
         begins = [0]
         for flat in self.flats:
             begins.append(begins[-1] + flat.numel())
+        parameter: Any  # with attributes of DeepSpeed's
         for name, parameter in self._trained.items():
             if self._stage == 3:
                 group, offset, size = self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]

@@ -20,6 +20,8 @@ from actors.errors import CheckpointError
 
 ROWS = ("weight", "exp_avg", "exp_avg_sq")
 Shapes = Mapping[str, tuple[int, ...]]
+RngStates = Mapping[str, NDArray[np.uint8]]
+"""States of random generators by device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,7 @@ class Share:
     pieces: tuple[Piece, ...]
     state_3N: NDArray[np.float32]
     """Weights and moments [3, N]; elements outside of all pieces are padding."""
-    rng: Mapping[str, NDArray[np.uint8]]
-    """States of the rank's random generators by device."""
+    rng: RngStates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ def fill_from_shares(
     return first.counters
 
 
-def rng_for(rank: int, shares: Sequence[Share]) -> Mapping[str, NDArray[np.uint8]]:
+def rng_for(rank: int, shares: Sequence[Share]) -> RngStates:
     """The generators of this rank, or of the lowest one where more ranks read than wrote."""
     return next((share for share in shares if share.rank == rank), min(shares, key=lambda share: share.rank)).rng
 

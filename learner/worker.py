@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from actors.errors import CheckpointError, LearnerError
+from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
-from learner.buffers import HostBuffers
 from learner.collate import Collator, FullViews
 from learner.engine import (
     LearnerEngine,
@@ -41,10 +39,11 @@ from learner.host import disable_malloc_trim, free_port, own_address
 from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
-from learner.rng import restore_rng, rng_states
+from learner.saving import StateKeeper
 from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
-from learner.snapshot import Counters, Share, fill_from_shares, rng_for
+from learner.share_files import WrittenShare
+from learner.snapshot import Share
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
 from learner.weight_sender import WeightSender
@@ -80,7 +79,6 @@ class LearnerRank:
         self._transport = transport
         self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
-        self._buffers = HostBuffers(pinned=self._device.type == "cuda")
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -125,6 +123,7 @@ class LearnerRank:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             reference = self._load_reference()
         self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
+        self._keeper = StateKeeper(self._engine, self._trainer, rank=self._rank)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """A whole update in one part. A collective."""
@@ -276,26 +275,26 @@ class LearnerRank:
     def snapshot(self) -> Share:
         """Copy this rank's part of the state to host memory, between updates. No other rank takes part in it.
 
-        Until the share is dropped, its memory stays as it is, whatever the learner does next.
+        Its memory stays as it is until the share is dropped, whatever the learner does next. The newest two are kept
+        here, to be saved. As long as no step was made, it is the same one.
         """
-        partition = self._engine.partition
-        held = partition.held()
-        tensor_3N, state_3N = self._buffers.take(partition.num_elements(held))
-        partition.copy_to(tensor_3N)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        return Share(
-            rank=self._rank,
-            counters=Counters(
-                optimizer_step=self._engine.optimizer_step,
-                num_skipped=self._trainer.num_skipped,
-                num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
-            ),
-            shapes=self._engine.trained_shapes(),
-            pieces=held,
-            state_3N=state_3N,
-            rng=rng_states(),
-        )
+        return self._keeper.snapshot()
+
+    def begin_save(self, url: str, folder: str, optimizer_step: int) -> None:
+        """Begin to write the newest snapshot of this optimizer step into a folder of a storage, in the background.
+
+        Raises:
+            CheckpointError: there is none any more, or the last one is still being written.
+        """
+        self._keeper.begin_save(url, folder, optimizer_step)
+
+    def finish_save(self, timeout_s: float) -> WrittenShare:
+        """Wait until it is written. May run beside an update.
+
+        Raises:
+            CheckpointError: it could not be written, or not in time.
+        """
+        return self._keeper.finish_save(timeout_s)
 
     def restore(self, shares: Sequence[Share]) -> int:
         """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
@@ -306,34 +305,15 @@ class LearnerRank:
         Raises:
             CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
         """
-        partition = self._engine.partition
-        wanted = partition.wanted()
-        tensor_3N, state_3N = self._buffers.take(partition.num_elements(wanted))
-        tensor_3N.zero_()
-        with self._agreed():
-            counters = fill_from_shares(state_3N, wanted, shares, self._engine.trained_shapes())
-        self._engine.load_state(tensor_3N, optimizer_step=counters.optimizer_step)
-        self._trainer.num_skipped = counters.num_skipped
-        self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
-        restore_rng(rng_for(self._rank, shares))
-        return self._engine.optimizer_step
+        return self._keeper.restore(shares)
 
-    @contextmanager
-    def _agreed(self) -> Iterator[None]:
-        """The body succeeds on all ranks, or each raises CheckpointError. A collective."""
-        problem: CheckpointError | None = None
-        try:
-            yield
-        except CheckpointError as error:
-            problem = error
-        num_failed = torch.tensor(float(problem is not None), device=self._device)
-        dist.all_reduce(num_failed)
-        if problem is not None:
-            raise problem
-        if num_failed:
-            raise CheckpointError(
-                f"{int(num_failed)} other ranks of the learner could not read their part of the state"
-            )
+    def load(self, url: str, folder: str) -> int:
+        """As `restore`, from a checkpoint's folder in a storage; each rank reads and verifies its own part.
+
+        Raises:
+            CheckpointError: it has no learner's state, is damaged, or of another model. Then no rank has changed.
+        """
+        return self._keeper.load(url, folder)
 
     def peak_memory_bytes(self) -> int:
         """Peak memory so far: of the device, or on CPU of this process."""

@@ -25,6 +25,7 @@ from configs.seeds import derive_seed
 from learner.group import LearnerGroup
 from learner.pictures import Picture, PictureReader
 from learner.plan import RankPlan
+from learner.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")
@@ -55,6 +56,10 @@ class FetchedViews:
                 return view
             self._read_again[number] = self._reader.read(self._pictures[number])
         return self._read_again[number]
+
+
+SAVING = "saving"
+"""Concurrency group of the calls that save a snapshot beside an update."""
 
 
 class RankHost:
@@ -104,11 +109,17 @@ class RankHost:
     def export_hf(self, folder: str) -> None:
         self._rank.export_hf(folder)
 
-    def save(self, folder: str) -> None:
-        self._rank.save(folder)
+    def snapshot(self) -> None:
+        self._rank.snapshot()
 
-    def load(self, folder: str) -> int:
-        return self._rank.load(folder)
+    def begin_save(self, url: str, folder: str, optimizer_step: int) -> None:
+        self._rank.begin_save(url, folder, optimizer_step)
+
+    def finish_save(self, timeout_s: float) -> WrittenShare:
+        return self._rank.finish_save(timeout_s)
+
+    def load(self, url: str, folder: str) -> int:
+        return self._rank.load(url, folder)
 
     def shutdown(self) -> None:
         self._rank.shutdown()
@@ -157,11 +168,18 @@ class RayRank:
     async def export_hf(self, folder: str) -> None:
         await self._await_remote(self._actor.export_hf.remote(folder))
 
-    async def save(self, folder: str) -> None:
-        await self._await_remote(self._actor.save.remote(folder))
+    async def snapshot(self) -> None:
+        await self._await_remote(self._actor.snapshot.remote())
 
-    async def load(self, folder: str) -> int:
-        return await self._await_remote(self._actor.load.remote(folder))
+    async def begin_save(self, url: str, folder: str, optimizer_step: int) -> None:
+        method = self._actor.begin_save.options(concurrency_group=SAVING)
+        await self._await_remote(method.remote(url, folder, optimizer_step))
+
+    async def finish_save(self, timeout_s: float) -> WrittenShare:
+        return await self._await_remote(self._actor.finish_save.options(concurrency_group=SAVING).remote(timeout_s))
+
+    async def load(self, url: str, folder: str) -> int:
+        return await self._await_remote(self._actor.load.remote(url, folder))
 
     async def shutdown(self) -> None:
         await self._await_remote(self._actor.shutdown.remote())
@@ -179,7 +197,8 @@ def start_learner(config: Config, placement: Placement) -> LearnerGroup:
             # By default a thread that waits for another spins, and keeps the core from it where others want cores too.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-    actor_class = ray.remote(RankHost).options(**actor_options(placement.rank, environment))
+    options = actor_options(placement.rank, environment)
+    actor_class = ray.remote(RankHost).options(**options, concurrency_groups={SAVING: 2})
 
     def start_rank(rank: int, world_size: int) -> RayRank:
         actor = actor_class.remote(

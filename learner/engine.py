@@ -31,9 +31,9 @@ from configs.learner import LearnerConfig
 from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
 from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
+from learner.partition import MOMENTS, Partition
 from learner.sharding import learner_settings, part_sizes
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 GATHER_ELEMENTS = 2**27
 """Parameters gathered together from ZeRO-3 shards; as many again are in flight."""
 
@@ -144,6 +144,7 @@ class LearnerEngine:
             dist_init_required=False,
         )[0]
         self._orders = GatherOrders(self._engine.optimizer) if self._stage == 3 else None
+        self.partition = Partition(dict(self._trained()), self._engine.optimizer, self._adam, self._stage)
         self._reset_moments()
         self._finish_writing()
 
@@ -242,43 +243,9 @@ class LearnerEngine:
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
-        """(key, whole float32 tensor) of trained weights and Adam moments, key `weight|exp_avg|exp_avg_sq` / name.
-
-        The same whatever the number of ranks or the ZeRO stage. A collective: every rank must take every item.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        for name, parameter in self._trained():
-            if self._stage == 0:
-                yield f"weight/{name}", parameter.detach()
-                for moment in MOMENTS:
-                    yield f"{moment}/{name}", self._engine.optimizer.state[parameter][moment]
-            else:
-                yield f"weight/{name}", safe_get_full_fp32_param(parameter)
-                for moment in MOMENTS:
-                    yield f"{moment}/{name}", safe_get_full_optimizer_state(parameter, moment)
-
-    def load_state(self, state: Iterator[tuple[str, Tensor]], *, optimizer_step: int) -> None:
-        """Load what `state` yielded, in any order. A collective: every rank must load the same."""
-        import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        by_name = dict(self.module.named_parameters())
-        for key, value in state:
-            kind, name = key.split("/", 1)
-            parameter = by_name[name]
-            value = value.to(self.device)
-            if kind == "weight":
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
-                    # Under ZeRO-3 the modifying rank's copy goes to all; in the other stages each rank writes its own.
-                    parameter.data.copy_(value)
-                if self._stage:
-                    safe_set_full_fp32_param(parameter, value)
-            elif self._stage == 0:
-                self._engine.optimizer.state[parameter][kind].copy_(value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, kind)
+    def load_state(self, state_3N: Tensor, *, optimizer_step: int) -> None:
+        """Take over this rank's part of a state, laid out as `partition.wanted()`. A collective."""
+        self.partition.copy_from(state_3N)
         self.optimizer_step = optimizer_step
         self._set_adam_step(optimizer_step)
         self._finish_writing()
@@ -292,33 +259,21 @@ class LearnerEngine:
         """Create Adam's state at zero steps, so that it can be saved and loaded at any time."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-        for flat in self._optimized:
+        for flat in self.partition.flats:
             self._adam.state[flat].update({moment: torch.zeros_like(flat) for moment in MOMENTS})
         if self._stage in (1, 2):
-            for parameters, flat in zip(self._engine.optimizer.bit16_groups, self._optimized, strict=True):
+            for parameters, flat in zip(self._engine.optimizer.bit16_groups, self.partition.flats, strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
         self._set_adam_step(0)
 
     def _set_adam_step(self, step: int) -> None:
-        for flat in self._optimized:
+        for flat in self.partition.flats:
             # The fused kernel reads the count on the device, the others on the CPU.
             self._adam.state[flat]["step"] = torch.tensor(float(step), device=flat.device if self._is_fused else "cpu")
 
     @property
     def _is_fused(self) -> bool:
         return any(group.get("fused") for group in self._adam.param_groups)
-
-    @property
-    def _optimized(self) -> list[Tensor]:
-        """The tensors that Adam steps: parameters, or this rank's flat float32 shards of them."""
-        optimizer: Any = self._engine.optimizer
-        match self._stage:
-            case 0:
-                return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            case 3:
-                return list(optimizer.fp32_partitioned_groups_flat)
-            case _:
-                return list(optimizer.single_partition_of_fp32_groups)
 
     @property
     def _adam(self) -> torch.optim.Optimizer:

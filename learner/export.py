@@ -1,4 +1,4 @@
-"""Exports the policy of a checkpoint as a Hugging Face folder, without starting a learner."""
+"""Exports the policy of a checkpoint to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Literal
 
 import torch
 
+from learner.checkpoint import CheckpointFolder
 from learner.hf_folder import save_hf
-from learner.state import read_counters, read_tensors
+from learner.share_files import SavedLearner
 
-WEIGHT = "weight/model."
-"""Prefix of the policy's weights in a learner's state (`LearnerEngine.state`)."""
+POLICY = "model."
+"""Prefix of the policy's parameters in a learner's state."""
 
 
-def export_checkpoint(checkpoint: Path, out: Path, *, model: Path, dtype: Literal["float32", "bfloat16"]) -> int:
+def export_checkpoint(
+    checkpoints: CheckpointFolder, name: str, out: Path, *, model: Path, dtype: Literal["float32", "bfloat16"]
+) -> int:
     """Write the policy of a verified checkpoint into `out`, atomically; returns its optimizer step.
 
     Args:
@@ -26,12 +29,12 @@ def export_checkpoint(checkpoint: Path, out: Path, *, model: Path, dtype: Litera
     Raises:
         CheckpointError: it has no learner state.
     """
-    counters = read_counters(checkpoint)
+    saved = SavedLearner.open(checkpoints.storage, name)
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    weights = ((key.removeprefix(WEIGHT), tensor.to(kind)) for key, tensor in read_tensors(checkpoint, WEIGHT))
+    weights = ((name.removeprefix(POLICY), torch.from_numpy(array).to(kind)) for name, array in saved.weights())
     partial = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     save_hf(weights, partial, source=model)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
-    return counters.optimizer_step
+    return saved.counters.optimizer_step

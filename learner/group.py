@@ -6,11 +6,12 @@ receivers of weights that `generation` has changed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.errors import WeightSyncError
+from actors.errors import CheckpointError, LearnerError, WeightSyncError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig
 from configs.ranges import Range
@@ -24,9 +25,13 @@ from learner.members import Members
 from learner.pictures import pictures_of
 from learner.plan import RankPlan, plan_mini_batches
 from learner.remote import Rank, StartRank, Tell
+from learner.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")
+
+ANSWER_S = 10.0
+"""For an answer to arrive, beyond the time that the call itself was given."""
 
 
 class LearnerGroup:
@@ -200,13 +205,39 @@ class LearnerGroup:
         if self._link_generation == self.generation:
             await self._formation.until_done(lambda: self._first("close", lambda rank: rank.close_weights()))
 
-    async def save(self, folder: Path) -> None:
-        """Write the learner's state into a folder that rank 0 can reach."""
-        await self._again("save", lambda rank: rank.save(str(folder.resolve())))
+    async def snapshot(self) -> None:
+        """Copy the state to the ranks' host memory, from where it can be saved while they learn on."""
+        await self._again("snapshot", lambda rank: rank.snapshot())
 
-    async def load(self, folder: Path) -> None:
-        """Take over a saved state."""
-        await self._formation.load(lambda rank: rank.load(str(folder.resolve())))
+    async def begin_save(self, url: str, folder: str, version: int) -> None:
+        """Let each rank write its part of the snapshot of a version, in the background, also in the midst of an update.
+
+        Args:
+            url: a storage that all ranks reach.
+            folder: of the checkpoint in progress.
+
+        Raises:
+            CheckpointError: a rank has no such snapshot, or is gone.
+        """
+        await self._beside(
+            "begin_save", self._config.update_timeout_s, lambda rank: rank.begin_save(url, folder, version)
+        )
+
+    async def finish_save(self, timeout_s: float) -> list[WrittenShare]:
+        """Wait until all ranks have written, or failed to: then none of them writes any more.
+
+        Raises:
+            CheckpointError: a rank could not write, or not in time, or is gone.
+        """
+        return await self._beside("finish_save", timeout_s + ANSWER_S, lambda rank: rank.finish_save(timeout_s))
+
+    async def load(self, url: str, folder: str) -> None:
+        """Take over the state of a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model; no rank has changed.
+        """
+        await self._formation.load(lambda rank: rank.load(url, folder))
 
     async def export_hf(self, folder: Path) -> None:
         """Write a model folder that vLLM and transformers load."""
@@ -218,6 +249,22 @@ class LearnerGroup:
             await self._formation.call("shutdown", lambda rank: rank.shutdown())
         except AttemptFailedError:
             return  # what is gone needs no farewell
+
+    async def _beside(self, what: str, timeout_s: float, call: Callable[[Rank], Coroutine[Any, Any, T]]) -> list[T]:
+        """On all ranks, beside whatever they do; a lost one costs the checkpoint and shows in the next call."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await asyncio.gather(
+                    *(call(member.rank) for member in self._formation.serving), return_exceptions=True
+                )
+        except TimeoutError as error:
+            raise CheckpointError(f"the learner's {what} took more than {timeout_s:g} s") from error
+        for each in found:
+            if isinstance(each, LearnerError):
+                raise CheckpointError(f"the learner's {what}: {each}") from each
+            if isinstance(each, BaseException):
+                raise each
+        return [each for each in found if not isinstance(each, BaseException)]
 
     async def _again(self, what: str, call: Callable[[Rank], Coroutine[Any, Any, T]]) -> list[T]:
         """On all ranks, and once more where some were lost meanwhile."""

@@ -6,7 +6,6 @@ The methods marked as collectives must run on all ranks at the same time.
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import resource
 from collections import deque
@@ -30,7 +29,6 @@ from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
 from learner.collate import Collator, FullViews
 from learner.engine import (
-    MOMENTS,
     LearnerEngine,
     ShardedForward,
     abort_process_group,
@@ -45,9 +43,11 @@ from learner.host import disable_malloc_trim, free_port, own_address
 from learner.memory import memory_problem
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.saving import StateKeeper
 from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
-from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
+from learner.share_files import WrittenShare
+from learner.snapshot import Share
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
 from learner.weight_sender import WeightSender
@@ -118,7 +118,7 @@ class LearnerRank:
             self._sender.close()
         if "_engine" in vars(self):
             self._engine.close()
-        for bound in ("_trainer", "_sender", "_engine"):
+        for bound in ("_keeper", "_trainer", "_sender", "_engine"):
             vars(self).pop(bound, None)  # a start that failed half-way has left some
         if isinstance(self._reference, ShardedForward):
             self._reference.close()
@@ -177,6 +177,7 @@ class LearnerRank:
             self._reference = self._load_reference()
         self._trainer = Trainer(self._engine, self._reference, self._config, is_off_policy=self._is_off_policy)
         self._working_engine = self._engine
+        self._keeper = StateKeeper(self._engine, self._trainer, rank=self._rank)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """A whole update in one part. A collective."""
@@ -325,40 +326,48 @@ class LearnerRank:
         finally:
             join_collective(parameters)  # after a failed write, the other ranks still gather
 
-    def save(self, folder: str | Path) -> None:
-        """Write the learner's state (rule G of the reliability rules). A collective; rank 0 writes.
+    def snapshot(self) -> Share:
+        """Copy this rank's part of the state to host memory, between updates. No other rank takes part in it.
+
+        Its memory stays as it is until the share is dropped, whatever the learner does next. The newest two are kept
+        here, to be saved. As long as no step was made, it is the same one.
+        """
+        return self._keeper.snapshot()
+
+    def begin_save(self, url: str, folder: str, optimizer_step: int) -> None:
+        """Begin to write the newest snapshot of this optimizer step into a folder of a storage, in the background.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: there is none any more, or the last one is still being written.
         """
-        state = self._engine.state()
-        if self._rank:
-            join_collective(state)
-            return
-        counters = Counters(
-            optimizer_step=self._engine.optimizer_step,
-            num_skipped=self._trainer.num_skipped,
-            num_skipped_in_a_row=self._trainer.num_skipped_in_a_row,
-        )
-        try:
-            write_state(Path(folder), counters, itertools.chain(state, rng_states()))
-        finally:
-            join_collective(state)  # after a failed write, the other ranks still gather
+        self._keeper.begin_save(url, folder, optimizer_step)
 
-    def load(self, folder: str | Path) -> int:
-        """Load a saved state, whatever the number of ranks or the ZeRO stage that wrote it. A collective.
+    def finish_save(self, timeout_s: float) -> WrittenShare:
+        """Wait until it is written. May run beside an update.
 
-        Returns the optimizer step. Raises CheckpointError if it is not a learner's state, or another model's.
+        Raises:
+            CheckpointError: it could not be written, or not in time.
         """
-        source = Path(folder)
-        counters = read_counters(source)
-        check_shapes(source, self._engine.trained_shapes())
-        learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
-        self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
-        self._trainer.num_skipped = counters.num_skipped
-        self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
-        restore_rng(read_tensors(source, "rng/"))
-        return self._engine.optimizer_step
+        return self._keeper.finish_save(timeout_s)
+
+    def restore(self, shares: Sequence[Share]) -> int:
+        """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
+
+        Each rank needs only the shares with its pieces of the state (`Partition.wanted`), under ZeRO 0 all of them.
+        Returns the optimizer step.
+
+        Raises:
+            CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
+        """
+        return self._keeper.restore(shares)
+
+    def load(self, url: str, folder: str) -> int:
+        """As `restore`, from a checkpoint's folder in a storage; each rank reads and verifies its own part.
+
+        Raises:
+            CheckpointError: it has no learner's state, is damaged, or of another model. Then no rank has changed.
+        """
+        return self._keeper.load(url, folder)
 
     def peak_memory_bytes(self) -> int:
         """Peak memory so far: of the device, or on CPU of this process."""

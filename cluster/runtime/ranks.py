@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -27,12 +26,13 @@ from configs.seeds import derive_seed
 from learner.group import LearnerGroup
 from learner.pictures import Picture, PictureReader
 from learner.plan import RankPlan
+from learner.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-WATCH, MEMORY = "watch", "memory"
-"""Threads of a rank beside the one that works."""
+WATCH, MEMORY, SAVING = "watch", "memory", "saving"
+"""Threads of a rank beside the one that works (concurrency groups of its actor)."""
 HOLDER_S = 5.0
 """In which a holder has to say that it is there."""
 PICTURE_PATIENCE_S = 30.0
@@ -42,9 +42,7 @@ PICTURE_PATIENCE_S = 30.0
 class FetchedViews:
     """`learner.collate.FullViews` of a plan: from the object store, or from the data set if the store lost them."""
 
-    def __init__(
-        self, pictures: Sequence[Picture], reader: PictureReader, patience_s: float = PICTURE_PATIENCE_S
-    ) -> None:
+    def __init__(self, pictures: Sequence[Picture], reader: PictureReader, patience_s: float) -> None:
         self._pictures = pictures
         self._reader = reader
         self._patience_s = patience_s
@@ -81,23 +79,25 @@ class RankHost:
         self._shares: dict[int, Any] = {}
         """This rank's own, by snapshot."""
 
-    def up(self) -> tuple[str, int]:
-        """Get ready to meet others; the node and process that this rank is."""
+    def up(self) -> str:
+        """Get ready to meet others; the node that this rank is on."""
         self._rank.prepare()
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
-    @ray.method(concurrency_group=WATCH)
     def progress(self) -> int:
         return self._rank.num_passes
 
-    @ray.method(concurrency_group=WATCH)
     def abort(self) -> None:
         self._rank.abort()
 
-    @ray.method(concurrency_group=MEMORY)
     def share(self, snapshot: int) -> Any:
         """This rank's share of a snapshot."""
         return self._shares[snapshot]
+
+    def snapshot(self) -> None:
+        """Take one that is saved from here, and not returned."""
+        self._rank.snapshot()
 
     def keep_snapshot(self, snapshot: int, oldest: int) -> None:
         self._shares = {number: share for number, share in self._shares.items() if number >= oldest}
@@ -171,24 +171,24 @@ class RayRank(RayActor):
     """`learner.remote.Rank` over a Ray actor."""
 
     async def up(self) -> str:
-        node, self._pid = await self._await_remote(self._actor.up.remote())
-        self._node: str = node
+        node: str = await self._await_remote(self._actor.up.remote())
         return node
 
     async def progress(self) -> int:
-        return await self._await_remote(self._actor.progress.remote())
+        return await self._await_remote(self._beside("progress", WATCH).remote())
 
     async def abort(self) -> None:
-        await self._await_remote(self._actor.abort.remote())
+        await self._await_remote(self._beside("abort", WATCH).remote())
 
     async def kill(self) -> None:
         ray.kill(self._actor)
 
     def share(self, snapshot: int, index: int) -> object:
-        return self._actor.share.remote(snapshot)
+        return self._beside("share", MEMORY).remote(snapshot)
 
     async def rendezvous(self) -> tuple[str, int]:
-        return await self._call("rendezvous")
+        address, port = await self._call("rendezvous")
+        return address, port
 
     async def leave(self) -> None:
         await self._call("leave")
@@ -235,14 +235,26 @@ class RayRank(RayActor):
     async def export_hf(self, folder: str) -> None:
         await self._call("export_hf", folder)
 
-    async def save(self, folder: str) -> None:
-        await self._call("save", folder)
+    async def snapshot(self) -> None:
+        await self._await_remote(self._actor.snapshot.remote())
 
-    async def load(self, folder: str) -> int:
-        return int(await self._call("load", folder))
+    async def begin_save(self, url: str, folder: str, optimizer_step: int) -> None:
+        await self._await_remote(self._beside("call", SAVING).remote("begin_save", url, folder, optimizer_step))
+
+    async def finish_save(self, timeout_s: float) -> WrittenShare:
+        call = self._beside("call", SAVING).remote("finish_save", timeout_s)
+        written: WrittenShare = await self._await_remote(call)
+        return written
+
+    async def load(self, url: str, folder: str) -> int:
+        return int(await self._call("load", url, folder))
 
     async def shutdown(self) -> None:
         await self._call("shutdown")
+
+    def _beside(self, method: str, group: str) -> Any:
+        """A method of the actor, run by other threads than the one that works."""
+        return getattr(self._actor, method).options(concurrency_group=group)
 
     async def _call(self, method: str, *given: object) -> Any:
         return await self._await_remote(self._actor.call.remote(method, *given))
@@ -287,7 +299,7 @@ def start_learner(
             # By default a thread that waits for another spins, and keeps the core from it where others want cores too.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-    actor_class = ray.remote(concurrency_groups={WATCH: 1, MEMORY: 1})(RankHost)
+    actor_class = ray.remote(concurrency_groups={WATCH: 1, MEMORY: 1, SAVING: 2})(RankHost)
     actor_class = actor_class.options(**actor_options(placement.rank, environment))
 
     def start_rank(number: int) -> RayRank:

@@ -15,8 +15,10 @@ import time
 from dataclasses import replace
 from unittest import mock
 
+import pytest
 import torch
 
+from actors.errors import CheckpointError
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner import engine, scoring
@@ -25,6 +27,7 @@ from learner.plan import plan_mini_batches
 from learner.sharding import learner_settings
 from learner.worker import LearnerRank
 from tests.learner.builders import collated, images_of, piece_without_pictures, plan_of
+from tests.learner.whole_state import whole_state
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -122,7 +125,13 @@ def perform(learner, config, rank, method, argument):
         case "exported":
             return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":
-            return {key: tensor.numpy().copy() for key, tensor in learner._engine.state()}
+            return {key: tensor.numpy().copy() for key, tensor in whole_state(learner._engine)}
+        case "restore_is_refused":
+            with pytest.raises(CheckpointError) as refused:
+                learner.restore(argument)
+            return str(refused.value)
+        case "snapshot":
+            return learner.snapshot()
         case _:
             return getattr(learner, method)(argument)
 

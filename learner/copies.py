@@ -7,7 +7,7 @@ on another node if there is one, while the next update is already computed. So a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from actors.errors import LearnerError
 from learner.elastic import Held, Source, holder_node, newest_whole
@@ -16,7 +16,7 @@ from learner.remote import Holder, ShareOwner
 
 StartHolder = Callable[[str], Holder]
 """Starts a holder on a node."""
-ListNodes = Callable[[], Sequence[str]]
+ListNodes = Callable[[], Awaitable[Sequence[str]]]
 """The nodes of the cluster that are alive."""
 
 
@@ -49,7 +49,7 @@ class Copies:
         Raises:
             LearnerError: a rank or a holder is gone. What was held before is still held.
         """
-        nodes = await asyncio.to_thread(self._list_nodes)
+        nodes = await self._list_nodes()
         rank_nodes = [member.node for member in group]
         held = await asyncio.gather(
             *(

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from actors.errors import LearnerError
 from configs.learner import LearnerConfig
 from configs.ranges import Range
+from judge.limits import loop_time
 from learner.attempt import Attempt, AttemptFailedError
 from learner.copies import Copies
 from learner.elastic import Form, GiveUp, Go, MemberView, Observation, Wait, decide
@@ -73,12 +73,12 @@ class Formation:
     async def start(self) -> None:
         """Form the first group as soon as the fewest ranks are up."""
         self._members.ask()
-        until = time.monotonic() + self._config.update_timeout_s
+        until = loop_time() + self._config.update_timeout_s
         while len(self._members.up) < self._desired().minimum:
             await self._wait(until)
-        until = time.monotonic() + GATHERING_S
-        while len(self._members.up) < self._desired().maximum and time.monotonic() < until:
-            await self._members.wait(until - time.monotonic())
+        until = loop_time() + GATHERING_S
+        while len(self._members.up) < self._desired().maximum and loop_time() < until:
+            await self._members.wait(until - loop_time())
         await self.ready()
 
     async def call(
@@ -136,7 +136,7 @@ class Formation:
         await asyncio.shield(self._forming)
 
     async def _make_ready(self, *, may_resize: bool) -> None:
-        until = time.monotonic() + self._config.update_timeout_s
+        until = loop_time() + self._config.update_timeout_s
         while True:
             self._members.ask()
             if self._is_sound and not may_resize and all(map(self._members.is_up, self.serving)):
@@ -179,7 +179,7 @@ class Formation:
 
     async def _form(self, group: list[Member]) -> None:
         """Meet, restore, replay."""
-        started, before = time.monotonic(), len(self.serving)
+        started, before = loop_time(), len(self.serving)
         source = self._copies.source()
         shares = self._copies.shares(source) if source is not None else []
         self.serving, self._is_sound, self._is_warm = group, False, False
@@ -194,7 +194,7 @@ class Formation:
             self.step = (await self.call("load", self._load))[0]
         else:
             self.step = 0
-        seconds = time.monotonic() - started
+        seconds = loop_time() - started
         if before:
             origin = "memory" if shares else "disk"
             self._tell(
@@ -267,12 +267,12 @@ class Formation:
 
     async def _wait(self, until: float) -> None:
         up, least = len(self._members.up), self._desired().minimum
-        if time.monotonic() >= until:
+        if loop_time() >= until:
             raise LearnerError(
                 f"{up} of at least {least} learner ranks are up after learner.update_timeout_s="
                 f"{self._config.update_timeout_s:g} s: add nodes, or lower learner.num_ranks={self._config.num_ranks}"
             )
-        await self._members.wait(min(60.0, until - time.monotonic()))
+        await self._members.wait(min(60.0, until - loop_time()))
 
     def views(self) -> list[MemberView]:
         """All members."""

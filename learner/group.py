@@ -34,6 +34,10 @@ ANSWER_S = 10.0
 """For an answer to arrive, beyond the time that the call itself was given."""
 
 
+async def _no_other_nodes() -> Sequence[str]:
+    return []
+
+
 class LearnerGroup:
     """The learner of a run.
 
@@ -48,7 +52,7 @@ class LearnerGroup:
         start_rank: StartRank,
         start_holder: StartHolder,
         *,
-        list_nodes: ListNodes = lambda: [],
+        list_nodes: ListNodes = _no_other_nodes,
         desired: Callable[[], Range] | None = None,
         tell: Tell = lambda kind, who, detail: None,
     ) -> None:

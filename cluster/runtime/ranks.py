@@ -327,5 +327,6 @@ def _start_holder(node: str) -> RayHolder:
     return RayHolder(actor, f"holder of the learner's state on node {node[:8]}")
 
 
-def _list_nodes() -> list[str]:
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+async def _list_nodes() -> list[str]:
+    nodes = await asyncio.to_thread(ray.nodes)
+    return [node["NodeID"] for node in nodes if node["Alive"]]

@@ -4,9 +4,9 @@ Ranks are plain actors that receive their share of each batch, not Ray Train wor
 elastic `num_workers=(min, max)` restarts a training function that owns the loop; here the loop belongs to
 `cluster/train.py`, where an update ends in one awaited call between rollouts and weight sync, and an error in any rank
 is an exception there. A pull-based function would need queues in both directions, its own error channel, and a way to
-regain control of the loop at a resize. Elasticity needs no framework here: checkpoints are independent of the number of
-ranks (`learner.state`) and every batch is planned separately (`learner.plan`), so a resize is: save, drop the ranks,
-start another number of them, load.
+regain control of the loop at a resize. Elasticity needs no framework here: the state is independent of the number of
+ranks (`learner.snapshot`) and every batch is planned separately (`learner.plan`), so a resize is: copy the state, drop
+the ranks, start another number of them, restore.
 """
 
 from __future__ import annotations

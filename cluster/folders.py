@@ -39,6 +39,13 @@ def resolve_run(config: str, overrides: Sequence[str], *, resume: bool) -> Confi
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(folder.parent), name=folder.name))
 
 
+def checkpoints_url(config: Config) -> str:
+    """Where the checkpoints of a run lie: a path or a URL. Its paths are resolved."""
+    if config.train.checkpoint_dir:
+        return f"{config.train.checkpoint_dir.rstrip('/')}/{config.run.name}"
+    return str(Path(config.run.dir) / config.run.name / "checkpoints")
+
+
 def runs_of(folder: Path, name: str) -> list[Path]:
     """Folders NAME, NAME-2, NAME-3 … that exist, oldest first."""
     numbered = {}

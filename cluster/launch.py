@@ -14,18 +14,20 @@ import ray
 from ray.exceptions import RayError
 
 from actors.data.dataset import Dataset, PromptCursor, SkipLedger
-from actors.errors import CheckpointError, RolloutError, RunError, VisionThinkError
+from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints, read_state
+from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.folders import CONFIG
-from cluster.identity import check_identity, identify
+from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
+from cluster.records.events import EventLog
 from cluster.records.files import lock_run_folder, write_atomically
 from cluster.records.journal import Journal
+from cluster.resuming import check_checkpoints
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
@@ -46,7 +48,6 @@ from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from learner.checkpoint import list_checkpoints, newest_checkpoint
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
@@ -113,8 +114,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: _check_resumption(config, folder)] if resume else []
-    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
+    more = [check_address, *_judge_checks(config.judge, display)]
+    await asyncio.to_thread(check_run, config, more=more, then=[lambda: check_checkpoints(config, resume=resume)])
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
@@ -129,15 +130,12 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = Checkpoints(
-            folder / "checkpoints",
-            identity=identify(config, train_set),
-            learner=learner,
-            prompts=prompts,
-            judge_watch=watch,
-            keep=config.train.keep_checkpoints,
-        )
-        step = await _restore(checkpoints, folder, display) if resume else 0
+        skips = SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction)
+        driver = DriverParts(identity=identify(config, train_set), prompts=prompts, skips=skips, judge_watch=watch)
+        events = EventLog(folder, say=display.say, warn=display.warn)
+        checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn)
+        cleanup.push_async_callback(checkpoints.close)
+        step = await checkpoints.restore() if resume else 0
         write_atomically(folder / CONFIG, to_yaml(config))
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
@@ -150,7 +148,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
                 fleet,
                 config,
                 prompts=prompts,
-                skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
+                skips=skips,
                 judge_watch=watch,
                 published=weights.published,
                 last_step=step,
@@ -205,19 +203,6 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
     )
 
 
-async def _restore(checkpoints: Checkpoints, folder: Path, display: Display) -> int:
-    """Restore the newest valid checkpoint; returns its step, or 0 if the run stopped before its first one."""
-    found = newest_checkpoint(folder / "checkpoints")
-    for reason in found.rejected:
-        display.warn(reason)
-    if found.path is None and found.rejected:
-        raise CheckpointError(f"{folder} has no valid checkpoint: start a new run without --resume")
-    if found.path is None:
-        display.say("no checkpoint was written yet: this run starts over")
-        return 0
-    return await checkpoints.restore(found.path)
-
-
 async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:
     """Wait for all components.
 
@@ -239,18 +224,6 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
     """The check of the judge, by one test call; `check_run` itself checks prompt and model folder."""
     return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
-
-
-def _check_resumption(config: Config, folder: Path) -> None:
-    """Reject a checkpoint of another run before anything is started."""
-    checkpoints = folder / "checkpoints"
-    for checkpoint in reversed(list_checkpoints(checkpoints) if checkpoints.is_dir() else []):
-        with contextlib.suppress(CheckpointError):  # damaged ones are skipped here as well
-            saved = read_state(checkpoint)["identity"]
-            break
-    else:
-        return
-    check_identity(saved, identify(config, Dataset.open(config.data.train)))
 
 
 async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:

@@ -129,16 +129,26 @@ class CheckpointFolder:
             self._remove(self._folder_in_progress(step))
 
     def discard_incomplete(self) -> list[str]:
-        """Remove what killed runs left; returns their names. Only the run that writes here may call it."""
-        names = [name for name in self.storage.folders() if self._is_incomplete(name)]
-        for name in names:
-            self._remove(name)
+        """Remove what killed runs left; returns their names. Only the run that writes here may call it.
+
+        Raises:
+            CheckpointError: the storage refuses.
+        """
+        with self._reaching():
+            names = [name for name in self.storage.folders() if self._is_incomplete(name)]
+            for name in names:
+                self._remove(name)
         return names
 
     def list(self) -> list[str]:
-        """Names of the complete checkpoints, oldest first, verified or not."""
-        steps = {step_of(name): name for name in self.storage.folders() if CHECKPOINT_NAME.fullmatch(name)}
-        return [steps[step] for step in sorted(steps) if not self._is_incomplete(steps[step])]
+        """Names of the complete checkpoints, oldest first, verified or not.
+
+        Raises:
+            CheckpointError: the storage refuses.
+        """
+        with self._reaching():
+            names = [name for name in self.storage.folders() if CHECKPOINT_NAME.fullmatch(name)]
+            return sorted((name for name in names if not self._is_incomplete(name)), key=step_of)
 
     def read_json(self, name: str, file: str) -> dict[str, Any]:
         """A JSON file of a checkpoint, which must be the one that the manifest lists.
@@ -179,11 +189,15 @@ class CheckpointFolder:
 
         Args:
             keep_every: checkpoints of steps that are multiples of this are kept as well; 0 keeps no others.
+
+        Raises:
+            CheckpointError: the storage refuses.
         """
         names = [name for name in self.list() if step_of(name) <= newest]
         old = [name for name in names[:-keep] if not (keep_every and step_of(name) % keep_every == 0)]
-        for name in old:
-            self._remove(name)
+        with self._reaching():
+            for name in old:
+                self._remove(name)
         return tuple(old)
 
     def _folder_in_progress(self, step: int) -> str:
@@ -199,6 +213,13 @@ class CheckpointFolder:
         """Remove a checkpoint, manifest first, so that an interrupted removal leaves nothing that looks valid."""
         self.storage.remove(f"{name}/{MANIFEST}")
         self.storage.remove(name)
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.url} cannot be reached: {error}") from error
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:

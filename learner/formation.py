@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from actors.errors import LearnerError
+from actors.errors import CheckpointError, LearnerError
 from configs.learner import LearnerConfig
 from configs.ranges import Range
 from judge.limits import loop_time
@@ -101,6 +101,8 @@ class Formation:
         """As `call`, with each rank's own arguments; `group` may be a part of the serving ranks."""
         try:
             return await self._attempt.call(what, group, calls, must_move=must_move, is_first=not self._is_warm)
+        except CheckpointError:  # which no rank has taken over
+            raise
         except BaseException:
             self._is_sound = False
             raise
@@ -202,12 +204,13 @@ class Formation:
                 "learner",
                 f"{before} -> {len(group)} ranks in {seconds:.1f} s, with the state of step {self.step} from {origin}",
             )
-        updates = self._log.since(self._snapshot())
+        restored = source.snapshot if source is not None else 0
+        updates = self._log.since(restored)
         assert updates is not None, "decided with a whole state"
+        if before and self._config.copy_state:
+            await self._take_snapshot(restored)  # what the lost ranks held is gone
         await self._replay(updates)
         self._is_sound = True
-        if before and not updates:
-            await self.copy()  # of the new group: what the lost one held is gone
 
     async def load(self, load: Callable[[Rank], Coroutine[Any, Any, int]]) -> None:
         """Take over a state that all ranks can read."""
@@ -234,17 +237,18 @@ class Formation:
 
         Skipped if that is still under way from the last time. A rank that is lost meanwhile shows in the next call.
         """
-        if self._copying is not None and not self._copying.done():
-            return
-        group, snapshot = list(self.serving), self._copies.begin()
-        oldest = self._copies.newest
-        try:
-            await self.call("snapshot", lambda rank: rank.keep_snapshot(snapshot, oldest=oldest))
-        except AttemptFailedError as error:
-            self.failed(error)
-            return
+        if self._copying is None or self._copying.done():
+            try:
+                await self._take_snapshot()
+            except AttemptFailedError as error:
+                self.failed(error)
+
+    async def _take_snapshot(self, restored: int | None = None) -> None:
+        """Of the state between two updates, or of the one that was just restored from that snapshot."""
+        group, snapshot, oldest = list(self.serving), self._copies.begin(), self._copies.newest
+        await self.call("snapshot", lambda rank: rank.keep_snapshot(snapshot, oldest=oldest))
         self._copies.taken(snapshot, group)
-        self._log.mark(snapshot)
+        self._log.mark(snapshot, like=restored)
         self._copying = asyncio.create_task(self._spread(snapshot, group))
 
     async def _spread(self, snapshot: int, group: Sequence[Member]) -> None:

@@ -40,9 +40,9 @@ class UpdateLog:
         if not self._updates or self.current.is_finished or self.current.parts:
             self._updates.append(Update())
 
-    def mark(self, snapshot: int) -> None:
-        """This snapshot is of the present state; no update is in progress."""
-        self._marks[snapshot] = self._first + len(self._updates)
+    def mark(self, snapshot: int, *, like: int | None = None) -> None:
+        """This snapshot is of the present state, between two updates, or of the same one as that before."""
+        self._marks[snapshot] = self._first + len(self._updates) if like is None else self._marks[like]
 
     def forget(self, snapshot: int | None = None) -> None:
         """Nothing before this snapshot is needed any more; without one, no state is known but the present one."""

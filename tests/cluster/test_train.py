@@ -54,11 +54,17 @@ class FakeLearner(FakeWeightSource):
 
 
 class FakeCheckpoints:
-    def __init__(self):
-        self.saved = []
+    def __init__(self, every):
+        self.every, self.saved = every, []
 
-    async def save(self, step, cursor):
-        self.saved.append(step)
+    async def reached(self, step, batch):
+        self.last = step
+        if step % self.every == 0:
+            self.saved.append(step)
+
+    async def save_last(self):
+        if self.last not in self.saved:
+            self.saved.append(self.last)
 
 
 class RunsDry(FakeWorker):
@@ -101,7 +107,7 @@ async def trained(tmp_path, worker, *overrides, learner=None):
         weights=weights,
         collector=collector,
         updates=updates,
-        checkpoints=FakeCheckpoints(),
+        checkpoints=FakeCheckpoints(config.train.checkpoint_every),
         journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
         heldout=range(500),
         display=display,

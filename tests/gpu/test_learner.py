@@ -20,6 +20,7 @@ from tests.learner.builders import (
     save_model,
     small_model,
 )
+from tests.learner.saved import save
 
 pytestmark = [
     pytest.mark.gpu,

@@ -130,6 +130,10 @@ def perform(learner, config, rank, method, argument):
             with pytest.raises(CheckpointError) as refused:
                 learner.restore(argument)
             return str(refused.value)
+        case "save":
+            url, folder = argument
+            learner.begin_save(url, folder, learner.snapshot().counters.optimizer_step)
+            return learner.finish_save(120)
         case "snapshot":
             return learner.snapshot()
         case _:

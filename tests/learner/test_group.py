@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import LearnerError
+from actors.errors import CheckpointError, LearnerError
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from configs.learner import LearnerConfig
 from learner.group import LearnerGroup
@@ -68,11 +68,17 @@ class FakeRank:
     async def export_hf(self, folder):
         await self._answer(call=("export_hf", folder))
 
-    async def save(self, folder):
-        await self._answer(call=("save", folder))
+    async def snapshot(self):
+        await self._answer(call=("snapshot",))
 
-    async def load(self, folder):
-        return (await self._answer(5, call=("load", folder)))[0]
+    async def begin_save(self, url, folder, optimizer_step):
+        await self._answer(call=("begin_save", url, folder, optimizer_step))
+
+    async def finish_save(self, timeout_s):
+        return (await self._answer(f"share {self.rank}", call=("finish_save", timeout_s)))[0]
+
+    async def load(self, url, folder):
+        return (await self._answer(5, call=("load", url, folder)))[0]
 
     async def shutdown(self):
         await self._answer(call=("shutdown",))
@@ -124,7 +130,7 @@ async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(
 
 async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
     group = await started(ranks)
-    await group.load(Path("/checkpoint"))
+    await group.load("/checkpoints", "step-00000005")
     num_calls = [len(rank.calls) for rank in ranks]
     report = await group.update([])
     assert (report.start_version, report.optimizer_step, report.num_tokens) == (5, 5, 0)
@@ -177,11 +183,38 @@ async def test_only_the_first_rank_knows_the_receivers(ranks):
     assert len(ranks[1].calls) == num_calls
 
 
-@pytest.mark.parametrize("method", ["save", "load", "export_hf"])
-async def test_every_rank_takes_part_and_gets_an_absolute_path(ranks, method):
+async def test_every_rank_exports_to_an_absolute_path(ranks):
     group = await started(ranks)
-    await getattr(group, method)(Path("runs/x"))
-    assert all(rank.calls[-1] == (method, str(Path("runs/x").resolve())) for rank in ranks)
+    await group.export_hf(Path("runs/x"))
+    assert all(rank.calls[-1] == ("export_hf", str(Path("runs/x").resolve())) for rank in ranks)
+
+
+async def test_every_rank_saves_its_part(ranks):
+    group = await started(ranks)
+    await group.snapshot()
+    await group.begin_save("s3://runs", "step-00000005", 7)
+    assert await group.finish_save(3.0) == ["share 0", "share 1"]
+    for rank in ranks:
+        assert rank.calls[-3:] == [
+            ("snapshot",),
+            ("begin_save", "s3://runs", "step-00000005", 7),
+            ("finish_save", 3.0),
+        ]
+
+
+async def test_a_failed_save_ends_only_when_no_rank_writes_any_more(ranks):
+    group = await started(ranks)
+    written = asyncio.Event()
+
+    async def slowly(timeout_s):
+        await asyncio.sleep(0.05)
+        written.set()
+
+    ranks[0].failure = CheckpointError("No space left on device")
+    ranks[1].finish_save = slowly
+    with pytest.raises(CheckpointError, match="No space left"):
+        await group.finish_save(3.0)
+    assert written.is_set()
 
 
 async def test_an_error_of_one_rank_is_the_error_of_the_update(ranks):
@@ -196,7 +229,8 @@ FIRST_RANK_ALONE = ("open_weights", "join_weights", "release_weights", "close_we
 
 
 @pytest.mark.parametrize(
-    "method", ["update", "learn", "send_weights", "save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE]
+    "method",
+    ["update", "learn", "send_weights", "snapshot", "begin_save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE],
 )
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
@@ -204,7 +238,9 @@ async def test_every_wait_has_a_deadline(ranks, method):
     given = {
         **{name: [[make_group(1)]] for name in ("update", "learn")},
         "open_weights": [1],
-        **{name: [Path("x")] for name in ("save", "load", "export_hf")},
+        "export_hf": [Path("x")],
+        "load": ["url", "folder"],
+        "begin_save": ["url", "folder", 7],
     }.get(method, [])
     with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
         await getattr(group, method)(*given)

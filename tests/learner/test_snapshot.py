@@ -8,7 +8,6 @@ from learner.buffers import HostBuffers
 from learner.snapshot import Counters, Piece, Share, fill_from_shares, plan_copies, rng_for
 
 SHAPES = {"a": (2, 5), "b": (7,)}
-SIZES = {"a": 10, "b": 7}
 
 
 def share(rank, ranges, *, step=3, shapes=SHAPES, padding=1):

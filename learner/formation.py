@@ -99,13 +99,16 @@ class Formation:
         self, what: str, group: Sequence[Member], calls: Sequence[Coroutine[Any, Any, T]], must_move: bool = False
     ) -> list[T]:
         """As `call`, with each rank's own arguments; `group` may be a part of the serving ranks."""
+        is_as_before = False
         try:
-            return await self._attempt.call(what, group, calls, must_move=must_move, is_first=not self._is_warm)
-        except CheckpointError:  # which no rank has taken over
+            results = await self._attempt.call(what, group, calls, must_move=must_move, is_first=not self._is_warm)
+            is_as_before = True
+        except CheckpointError:  # of which no rank has taken anything over
+            is_as_before = True
             raise
-        except BaseException:
-            self._is_sound = False
-            raise
+        finally:
+            self._is_sound = self._is_sound and is_as_before
+        return results
 
     async def until_done(self, work: Callable[[], Awaitable[T]], *, may_resize: bool = False) -> T:
         """Do this work on a sound group, again if a rank is lost meanwhile.

@@ -6,7 +6,6 @@ The methods marked as collectives must run on all ranks at the same time.
 from __future__ import annotations
 
 import gc
-import json
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
-from actors.errors import LearnerError
-from actors.images import ViewSpec
-from actors.prompts import vision_token_ids
+from actors.errors import CheckpointError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
@@ -32,7 +27,6 @@ from learner.engine import (
     LearnerEngine,
     ShardedForward,
     abort_process_group,
-    construction,
     import_deepspeed,
     is_collective_failure,
     join_process_group,
@@ -40,12 +34,10 @@ from learner.engine import (
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
-from learner.memory import memory_problem
-from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.policies import Policies
 from learner.saving import StateKeeper
 from learner.segments import choose_kernel
-from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.share_files import WrittenShare
 from learner.snapshot import Share
 from learner.trainer import Trainer
@@ -78,11 +70,11 @@ class LearnerRank:
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
-        self._temperature = temperature
         self._weights = weights or WeightsConfig()
         self._transport = transport
         self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
+        self._policies = Policies(config, model, seed=seed, temperature=temperature, device=self._device)
         self._working_engine: LearnerEngine | None = None
         """That of the group; read by other threads."""
         self._reference: Callable[..., Any] | None = None
@@ -96,6 +88,7 @@ class LearnerRank:
     def prepare(self) -> None:
         """Do what needs no other rank, so that meeting them takes less time."""
         import_deepspeed(on_gpu=self._device.type == "cuda")
+        self._policies.prepare()
 
     @staticmethod
     def is_cut_off(error: RuntimeError) -> bool:
@@ -151,30 +144,24 @@ class LearnerRank:
             timeout_s=self._config.update_timeout_s,
             on_gpu=self._device.type == "cuda",
         )
-        self._check_memory()
-        disable_progress_bar()
-        self._spec = ViewSpec.from_model(
-            self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
-        )
-        tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
-        self._forbidden_ids = vision_token_ids(tokenizer)
+        self._policies.check_memory()
         torch.manual_seed(self._seed)  # the state of the generators is part of every checkpoint
-        policy = self._load_policy(learner_settings(self._config, self._dtype))
+        policy = self._policies.load_policy()
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             # Not the tower: what it does twice is decided per vision pass.
             policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.model.visual.requires_grad_(self._config.train_vision)
-        self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
+        self._engine = LearnerEngine(policy, self._config, dtype=self._policies.dtype)
         self._sender = WeightSender(
             {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
-            dtype=self._dtype,
+            dtype=self._policies.dtype,
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
         if self._config.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._load_reference()
+            self._reference = self._policies.load_reference()
         self._trainer = Trainer(self._engine, self._reference, self._config, is_off_policy=self._is_off_policy)
         self._working_engine = self._engine
         self._keeper = StateKeeper(self._engine, self._trainer, rank=self._rank)
@@ -252,8 +239,8 @@ class LearnerRank:
         self._trainer.accumulate(piece, self._collator(full_views), proximal_logprobs)
 
     def _collator(self, full_views: FullViews) -> Collator:
-        kernel = choose_kernel(self._device.type, self._dtype)
-        return Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
+        kernel = choose_kernel(self._device.type, self._policies.dtype)
+        return Collator(full_views, self._policies.spec, image_token_id=self._image_token_id, kernel=kernel)
 
     def _proximal_logprobs(self, plan: RankPlan, full_views: FullViews) -> list[list[Tensor] | None]:
         """For each mini-batch [N] of its micro-batches under the policy before the update; None where no other pass is
@@ -340,7 +327,7 @@ class LearnerRank:
         Raises:
             CheckpointError: there is none any more, or the last one is still being written.
         """
-        self._keeper.begin_save(url, folder, optimizer_step)
+        self._formed_keeper().begin_save(url, folder, optimizer_step)
 
     def finish_save(self, timeout_s: float) -> WrittenShare:
         """Wait until it is written. May run beside an update.
@@ -348,7 +335,14 @@ class LearnerRank:
         Raises:
             CheckpointError: it could not be written, or not in time.
         """
-        return self._keeper.finish_save(timeout_s)
+        return self._formed_keeper().finish_save(timeout_s)
+
+    def _formed_keeper(self) -> StateKeeper:
+        """For the threads that save beside everything else."""
+        keeper: StateKeeper | None = vars(self).get("_keeper")
+        if keeper is None:
+            raise CheckpointError("the learner's ranks are changing, and what was to be saved with them")
+        return keeper
 
     def restore(self, shares: Sequence[Share]) -> int:
         """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
@@ -377,40 +371,6 @@ class LearnerRank:
 
     def shutdown(self) -> None:
         self.leave()
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
-
-    def _check_memory(self) -> None:
-        """Refuse what cannot fit this rank's GPU, which the driver may not see."""
-        if self._device.type != "cuda":
-            return
-        problem = memory_problem(
-            json.loads((Path(self._model.path) / "config.json").read_text()),
-            self._config,
-            in_bfloat16=self._dtype == torch.bfloat16,
-            gpu_bytes=torch.cuda.mem_get_info()[1],
-        )
-        if problem:
-            raise LearnerError(problem)
-
-    def _load_policy(self, settings: dict[str, Any]) -> Policy:
-        model = load_policy(
-            self._model.path,
-            load=self._model.load,
-            dtype=self._dtype,
-            device=self._device,
-            seed=self._seed,
-            construction=construction(settings),
-        )
-        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
-
-    def _load_reference(self) -> Callable[..., Any]:
-        if not shards_reference(self._config):
-            return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
-        reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
-        return ShardedForward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

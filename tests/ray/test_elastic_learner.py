@@ -22,16 +22,14 @@ from configs.seeds import derive_seed
 from learner.plan import plan_mini_batches
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, make_group, save_model, small_model
-from tests.local_ray import ray_on_this_machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 SIZE = (112, 112)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    with ray_on_this_machine():
-        yield
+def connected(local_ray):
+    """Every test of this module has a Ray."""
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +57,9 @@ def configured(model, **settings):
 class Disturbed:
     """A learner, and what is done to its ranks."""
 
-    def __init__(self, config):
+    def __init__(self, config, placement=None):
         self.events = []
-        self.learner = start_learner(config, place(config), on_event=self._seen)
+        self.learner = start_learner(config, placement or place(config), on_event=self._seen)
         self._at = time.monotonic()
 
     def _seen(self, event):
@@ -72,19 +70,19 @@ class Disturbed:
     def kinds(self):
         return [event.kind for event in self.events]
 
-    async def update(self, number, *, strike=None, victim=None):
-        """One update; with `strike`, that signal goes to a rank in the midst of it."""
+    async def update(self, number, *, strike=None, victim=None, act=None):
+        """One update; with `strike`, that signal goes to a rank in the midst of it, or `act` is called."""
         groups = [replace(group, image=ray.put(group.image)) for group in groups_of(number)]
         started = time.monotonic()
         update = asyncio.create_task(self.learner.update(groups))
-        if strike is not None:
+        if victim is not None:
             rank = self.learner._formation.serving[victim].rank
             pid = await rank._actor.__ray_call__.remote(lambda host: os.getpid())
             before = await rank.progress()
             while await rank.progress() < before + 4:
                 await asyncio.sleep(0.005)
-            os.kill(pid, strike)
-            print(f"{time.monotonic() - self._at:6.2f} s  {strike.name} to rank {victim} in update {number}")
+            act() if act is not None else os.kill(pid, strike)
+            print(f"{time.monotonic() - self._at:6.2f} s  struck rank {victim} in update {number}")
         await update
         print(f"{time.monotonic() - self._at:6.2f} s  update {number} took {time.monotonic() - started:.2f} s")
 
@@ -155,3 +153,42 @@ def test_a_kill_in_a_backward_pass_changes_no_weight(tmp_path, model):
 def test_nor_does_it_under_the_other_stages(tmp_path, model, stage):
     settings = {"param_persistence_threshold": 0} if stage == 3 else {}
     check_killed_and_grown_back(tmp_path, configured(model, num_ranks="1..2", zero_stage=stage, **settings))
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_found_and_a_single_one_comes_back_from_a_holder(tmp_path, model):
+    async def stopped():
+        run = Disturbed(config)
+        await run.learner.start()
+        await run.update(0)
+        await run.update(1, strike=signal.SIGSTOP, victim=0)
+        await run.update(2)
+        await run.learner.export_hf(tmp_path / "disturbed")
+        await run.learner.shutdown()
+        return run.kinds
+
+    config = configured(model, num_ranks=1)
+    assert "wedged" in asyncio.run(stopped())
+    found = load_file(tmp_path / "disturbed" / "model.safetensors")
+    assert largest_difference(found, undisturbed(config, 3, tmp_path / "undisturbed")) <= 1e-6
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_of_two_is_found_and_the_other_is_freed(tmp_path, model):
+    async def stopped():
+        run = Disturbed(config)
+        await run.learner.start()
+        await run.wait_until_up(2)
+        await run.update(0)
+        started = time.monotonic()
+        await run.update(1, strike=signal.SIGSTOP, victim=1)
+        assert time.monotonic() - started < 30, "seconds, where the process group's own time-out is 120 s"
+        await run.learner.export_hf(tmp_path / "disturbed")
+        await run.learner.shutdown()
+        return run.kinds
+
+    config = configured(model, num_ranks="1..2")
+    kinds = asyncio.run(stopped())
+    assert "wedged" in kinds
+    found = load_file(tmp_path / "disturbed" / "model.safetensors")
+    assert largest_difference(found, undisturbed(config, 2, tmp_path / "undisturbed")) <= 1e-6

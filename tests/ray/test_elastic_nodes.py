@@ -1,6 +1,7 @@
 """A learner on several nodes of a test cluster, one of which is lost in the midst of an update."""
 
 import asyncio
+import functools
 
 import pytest
 import ray
@@ -36,7 +37,8 @@ def test_a_lost_node_costs_the_update_in_flight_and_a_new_one_joins(tmp_path, cl
     save_model(tmp_path, small_model())
     model = ModelConfig(path=str(tmp_path), min_pixels=SIZE[0] ** 2, max_pixels=SIZE[0] ** 2)
     config = configured(model, num_ranks="1..2", stall_timeout_s=20)
-    first, second = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    second = cluster.add_node(num_cpus=1)
 
     async def disturbed():
         run = Disturbed(config, Placement(worker=WHOLE_CPU, rank=WHOLE_CPU))
@@ -44,9 +46,8 @@ def test_a_lost_node_costs_the_update_in_flight_and_a_new_one_joins(tmp_path, cl
         await run.wait_until_up(2)
         await run.update(0)
         by_node = {member.node: member.rank for member in run.learner.members()}
-        await run.update(
-            1, victim=by_node[second.node_id], act=lambda: cluster.remove_node(second, allow_graceful=False)
-        )
+        lose_it = functools.partial(cluster.remove_node, second, allow_graceful=False)
+        await run.update(1, victim=by_node[second.node_id], act=lose_it)
         assert run.learner.num_ranks == 1
         cluster.add_node(num_cpus=1)
         await run.wait_until_up(2)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from actors.errors import DataError
+from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
@@ -41,6 +42,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(export)
 app.add_typer(cluster_app, name="cluster")
 
 DEFAULT_SHAPES = Path("data/shapes")
@@ -162,24 +165,6 @@ def evaluate(
         display.evaluation_done(evaluation.figures())
         if as_json:
             print_json(evaluation.figures())
-
-
-@app.command()
-def export(
-    policy: Annotated[Path, typer.Argument(help="A run (its latest checkpoint) or RUN/checkpoints/step-N.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/exports/step-N.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Export a checkpoint as a Hugging Face model folder for vLLM and transformers."""
-    with report_errors():
-        from cluster.policies import find_policy, materialize
-
-        source = find_policy(policy)
-        folder = materialize(source, out)
-        if as_json:
-            print_json({"export": str(folder), "step": source.step})
-        else:
-            typer.echo(str(folder))
 
 
 @data_app.command(name="make")

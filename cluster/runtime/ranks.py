@@ -197,8 +197,10 @@ def start_learner(config: Config, placement: Placement) -> LearnerGroup:
             # By default a thread that waits for another spins, and keeps the core from it where others want cores too.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-    options = actor_options(placement.rank, environment)
-    actor_class = ray.remote(RankHost).options(**options, concurrency_groups={SAVING: 2})
+    # Given where the actor class is made: `options` does not take concurrency groups.
+    actor_class = ray.remote(concurrency_groups={SAVING: 2})(RankHost).options(
+        **actor_options(placement.rank, environment)
+    )
 
     def start_rank(rank: int, world_size: int) -> RayRank:
         actor = actor_class.remote(

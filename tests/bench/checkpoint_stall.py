@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 
-from actors.data.dataset import PromptCursor, SkipLedger
+from actors.data.dataset import PromptCursor
 from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.identity import Identity
 from cluster.runtime.placement import place
@@ -60,14 +60,12 @@ async def measure(config: Config, repeats: int) -> dict[str, float]:
     events = []
     prompts = PromptCursor(dataset="none", num_rows=100, seed=0)
     driver = DriverParts(
-        identity=Identity(dataset="none", model="none", seed=0, packages={}),
+        identity=Identity(dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}),
         prompts=prompts,
-        skips=SkipLedger(max_skipped_fraction=0.1),
         judge_watch=SimpleNamespace(totals=dict),
     )
     checkpoints = Checkpoints(config, learner, driver, on_event=events.append, warn=print)
     found: dict[str, list[float]] = {"copy_s": [], "stall_s": [], "update_s": [], "update_beside_save_s": []}
-    batch = SimpleNamespace(scored=[], lost=[], cursor=prompts.state())
     groups = [make_group(seed) for seed in range(2)]
     groups = [replace(group, image=ray.put(group.image)) for group in groups]
     for step in range(1, WARM_UP + 2 * repeats + 1):
@@ -75,7 +73,7 @@ async def measure(config: Config, repeats: int) -> dict[str, float]:
         update_s = await seconds(learner.update(groups))
         if not is_due:
             await checkpoints.save_last()  # nothing is written any more
-        reached_s = await seconds(checkpoints.reached(step, batch))
+        reached_s = await seconds(checkpoints.reached(step, prompts.state()))
         if step > WARM_UP:
             found["stall_s" if is_due else "copy_s"].append(reached_s)
             found["update_s" if is_due else "update_beside_save_s"].append(update_s)

@@ -16,11 +16,13 @@ from types import SimpleNamespace
 
 import torch
 
-from actors.data.dataset import PromptCursor, SkipLedger
+from actors.data.dataset import PromptCursor
 from cluster.checkpoints import Checkpoints, DriverParts
+from cluster.folders import checkpoints_url
 from cluster.identity import Identity
 from configs.learner import LearnerConfig
 from configs.schema import Config, ModelConfig, RunConfig, TrainConfig
+from learner.checkpoint import CheckpointFolder
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, make_group, plan_of, save_model, small_model
 
@@ -71,9 +73,8 @@ async def run(folder: Path, num_steps: int, *, model: Path, stop_after: int | No
     learner = OneRank(start_rank(model, **settings))
     prompts = PromptCursor(dataset="none", num_rows=7, seed=3)
     driver = DriverParts(
-        identity=Identity(dataset="none", model="none", seed=3, packages={}),
+        identity=Identity(dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}),
         prompts=prompts,
-        skips=SkipLedger(max_skipped_fraction=0.1),
         judge_watch=SimpleNamespace(totals=dict, restore=lambda totals: None),
     )
     config = Config(
@@ -81,7 +82,9 @@ async def run(folder: Path, num_steps: int, *, model: Path, stop_after: int | No
     )
     checkpoints = Checkpoints(config, learner, driver, on_event=print, warn=print)
     ledger = folder / "ledger.jsonl"
-    start = await checkpoints.restore()
+    folders = CheckpointFolder(checkpoints_url(config))
+    folders.discard_incomplete()
+    start = await checkpoints.restore() if folders.list() else 0
     if ledger.exists():
         ledger.write_text("".join(line + "\n" for line in ledger.read_text().splitlines()[:start]))
     for step in range(start + 1, num_steps + 1):
@@ -92,7 +95,7 @@ async def run(folder: Path, num_steps: int, *, model: Path, stop_after: int | No
         learner.version = learner.rank.update(plan, images_of(plan, groups)).optimizer_step
         with ledger.open("a") as file:
             file.write(json.dumps([step, noise, [ref.uid for ref in refs]]) + "\n")
-        await checkpoints.reached(step, SimpleNamespace(scored=[], lost=[], cursor=prompts.state()))
+        await checkpoints.reached(step, prompts.state())
         if step - start == stop_after:
             if checkpoints._save is not None:
                 checkpoints._save.cancel()

@@ -27,7 +27,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
-from cluster.stopping import Stopping, last_step_of
+from cluster.stopping import Stopping
 from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -98,7 +98,7 @@ def train(
             started = launch(settings, resume=resume, restart=restart, display=display, started_at=started_at)
             async with started as parts:
                 with stop_when_preempted(stopping):
-                    save = last_step_of(parts.checkpoints)
+                    save = parts.checkpoints.save_last
                     async with stopping.saving(save, finished=lambda: parts.journal.step):
                         return await train_loop(settings, parts)
 

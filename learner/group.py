@@ -71,6 +71,11 @@ class LearnerGroup:
         """Of the weights: optimizer steps applied so far."""
         return self._optimizer_step
 
+    @property
+    def generation(self) -> int:
+        """Increases when the learner re-forms with other ranks: whoever was connected to it connects anew."""
+        return 0
+
     async def start(self) -> None:
         """Start the ranks; they rendezvous at an address of rank 0's machine."""
         world_size = self._config.num_ranks

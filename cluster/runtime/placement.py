@@ -61,8 +61,13 @@ def check_capacity(config: Config, available: dict[str, float]) -> None:
 
 
 def actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
-    """Options of a Ray actor with these resources and environment variables."""
+    """Options of a Ray actor with these resources and environment variables.
+
+    Actors are spread over the nodes, so that the loss of one costs few. What must stay together (the GPUs of an engine
+    with tensor parallelism) belongs to one actor, and Ray never divides that over nodes.
+    """
     return {
+        "scheduling_strategy": "SPREAD",
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **environment}},

@@ -1,0 +1,72 @@
+"""What Ray tells of nodes and of where actors are. The only file that asks Ray's private state for it.
+
+Ray has no public call for these without its dashboard, which a run does not start.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.state import state as ray_state
+from ray.experimental.internal_kv import _internal_kv_get
+
+STATIC_NODE_PREFIX = "node_"
+"""Of the names of node types where no autoscaler is configured: Ray makes one up for each node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """A look at the cluster."""
+
+    nodes: Mapping[str, str | None]
+    """Actor to the node that has room for it, both as hexadecimal ids; None while it waits for one."""
+    draining: Mapping[str, float]
+    """Nodes that are about to leave, and the seconds until they do."""
+
+
+def look(actor_ids: Iterable[str]) -> ClusterView:
+    """Blocks for a moment. Raises RayError if the cluster does not answer."""
+    now_ms = time.time() * 1000  # the deadlines are those of another machine's clock
+    draining = {
+        node: max(0.0, (deadline_ms - now_ms) / 1000) if deadline_ms else float("inf")
+        for node, deadline_ms in ray_state.get_draining_nodes().items()
+    }
+    return ClusterView(nodes={actor: _node_of(actor) for actor in actor_ids}, draining=draining)
+
+
+def _node_of(actor_id: str) -> str | None:
+    address = ray_state.actor_table(actor_id).get("Address", {})
+    return address.get("NodeID") or None
+
+
+def has_autoscaler() -> bool:
+    """Whether something adds nodes to this cluster when they are asked for."""
+    if ray_state.get_cluster_config() is not None:
+        return True
+    return reports_node_types(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS))
+
+
+def reports_node_types(status: bytes | None) -> bool:
+    """Whether an autoscaler's report (JSON) is of one with node types of its own, and not of Ray's stand-in."""
+    if not status:
+        return False
+    report: Mapping[str, Any] = json.loads(status).get("autoscaler_report") or {}
+    kinds = [*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()]
+    return any(not kind.startswith(STATIC_NODE_PREFIX) for kind in kinds)
+
+
+def most_resources() -> Mapping[str, float] | None:
+    """What the cluster can grow to, where its configuration says so; None if that is unknown."""
+    found: Mapping[str, float] | None = ray_state.get_max_resources_from_cluster_config()
+    return found
+
+
+def resources_now() -> Mapping[str, float]:
+    total: Mapping[str, float] = ray.cluster_resources()
+    return total

@@ -20,8 +20,7 @@ class PhaseFailed(Exception):
 
     def __init__(self, who: str, cause: BaseException) -> None:
         super().__init__(f"{who}: {cause}")
-        self.who = who
-        self.__cause__ = cause
+        self.who, self.cause, self.__cause__ = who, cause, cause
 
 
 async def together(

@@ -170,8 +170,7 @@ class WeightChannel:
             ):
                 await together(self._timeout_s, {worker.name: call()})
         except PhaseFailed as failure:
-            assert failure.__cause__ is not None
-            raise failure.__cause__ from None
+            raise failure.cause from None
         if worker not in self._connected:
             self._connected.append(worker)
         self._confirmed[worker] = version

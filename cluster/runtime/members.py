@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from actors.errors import BrokenWorkerError, RolloutError, RunError, WeightSyncError
 from actors.fleet.membership import (
@@ -34,8 +33,8 @@ from actors.fleet.membership import (
 )
 from actors.fleet.pool import RolloutPool, Worker
 from cluster.records.events import Event, Kind, OnEvent
+from cluster.runtime.seats import Cluster, MemberView, MemberWorker, Seat, Weights
 from configs.ranges import Range
-from configs.schema import RolloutConfig
 
 logger = logging.getLogger(__name__)
 
@@ -45,94 +44,6 @@ PENDING_S = 5.0
 """A member that has no room after this time is told of."""
 PROBES_PER_DEADLINE = 4
 """How often a silent member is asked for a sign of life within `rollout.progress_timeout_s`."""
-
-
-class MemberWorker(Worker, Protocol):
-    """A worker that can be started, and whose end is noticed."""
-
-    @property
-    def actor_id(self) -> str: ...
-
-    async def ready(self) -> None:
-        """Return once its engine has generated something; RolloutError if it died, or raised an error."""
-
-    async def ended(self) -> str:
-        """Wait for the end of its process; returns the cause."""
-
-    async def shutdown(self) -> None: ...
-
-
-class Weights(Protocol):
-    """Where joiners get the current version: `cluster.weights.WeightChannel`, or the weights on disk."""
-
-    on_drop: Callable[[Worker, str], None]
-
-    @property
-    def version(self) -> int | None: ...
-    def join(self, worker: Worker) -> None: ...
-    def leave(self, worker: Worker) -> None: ...
-    def confirmed(self, worker: Worker) -> int | None: ...
-    async def catch_up(self, worker: Worker, say: Callable[[str], None]) -> None: ...
-
-
-class Cluster(Protocol):
-    """What is seen of the cluster (`cluster.runtime.nodes.ClusterView`)."""
-
-    @property
-    def nodes(self) -> Mapping[str, str | None]: ...
-    @property
-    def draining(self) -> Mapping[str, float]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberView:
-    """One member, for `visionthink status` and gauges."""
-
-    name: str
-    state: str
-    version: int | None
-    """Of the weights that it has confirmed."""
-    num_groups: int
-    """In flight."""
-    node: str | None
-    """Id of its node; None while it waits for one."""
-    for_s: float
-    """Seconds in this state."""
-    waits_for: str
-    """What keeps it from serving; empty if nothing does."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Seat:
-    """A member and what is known of it."""
-
-    slot: int
-    worker: MemberWorker
-    since: float
-    is_placed: bool
-    state: State = State.STARTING
-    is_ready: bool = False
-    is_broken: bool = False
-    is_told_pending: bool = False
-    death: str | None = None
-    leaves_at: float | None = None
-    node: str | None = None
-    waits_for: str = ""
-    syncing: asyncio.Task[None] | None = None
-    probing: asyncio.Task[None] | None = None
-    watching: tuple[asyncio.Task[None], ...] = field(default=())
-
-
-def policy_of(config: RolloutConfig) -> Policy:
-    return Policy(
-        start_timeout_s=config.start_timeout_s,
-        progress_timeout_s=config.progress_timeout_s,
-        drain_timeout_s=config.drain_timeout_s,
-        max_restarts=config.max_restarts,
-        restart_window_s=config.restart_window_s,
-        waits_when_none_left=config.when_none_left == "wait",
-        wait_timeout_s=config.wait_timeout_s,
-    )
 
 
 class Members:
@@ -162,7 +73,7 @@ class Members:
         self._desired = desired
         self._emit = emit
         self._look = look
-        self._seats: dict[int, _Seat] = {}
+        self._seats: dict[int, Seat] = {}
         self._slots: dict[int, Slot] = {}
         self._num_starts: dict[int, int] = {}
         self._changed = asyncio.Event()
@@ -219,11 +130,16 @@ class Members:
     async def _tick(self) -> None:
         while True:
             self._changed.clear()
-            while any([self._execute(decision) for decision in reconcile(self._observe(), self._policy)]):
+            while self._act():
                 pass
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._changed.wait()
+
+    def _act(self) -> bool:
+        """Look once and do what follows; returns whether another look is needed."""
+        changes = [self._execute(decision) for decision in reconcile(self._observe(), self._policy)]
+        return any(changes)
 
     def _observe(self) -> Observed:
         now, desired = _now(), self._desired()
@@ -251,7 +167,7 @@ class Members:
             cause=self._cause or next((s.waits_for for s in self._seats.values() if s.waits_for), ""),
         )
 
-    def _member(self, seat: _Seat) -> Member:
+    def _member(self, seat: Seat) -> Member:
         load = self._pool.load(seat.worker)
         return Member(
             slot=seat.slot,
@@ -293,14 +209,14 @@ class Members:
             recent = tuple(at for at in slot.restarts if at > now - self._policy.restart_window_s)
             self._slots[decision.slot] = Slot(restarts=(*recent, now))
         worker = self._start(decision.slot, number)
-        seat = _Seat(slot=decision.slot, worker=worker, since=_now(), is_placed=self._look is None)
+        seat = Seat(slot=decision.slot, worker=worker, since=_now(), is_placed=self._look is None)
         self._seats[decision.slot] = seat
         seat.watching = (self._spawn(self._get_ready(seat)), self._spawn(self._watch(seat)))
         if decision.is_restart:
             num = len(self._slots[decision.slot].restarts)
             self._tell("restart", worker.name, f"restart {num} of rollout.max_restarts={self._policy.max_restarts}")
 
-    async def _get_ready(self, seat: _Seat) -> None:
+    async def _get_ready(self, seat: Seat) -> None:
         try:
             await seat.worker.ready()
         except RolloutError as error:
@@ -310,14 +226,14 @@ class Members:
             seat.is_ready = seat.is_placed = True
         self._changed.set()
 
-    async def _watch(self, seat: _Seat) -> None:
+    async def _watch(self, seat: Seat) -> None:
         cause = await seat.worker.ended()
         if not seat.is_ready and seat.death is None:  # how it failed is known better where it was waited for
             await asyncio.wait(seat.watching[:1], timeout=TICK_S)
         seat.death = seat.death or cause
         self._changed.set()
 
-    def _sync(self, seat: _Seat) -> bool:
+    def _sync(self, seat: Seat) -> bool:
         if seat.syncing is not None and not seat.syncing.done():
             return False
         if seat.state is State.STARTING:
@@ -326,7 +242,7 @@ class Members:
         seat.syncing = self._spawn(self._catch_up(seat))
         return True
 
-    async def _catch_up(self, seat: _Seat) -> None:
+    async def _catch_up(self, seat: Seat) -> None:
         def say(words: str) -> None:
             if words != seat.waits_for:
                 seat.waits_for = words
@@ -340,21 +256,21 @@ class Members:
         seat.waits_for = ""
         self._changed.set()
 
-    def _admit(self, seat: _Seat) -> None:
+    def _admit(self, seat: Seat) -> None:
         assert self._weights.confirmed(seat.worker) == self._weights.version
         self._weights.leave(seat.worker)
         seat.state, seat.since = State.SERVING, _now()
         self._pool.add(seat.worker)
         self._tell("join", seat.worker.name, f"serves version {self._weights.version}")
 
-    def _drain(self, seat: _Seat, decision: Drain) -> None:
+    def _drain(self, seat: Seat, decision: Drain) -> None:
         kind: Kind = "drain" if seat.leaves_at is None else "preempted"
         seat.state, seat.since, seat.leaves_at = State.DRAINING, _now(), decision.deadline
         self._weights.leave(seat.worker)
         self._pool.drain(seat.worker)
         self._tell(kind, seat.worker.name, decision.reason)
 
-    def _kill(self, seat: _Seat, decision: Kill) -> None:
+    def _kill(self, seat: Seat, decision: Kill) -> None:
         del self._seats[seat.slot]  # before the pool tells of the drop
         for task in (*seat.watching, seat.syncing, seat.probing):
             if task is not None:
@@ -395,7 +311,7 @@ class Members:
                 self._probe(seat)
             await asyncio.sleep(TICK_S)
 
-    def _locate(self, seat: _Seat, node: str | None, draining: Mapping[str, float]) -> None:
+    def _locate(self, seat: Seat, node: str | None, draining: Mapping[str, float]) -> None:
         now = _now()
         seat.node = node
         if node is not None and not seat.is_placed:
@@ -404,11 +320,11 @@ class Members:
         if not seat.is_placed and now - seat.since > PENDING_S and not seat.is_told_pending:
             seat.is_told_pending, seat.waits_for = True, "a node with room for it"
             self._tell("pending", seat.worker.name, f"it waits for {seat.waits_for}")
-        if node in draining and seat.leaves_at is None and seat.state is not State.DRAINING:
+        if node is not None and node in draining and seat.leaves_at is None and seat.state is not State.DRAINING:
             seat.leaves_at = now + draining[node]
             self._changed.set()
 
-    def _probe(self, seat: _Seat) -> None:
+    def _probe(self, seat: Seat) -> None:
         """Ask a member that was silent for some time for a sign of life."""
         load, patience_s = self._pool.load(seat.worker), self._policy.progress_timeout_s
         if load is None or not load.num_groups or (seat.probing is not None and not seat.probing.done()):
@@ -416,7 +332,7 @@ class Members:
         if _now() - load.progress_at > patience_s / PROBES_PER_DEADLINE:
             seat.probing = self._spawn(self._ask_for_life(seat, patience_s))
 
-    async def _ask_for_life(self, seat: _Seat, patience_s: float) -> None:
+    async def _ask_for_life(self, seat: Seat, patience_s: float) -> None:
         with contextlib.suppress(RolloutError, TimeoutError):  # silence is judged by its length
             async with asyncio.timeout(patience_s):
                 await seat.worker.check_health()

@@ -14,7 +14,11 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private.state import state as ray_state
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
+
+from cluster.runtime.placement import ClusterSize
 
 STATIC_NODE_PREFIX = "node_"
 """Of the names of node types where no autoscaler is configured: Ray makes one up for each node."""
@@ -45,10 +49,22 @@ def _node_of(actor_id: str) -> str | None:
     return address.get("NodeID") or None
 
 
-def has_autoscaler() -> bool:
+def cluster_size() -> ClusterSize:
+    """Blocks for a moment."""
+    return ClusterSize(
+        now=ray.cluster_resources(),
+        has_autoscaler=_has_autoscaler(),
+        most=ray_state.get_max_resources_from_cluster_config(),
+    )
+
+
+def _has_autoscaler() -> bool:
     """Whether something adds nodes to this cluster when they are asked for."""
     if ray_state.get_cluster_config() is not None:
         return True
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return any(is_configured(node.ray_node_type_name) for node in (*status.active_nodes, *status.idle_nodes))
     return reports_node_types(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS))
 
 
@@ -58,15 +74,9 @@ def reports_node_types(status: bytes | None) -> bool:
         return False
     report: Mapping[str, Any] = json.loads(status).get("autoscaler_report") or {}
     kinds = [*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()]
-    return any(not kind.startswith(STATIC_NODE_PREFIX) for kind in kinds)
+    return any(is_configured(kind) for kind in kinds)
 
 
-def most_resources() -> Mapping[str, float] | None:
-    """What the cluster can grow to, where its configuration says so; None if that is unknown."""
-    found: Mapping[str, float] | None = ray_state.get_max_resources_from_cluster_config()
-    return found
-
-
-def resources_now() -> Mapping[str, float]:
-    total: Mapping[str, float] = ray.cluster_resources()
-    return total
+def is_configured(node_type: str) -> bool:
+    """Whether a node is of a type that somebody has configured."""
+    return bool(node_type) and not node_type.startswith(STATIC_NODE_PREFIX)

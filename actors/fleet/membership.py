@@ -237,6 +237,8 @@ def _of_draining(member: Member, now: float) -> Kill | None:
 
 def _surplus(staying: list[Member], seen: Observed, policy: Policy) -> list[Drain | Kill]:
     """Who leaves where there are more than desired: those first that do least, and then the youngest slots."""
+    if len(staying) <= seen.desired.maximum:
+        return []
     order = {State.STARTING: 0, State.SYNCING: 1, State.SERVING: 2}
     leaving = sorted(staying, key=lambda m: (order[m.state], m.is_placed, -m.slot))
     reason = f"the fleet shrinks to {seen.desired.maximum}"
@@ -244,7 +246,7 @@ def _surplus(staying: list[Member], seen: Observed, policy: Policy) -> list[Drai
         Drain(slot=m.slot, reason=reason, deadline=seen.now + policy.drain_timeout_s)
         if m.state is State.SERVING
         else Kill(slot=m.slot, reason=reason, is_failure=False)
-        for m in leaving[: max(0, len(staying) - seen.desired.maximum)]
+        for m in leaving[: len(staying) - seen.desired.maximum]
     ]
 
 
@@ -280,7 +282,7 @@ def _stalemate(seen: Observed, policy: Policy, staying: list[Member], starts: li
         what = f"{there} of {needed} rollout workers are there after rollout.wait_timeout_s={policy.wait_timeout_s:g}"
         return [GiveUp(reason=f"{what}{cause}")]
     may_start_soon = any(restart_at(_slot(seen, number), seen.now, policy) is not None for number in _free_slots(seen))
-    if starts or staying or may_start_soon:
+    if starts or seen.members or may_start_soon:
         return []
     if not policy.waits_when_none_left:
         spent = f"each was restarted rollout.max_restarts={policy.max_restarts} times"

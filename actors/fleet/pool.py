@@ -247,6 +247,8 @@ class RolloutPool:
     async def _acquire(self, *, is_first: bool) -> _Member:
         """A worker with a free slot. First come, first served, except that retried groups go to the front, so that a
         step never waits for groups of the next one."""
+        if self._failure is not None:
+            raise self._failure
         turn: asyncio.Future[_Member | None] = asyncio.get_running_loop().create_future()
         if is_first:
             self._waiting.append(turn)

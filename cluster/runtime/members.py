@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 """Longest time between two looks at the members."""
+MIN_PAUSE_S = 0.02
+MAX_SHARE = 0.005
+"""Of the driver's time for looking at the members: changes that come together in a large fleet share a look."""
 PENDING_S = 5.0
 """A member that has no room after this time is told of."""
 PROBES_PER_DEADLINE = 4
@@ -130,8 +134,10 @@ class Members:
     async def _tick(self) -> None:
         while True:
             self._changed.clear()
+            started = time.thread_time()
             while self._act():
                 pass
+            await asyncio.sleep(max(MIN_PAUSE_S, (time.thread_time() - started) / MAX_SHARE))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._changed.wait()
@@ -164,8 +170,12 @@ class Members:
             is_running=is_running,
             has_been_up=self._has_been_up,
             lacking_since=self._lacking_since,
-            cause=self._cause or next((s.waits_for for s in self._seats.values() if s.waits_for), ""),
+            cause=self._missing_room() or self._cause,
         )
+
+    def _missing_room(self) -> str:
+        waiting = (seat for seat in self._seats.values() if not seat.is_placed and seat.waits_for)
+        return next((f"{seat.worker.name} waits for {seat.waits_for}" for seat in waiting), "")
 
     def _member(self, seat: Seat) -> Member:
         load = self._pool.load(seat.worker)
@@ -304,10 +314,9 @@ class Members:
 
     async def _keep_looking(self, look: Callable[[Sequence[str]], Awaitable[Cluster]]) -> None:
         while True:
-            seats = {seat.worker.actor_id: seat for seat in self._seats.values()}
-            cluster = await look(tuple(seats))
-            for actor_id, seat in seats.items():
-                self._locate(seat, cluster.nodes.get(actor_id), cluster.draining)
+            cluster = await look(tuple(seat.worker.actor_id for seat in self._seats.values() if seat.node is None))
+            for seat in list(self._seats.values()):
+                self._locate(seat, seat.node or cluster.nodes.get(seat.worker.actor_id), cluster.draining)
                 self._probe(seat)
             await asyncio.sleep(TICK_S)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from cluster.runtime.placement import ClusterSize
 
+MAX_SINGLE_QUERIES = 8
+"""Beyond so many actors, the table of all of them is cheaper."""
 STATIC_NODE_PREFIX = "node_"
 """Of the names of node types where no autoscaler is configured: Ray makes one up for each node."""
 
@@ -34,19 +36,22 @@ class ClusterView:
     """Nodes that are about to leave, and the seconds until they do."""
 
 
-def look(actor_ids: Iterable[str]) -> ClusterView:
+def look(actor_ids: Sequence[str]) -> ClusterView:
     """Blocks for a moment. Raises RayError if the cluster does not answer."""
     now_ms = time.time() * 1000  # the deadlines are those of another machine's clock
     draining = {
         node: max(0.0, (deadline_ms - now_ms) / 1000) if deadline_ms else float("inf")
         for node, deadline_ms in ray_state.get_draining_nodes().items()
     }
-    return ClusterView(nodes={actor: _node_of(actor) for actor in actor_ids}, draining=draining)
+    return ClusterView(nodes=_nodes_of(actor_ids), draining=draining)
 
 
-def _node_of(actor_id: str) -> str | None:
-    address = ray_state.actor_table(actor_id).get("Address", {})
-    return address.get("NodeID") or None
+def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:
+    if len(actor_ids) > MAX_SINGLE_QUERIES:
+        table = ray_state.actor_table(None)
+    else:
+        table = {actor: ray_state.actor_table(actor) for actor in actor_ids}
+    return {actor: table.get(actor, {}).get("Address", {}).get("NodeID") or None for actor in actor_ids}
 
 
 def cluster_size() -> ClusterSize:

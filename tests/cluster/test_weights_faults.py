@@ -1,5 +1,7 @@
 """Who is to blame for a failed sync, and that every engine is wholly old, wholly new or STALE after it."""
 
+import contextlib
+
 import pytest
 
 from actors.errors import LearnerError, LostBucketError, RolloutError, RunError, WeightSyncError
@@ -201,10 +203,8 @@ def test_after_any_failure_every_engine_is_wholly_old_wholly_new_or_stale(is_sta
         learner.version = 7
         engines = [Engine("a", is_staged=is_staged, fails_at=fails_at), Engine("b", is_staged=is_staged, fails_at=None)]
         channel, _ = make_channel(learner, *engines)
-        try:
+        with contextlib.suppress(LearnerError, WeightSyncError, RolloutError):
             await channel.publish()
-        except (LearnerError, WeightSyncError, RolloutError):
-            pass
         for engine in engines:
             if engine.receiver.state is SyncState.CURRENT:
                 assert (engine.target.held, engine.receiver.version) in [("old", 0), ("new", 7)]

@@ -42,7 +42,8 @@ class Member:
     """Its place in the fleet, from 0; at most one member has it at a time."""
     state: State
     since: float
-    """When it came into this state; while it waits for resources, when it was asked for."""
+    """When it came into this state; while it waits for resources, when it was asked for; while it is syncing, when the
+    current version was announced, if that was later."""
     is_placed: bool = True
     """Whether the cluster has found room for it."""
     is_ready: bool = False
@@ -273,6 +274,8 @@ def _is_due(slot: Slot, now: float, policy: Policy) -> bool:
 
 def _stalemate(seen: Observed, policy: Policy, staying: list[Member], starts: list[Start]) -> list[Wait | GiveUp]:
     """Wait or give up where members are lacking and none of them is on its way."""
+    if (stuck := _stuck(seen, policy)) is not None:
+        return [stuck]
     needed = 1 if seen.is_running else seen.desired.minimum
     if seen.lacking_since is None or not is_lacking(staying, needed):
         return []
@@ -288,3 +291,13 @@ def _stalemate(seen: Observed, policy: Policy, staying: list[Member], starts: li
         spent = f"each was restarted rollout.max_restarts={policy.max_restarts} times"
         return [GiveUp(reason=f"no rollout worker is left, and {spent} within {policy.restart_window_s:g} s{cause}")]
     return [Wait(reason=f"no rollout worker is left; a restart is allowed later{cause}")]
+
+
+def _stuck(seen: Observed, policy: Policy) -> GiveUp | None:
+    """Members that are up and get no weights, while the run waits for their groups."""
+    syncing = [m.since for m in seen.members if m.state is State.SYNCING]
+    serves = any(m.state is State.SERVING for m in seen.members)
+    if serves or not syncing or seen.version is None or seen.now - min(syncing) <= policy.wait_timeout_s:
+        return None
+    what = f"{len(syncing)} rollout workers are up, and version {seen.version} of the weights did not reach them"
+    return GiveUp(reason=f"{what} within rollout.wait_timeout_s={policy.wait_timeout_s:g}")

@@ -85,6 +85,8 @@ class Members:
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_desired = desired()
         self._lacking_since: float | None = None
+        self._version: int | None = None
+        self._version_since = 0.0
         self._has_been_up = False
         self._cause = ""
         self._told = ""
@@ -152,6 +154,8 @@ class Members:
         if desired != self._last_desired:
             self._tell("scale", "rollout fleet", f"from {self._last_desired} to {desired} workers")
             self._last_desired = desired
+        if self._weights.version != self._version:
+            self._version, self._version_since = self._weights.version, now
         members = tuple(self._member(seat) for seat in self._seats.values())
         self._has_been_up = self._has_been_up or num_up(members) > 0
         if not self._up.done() and num_up(members) >= desired.minimum:
@@ -164,7 +168,7 @@ class Members:
         return Observed(
             now=now,
             desired=desired,
-            version=self._weights.version,
+            version=self._version,
             members=members,
             slots=tuple(self._slots.get(number, Slot()) for number in range(desired.maximum)),
             is_running=is_running,
@@ -182,7 +186,7 @@ class Members:
         return Member(
             slot=seat.slot,
             state=seat.state,
-            since=seat.since,
+            since=max(seat.since, self._version_since) if seat.state is State.SYNCING else seat.since,
             is_placed=seat.is_placed,
             is_ready=seat.is_ready,
             version=self._weights.confirmed(seat.worker),

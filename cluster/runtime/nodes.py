@@ -6,6 +6,7 @@ Ray has no public call for these without its dashboard, which a run does not sta
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from ray._private import ray_constants
 from ray._private.state import state as ray_state
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
+from actors.causes import root_cause
 from cluster.runtime.placement import ClusterSize
+
+logger = logging.getLogger(__name__)
 
 MAX_SINGLE_QUERIES = 8
 """Beyond so many actors, the table of all of them is cheaper."""
@@ -37,13 +42,17 @@ class ClusterView:
 
 
 def look(actor_ids: Sequence[str]) -> ClusterView:
-    """Blocks for a moment. Raises RayError if the cluster does not answer."""
-    now_ms = time.time() * 1000  # the deadlines are those of another machine's clock
-    draining = {
-        node: max(0.0, (deadline_ms - now_ms) / 1000) if deadline_ms else float("inf")
-        for node, deadline_ms in ray_state.get_draining_nodes().items()
-    }
-    return ClusterView(nodes=_nodes_of(actor_ids), draining=draining)
+    """Blocks for a moment. Where the cluster does not answer, nothing is seen."""
+    try:
+        now_ms = time.time() * 1000  # the deadlines are those of another machine's clock
+        draining = {
+            node: max(0.0, (deadline_ms - now_ms) / 1000) if deadline_ms else float("inf")
+            for node, deadline_ms in ray_state.get_draining_nodes().items()
+        }
+        return ClusterView(nodes=_nodes_of(actor_ids), draining=draining)
+    except (RayError, OSError) as error:
+        logger.warning("Ray does not say where the run's processes are: %s", root_cause(error))
+        return ClusterView(nodes={}, draining={})
 
 
 def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:

@@ -22,7 +22,7 @@ from actors.weights.receiver import WeightReceiver
 from cluster.runtime import nodes
 from cluster.runtime import workers as ray_workers
 from cluster.runtime.members import Members
-from cluster.runtime.placement import Placement, Resources
+from cluster.runtime.placement import Placement, Resources, actor_options
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
 from cluster.runtime.workers import RayWorker, worker_starter
@@ -267,6 +267,25 @@ def test_members_that_have_no_room_wait_for_a_node_and_the_run_starts_without_th
 
     with extra_nodes(cluster, 1) as added:
         asyncio.run(check(added))
+
+
+class Located:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+
+def test_the_only_worker_and_the_only_rank_are_on_two_nodes_where_there_are_two(cluster):
+    with extra_nodes(cluster, 2):
+        check_spread()
+
+
+def check_spread():
+    options = actor_options(Resources(num_cpus=0.5, num_gpus=0), {})
+    for _ in range(4):
+        pair = [ray.remote(Located).options(**options).remote() for _ in range(2)]
+        assert len(set(ray.get([actor.node.remote() for actor in pair], timeout=60))) == 2
+        for actor in pair:
+            ray.kill(actor)
 
 
 class Sender:

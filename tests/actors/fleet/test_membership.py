@@ -166,6 +166,16 @@ def test_a_run_that_cannot_start_gives_up_and_one_that_lost_some_goes_on():
     assert decide(up, waiting, is_running=True, **late) == ()
 
 
+def test_members_that_get_no_weights_end_the_run_if_nobody_serves():
+    stuck = member(state=State.SYNCING, version=None, since=NOW - 301)
+    assert decide(stuck)[-1] == GiveUp(
+        reason="1 rollout workers are up, and version 3 of the weights did not reach them within "
+        "rollout.wait_timeout_s=300"
+    )
+    assert decide(stuck, version=None) == (Sync(slot=0),), "the learner is not up yet"
+    assert decide(stuck, member(1), desired=(1, 2)) == (Sync(slot=0),)
+
+
 def test_code_that_raises_while_it_starts_is_tried_once_where_nothing_ever_came_up():
     broken = member(state=State.STARTING, death="no such model", is_broken=True)
     assert decide(broken, has_been_up=False) == (GiveUp(reason="no such model"),)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,6 +41,7 @@ class RolloutWorker:
         can_sleep: bool,
         seed: int,
     ) -> None:
+        end_on_sigterm()
         self._rollout = rollout
         self._datasets: dict[str, Dataset] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
@@ -178,6 +181,16 @@ class RolloutWorker:
 
     async def _read(self, dataset: Dataset, ref: SampleRef) -> Sample:
         return await asyncio.get_running_loop().run_in_executor(self._reader, dataset.read, ref)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process at once, so that its groups are played elsewhere without delay.
+
+    Ray's own handler waits for the calls in flight, takes no new ones, and the worker looks wedged meanwhile. The
+    engine's processes end with this one (`actors.engine.owner`).
+    """
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def most_severe(failures: ExceptionGroup[Exception]) -> Exception:

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from actors.errors import LostBucketError
 from actors.fleet.pool import RolloutPool
+from actors.fleet.worker import end_on_sigterm
 from actors.weights.layout import WeightOffer
 from actors.weights.receiver import WeightReceiver
 from cluster.runtime import nodes
@@ -64,6 +65,7 @@ class ScriptedWorker:
     """Stands for `actors.fleet.worker.RolloutWorker`: plays groups of a second."""
 
     def __init__(self, **settings):
+        end_on_sigterm()
         self._receiver = WeightReceiver(Target())
         self._is_wedged = False
 
@@ -228,6 +230,7 @@ def test_a_member_that_is_asked_to_end_or_stands_still_is_replaced_too(two_nodes
     async def check():
         async with fleet(2, 2) as run:
             await fail_and_recover(run, how)
+            assert run.kinds().count("wedged") == (how == "SIGSTOP")
 
     asyncio.run(check())
 

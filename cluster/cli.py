@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,10 @@ import typer
 from rich.console import Console
 
 from actors.errors import DataError
+from cluster.jobs.cli import add_job_commands
+from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
+from cluster.manifests.cli import cluster_app
 from cluster.preflight.environment import fix_wheel_tags
 from cluster.shell import (
     ConfigName,
@@ -22,6 +26,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
+from cluster.stopping import Stopping, last_step_of
 from configs.load import describe_fields, load_config, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -36,6 +41,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.add_typer(cluster_app, name="cluster")
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""
@@ -60,18 +66,24 @@ def train(
         from cluster.display import Display, judge_line
         from cluster.folders import resolve_run
         from cluster.launch import launch
+        from cluster.runtime.notices import stop_when_preempted
         from cluster.train import train as train_loop
 
         settings = resolve_run(config, overrides or [], resume=resume)
+        check_outlives_job(settings, os.environ)
         make_missing_data(settings)
+        stopping = Stopping(grace_s=settings.run.stop_grace_s, is_run=True)
         display = Display(settings)
         display.say(f"run folder {settings.run.dir}/{settings.run.name}")
 
         async def run() -> dict[str, Any]:
             async with launch(settings, resume=resume, display=display, started_at=started_at) as parts:
-                return await train_loop(settings, parts)
+                with stop_when_preempted(stopping):
+                    save = last_step_of(parts.checkpoints)
+                    async with stopping.saving(save, finished=lambda: parts.journal.step):
+                        return await train_loop(settings, parts)
 
-        summary = run_async(run())
+        summary = run_async(run(), stopping)
         display.evaluation_done(summary["heldout"])
         if settings.judge.has_llm:
             display.say(judge_line(summary["judge"]))
@@ -255,18 +267,7 @@ def compare(
             typer.echo(str(out))
 
 
-@app.command()
-def submit(
-    arguments: Annotated[
-        list[str], typer.Argument(help="The visionthink command to run, e.g. train train.num_steps=40.")
-    ],
-    address: Annotated[str, typer.Option(help="URL of the Ray dashboard.")] = "http://127.0.0.1:8265",
-) -> None:
-    """Run a visionthink command as a Ray job from this folder, stream its log and exit with its exit code."""
-    with report_errors():
-        from cluster.jobs.submit import submit_job
-
-        raise typer.Exit(submit_job(arguments, address))
+add_job_commands(app)
 
 
 def make_missing_data(settings: Config) -> None:

@@ -24,7 +24,7 @@ from cluster.identity import check_identity, identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
 from cluster.records.events import EventLog, OnEvent
-from cluster.records.files import lock_run_folder, write_atomically
+from cluster.records.files import lock_run_folder, run_id, write_atomically
 from cluster.records.journal import Journal
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.loaded import LoadedWeights
@@ -43,7 +43,7 @@ from configs.load import to_yaml
 from configs.paths import resolve_judge_paths
 from configs.require import require
 from configs.schema import Config
-from judge.deployment import count_judges, delete_application, deploy_judges
+from judge.deployment import count_judges, delete_application, deploy_judges, reap_applications
 from judge.llm.cache import open_cache
 from judge.llm.client import preflight_judge
 from judge.llm.served_model import num_gpus_wanted
@@ -62,6 +62,8 @@ async def _start_judges(config: Config, name: str, display: Display, cleanup: co
     store = await asyncio.to_thread(open_cache, config.judge, display.warn)
     if store is not None:
         cleanup.callback(store.close)
+    if left := await asyncio.to_thread(reap_applications, [name, f"{name}-llm"]):
+        display.say(f"ended what a driver of this run left on the cluster: {', '.join(left)}")
     judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
     wake = waker(judge, f"{name}-llm")
     cleanup.callback(delete_application, name)
@@ -130,7 +132,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s)
         events = EventLog(folder, say=display.say, warn=display.warn)
         members = _members(config, placement, pool, weights, events.add)
-        app_name = _app_name(f"judges-{config.run.name}")
+        app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, members, learner)
         await _all_up(config, learner.start(), members, logs)

@@ -1,4 +1,8 @@
-"""Shared by all commands: options, error reporting, printing of results."""
+"""Shared by all commands: options, exit codes, error reporting, printing of results.
+
+Exit codes: 0 done · 1 an error, told in one line · 2 wrong usage · 75 a run was stopped and saved, the same command
+continues it · 128+N ended by signal N with nothing saved (130: Ctrl-C) · 69 a job cannot be followed any more.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.errors import VisionThinkError, first_error
+from cluster.stopping import MARK, RunStopped, Stopping
 
 console = Console(stderr=True)
 
@@ -40,8 +45,11 @@ def report_errors() -> Iterator[None]:
         for line in str(error).splitlines() or [type(error).__name__]:
             console.print(f"error: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
+    except RunStopped as stopped:
+        warn_user(str(stopped))
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
-        console.print("stopped; continue with --resume", style="yellow")
+        warn_user(f"{MARK}Ctrl-C")
         raise typer.Exit(130) from None
 
 
@@ -56,17 +64,23 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def warn_user(text: str) -> None:
     """A line on stderr; brackets in it are not parsed as markup."""
-    console.print(text, style="yellow", highlight=False, markup=False)
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(figures: dict[str, Any]) -> None:
     typer.echo(json.dumps(figures))
 
 
-def run_async(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run to completion; of several simultaneous failures, raise the first known one."""
+def run_async(main: Coroutine[Any, Any, Any], stopping: Stopping | None = None) -> Any:
+    """Run to completion, or until a signal stops it; of several simultaneous failures, raise the first known one.
+
+    Raises:
+        RunStopped: a signal came first.
+    """
+    stopping = stopping or Stopping()
     try:
-        return asyncio.run(main)
+        with stopping.listening():
+            return asyncio.run(stopping.run(main))
     except BaseExceptionGroup as group:
         known = group.subgroup(lambda error: isinstance(error, VisionThinkError | ValueError))
         if known is None:

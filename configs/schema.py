@@ -23,8 +23,11 @@ class RunConfig:
     """Folder that holds the runs."""
     seed: int = 0
     """Random seed of data order, sampling and learner. Any integer."""
+    stop_grace_s: float = 30.0
+    """Seconds from a signal or preemption notice to the end of the process: saving its last step and shutting down."""
 
     def __post_init__(self) -> None:
+        require(self.stop_grace_s > 0, "run.stop_grace_s", self.stop_grace_s, "must be above 0")
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
         require(legal, "run.name", self.name, "must consist of letters, digits, '.', '_' and '-'")
 

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -34,7 +35,9 @@ LOOPBACK = "127.0.0.1"
 # step in load sooner, but takes single bursts for one and overshoots (simulated).
 METRICS_INTERVAL_S, LOOK_BACK_PERIOD_S = 0.2, 1.5
 POLL_S = 0.1
-MAX_DRAIN_S = 300.0  # longest wait for the last calls of an application that is stopped
+TEARDOWN_S = 15.0
+"""Longest wait for an application that is stopped: nobody calls it any more, and Serve goes on by itself."""
+CLOSE_S = 5.0
 START_TRIES = 5
 """Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
@@ -68,7 +71,8 @@ class ServeJudgeHandle:
 
     def close(self) -> None:
         """Stop the router that runs behind the handle: left alone it would call Ray after Ray is gone."""
-        self._handle.shutdown()
+        if not _done_within(self._handle.shutdown, CLOSE_S, "close the handle of the judges"):
+            logger.warning("the router of the judges did not stop within %g s", CLOSE_S)
 
     async def grade(self, request: JudgeRequest) -> GradeReply:
         """Reply of whichever replica Serve picks. Raises JudgeError where one was lost, or says that it failed."""
@@ -200,18 +204,46 @@ def count_judges(app_name: str) -> int | None:
     return size.num_running if (size := count_replicas(app_name)) else None
 
 
-def delete_application(app_name: str, *, within_s: float = MAX_DRAIN_S) -> None:
+def delete_application(app_name: str, *, within_s: float = TEARDOWN_S) -> None:
     """Stop an application of Serve and wait until its replicas are gone, which end their calls first. Blocks.
 
     It hides no error that came before: what never was there is gone, and Serve goes on when nobody waits any longer.
     """
-    deadline_at = time.monotonic() + within_s
-    while True:
+    failures: list[Exception] = []
+
+    def delete() -> None:
         try:
             serve.delete(app_name)
-            return
-        except TimeoutError:  # Serve's own limit, a minute, is that of a single call of a judge
-            if time.monotonic() >= deadline_at:
-                return logger.warning("%r was not gone within %g s: it still ends its last calls", app_name, within_s)
-        except (RayServeException, RayError) as error:
-            return logger.info("%r is not served any more: %s", app_name, root_cause(error))
+        except (RayServeException, RayError, TimeoutError, RuntimeError) as error:
+            failures.append(error)
+
+    # Serve itself waits a minute for the application, and without a deadline for its controller.
+    is_done = _done_within(delete, within_s, f"delete {app_name}")
+    if not is_done or any(isinstance(failure, TimeoutError) for failure in failures):
+        logger.warning("%r was not gone within %g s: Serve goes on to end it", app_name, within_s)
+    elif failures:
+        logger.info("%r is not served any more: %s", app_name, root_cause(failures[0]))
+
+
+def _done_within(call: Callable[[], object], seconds: float, name: str) -> bool:
+    """Call what has no deadline in a thread that ends with the process; whether it was done in time."""
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def reap_applications(app_names: Sequence[str]) -> list[str]:
+    """Stop what a driver that was killed has left on this cluster; returns what was there. Blocks.
+
+    Raises:
+        JudgeError: Serve does not answer.
+    """
+    accept_metrics_interval()
+    try:
+        left = [name for name in app_names if name in serve.status().applications]
+    except (RayServeException, RayError, TimeoutError) as error:
+        raise JudgeError(f"Serve does not tell what it runs: {root_cause(error)}") from error
+    for name in left:
+        delete_application(name)
+    return left

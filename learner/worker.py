@@ -313,7 +313,8 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def shutdown(self) -> None:
-        self._sender.close()
+        if hasattr(self, "_sender"):  # a run may be stopped before its ranks are up
+            self._sender.close()
         leave_process_group()
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +14,7 @@ from configs.schema import Config
 MIB = 1 << 20
 NOT_UPLOADED = (".git", ".venv", "venv", "runs", "data", "models")
 """Environments, and folders used by the configs: read from their paths, never uploaded."""
-EXCLUDES = (
+LARGE = (
     *(f"/{name}" for name in NOT_UPLOADED),
     "__pycache__",
     "*.pyc",
@@ -21,11 +22,16 @@ EXCLUDES = (
     ".ruff_cache",
     ".pytest_cache",
     ".hypothesis",
-    "*.key",
-    "*.pem",
-    ".env",
 )
-"""Patterns as in .gitignore for large files and secrets. Ray also excludes what .gitignore and .rayignore list."""
+"""Patterns as in .gitignore for large files. Ray also excludes what .gitignore and .rayignore list."""
+SECRETS = (
+    *("*.key", "*.pem", "*.p12", "*.pfx", "*.token", "auth_token"),
+    *(".env", ".env.*", ".netrc", ".git-credentials", ".pypirc", "credentials.json"),
+    *(f"id_{kind}*" for kind in ("rsa", "dsa", "ecdsa", "ed25519")),
+    *(".ssh", ".aws", ".kube", ".gnupg"),
+)
+"""Names under which keys commonly lie, in any folder. They are read in place and never uploaded."""
+EXCLUDES = (*LARGE, *SECRETS)
 KEY_FILE = "judge.llm.api_key_file"
 PATH_SETTINGS = (
     "run.dir",
@@ -40,6 +46,10 @@ RESULTS = ("run.dir", "judge.cache", KEY_FILE)
 """Settings whose path must not be in the job's temporary folder."""
 START = "cluster/jobs/start.sh"
 """Finds the interpreter of the cluster's environment."""
+PACKAGE_PREFIX = "_ray_pkg_"
+"""Of the folder that Ray unpacks an upload into."""
+MARK_VARIABLE = "VISIONTHINK_SUBMIT_MARK"
+"""In a job's environment: a file that the submitter left in the run folder, which the job must see there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +114,41 @@ def _absolute_argument(argument: str, folder: Path) -> str:
     return argument
 
 
-def key_files(arguments: Sequence[str]) -> list[str]:
-    """Exclude patterns for key files in a command: they are read in place and never uploaded."""
-    values = [argument.removeprefix(f"{KEY_FILE}=") for argument in arguments if argument.startswith(f"{KEY_FILE}=")]
-    return [f"/{Path(value).as_posix()}" for value in values if _is_relative(value)]
+def key_patterns(arguments: Sequence[str], config: Config | None, folder: Path) -> list[str]:
+    """Exclude patterns for the key files that a command or its config names: they are never uploaded."""
+    named = [argument.removeprefix(f"{KEY_FILE}=") for argument in arguments if argument.startswith(f"{KEY_FILE}=")]
+    named += [config.judge.llm.api_key_file] if config else []
+    inside = [(folder / name).absolute() for name in named if name and not name.startswith("~")]
+    paths = [Path(os.path.normpath(path)) for path in inside]
+    return [f"/{path.relative_to(folder).as_posix()}" for path in paths if path.is_relative_to(folder)]
+
+
+def mark_of(added: Sequence[str], token: str) -> Path | None:
+    """Where the submitter leaves a mark for the job to find; None where a person chose the folder of the runs.
+
+    Args:
+        added: the settings with absolute paths that the job gets.
+    """
+    run_dirs = [setting.removeprefix("run.dir=") for setting in added if setting.startswith("run.dir=")]
+    return Path(run_dirs[-1]) / f".submit-{token}" if run_dirs else None
+
+
+def check_outlives_job(config: Config, environment: Mapping[str, str]) -> None:
+    """In a job: raise ValueError unless what the run leaves outlives the job, where the submitter looks for it."""
+    remedy = "set run.dir to an absolute path on storage that all nodes share, such as run.dir=/shared/runs"
+    folder = Path(config.run.dir)
+    if any(part.startswith(PACKAGE_PREFIX) for part in folder.parts):
+        raise ValueError(
+            f"run.dir={config.run.dir!r} is in the temporary folder of this job and ends with it: {remedy}"
+        )
+    mark = environment.get(MARK_VARIABLE)
+    if mark is None or Path(mark).parent != folder:
+        return
+    if not Path(mark).is_file():
+        raise ValueError(
+            f"run.dir={config.run.dir!r} is another folder here than on the machine that submitted this job: {remedy}"
+        )
+    Path(mark).unlink(missing_ok=True)
 
 
 def _is_relative(path: str) -> bool:

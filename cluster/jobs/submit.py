@@ -4,123 +4,187 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
 
-import aiohttp
-import requests
 import typer
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, _dir_travel, _get_excludes
-from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus
 
 from actors.causes import root_cause
 from actors.errors import RunError
+from cluster.jobs.control import COMMAND, GRACE, RUN, RUN_DIR, STOP_MARGIN_S, ControlClient, list_jobs, rival
+from cluster.jobs.dashboard import UNREACHABLE, dashboard_url, explained, open_dashboard
+from cluster.jobs.follow import Ended, JobClient, follow_job
 from cluster.jobs.package import (
     EXCLUDES,
+    MARK_VARIABLE,
     START,
     Package,
     absolute_arguments,
     absolute_settings,
     entrypoint,
-    key_files,
+    key_patterns,
+    mark_of,
     size_problem,
 )
-from cluster.runtime.addresses import bypass_proxies, own_hosts
+from cluster.shell import print_json, warn_user
 from configs.load import load_config
-
-T = TypeVar("T")
+from configs.schema import Config
 
 WITH_SETTINGS = ("train", "eval")
 """Commands that take settings and use folders that are not uploaded."""
-UNREACHABLE = (ConnectionError, RuntimeError, OSError, RayError, aiohttp.ClientError, requests.RequestException)
-"""Errors of Ray's client when the dashboard, or a proxy in front of it, does not respond."""
 MAX_UPLOAD_BYTES = min(GCS_STORAGE_MAX_SIZE, DASHBOARD_CLIENT_MAX_SIZE)
 """The limit of the dashboard is lower than that of the store behind it."""
-MAX_SILENCE_S = 300.0
-"""After this long without a response, the dashboard is given up. The job continues."""
-RETRY_S = 2.0
-ANSWER_S = 60.0
-STREAM_S = 300.0
-"""After this long without output, the log is requested again."""
+LOST = 69
+"""Exit code where a job can be followed no longer but goes on (EX_UNAVAILABLE of sysexits.h)."""
 
 
-class JobClient(Protocol):
-    """The part of Ray's client needed to follow a job."""
+def submit_job(arguments: Sequence[str], address: str, *, follow: bool = True, as_json: bool = False) -> int:
+    """Submit a `visionthink` command, print the job's log as it comes, return the job's exit code.
 
-    def get_job_status(self, job_id: str) -> JobStatus: ...
-    def get_job_logs(self, job_id: str) -> str: ...
-    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
-
-
-def submit_job(arguments: Sequence[str], address: str) -> int:
-    """Submit a `visionthink` command, print the job's log as it comes, return 0 when the job succeeded and 1 otherwise.
-
-    Ctrl-C does not stop the job, but prints how to.
+    Ctrl-C does not stop the job, but prints how to. A run that a job of this cluster trains already is not submitted
+    again; one whose job is over is continued by it.
 
     Raises:
-        RunError: no cluster answers at this address, the folder is too large, or the dashboard is lost on the way.
+        RunError: no cluster answers at this address, the folder is too large, or the run is under way.
+        ValueError: the command's settings or the address are not valid.
     """
     folder = Path.cwd()
     if not (folder / START).is_file():
         raise RunError(f"{folder} is not the project folder, which a job uploads: submit from there")
-    excludes = [*EXCLUDES, *key_files(arguments)]
-    arguments = [*absolute_arguments(arguments, folder), *job_settings(arguments, folder)]
+    config = command_config(arguments)
+    added = job_settings(arguments, folder, config)
+    command = [*absolute_arguments(arguments, folder), *added]
+    excludes = [*EXCLUDES, *key_patterns(arguments, config, folder)]
+    metadata = job_metadata(arguments[0], added, config)
+    url, client = dashboard_url(address), open_dashboard(address)
+    refuse_rival(client, url, metadata)
     if problem := size_problem(measure_package(folder, excludes), folder, MAX_UPLOAD_BYTES):
         raise RunError(problem)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs the end of each stream
-    os.environ.update(bypass_proxies(os.environ, own_hosts(address)))
-    try:
-        client = JobSubmissionClient(address)
+    with _marked(mark_of(added, secrets.token_hex(4)) if RUN in metadata else None) as mark, explained(url):
         job = client.submit_job(
-            entrypoint=entrypoint(arguments),
-            runtime_env={"working_dir": str(folder), "excludes": excludes},
+            entrypoint=entrypoint(command),
+            runtime_env={
+                "working_dir": str(folder),
+                "excludes": excludes,
+                "env_vars": job_environment(config, mark),
+            },
+            submission_id=f"{metadata.get(RUN) or arguments[0]}-{secrets.token_hex(4)}",
+            metadata=metadata,
         )
-    except requests.exceptions.ConnectionError as error:
-        raise RunError(f"no Ray dashboard responds at {address}: {root_cause(error)}") from error
-    except ConnectionError as error:
-        raise RunError(f"no Ray dashboard responds at {address}: start a head with `ray start --head`") from error
-    except UNREACHABLE as error:
-        raise RunError(f"the Ray dashboard at {address} rejected the job: {root_cause(error)}") from error
-    typer.echo(f"job {job}", err=True)
-    where = f"{job} --address {address}"
-    how_to_stop = f"`ray job stop {where}` stops it, `ray job logs --follow {where}` shows its log"
+    if follow:
+        warn_user(f"job {job}")
+        return follow_to_end(client, job, url, as_json=as_json)
+    if as_json:
+        print_json({"job": job, "address": url, "run": metadata.get(RUN, ""), "run_dir": metadata.get(RUN_DIR, "")})
+    else:
+        typer.echo(job)
+        warn_user(how_to_go_on(job, url))
+    return 0
+
+
+def refuse_rival(client: ControlClient, url: str, metadata: Mapping[str, str]) -> None:
+    """Raise RunError if another job trains the same run: its driver would be refused, but later."""
+    with explained(url):
+        other = rival(list_jobs(client), metadata.get(RUN, ""), metadata.get(RUN_DIR, ""))
+    if other is not None:
+        raise RunError(f"job {other.job} trains run {other.run!r} already: {how_to_go_on(other.job, url)}")
+
+
+@contextlib.contextmanager
+def _marked(mark: Path | None) -> Iterator[Path | None]:
+    """Leave the mark for the job to find, unless it was not submitted in the body."""
+    if mark is None:
+        yield None
+        return
     try:
-        status = asyncio.run(follow_job(client, job, lambda text: typer.echo(text, nl=False)))
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise RunError(
+            f"run.dir={str(mark.parent)!r} cannot be written to ({error.strerror}): set run.dir to an absolute path on "
+            "storage that all nodes share"
+        ) from error
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(mark.unlink, missing_ok=True)
+        yield mark
+        on_failure.pop_all()
+
+
+def job_metadata(command: str, added: Sequence[str], config: Config | None) -> dict[str, str]:
+    """What `visionthink jobs` knows a job by. Shown on the dashboard: no settings, which may be private.
+
+    Args:
+        added: the settings with absolute paths that the job gets.
+    """
+    if config is None or command != "train":
+        return {COMMAND: command}
+    run_dirs = [setting.removeprefix("run.dir=") for setting in added if setting.startswith("run.dir=")]
+    folder = run_dirs[-1] if run_dirs else config.run.dir
+    return {COMMAND: command, RUN: config.run.name, RUN_DIR: folder, GRACE: f"{config.run.stop_grace_s:g}"}
+
+
+def job_environment(config: Config | None, mark: Path | None) -> dict[str, str]:
+    """Ray ends a job by SIGTERM, and by SIGKILL after 3 s unless it is told otherwise: a run needs its grace time."""
+    grace_s = config.run.stop_grace_s if config else 0.0
+    wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s + STOP_MARGIN_S))}
+    return wait if mark is None else {**wait, MARK_VARIABLE: str(mark)}
+
+
+def how_to_go_on(job: str, url: str) -> str:
+    where = f"{job} --address {url}"
+    return f"`visionthink stop {where}` stops it, `visionthink logs --follow {where}` shows its log"
+
+
+def follow_to_end(client: JobClient, job: str, url: str, *, as_json: bool = False) -> int:
+    """Show a job's log until its end; returns its exit code, 130 on Ctrl-C, or LOST. The job goes on in both cases."""
+    continues = f"job {job} continues: {how_to_go_on(job, url)}"
+    try:
+        ended: Ended = asyncio.run(follow_job(client, job, lambda text: typer.echo(text, nl=False, err=as_json)))
     except KeyboardInterrupt:
-        typer.echo(f"job {job} continues: {how_to_stop}", err=True)
+        warn_user(continues)
         return 130
     except UNREACHABLE as error:
-        raise RunError(
-            f"the dashboard at {address} is lost: {root_cause(error)}; job {job} continues: {how_to_stop}"
-        ) from error
-    if status is not JobStatus.SUCCEEDED:
-        typer.echo(f"job {job} ended as {status.value}", err=True)
-    return 0 if status is JobStatus.SUCCEEDED else 1
+        warn_user(f"the dashboard at {url} is lost: {root_cause(error)}; {continues}")
+        return LOST
+    if ended.status is not JobStatus.SUCCEEDED:
+        warn_user(f"job {job} ended as {ended.status.value}" + (f": {ended.line}" if ended.line else ""))
+    if as_json:
+        print_json({"job": job, "state": ended.status.value, "exit_code": ended.exit_code, "line": ended.line})
+    return ended.exit_code
 
 
-def job_settings(arguments: Sequence[str], folder: Path) -> list[str]:
+def command_config(arguments: Sequence[str]) -> Config | None:
+    """The settings of a command that takes any.
+
+    Raises:
+        ValueError: they are not valid.
+    """
+    if not arguments or arguments[0] not in WITH_SETTINGS:
+        return None
+    return load_config(_option(arguments, "--config", "-c"), _overrides(arguments))
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments[1:] if "=" in argument and not argument.startswith("-")]
+
+
+def job_settings(arguments: Sequence[str], folder: Path, config: Config | None) -> list[str]:
     """Settings to add to a command, so that its paths are valid in the job's folder and its results outlive it.
 
     A command that resumes or evaluates a run uses that run's settings: only explicit overrides are considered.
-
-    Raises:
-        ValueError: the command's settings are not valid.
     """
-    if not arguments or arguments[0] not in WITH_SETTINGS:
+    if config is None:
         return []
-    overrides = [argument for argument in arguments[1:] if "=" in argument and not argument.startswith("-")]
-    config = load_config(_option(arguments, "--config", "-c"), overrides)
     settings = absolute_settings(config, folder)
     goes_on = "--resume" in arguments
     if not goes_on and _option(arguments, "--policy") is None:
         return settings
-    wanted = {override.partition("=")[0] for override in overrides} | ({"run.dir"} if goes_on else set())
+    wanted = {override.partition("=")[0] for override in _overrides(arguments)} | ({"run.dir"} if goes_on else set())
     return [setting for setting in settings if setting.partition("=")[0] in wanted]
 
 
@@ -147,51 +211,3 @@ def measure_package(folder: Path, excludes: Sequence[str]) -> Package:
     except OSError as error:
         raise RunError(f"{error.filename} cannot be uploaded: {error.strerror}; list it in .rayignore") from error
     return Package(entries=tuple(sorted(sizes.items(), key=lambda entry: entry[1], reverse=True)))
-
-
-async def follow_job(
-    client: JobClient, job: str, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
-) -> JobStatus:
-    """Show a job's log until the job has ended; an interrupted stream is resumed where it stopped.
-
-    Raises:
-        one of UNREACHABLE: the dashboard did not respond for MAX_SILENCE_S.
-    """
-    num_shown, heard_at = 0, clock()
-    while True:
-        num_before, num_seen = num_shown, 0
-        with contextlib.suppress(*UNREACHABLE):
-            async for text in _within(client.tail_job_logs(job), STREAM_S):  # starts from the beginning each time
-                num_seen += len(text)
-                if num_seen > num_shown:
-                    show(text[max(0, len(text) - (num_seen - num_shown)) :])
-                    num_shown = num_seen
-        try:
-            status = await _asked(client.get_job_status, job)
-            if status.is_terminal() or num_shown == num_before:
-                # The log may grow after the stream has ended, and some proxies block streams.
-                rest = (await _asked(client.get_job_logs, job))[num_shown:]
-                show(rest)
-                num_shown += len(rest)
-            heard_at = clock()
-        except UNREACHABLE:
-            if clock() - heard_at > MAX_SILENCE_S:
-                raise
-        else:
-            if status.is_terminal():
-                return status
-        await asyncio.sleep(RETRY_S)
-
-
-async def _within(texts: AsyncIterator[str], seconds: float) -> AsyncIterator[str]:
-    """The same texts; TimeoutError if one takes longer, since a dead connection looks like a quiet one."""
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(texts), seconds)
-        except StopAsyncIteration:
-            return
-
-
-async def _asked(call: Callable[[str], T], job: str) -> T:
-    """Adds the timeout that Ray's client lacks."""
-    return await asyncio.wait_for(asyncio.to_thread(call, job), ANSWER_S)

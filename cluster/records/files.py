@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -42,3 +44,16 @@ def lock_run_folder(folder: Path) -> IO[str]:
         lock.close()
         raise RunError(f"{folder} is in use by another driver: wait for it, or set run.name") from error
     return lock
+
+
+def run_id(folder: Path) -> str:
+    """What is the same for all drivers of a run, and another for any other run: names what it has on a cluster.
+
+    It lies in the folder, since other machines may have a folder of the same path, and counts that path, since folders
+    get copied.
+    """
+    path = folder / "id"
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(8))
+    text = f"{path.read_text(encoding='utf-8').strip()} {folder.absolute()}"
+    return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -11,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 
 import ray
 
@@ -48,9 +51,34 @@ def connect() -> None:
     if address is not None:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
-    with _RayStart(what):
+    with _RayStart(what), signals_kept():
         # At "warning", Ray reports at every start that token authentication is on.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Signals stay with this process while Ray starts in the body.
+
+    Ray takes SIGTERM over, to exit on the spot; ours is put back. And it starts processes here that live in this
+    terminal, which tells all of them when it closes: they inherit that SIGHUP is blocked, so that a run can still save.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray leaves signals alone there
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    except SystemExit as exit_:
+        if exit_.code != signal.SIGTERM:
+            raise
+        signal.signal(signal.SIGTERM, handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RunError("stopped while Ray was starting") from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class _RayStart:

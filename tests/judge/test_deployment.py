@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -13,7 +14,14 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.errors import JudgeError
 from configs.judges import JudgeConfig, LLMJudgeConfig
-from judge.deployment import ServeJudgeHandle, count_judges, delete_application, deploy_judges, serve_options
+from judge.deployment import (
+    ServeJudgeHandle,
+    count_judges,
+    delete_application,
+    deploy_judges,
+    reap_applications,
+    serve_options,
+)
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Usage, Verdict
 
@@ -113,6 +121,14 @@ def test_a_pool_that_takes_long_to_end_its_calls_is_left_to_serve_with_a_word(mo
     assert "'x' was not gone within 0 s" in caplog.text
 
 
+def test_a_serve_that_does_not_answer_is_left_alone_after_the_deadline(monkeypatch, caplog):
+    monkeypatch.setattr(serve, "delete", lambda name: threading.Event().wait(30))
+    started = time.monotonic()
+    delete_application("x", within_s=0.2)
+    assert time.monotonic() - started < 5
+    assert "'x' was not gone within 0.2 s" in caplog.text
+
+
 @pytest.mark.ray
 def test_a_pool_whose_judges_do_not_come_up_in_time_is_given_up(local_ray):
     def hangs(config):
@@ -146,6 +162,16 @@ async def test_the_pool_grades_groups_one_call_per_answer(local_ray):
     delete_application("grades")
     assert count_judges("grades") is None
     assert "grades" not in serve.status().applications
+
+
+@pytest.mark.ray
+def test_what_a_killed_driver_left_is_ended_and_nothing_else(local_ray):
+    for name in ("left", "of-another"):
+        deploy_judges(OPENAI, name, make=Slow).close()
+    assert reap_applications(["left", "left-llm"]) == ["left"]
+    assert set(serve.status().applications) == {"of-another"}
+    assert reap_applications(["left", "left-llm"]) == []
+    delete_application("of-another")
 
 
 @pytest.mark.ray

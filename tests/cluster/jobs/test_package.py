@@ -12,14 +12,18 @@ from cluster.jobs.package import (
     absolute_settings,
     entrypoint,
     is_not_uploaded,
-    key_files,
+    key_patterns,
     size_problem,
 )
-from cluster.jobs.submit import job_settings, measure_package
+from cluster.jobs.submit import command_config, job_settings, measure_package
 from configs.load import FOLDER, load_config
 from configs.paths import ROOT
 
 MIB = 1 << 20
+
+
+def settings_of(arguments: list[str], folder: Path) -> list[str]:
+    return job_settings(arguments, folder, command_config(arguments))
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -31,10 +35,14 @@ def fill(folder: Path, *names: str) -> None:
 def test_folders_that_configs_name_environments_and_keys_are_not_uploaded(tmp_path):
     code = ("cluster/cli.py", "configs/tiny/model.safetensors", "actors/data/tables.py", "judge/models.py")
     bulk = ("models/X/model.safetensors", "runs/a/e.parquet", "data/d.parquet", ".venv/bin/python", ".git/objects/1")
-    secret = ("judge.key", "secrets/openai.key", ".env", "certs/a.pem", "my.secret")
+    secret = ("judge.key", "secrets/openai.key", ".env", ".env.local", "certs/a.pem", "my.secret", "other.secret")
+    secret += ("id_rsa", "actors/id_ed25519.pub", "auth_token", "cluster/.netrc", "third.secret")
     fill(tmp_path, *code, *bulk, *secret, "cluster/__pycache__/cli.pyc", "big/ignored.bin")
     (tmp_path / ".gitignore").write_text("/big/\n")
-    package = measure_package(tmp_path, [*EXCLUDES, *key_files(["train", "judge.llm.api_key_file=./my.secret"])])
+    config = load_config("tiny", [f"judge.llm.api_key_file={tmp_path}/a/../third.secret"])
+    patterns = key_patterns(["check", "judge.llm.api_key_file=./my.secret"], config, tmp_path)
+    patterns += key_patterns(["check", "judge.llm.api_key_file=other.secret"], None, tmp_path)
+    package = measure_package(tmp_path, [*EXCLUDES, *patterns])
     assert dict(package.entries).keys() == {"cluster", "configs", "actors", "judge", ".gitignore"}
     assert package.num_bytes == 1000 * len(code) + 6
 
@@ -60,17 +68,17 @@ def test_whatever_a_shipped_config_names_is_uploaded_or_named_by_an_absolute_pat
 
 def test_a_result_never_lies_in_the_folder_of_the_job(tmp_path):
     for override in ("run.dir=out", "run.dir=./a/b", "run.dir=../there"):
-        (setting,) = [s for s in job_settings(["train", override], tmp_path) if s.startswith("run.dir=")]
+        (setting,) = [s for s in settings_of(["train", override], tmp_path) if s.startswith("run.dir=")]
         assert Path(setting.removeprefix("run.dir=")).is_absolute()
     for override in ("run.dir=/shared/runs", "run.dir=~/there"):
-        settings = job_settings(["train", override, "judge.cache="], tmp_path)
+        settings = settings_of(["train", override, "judge.cache="], tmp_path)
         assert not [s for s in settings if s.startswith(("run.dir=", "judge.cache="))]
 
 
 def test_settings_come_from_the_config_that_the_command_names(tmp_path):
     for arguments in (["train", "--config", "visionthink_3b_2gpu"], ["train", "-c", "visionthink_3b_2gpu"]):
-        assert f"model.path={tmp_path}/models/Qwen2.5-VL-3B-Instruct" in job_settings(arguments, tmp_path)
-    assert job_settings(["config"], tmp_path) == []
+        assert f"model.path={tmp_path}/models/Qwen2.5-VL-3B-Instruct" in settings_of(arguments, tmp_path)
+    assert settings_of(["config"], tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -127,8 +135,8 @@ def test_what_a_command_names_but_a_job_has_not_is_named_by_its_absolute_path(tm
 
 
 def test_a_command_that_goes_on_with_a_run_keeps_that_runs_settings(tmp_path):
-    assert job_settings(["train", "--resume"], tmp_path) == [f"run.dir={tmp_path}/runs"]
-    assert job_settings(["train", "--resume", "run.dir=/shared"], tmp_path) == []
-    assert job_settings(["eval", "--policy", "runs/tiny"], tmp_path) == []
-    given = job_settings(["eval", "--policy=runs/tiny", "data.heldout=data/new.parquet"], tmp_path)
+    assert settings_of(["train", "--resume"], tmp_path) == [f"run.dir={tmp_path}/runs"]
+    assert settings_of(["train", "--resume", "run.dir=/shared"], tmp_path) == []
+    assert settings_of(["eval", "--policy", "runs/tiny"], tmp_path) == []
+    given = settings_of(["eval", "--policy=runs/tiny", "data.heldout=data/new.parquet"], tmp_path)
     assert given == [f"data.heldout={tmp_path}/data/new.parquet"]

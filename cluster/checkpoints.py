@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Checkpoints:
     Args:
         folder: holds one directory per checkpoint.
         keep: number of most recent checkpoints to keep.
+        before_save: raises where this driver must not write, because another one has taken the run.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Checkpoints:
         prompts: PromptCursor,
         judge_watch: JudgeWatch,
         keep: int,
+        before_save: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_save = before_save
         self._folder = folder
         self._identity = identity
         self._learner = learner
@@ -77,6 +80,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written; older checkpoints are kept.
         """
+        self._before_save()
         loop = asyncio.get_running_loop()
         state = {
             "step": step,

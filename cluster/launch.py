@@ -12,20 +12,22 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from actors.data.dataset import Dataset, PromptCursor, SkipLedger
-from actors.errors import CheckpointError, RolloutError, RunError, VisionThinkError
+from actors.data.dataset import Dataset, PromptCursor
+from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints, read_state
+from cluster.checkpoints import Checkpoints
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.folders import CONFIG
-from cluster.identity import check_identity, identify
+from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
 from cluster.records.events import EventLog, OnEvent
-from cluster.records.files import lock_run_folder, run_id, write_atomically
+from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
+from cluster.runs.lease import Lease, take_lease
+from cluster.runs.resuming import CHECKPOINTS, check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
@@ -50,7 +52,6 @@ from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from learner.checkpoint import list_checkpoints, newest_checkpoint
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
@@ -112,24 +113,28 @@ class Parts:
 
 
 @contextlib.asynccontextmanager
-async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Parts]:
+async def launch(
+    config: Config, *, resume: bool, display: Display, started_at: float, restart: bool = False
+) -> AsyncIterator[Parts]:
     """Start all components of a run, with `resume` from its latest checkpoint; they are shut down on any exit.
 
     Raises:
+        RunError: another driver holds the run, or its folder has one that `restart` should set aside.
         ValueError: the cluster cannot hold the run, or its judge cannot be asked.
         CheckpointError: nothing to resume from.
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: _check_resumption(config, folder)] if resume else []
+    then = [lambda: check_resumption(config, folder, warn=display.warn)] if resume else []
     await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
-        cleanup.enter_context(lock_run_folder(folder))
+        held = await _hold(folder, display, cleanup)
+        found = await asyncio.to_thread(find_start, folder, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = await _place(config, display)
         pool, learner = _pool(config), start_learner(config, placement)
-        weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s)
+        weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s, before_publish=held.check)
         events = EventLog(folder, say=display.say, warn=display.warn)
         members = _members(config, placement, pool, weights, events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
@@ -139,30 +144,33 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = _checkpoints(config, folder, train_set, learner, prompts, watch)
-        step = await _restore(checkpoints, folder, display) if resume else 0
-        write_atomically(folder / CONFIG, to_yaml(config))
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, held)
+        step = await checkpoints.restore(found) if found else 0
+        skips = recall(folder, config, step, prompts, display)
+        _write_config(folder, config, held)
         fleet = Fleet(rollouts=pool, judges=judges)
         updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        collector = Collector(
+            fleet,
+            config,
+            prompts=prompts,
+            skips=skips,
+            judge_watch=watch,
+            published=weights.published,
+            last_step=step,
+            on_trained=updates.add if config.streams_updates else None,
+            on_group=display.group_done,
+            on_batch=display.batch_done,
+        )
+        clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
             weights=weights,
-            collector=Collector(
-                fleet,
-                config,
-                prompts=prompts,
-                skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
-                judge_watch=watch,
-                published=weights.published,
-                last_step=step,
-                on_trained=updates.add if config.streams_updates else None,
-                on_group=display.group_done,
-                on_batch=display.batch_done,
-            ),
+            collector=collector,
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
+            journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
             heldout=heldout,
             display=display,
             members=members.members,
@@ -183,6 +191,35 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         cleanup.push_async_callback(_shut_down, members)
         await _all_up(config, None, members, logs)
         yield Fleet(rollouts=pool, judges=judges)
+
+
+async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
+    """Take the lease on the run until all of it is shut down."""
+    held = await asyncio.to_thread(take_lease, folder, say=display.say)
+    cleanup.callback(held.release)
+    held.report_to(EventLog(folder, say=lambda _: None, warn=lambda _: None).add)  # the error is shown
+    return held
+
+
+def _checkpoints(
+    config: Config, train_set: Dataset, learner: LearnerGroup, prompts: PromptCursor, watch: JudgeWatch, held: Lease
+) -> Checkpoints:
+    return Checkpoints(
+        Path(config.run.dir) / config.run.name / CHECKPOINTS,
+        identity=identify(config, train_set),
+        learner=learner,
+        prompts=prompts,
+        judge_watch=watch,
+        keep=config.train.keep_checkpoints,
+        before_save=held.check,
+    )
+
+
+def _write_config(folder: Path, config: Config, held: Lease) -> None:
+    """From here on the run counts as started."""
+    held.check()
+    with stop_on_full_disk(folder):
+        write_atomically(folder / CONFIG, to_yaml(config))
 
 
 def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path | None) -> RunLogs:
@@ -209,19 +246,6 @@ def _pool(config: Config) -> RolloutPool:
     )
 
 
-def _checkpoints(
-    config: Config, folder: Path, train_set: Dataset, learner: LearnerGroup, prompts: PromptCursor, watch: JudgeWatch
-) -> Checkpoints:
-    return Checkpoints(
-        folder / "checkpoints",
-        identity=identify(config, train_set),
-        learner=learner,
-        prompts=prompts,
-        judge_watch=watch,
-        keep=config.train.keep_checkpoints,
-    )
-
-
 def _members(config: Config, placement: Placement, pool: RolloutPool, weights: Weights, emit: OnEvent) -> Members:
     async def look_around(actor_ids: Sequence[str]) -> ClusterView:
         return await asyncio.to_thread(look, actor_ids)
@@ -235,19 +259,6 @@ def _members(config: Config, placement: Placement, pool: RolloutPool, weights: W
         emit=emit,
         look=look_around,
     )
-
-
-async def _restore(checkpoints: Checkpoints, folder: Path, display: Display) -> int:
-    """Restore the newest valid checkpoint; returns its step, or 0 if the run stopped before its first one."""
-    found = newest_checkpoint(folder / "checkpoints")
-    for reason in found.rejected:
-        display.warn(reason)
-    if found.path is None and found.rejected:
-        raise CheckpointError(f"{folder} has no valid checkpoint: start a new run without --resume")
-    if found.path is None:
-        display.say("no checkpoint was written yet: this run starts over")
-        return 0
-    return await checkpoints.restore(found.path)
 
 
 async def _all_up(config: Config, learner: Awaitable[None] | None, members: Members, logs: RunLogs) -> None:
@@ -272,18 +283,6 @@ async def _all_up(config: Config, learner: Awaitable[None] | None, members: Memb
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
     """The check of the judge, by one test call; `check_run` itself checks prompt and model folder."""
     return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
-
-
-def _check_resumption(config: Config, folder: Path) -> None:
-    """Reject a checkpoint of another run before anything is started."""
-    checkpoints = folder / "checkpoints"
-    for checkpoint in reversed(list_checkpoints(checkpoints) if checkpoints.is_dir() else []):
-        with contextlib.suppress(CheckpointError):  # damaged ones are skipped here as well
-            saved = read_state(checkpoint)["identity"]
-            break
-    else:
-        return
-    check_identity(saved, identify(config, Dataset.open(config.data.train)))
 
 
 async def _shut_down(members: Members, learner: LearnerGroup | None = None) -> None:

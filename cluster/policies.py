@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
 from cluster.folders import CONFIG
-from configs.load import load_config
+from configs.load import load_saved
 from configs.paths import resolve_paths
 from learner.checkpoint import CHECKPOINT_NAME, find_flaw, newest_checkpoint
 
@@ -76,7 +76,7 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     if source.checkpoint is None:
         raise RunError(f"{source.model} is exported already: copy the folder")
     assert source.run is not None
-    config = resolve_paths(load_config(str(source.run / CONFIG)))
+    config = resolve_paths(load_saved(source.run / CONFIG)[0])
     target = out or source.run / EXPORTS / source.checkpoint.name
     if out is None and any(target.glob("*.safetensors")):
         return target

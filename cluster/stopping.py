@@ -30,7 +30,7 @@ ECHO_S = 1.0
 """A terminal and a program around the command (`uv run`, `srun`) each pass the same signal on: that is one signal."""
 MARK = "stopped by "
 """How the last line of a stopped command begins; `visionthink stop` looks for it."""
-CONTINUE = "the same command continues the run"
+CONTINUE = "the same command with this run.name continues the run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
                 break
             if config.train.eval_every and step % config.train.eval_every == 0:
                 journal.record_evaluation(await evaluate(fleet, parts.heldout, config, parts.display))
+    await parts.learner.export_hf(journal.folder / "export")  # first: the evaluation may fail, and can be repeated
     evaluation = await evaluate(fleet, parts.heldout, config, parts.display)
     journal.record_evaluation(evaluation)
-    await parts.learner.export_hf(journal.folder / "export")
     return await journal.finish(evaluation)

@@ -102,6 +102,7 @@ class WeightChannel:
             WeightSyncError: no worker has the version, or the learner cannot send it.
             LearnerError: a rank died.
         """
+        self._before_publish()
         started = time.monotonic()
         self.version = self._learner.version  # what a joiner has confirmed is old from here on
         self.published.add(self.version)
@@ -183,6 +184,7 @@ class WeightChannel:
     async def _send_again(self) -> None:
         async with self._one_at_a_time:
             if not self._rollouts.workers:
+                self._before_publish()
                 await self._publish(time.monotonic())
 
     async def _publish(self, started: float) -> Publication:
@@ -192,7 +194,6 @@ class WeightChannel:
             on_failure.callback(self._forget_link)
             while True:
                 try:
-                    self._before_publish()
                     publication = await self._attempt(started)
                     if self._link is not None:
                         await together(self._timeout_s, {LEARNER: self._learner.release_weights()})

@@ -30,6 +30,7 @@ from configs.learner import LearnerConfig
 from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
 from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
+from learner.rendezvous import meet_on_loopback
 from learner.sharding import learner_settings, part_sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,6 +59,8 @@ def join_process_group(*, rank: int, world_size: int, address: str, port: int, t
     # An all-reduce through shared memory, for inference on CPUs: two minutes of compilation that training never uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
+        if not on_gpu:
+            meet_on_loopback(rank=rank, world_size=world_size, address=address, port=port, timeout_s=timeout_s)
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,

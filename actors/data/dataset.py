@@ -129,6 +129,10 @@ class PromptCursor:
         return [self._next() for _ in range(num_prompts)]
 
     @property
+    def num_rows(self) -> int:
+        return self._num_rows
+
+    @property
     def num_taken(self) -> int:
         """Rows drawn since the first epoch began."""
         return self._epoch * self._num_rows + self._position

@@ -64,7 +64,7 @@ async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(
     [
         ({"dataset": "other"}, r"dataset='other'.*data\.train"),
         ({"model": "other"}, r"model='other'.*model\.path"),
-        ({"seed": 7}, r"seed=7.*this run has 0.*run\.seed"),
+        ({"settings": {"run.seed": 7}}, r"run\.seed=7.*this command has 0.*set run\.seed=7 again"),
     ],
 )
 async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change, words, config, tmp_path, shapes):

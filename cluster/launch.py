@@ -135,8 +135,7 @@ async def launch(
         placement = await _place(config, display)
         pool, learner = _pool(config), start_learner(config, placement)
         weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s, before_publish=held.check)
-        events = EventLog(folder, say=display.say, warn=display.warn)
-        members = _members(config, placement, pool, weights, events.add)
+        members = _members(config, placement, pool, weights, EventLog(folder, say=display.say, warn=display.warn).add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, members, learner)
@@ -148,10 +147,9 @@ async def launch(
         step = await checkpoints.restore(found) if found else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
-        fleet = Fleet(rollouts=pool, judges=judges)
         updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
         collector = Collector(
-            fleet,
+            fleet := Fleet(rollouts=pool, judges=judges),
             config,
             prompts=prompts,
             skips=skips,

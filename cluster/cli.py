@@ -13,6 +13,7 @@ from actors.errors import DataError
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
+from cluster.manifests.cli import cluster_app
 from cluster.preflight.environment import fix_wheel_tags
 from cluster.shell import (
     ConfigName,
@@ -40,6 +41,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.add_typer(cluster_app, name="cluster")
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import requests
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.ray_constants import RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE as API_SERVER
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from actors.causes import root_cause
 from actors.errors import RunError
-from cluster.runtime.addresses import bypass_proxies, own_hosts
+from cluster.runtime.addresses import LOOPBACK, bypass_proxies, own_hosts
 
 UNREACHABLE = (ConnectionError, RuntimeError, OSError, RayError, aiohttp.ClientError, requests.RequestException)
 """Errors of Ray's client when the dashboard, or a proxy in front of it, does not respond."""
@@ -44,8 +45,10 @@ def open_dashboard(address: str) -> JobSubmissionClient:
         RunError: it does not answer, or wants a token.
     """
     url = dashboard_url(address)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs the end of each stream
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs each upload, stream and token
     os.environ.update(bypass_proxies(os.environ, own_hosts(url)))
+    if urlsplit(url).hostname in LOOPBACK:
+        use_own_token()
     with explained(url), _address_of(url):
         return _Client(url)
 
@@ -67,6 +70,11 @@ def dashboard_url(address: str) -> str:
     if parts.username or parts.password:
         raise ValueError(f"--address is invalid: it must hold no password; {TOKEN_REMEDY}")
     return url.rstrip("/")
+
+
+def use_own_token() -> None:
+    """For a head of this machine, the token that Ray keeps here, if there is one and RAY_AUTH_MODE says nothing else."""
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextlib.contextmanager

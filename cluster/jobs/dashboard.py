@@ -73,7 +73,7 @@ def dashboard_url(address: str) -> str:
 
 
 def use_own_token() -> None:
-    """For a head of this machine, the token that Ray keeps here, if there is one and RAY_AUTH_MODE says nothing else."""
+    """For a head of this machine: the token that Ray keeps here, unless RAY_AUTH_MODE says otherwise."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 

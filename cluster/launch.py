@@ -14,18 +14,21 @@ import ray
 from ray.exceptions import RayError
 
 from actors.data.dataset import Dataset, PromptCursor, SkipLedger
-from actors.errors import CheckpointError, RolloutError, RunError, VisionThinkError
+from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints, read_state
+from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
-from cluster.folders import CONFIG
-from cluster.identity import check_identity, identify
+from cluster.folders import CONFIG, checkpoints_url
+from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
-from cluster.records.files import lock_run_folder, run_id, write_atomically
+from cluster.records.events import EventLog
+from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
+from cluster.runs.lease import Lease, take_lease
+from cluster.runs.resuming import check_checkpoints, find_start, mend_records
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
@@ -46,7 +49,7 @@ from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from learner.checkpoint import list_checkpoints, newest_checkpoint
+from learner.checkpoint import CheckpointFolder
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
@@ -106,24 +109,31 @@ class Parts:
 
 
 @contextlib.asynccontextmanager
-async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Parts]:
+async def launch(
+    config: Config, *, resume: bool, display: Display, started_at: float, restart: bool = False
+) -> AsyncIterator[Parts]:
     """Start all components of a run, with `resume` from its latest checkpoint; they are shut down on any exit.
 
     Raises:
+        RunError: another driver holds the run, or its folder has one that `restart` should set aside.
         ValueError: the cluster cannot hold the run, or its judge cannot be asked.
         CheckpointError: nothing to resume from.
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: _check_resumption(config, folder)] if resume else []
-    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
+    more = [check_address, *_judge_checks(config.judge, display)]
+    then = [lambda: check_checkpoints(config, resume=resume, restart=restart, warn=display.warn)]
+    await asyncio.to_thread(check_run, config, more=more, then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
-        cleanup.enter_context(lock_run_folder(folder))
+        held = await _hold(folder, display, cleanup)
+        saved = CheckpointFolder(checkpoints_url(config))
+        goes_on = await asyncio.to_thread(find_start, folder, saved, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
-        learner = start_learner(config, placement)
+        events = EventLog(folder, say=display.say, warn=display.warn)
+        learner = start_learner(config, placement, on_event=events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
@@ -131,38 +141,39 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
+        skips = SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction)
+        driver = DriverParts(identity=identify(config, train_set), prompts=prompts, skips=skips, judge_watch=watch)
         checkpoints = Checkpoints(
-            folder / "checkpoints",
-            identity=identify(config, train_set),
-            learner=learner,
-            prompts=prompts,
-            judge_watch=watch,
-            keep=config.train.keep_checkpoints,
+            config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check
         )
-        step = await _restore(checkpoints, folder, display) if resume else 0
-        write_atomically(folder / CONFIG, to_yaml(config))
+        cleanup.push_async_callback(checkpoints.close)
+        step = await checkpoints.restore() if goes_on else 0
+        mend_records(folder, config, step, prompts, display)
+        _write_config(folder, config, held)
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
-        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
-        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
+        updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
+        collector = Collector(
+            fleet,
+            config,
+            prompts=prompts,
+            skips=skips,
+            judge_watch=watch,
+            published=weights.published,
+            last_step=step,
+            on_trained=updates.add if config.streams_updates else None,
+            on_group=display.group_done,
+            on_batch=display.batch_done,
+        )
+        clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
             weights=weights,
-            collector=Collector(
-                fleet,
-                config,
-                prompts=prompts,
-                skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
-                judge_watch=watch,
-                published=weights.published,
-                last_step=step,
-                on_trained=updates.add if config.streams_updates else None,
-                on_group=display.group_done,
-                on_batch=display.batch_done,
-            ),
+            collector=collector,
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
+            journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
             heldout=heldout,
             display=display,
         )
@@ -180,6 +191,21 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
+
+
+async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
+    """Take the lease on the run until all of it is shut down."""
+    held = await asyncio.to_thread(take_lease, folder, say=display.say)
+    cleanup.callback(held.release)
+    held.report_to(EventLog(folder, say=lambda _: None, warn=lambda _: None).add)  # the error is shown
+    return held
+
+
+def _write_config(folder: Path, config: Config, held: Lease) -> None:
+    """From here on the run counts as started."""
+    held.check()
+    with stop_on_full_disk(folder):
+        write_atomically(folder / CONFIG, to_yaml(config))
 
 
 def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path | None) -> RunLogs:
@@ -207,19 +233,6 @@ def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
     )
 
 
-async def _restore(checkpoints: Checkpoints, folder: Path, display: Display) -> int:
-    """Restore the newest valid checkpoint; returns its step, or 0 if the run stopped before its first one."""
-    found = newest_checkpoint(folder / "checkpoints")
-    for reason in found.rejected:
-        display.warn(reason)
-    if found.path is None and found.rejected:
-        raise CheckpointError(f"{folder} has no valid checkpoint: start a new run without --resume")
-    if found.path is None:
-        display.say("no checkpoint was written yet: this run starts over")
-        return 0
-    return await checkpoints.restore(found.path)
-
-
 async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:
     """Wait for all components.
 
@@ -241,18 +254,6 @@ async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLog
 def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
     """The check of the judge, by one test call; `check_run` itself checks prompt and model folder."""
     return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
-
-
-def _check_resumption(config: Config, folder: Path) -> None:
-    """Reject a checkpoint of another run before anything is started."""
-    checkpoints = folder / "checkpoints"
-    for checkpoint in reversed(list_checkpoints(checkpoints) if checkpoints.is_dir() else []):
-        with contextlib.suppress(CheckpointError):  # damaged ones are skipped here as well
-            saved = read_state(checkpoint)["identity"]
-            break
-    else:
-        return
-    check_identity(saved, identify(config, Dataset.open(config.data.train)))
 
 
 async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:

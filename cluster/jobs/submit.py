@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from cluster.jobs.package import (
     mark_of,
     size_problem,
 )
+from cluster.runtime.exposure import ALLOW_OPEN
 from cluster.shell import print_json, warn_user
 from configs.load import load_config
 from configs.schema import Config
@@ -62,7 +64,8 @@ def submit_job(arguments: Sequence[str], address: str, *, follow: bool = True, a
     excludes = [*EXCLUDES, *key_patterns(arguments, config, folder)]
     metadata = job_metadata(arguments[0], added, config)
     url, client = dashboard_url(address), open_dashboard(address)
-    refuse_rival(client, url, metadata)
+    if "--resume" in arguments or any(argument.startswith("run.name=") for argument in arguments):
+        refuse_rival(client, url, metadata)  # without a name it would be another run
     if problem := size_problem(measure_package(folder, excludes), folder, MAX_UPLOAD_BYTES):
         raise RunError(problem)
     with _marked(mark_of(added, secrets.token_hex(4)) if RUN in metadata else None) as mark, explained(url):
@@ -129,10 +132,14 @@ def job_metadata(command: str, added: Sequence[str], config: Config | None) -> d
 
 
 def job_environment(config: Config | None, mark: Path | None) -> dict[str, str]:
-    """Ray ends a job by SIGTERM, and by SIGKILL after 3 s unless it is told otherwise: a run needs its grace time."""
+    """Ray ends a job by SIGTERM, and by SIGKILL after 3 s unless it is told otherwise: a run needs its grace time.
+
+    A cluster that this command may use without a token, its job may use as well.
+    """
     grace_s = config.run.stop_grace_s if config else 0.0
     wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s + STOP_MARGIN_S))}
-    return wait if mark is None else {**wait, MARK_VARIABLE: str(mark)}
+    allowed = {ALLOW_OPEN: os.environ[ALLOW_OPEN]} if os.environ.get(ALLOW_OPEN) else {}
+    return {**wait, **allowed} if mark is None else {**wait, **allowed, MARK_VARIABLE: str(mark)}
 
 
 def how_to_go_on(job: str, url: str) -> str:

@@ -98,7 +98,8 @@ def train(
             started = launch(settings, resume=resume, restart=restart, display=display, started_at=started_at)
             async with started as parts:
                 with stop_when_preempted(stopping):
-                    async with stopping.saving(parts.checkpoints.save_last, finished=lambda: parts.journal.step):
+                    save = parts.checkpoints.save_last
+                    async with stopping.saving(save, finished=lambda: parts.journal.step):
                         return await train_loop(settings, parts)
 
         summary = run_async(run(), stopping)

@@ -13,14 +13,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.data.dataset import Dataset, PromptCursor, SkipLedger
+from actors.data.dataset import Dataset, PromptCursor
 from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
 from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
-from cluster.folders import CONFIG, checkpoints_url
+from cluster.folders import CONFIG
 from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
@@ -28,7 +28,7 @@ from cluster.records.events import EventLog
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
 from cluster.runs.lease import Lease, take_lease
-from cluster.runs.resuming import check_checkpoints, find_start, mend_records
+from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
@@ -49,7 +49,6 @@ from judge.llm.served_model import num_gpus_wanted
 from judge.llm.server import served_llm, waker
 from judge.llm.version import judge_version
 from judge.pool import JudgePool
-from learner.checkpoint import CheckpointFolder
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
@@ -121,14 +120,12 @@ async def launch(
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    more = [check_address, *_judge_checks(config.judge, display)]
-    then = [lambda: check_checkpoints(config, resume=resume, restart=restart, warn=display.warn)]
-    await asyncio.to_thread(check_run, config, more=more, then=then)
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
+    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         held = await _hold(folder, display, cleanup)
-        saved = CheckpointFolder(checkpoints_url(config))
-        goes_on = await asyncio.to_thread(find_start, folder, saved, resume=resume, restart=restart, display=display)
+        resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
@@ -141,14 +138,9 @@ async def launch(
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        skips = SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction)
-        driver = DriverParts(identity=identify(config, train_set), prompts=prompts, skips=skips, judge_watch=watch)
-        checkpoints = Checkpoints(
-            config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check
-        )
-        cleanup.push_async_callback(checkpoints.close)
-        step = await checkpoints.restore() if goes_on else 0
-        mend_records(folder, config, step, prompts, display)
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
+        step = await checkpoints.restore() if resumes else 0
+        skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
@@ -199,6 +191,23 @@ async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitSta
     cleanup.callback(held.release)
     held.report_to(EventLog(folder, say=lambda _: None, warn=lambda _: None).add)  # the error is shown
     return held
+
+
+def _checkpoints(
+    config: Config,
+    train_set: Dataset,
+    learner: LearnerGroup,
+    prompts: PromptCursor,
+    watch: JudgeWatch,
+    display: Display,
+    events: EventLog,
+    held: Lease,
+    cleanup: contextlib.AsyncExitStack,
+) -> Checkpoints:
+    driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
+    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
+    cleanup.push_async_callback(checkpoints.close)
+    return checkpoints
 
 
 def _write_config(folder: Path, config: Config, held: Lease) -> None:

@@ -31,7 +31,7 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
                 update = await updates.finish(batch)
             published = await weights.publish()  # version = the learner's optimizer step
             journal.record_step(step, batch, update, published)
-            await checkpoints.reached(step, batch)
+            await checkpoints.reached(step, batch.cursor)
             if journal.is_complete:
                 break
             if config.train.eval_every and step % config.train.eval_every == 0:

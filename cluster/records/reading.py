@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from actors.episode import SampleRef
+
 Row = dict[str, Any]
 
 
@@ -43,6 +45,20 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             num_damaged += 1
     return entries, num_damaged
+
+
+def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[SampleRef, str]]]:
+    """Rows read in the steps up to this one: the number of usable ones, and the others with the reason."""
+    entries, _ = read_lines(run_dir / "lost.jsonl")
+    skipped = [
+        (SampleRef(dataset=dataset, row=entry["row"], uid=entry["sample"]), str(entry["reason"]))
+        for entry in entries
+        if entry["step"] <= step and isinstance(entry.get("row"), int)
+    ]
+    of_steps = [figures for figures in read_metrics(run_dir) if figures["step"] <= step]
+    lost = ("groups/lost", "groups/skipped")
+    num_usable = sum(f.get("groups/drawn", 0.0) - sum(f.get(name, 0.0) for name in lost) for f in of_steps)
+    return int(num_usable), skipped
 
 
 def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:

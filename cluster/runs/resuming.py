@@ -6,38 +6,28 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.data.dataset import Dataset, PromptCursor
+from actors.data.dataset import Dataset, PromptCursor, SkipLedger
 from actors.errors import CheckpointError, RunError
 from cluster.checkpoints import read_state
 from cluster.display import Display
 from cluster.folders import CONFIG, checkpoints_url
 from cluster.identity import check_identity, identify
+from cluster.records.reading import read_skips
 from cluster.records.repair import repair_records
 from cluster.runs.attempts import set_aside
 from configs.schema import Config
 from learner.checkpoint import CheckpointFolder
 
 
-def check_checkpoints(
-    config: Config, *, resume: bool, restart: bool = False, warn: Callable[[str], None] = lambda _: None
-) -> None:
-    """Reject, before anything is started, checkpoints of another run. Changes nothing: the lease is not held yet.
+def check_resumption(config: Config, *, warn: Callable[[str], None]) -> None:
+    """Reject a checkpoint of another run before anything is started. Changes nothing: the lease is not held yet.
 
     Raises:
-        CheckpointError: the place of the checkpoints cannot be opened; with `resume`, the run's identity differs from
-            this command's; without, `train.checkpoint_dir` holds checkpoints of this name.
+        CheckpointError: the run's identity differs from this command's, or the checkpoints cannot be reached.
     """
     checkpoints = CheckpointFolder(checkpoints_url(config))
-    names = checkpoints.list()
-    if not resume:
-        if names and config.train.checkpoint_dir:  # those in the run's own folder are set aside with it
-            raise CheckpointError(
-                f"{checkpoints.url} holds checkpoints up to {names[-1]}: "
-                + ("remove them, or set run.name" if restart else "give --resume, remove them, or set run.name")
-            )
-        return
-    for name in reversed(names):
-        with contextlib.suppress(CheckpointError):  # damaged ones are skipped when the run is restored as well
+    for name in reversed(checkpoints.list()):
+        with contextlib.suppress(CheckpointError):  # damaged ones are skipped here as well
             saved = read_state(checkpoints, name)["identity"]
             break
     else:
@@ -46,31 +36,48 @@ def check_checkpoints(
         warn(warning)
 
 
-def find_start(folder: Path, checkpoints: CheckpointFolder, *, resume: bool, restart: bool, display: Display) -> bool:
-    """Whether the run continues from a checkpoint; if it starts from step 0, earlier records are set aside.
+def find_start(config: Config, *, resume: bool, restart: bool, display: Display) -> bool:
+    """Whether there is a checkpoint to resume from; else the run starts from step 0, with earlier records set aside.
 
     Raises:
+        CheckpointError: all checkpoints are damaged, or those of another run lie where this one would write.
         RunError: a new run would overwrite another one.
     """
+    folder, checkpoints = Path(config.run.dir) / config.run.name, CheckpointFolder(checkpoints_url(config))
     if resume:
-        if names := checkpoints.list():
-            display.say(f"resuming; the newest checkpoint is {names[-1]}")
+        for name in checkpoints.discard_incomplete():
+            display.warn(f"{name} is incomplete: removed")
+        names = checkpoints.list()
+        if any(checkpoints.find_flaw(name, reads_tensors=False) is None for name in names):
             return True
+        if names:
+            reason = f"{names[-1]}: {checkpoints.find_flaw(names[-1], reads_tensors=False)}"
+            raise CheckpointError(
+                f"{folder} has no valid checkpoint ({reason}): give --restart to start it from step 0"
+            )
         display.say("no checkpoint was written yet: this run starts over")
     elif not restart and (folder / CONFIG).exists():
         raise RunError(f"{folder} has a run already: give --resume or --restart, or set run.name")
     if aside := set_aside(folder):
         display.say(f"earlier records are in {aside}")
+    if config.train.checkpoint_dir and (names := checkpoints.list()):
+        raise CheckpointError(
+            f"{checkpoints.url} holds checkpoints of an earlier run, up to {names[-1]}: remove them, or set run.name "
+            "or train.checkpoint_dir"
+        )
     return False
 
 
-def mend_records(folder: Path, config: Config, step: int, prompts: PromptCursor, display: Display) -> None:
-    """Restore lost lines of a resumed run's records, or name them.
+def recall(folder: Path, config: Config, step: int, prompts: PromptCursor, display: Display) -> SkipLedger:
+    """Unusable rows that a resumed run has met so far; lost lines of its records are restored or named.
 
     Args:
         prompts: restored to this step.
     """
+    skips = SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction)
     if step:
         drawn = PromptCursor(dataset=config.data.train, num_rows=prompts.num_rows, seed=config.run.seed)
         for problem in repair_records(folder, step, [ref.uid for ref in drawn.take(prompts.num_taken)]):
             display.warn(problem)
+        skips.num_usable, skips.skipped[:] = read_skips(folder, config.data.train, step)
+    return skips

@@ -58,7 +58,7 @@ class FakeCheckpoints:
     def __init__(self, every):
         self.every, self.saved, self.last = every, [], None
 
-    async def reached(self, step, batch):
+    async def reached(self, step, cursor):
         self.last = step
         if step % self.every == 0:
             self.saved.append(step)

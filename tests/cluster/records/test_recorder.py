@@ -13,6 +13,7 @@ from actors.episode import SampleRef, VersionSpan
 from actors.errors import RunError
 from cluster.evaluate import HeldoutPlay
 from cluster.records.metrics import summarize
+from cluster.records.reading import read_skips
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from configs.schema import RewardConfig
@@ -211,3 +212,17 @@ def test_curves_that_do_not_fit_cost_nothing_else(tmp_path, capfd, caplog):
     assert steps_of(tmp_path / "metrics.jsonl") == list(range(1, 9))
     assert caplog.text.count("no TensorBoard events from step") == 1
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_rows_that_were_unusable_are_counted_on_after_a_resumption(tmp_path):
+    skipped = LostGroup(
+        ref=SampleRef(dataset="d", row=7, uid="0-7"), reason="no image", is_skipped_row=True, group=None
+    )
+    failed = replace(skipped, ref=SampleRef(dataset="d", row=8, uid="0-8"), reason="late", is_skipped_row=False)
+    recorder = Recorder(tmp_path, step=0)
+    figures = {"groups/drawn": 5.0, "groups/lost": 1.0, "groups/skipped": 1.0}
+    for step in (1, 2):
+        recorder.record_step(step, replace(collected(f"0-{step}"), lost=(skipped, failed)), figures)
+    recorder.close()
+    assert read_skips(tmp_path, "d", 1) == (3, [(skipped.ref, "no image")])
+    assert read_skips(tmp_path, "d", 2) == (6, [(skipped.ref, "no image")] * 2)

@@ -51,6 +51,7 @@ PURE = (
     "configs/paths.py",
     "actors/engine/owned_worker.py",
     "actors/engine/owner.py",
+    "actors/engine/janitor.py",
     "actors/causes.py",
     "actors/errors.py",
     "actors/episode.py",

@@ -22,6 +22,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
+from cluster.status.cli import scale, status
 from configs.load import describe_fields, load_config, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -36,6 +37,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.command()(status)
+app.command()(scale)
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""

@@ -27,10 +27,14 @@ from cluster.preflight.checks import Check, check_judge, check_run
 from cluster.records.files import lock_run_folder, write_atomically
 from cluster.records.journal import Journal
 from cluster.runtime.connect import check_address, connect
+from cluster.runtime.gauges import RayMetrics
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.workers import RayWorker, start_workers
+from cluster.status.observer import Observer
+from cluster.status.scaling import SizeDesk, configured_sizes, shortage
+from cluster.status.views import MemberView
 from cluster.timekeeping import RunClock
 from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
@@ -118,6 +122,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         cleanup.enter_context(lock_run_folder(folder))
+        observer = await cleanup.enter_async_context(_observer(config, folder, display))
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
@@ -142,6 +147,8 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
         updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        observer.watch(lambda: _members(config, fleet.rollouts, learner), num_judges=lambda: watch.num_replicas)
+        clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
@@ -160,7 +167,9 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             ),
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
+            journal=Journal(
+                folder, config, step=step, clock=clock, judge_watch=watch, display=display, observer=observer
+            ),
             heldout=heldout,
             display=display,
         )
@@ -189,6 +198,26 @@ def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path 
     cleanup.callback(logs.close)
     cleanup.enter_context(logs.explain_failures())
     return logs
+
+
+def _observer(config: Config, folder: Path, display: Display) -> Observer:
+    """Status, events, sizes and metrics of a run, from its first moment on."""
+    is_fixed = dict.fromkeys(("rollouts", "learner"), "this run has members that neither join nor leave")
+    desk = SizeDesk(
+        folder, config, fixed=is_fixed, remark=lambda sizes: shortage(config, sizes, ray.cluster_resources())
+    )
+    return Observer(folder, config, desk=desk, screen=display, publish=RayMetrics(config.run.name))
+
+
+def _members(config: Config, rollouts: RolloutPool, learner: LearnerGroup) -> list[MemberView]:
+    """All members but the judges."""
+    num_ranks = configured_sizes(config)["learner"].minimum
+    workers = [MemberView(name=worker.name, role="rollouts", state="serving") for worker in rollouts.workers]
+    ranks = [
+        MemberView(name=f"learner rank {rank}", role="learner", state="active", version=learner.version)
+        for rank in range(num_ranks)
+    ]
+    return workers + ranks
 
 
 def _place(config: Config) -> Placement:

@@ -153,18 +153,7 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             fleet=fleet,
             learner=learner,
             weights=weights,
-            collector=Collector(
-                fleet,
-                config,
-                prompts=prompts,
-                skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
-                judge_watch=watch,
-                published=weights.published,
-                last_step=step,
-                on_trained=updates.add if config.streams_updates else None,
-                on_group=display.group_done,
-                on_batch=display.batch_done,
-            ),
+            collector=_collector(config, fleet, weights, updates, prompts, watch, step, display),
             updates=updates,
             checkpoints=checkpoints,
             journal=Journal(
@@ -173,6 +162,31 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
             heldout=heldout,
             display=display,
         )
+
+
+def _collector(
+    config: Config,
+    fleet: Fleet,
+    weights: WeightChannel,
+    updates: UpdateStream,
+    prompts: PromptCursor,
+    watch: JudgeWatch,
+    step: int,
+    display: Display,
+) -> Collector:
+    """Collects the batches after `step`."""
+    return Collector(
+        fleet,
+        config,
+        prompts=prompts,
+        skips=SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction),
+        judge_watch=watch,
+        published=weights.published,
+        last_step=step,
+        on_trained=updates.add if config.streams_updates else None,
+        on_group=display.group_done,
+        on_batch=display.batch_done,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -147,24 +147,22 @@ class SizeDesk:
         return self._sizes[role]
 
     def consider(self, request: ScaleRequest) -> ScaleAnswer | None:
-        """Accept or refuse a request as a whole; None for one that has its answer. An accepted one is kept on disk.
-
-        Raises:
-            OSError: the sizes cannot be kept.
-        """
+        """Accept or refuse a request as a whole; None for one that has its answer. An accepted one is kept on disk."""
         if self.answer is not None and self.answer.id == request.id:
             return None
         try:
             asked = parse_sizes(request.sizes)
             self._check(asked)
+            kept = {role: str(size) for role, size in {**self._kept(), **asked}.items()}
+            write_atomically(self._folder / SIZES, json.dumps(kept))
         except ValueError as error:
             reason, is_accepted = str(error), False
+        except OSError as error:
+            reason, is_accepted = f"{self._folder / SIZES} cannot be written: {error.strerror or error}", False
         else:
             is_accepted = True
             self._sizes = {**self._sizes, **asked}
-            kept = {role: str(size) for role, size in {**self._kept(), **asked}.items()}
             reason = self._remark(self._sizes)
-            write_atomically(self._folder / SIZES, json.dumps(kept))
         self.answer = ScaleAnswer(id=request.id, requested=dict(request.sizes), is_accepted=is_accepted, reason=reason)
         return self.answer
 

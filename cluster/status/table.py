@@ -125,15 +125,24 @@ def _missing(look: Look) -> str:
 def _members(look: Look) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for head in ("member", "state", "for", "version", "groups", "node", "why"):
-        table.add_column(head, justify="right" if head in ("for", "version", "groups") else "left", overflow="fold")
+        is_number = head in ("for", "version", "groups")
+        table.add_column(head, justify="right" if is_number else "left", no_wrap=head != "why", overflow="fold")
     order = {"rollouts": 0, "learner": 1, "judges": 2}
     for member in sorted(look.snapshot.status.members, key=lambda member: order.get(member.role, 3)):
         table.add_row(*_row(member, look.now))
     return table
 
 
+def short_time(seconds: float) -> str:
+    """Such as `45 s`, `12 min`, `3 h` or `2 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def _row(member: MemberView, now: float) -> tuple[RenderableType, ...]:
-    since = "" if member.since is None else str(timedelta(seconds=max(0, round(now - member.since))))
+    since = "" if member.since is None else short_time(now - member.since)
     return (
         Text(member.name),
         Text(member.state, style=STYLES.get(member.state, "")),

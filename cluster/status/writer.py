@@ -105,11 +105,7 @@ class StatusWriter:
             self._on_status(status)
 
     async def _answer(self, request: ScaleRequest) -> None:
-        try:
-            answer = await asyncio.to_thread(self._desk.consider, request)
-        except OSError as error:
-            self._fail(error)
-            return
+        answer = await asyncio.to_thread(self._desk.consider, request)
         if answer is None:
             return
         asked = " ".join(f"{role}={size}" for role, size in answer.requested.items())

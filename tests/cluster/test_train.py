@@ -16,6 +16,8 @@ from cluster.fleet import Fleet
 from cluster.judging.watch import JudgeWatch
 from cluster.launch import Parts
 from cluster.records.journal import Journal
+from cluster.status.observer import Observer
+from cluster.status.scaling import SizeDesk
 from cluster.timekeeping import RunClock
 from cluster.train import train
 from cluster.update_stream import UpdateStream
@@ -95,6 +97,8 @@ async def trained(tmp_path, worker, *overrides, learner=None):
         last_step=0,
         on_trained=updates.add if config.streams_updates else None,
     )
+    desk = SizeDesk(tmp_path, config)
+    observer = Observer(tmp_path, config, desk=desk, screen=display, publish=lambda readings: None)
     parts = Parts(
         fleet=fleet,
         learner=learner,
@@ -102,11 +106,14 @@ async def trained(tmp_path, worker, *overrides, learner=None):
         collector=collector,
         updates=updates,
         checkpoints=FakeCheckpoints(),
-        journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
+        journal=Journal(
+            tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display, observer=observer
+        ),
         heldout=range(500),
         display=display,
     )
-    return await train(config, parts), parts, shown.getvalue()
+    async with observer:
+        return await train(config, parts), parts, shown.getvalue()
 
 
 class ExactBackend:

@@ -55,7 +55,8 @@ class Journal:
         display.started(step)
         observer.started(step)
         if steps := before.repeated_steps:
-            detail = f"steps {steps[0]} to {steps[-1]} are newer than the checkpoint and are done again"
+            which = f"step {steps[0]} is" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]} are"
+            detail = f"{which} newer than the checkpoint and done again"
             observer.add_event(Event(kind="replay", who="run", detail=detail))
         skipped = [figures.get("learner/skipped_updates", 0) for figures in recorded if figures["step"] <= step]
         self._num_skipped_updates = int(max(skipped, default=0))
@@ -107,7 +108,8 @@ class Journal:
                 self._skipped.add(group.reason)
             self._observer.add_event(Event(kind="skip", who=f"sample {group.ref.uid}", detail=group.reason, step=step))
         if num := int(figures.get("episodes/unscored", 0)):
-            detail = f"{num} episodes without a verdict are left out of their groups"
+            num_all = num + int(figures["episodes/scored"])
+            detail = f"{num} of {num_all} episodes left out of their groups, for lack of a verdict"
             self._observer.add_event(Event(kind="mask", who="judges", detail=detail, step=step))
         num = int(figures.get("learner/skipped_updates", 0))
         if num > self._num_skipped_updates:

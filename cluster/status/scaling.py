@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.records.files import write_atomically
 from cluster.runtime.placement import place
-from cluster.status.files import replace_file
+from cluster.status.files import read_snapshot, replace_file
 from cluster.status.views import ScaleAnswer
 from configs.ranges import Range, parse_range
 from configs.schema import Config
@@ -135,7 +135,7 @@ class SizeDesk:
         self._config = config
         self._fixed = fixed or {}
         self._remark = remark
-        self.answer: ScaleAnswer | None = None
+        self.answer: ScaleAnswer | None = _last_answer(folder)
         self._sizes: dict[str, Range] = configured_sizes(config) | self._kept()
 
     @property
@@ -180,6 +180,14 @@ class SizeDesk:
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
         return {role: size for role, size in sizes.items() if role not in self._fixed}
+
+
+def _last_answer(folder: Path) -> ScaleAnswer | None:
+    """Of the driver before, so that a resumed run does not answer the same request again."""
+    try:
+        return read_snapshot(folder).status.scale
+    except ValueError:
+        return None
 
 
 def write_request(folder: Path, request: ScaleRequest) -> None:

@@ -93,9 +93,7 @@ def _header(look: Look) -> Text:
         lines.append(f"\n{status.phase}")
     if look.cause:
         lines.append(f"\n{look.cause}", style="red")
-    lines.append(
-        f"\nwritten {timedelta(seconds=round(look.age_s))} ago on {look.snapshot.host}, pid {look.snapshot.pid}"
-    )
+    lines.append(f"\nwritten {short_time(look.age_s)} ago on {look.snapshot.host}, pid {look.snapshot.pid}")
     if look.owner:
         lines.append(f"; held by {look.owner}")
     wanted = ", ".join(f"{role} {size}" for role, size in status.wanted.items())
@@ -148,7 +146,7 @@ def _row(member: MemberView, now: float) -> tuple[RenderableType, ...]:
         Text(member.state, style=STYLES.get(member.state, "")),
         since,
         "-" if member.version is None else str(member.version),
-        str(member.in_flight) if member.role == "rollouts" else "",
+        "-" if member.in_flight is None else str(member.in_flight),
         Text(member.node),
         Text(member.detail),
     )

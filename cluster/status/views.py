@@ -29,8 +29,8 @@ class MemberView:
     version: int | None = None
     """Of the weights that it serves or holds; None where it has none yet."""
     node: str = ""
-    in_flight: int = 0
-    """Groups that it plays."""
+    in_flight: int | None = None
+    """Groups that it plays; None where that is not known, or for no rollout worker."""
     since: float | None = None
     """Wall-clock time at which it came into this state; None if unknown."""
     detail: str = ""

@@ -1,21 +1,25 @@
 """The main loop with fakes for engines, judges and learner; collection, records and display are real."""
 
 import asyncio
+import dataclasses
 import io
+import itertools
 import json
 
 import pytest
 from rich.console import Console
 
 from actors.data.dataset import PromptCursor, SkipLedger
-from actors.errors import LearnerError
+from actors.errors import LearnerError, RolloutError, SampleError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.judging.watch import JudgeWatch
 from cluster.launch import Parts
+from cluster.records.events import read_events
 from cluster.records.journal import Journal
+from cluster.records.reading import read_metrics
 from cluster.status.observer import Observer
 from cluster.status.scaling import SizeDesk
 from cluster.timekeeping import RunClock
@@ -24,7 +28,7 @@ from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
 from configs.load import load_config, to_yaml
 from judge.pool import JudgePool
-from judge.verdict import Verdict
+from judge.verdict import NoVerdict, Verdict
 from learner.update import UpdateReport
 from tests.fakes import ExactJudges, FakeWeightSource, FakeWorker, make_episode, make_group
 
@@ -75,15 +79,15 @@ class RunsDry(FakeWorker):
         return played, image
 
 
-async def trained(tmp_path, worker, *overrides, learner=None):
+async def trained(tmp_path, worker, *overrides, learner=None, others=(), backend=None):
     """Play a run; its summary, parts and what a person saw."""
     config = load_config("tiny", [*SETTINGS, *overrides])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     shown = io.StringIO()
     display = Display(config, Console(file=shown, width=200))
-    judges = JudgePool(None, config.judge, local=[ExactBackend()])
+    judges = JudgePool(None, config.judge, local=[backend or ExactBackend()])
     watch = JudgeWatch(judges, config, warn=display.warn)
-    fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
+    fleet = Fleet(rollouts=RolloutPool([worker, *others], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
     learner = learner or FakeLearner()
     weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0)
     updates = UpdateStream(learner, min_groups=1)
@@ -142,6 +146,49 @@ async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth, s
     assert [sorted(uids) for uids in parts.learner.learned] == [
         sorted(ref.uid for ref in cursor.take(8)) for _ in range(4)
     ]
+
+
+async def test_what_is_lost_masked_or_played_again_is_told_and_counted(tmp_path):
+    class SkipsUpdates(FakeLearner):
+        async def finish(self):
+            report = await super().finish()
+            skipped = 1.0 if self.version >= 2 else 0.0
+            return dataclasses.replace(report, metrics={"learner/skipped_updates": skipped})
+
+    dies = FakeWorker("dies", [None, RolloutError("its node left")])
+    lives = FakeWorker("lives", [SampleError("no such picture")])
+    _, _, shown = await trained(tmp_path, dies, learner=SkipsUpdates(), others=[lives])
+    events = read_events(tmp_path)
+    (lost,) = [event for event in events if event.who.startswith("sample")]
+    assert (lost.kind, lost.step) == ("skip", 1)
+    assert "no such picture" in lost.detail
+    assert shown.count("no such picture") == 1
+    (skipped,) = [event for event in events if event.who == "learner"]
+    assert (skipped.kind, skipped.step) == ("skip", 2), "the count of skipped updates is of the whole run"
+    metrics = [line for line in read_metrics(tmp_path) if "run/useful_time" in line]
+    assert [line["waste/episodes_again"] for line in metrics] == [8.0, 0.0, 0.0, 0.0], "one group of 8"
+    assert [line["events/skip"] for line in metrics] == [1.0, 2.0, 2.0, 2.0]
+    useful = [line["run/useful_s"] for line in metrics]
+    assert useful == pytest.approx(list(itertools.accumulate(line["time/step_s"] for line in metrics)))
+
+
+async def test_episodes_without_a_verdict_are_an_event_of_their_step(tmp_path):
+    class Mute(ExactBackend):
+        """On the first answer that it sees."""
+
+        num_calls = 0
+
+        async def grade(self, request):
+            self.num_calls += 1
+            outcomes = await super().grade(request)
+            return [NoVerdict(reason="mute"), *outcomes[1:]] if self.num_calls == 1 else outcomes
+
+    await trained(tmp_path, FakeWorker("a"), backend=Mute())
+    (mask,) = [event for event in read_events(tmp_path) if event.kind == "mask"]
+    assert mask.step == 1
+    assert mask.detail == "4 of 72 episodes left out of their groups, for lack of a verdict", (
+        "all that gave this answer"
+    )
 
 
 async def test_a_learner_that_fails_ends_the_run_while_others_still_play(tmp_path):

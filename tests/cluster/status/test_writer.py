@@ -102,6 +102,16 @@ async def test_a_request_is_answered_once_in_the_file_and_as_an_event(run):
     ]
 
 
+async def test_a_resumed_run_does_not_answer_again(run):
+    ask(run.folder, 1, rollouts="2..6")
+    await run.writer.tick()
+    resumed = Run(run.folder)
+    await resumed.writer.tick()
+    assert resumed.events == []
+    assert resumed.written.scale == run.written.scale
+    assert resumed.written.wanted["rollouts"] == "2..6"
+
+
 @pytest.mark.parametrize(
     ("error", "state", "cause"),
     [

@@ -33,7 +33,7 @@ from cluster.runtime.placement import Placement, check_capacity, place
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.workers import RayWorker, start_workers
 from cluster.status.observer import Observer
-from cluster.status.scaling import SizeDesk, configured_sizes, shortage
+from cluster.status.scaling import SizeDesk, Sizes, configured_sizes, shortage
 from cluster.status.views import MemberView
 from cluster.timekeeping import RunClock
 from cluster.update_stream import UpdateStream
@@ -217,10 +217,15 @@ def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path 
 def _observer(config: Config, folder: Path, display: Display) -> Observer:
     """Status, events, sizes and metrics of a run, from its first moment on."""
     is_fixed = dict.fromkeys(("rollouts", "learner"), "this run has members that neither join nor leave")
-    desk = SizeDesk(
-        folder, config, fixed=is_fixed, remark=lambda sizes: shortage(config, sizes, ray.cluster_resources())
-    )
+    desk = SizeDesk(folder, config, fixed=is_fixed, remark=lambda sizes: _lacking(config, sizes))
     return Observer(folder, config, desk=desk, screen=display, publish=RayMetrics(config.run.name))
+
+
+def _lacking(config: Config, sizes: Sizes) -> str:
+    """What sizes will wait for. Never starts Ray, as asking an unconnected one would."""
+    with contextlib.suppress(RayError):
+        return shortage(config, sizes, ray.cluster_resources()) if ray.is_initialized() else ""
+    return ""
 
 
 def _members(config: Config, rollouts: RolloutPool, learner: LearnerGroup) -> list[MemberView]:

@@ -103,6 +103,7 @@ PURE = (
     "cluster/signal.py",
     "cluster/status/cli.py",
     "cluster/status/files.py",
+    "cluster/status/observer.py",
     "cluster/status/readings.py",
     "cluster/status/repeats.py",
     "cluster/status/scaling.py",

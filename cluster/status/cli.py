@@ -40,7 +40,8 @@ def status(
     with report_errors():
         found = look(run)
         if watch:
-            found = _follow(run, found, as_json_)
+            with contextlib.suppress(KeyboardInterrupt):
+                _follow(run, found, as_json_)
         elif as_json_:
             print_json(as_json(found))
         else:
@@ -107,7 +108,17 @@ def ask(
         raise RunError(f"{run} does not run: {_why_not(before)}; a run that is started can be scaled")
     request = ScaleRequest(id=secrets.token_hex(8), time=time.time(), sizes=sizes)
     write_request(run, request)
-    deadline = clock() + timeout_s
+    try:
+        return _answer_to(run, request, deadline=clock() + timeout_s, clock=clock, sleep=sleep)
+    except TimeoutError as error:
+        raise RunError(f"{run} did not answer within {timeout_s:g} s, and the request was taken back") from error
+    finally:
+        withdraw_request(run, request)
+
+
+def _answer_to(
+    run: Path, request: ScaleRequest, *, deadline: float, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> ScaleAnswer:
     while clock() < deadline:
         sleep(LOOK_S)
         with contextlib.suppress(ValueError):  # a shared file system may fail for a moment
@@ -115,12 +126,10 @@ def ask(
             if found.scale is not None and found.scale.id == request.id:
                 return found.scale
             if found.is_over:
-                withdraw_request(run, request)
                 raise RunError(f"{run} has ended meanwhile: {found.cause or found.state}")
         if (asked := read_request(run)) is not None and asked.id != request.id:
             raise RunError(f"another request for {run} replaced this one: see `visionthink status {run}`")
-    withdraw_request(run, request)
-    raise RunError(f"{run} did not answer within {timeout_s:g} s, and the request was taken back")
+    raise TimeoutError
 
 
 def _why_not(snapshot: Snapshot) -> str:
@@ -136,7 +145,7 @@ def _text(found: Look) -> str:
     return captured.get()
 
 
-def _follow(run: Path, found: Look, is_json: bool) -> Look:
+def _follow(run: Path, found: Look, is_json: bool) -> None:
     """Until the run ends. In a pipe, a text or an object for each change."""
     if sys.stdout.isatty() and not is_json:
         with Live(render(found), console=Console(), auto_refresh=False) as live:
@@ -144,7 +153,7 @@ def _follow(run: Path, found: Look, is_json: bool) -> Look:
                 time.sleep(WATCH_S)
                 found = look(run)
                 live.update(render(found), refresh=True)
-        return found
+        return
     shown: dict[str, Any] = {}
     while True:
         seen = as_json(found)
@@ -153,6 +162,6 @@ def _follow(run: Path, found: Look, is_json: bool) -> Look:
             shown = seen
             typer.echo(json.dumps(as_json(found)) if is_json else _text(found))
         if not found.is_alive:
-            return found
+            return
         time.sleep(WATCH_S)
         found = look(run)

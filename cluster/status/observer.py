@@ -12,8 +12,9 @@ from cluster.records.events import Event, EventLog
 from cluster.status.readings import Reading, StatusReadings, event_readings, step_readings
 from cluster.status.repeats import Repeats
 from cluster.status.scaling import SizeDesk
-from cluster.status.views import MemberView, RunState, RunStatus, members_line
+from cluster.status.views import MemberView, Role, RunState, RunStatus, members_line
 from cluster.status.writer import StatusWriter
+from configs.ranges import Range
 from configs.schema import Config
 
 Publish = Callable[[Iterable[Reading]], None]
@@ -81,6 +82,10 @@ class Observer:
     ) -> None:
         """Whom to ask from now on, about once a second; neither may block."""
         self._members, self._num_judges = members, num_judges
+
+    def desired(self, role: Role) -> Range:
+        """The size in force of a role: by the config, or by the last `visionthink scale`."""
+        return self._desk.desired(role)
 
     def started(self, step: int) -> None:
         """All components are up, with `step` as the last finished step."""

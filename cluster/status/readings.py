@@ -6,7 +6,6 @@ Prometheus sees them as `ray_visionthink_*`, counters with `_total` at the end, 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -112,29 +111,30 @@ def event_readings(event: Event) -> list[Reading]:
 
 
 class StatusReadings:
-    """Of each status; a state that nobody is in any more becomes 0, and the version of a member that left ends."""
+    """Of each status, what changed since the one before: a gauge keeps its value, and members may be many.
+
+    A state that nobody is in any more becomes 0, and the version of a member that left ends.
+    """
 
     def __init__(self) -> None:
-        self._counted: set[tuple[str, str]] = set()
-        self._versions: set[tuple[str, str]] = set()
+        self._values: dict[tuple[Metric, str, str], float] = {}
 
     def of(self, status: RunStatus) -> list[Reading]:
-        states: Counter[tuple[str, str]] = Counter((member.role, member.state) for member in status.members)
-        versions: dict[tuple[str, str], float] = {
-            (m.role, m.name): float(m.version) for m in status.members if m.version is not None
-        }
-        self._counted |= states.keys()
-        gone = dict.fromkeys(self._versions - versions.keys(), math.nan)
-        self._versions = set(versions)
-        versions |= gone
+        values = dict.fromkeys((series for series in self._values if series[0] is MEMBERS), 0.0)
+        for member in status.members:
+            state = (MEMBERS, str(member.role), member.state)
+            values[state] = values.get(state, 0.0) + 1
+            if member.version is not None:
+                values[MEMBER_VERSION, member.role, member.name] = float(member.version)
+        for series in self._values.keys() - values.keys():
+            if series[0] is MEMBER_VERSION and not math.isnan(self._values[series]):
+                values[series] = math.nan
         readings = [
-            Reading(metric=MEMBERS, value=float(states[role, state]), tags={"role": role, "state": state})
-            for role, state in sorted(self._counted)
+            Reading(metric=series[0], value=value, tags=dict(zip(series[0].tags, series[1:], strict=True)))
+            for series, value in values.items()
+            if self._values.get(series) != value
         ]
-        readings += [
-            Reading(metric=MEMBER_VERSION, value=value, tags={"role": role, "member": member})
-            for (role, member), value in sorted(versions.items())
-        ]
+        self._values = values
         if status.num_judges is not None:
             readings.append(Reading(metric=JUDGES, value=float(status.num_judges)))
         return readings

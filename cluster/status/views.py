@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from configs.ranges import Range
@@ -87,7 +87,15 @@ class RunStatus:
 
 
 def encode_status(status: RunStatus) -> dict[str, Any]:
-    return asdict(status)
+    """For JSON. Members may be a thousand, every second: `asdict` would copy each of their fields deeply."""
+    fields = _shallow(status)
+    fields["members"] = [_shallow(member) for member in status.members]
+    fields["scale"] = None if status.scale is None else _shallow(status.scale)
+    return fields
+
+
+def _shallow(view: Any) -> dict[str, Any]:
+    return {name: getattr(view, name) for name in view.__dataclass_fields__}
 
 
 def decode_status(fields: Mapping[str, Any]) -> RunStatus:

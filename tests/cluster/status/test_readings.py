@@ -66,7 +66,10 @@ def test_members_are_counted_by_role_and_state_and_leave_no_trace_when_they_go()
     found = flat(series.of(replace(STATUS, members=(up[0],))))
     assert found["members", "rollouts", "draining"] == 0
     assert math.isnan(found["member_version", "rollouts", "rollout worker 1"])
-    assert ("member_version", "rollouts", "rollout worker 1") not in flat(series.of(replace(STATUS, members=(up[0],))))
+    assert flat(series.of(replace(STATUS, members=(up[0],), num_judges=None))) == {}, "nothing changed"
+    found = flat(series.of(replace(STATUS, members=tuple(up))))
+    assert found["member_version", "rollouts", "rollout worker 1"] == 3, "it is back"
+    assert ("member_version", "rollouts", "rollout worker 0") not in found, "it has not changed"
 
 
 def test_an_event_counts_one_of_its_kind():

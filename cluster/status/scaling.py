@@ -1,7 +1,8 @@
 """Sizes of a live run: what `visionthink scale` asks for in RUN/scale.json, and what the driver makes of it.
 
 RUN/sizes.json keeps what was accepted. It holds for the life of the run, over its resumptions too, until it is changed
-again; a role that was never changed has its size from the config.
+again: by another request, or by a resumption whose setting differs from that of the run until then. A role that was
+never changed has its size from the config.
 """
 
 from __future__ import annotations
@@ -153,8 +154,7 @@ class SizeDesk:
         try:
             asked = parse_sizes(request.sizes)
             self._check(asked)
-            kept = {role: str(size) for role, size in {**self._kept(), **asked}.items()}
-            write_atomically(self._folder / SIZES, json.dumps(kept))
+            self._keep({**self._kept(), **asked})
         except ValueError as error:
             reason, is_accepted = str(error), False
         except OSError as error:
@@ -173,13 +173,25 @@ class SizeDesk:
         if problem := size_problem(self._config, {**self._sizes, **asked}):
             raise ValueError(problem)
 
+    def _keep(self, sizes: Sizes) -> None:
+        configured = configured_sizes(self._config)
+        fields = {role: {"size": str(size), "setting": str(configured[role])} for role, size in sizes.items()}
+        write_atomically(self._folder / SIZES, json.dumps(fields))
+
     def _kept(self) -> dict[str, Range]:
-        """Sizes accepted earlier in the run's life, of roles that can still be resized."""
+        """Sizes accepted earlier in the run's life, of roles that can still be resized and whose setting is the same."""
+        configured = configured_sizes(self._config)
         try:
-            sizes = parse_sizes(json.loads((self._folder / SIZES).read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError, TypeError):
+            fields = json.loads((self._folder / SIZES).read_text(encoding="utf-8"))
+            sizes = parse_sizes({role: kept["size"] for role, kept in fields.items()})
+            settings = {role: kept["setting"] for role, kept in fields.items()}
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
             return {}
-        return {role: size for role, size in sizes.items() if role not in self._fixed}
+        return {
+            role: size
+            for role, size in sizes.items()
+            if role not in self._fixed and settings[role] == str(configured[role])
+        }
 
 
 def _last_answer(folder: Path) -> ScaleAnswer | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from cluster.status.scaling import (
@@ -77,9 +75,13 @@ def test_sizes_outlive_the_driver_and_a_refusal(tmp_path):
     assert not refused.is_accepted
     resumed = SizeDesk(tmp_path, config)
     assert resumed.sizes == ranges("2..6", 2)
-    assert json.loads((tmp_path / SIZES).read_text()) == {"rollouts": "2..6", "learner": "2"}
     fixed = SizeDesk(tmp_path, config, fixed={"learner": "no"})
     assert fixed.sizes == ranges("2..6", 1), "a size that cannot be had is not one in force"
+
+
+def test_a_resumption_with_another_setting_has_the_last_word(tmp_path):
+    SizeDesk(tmp_path, load_config("tiny", [])).consider(request(rollouts="2..6", learner=2))
+    assert SizeDesk(tmp_path, load_config("tiny", ["rollout.num_workers=3"])).sizes == ranges(3, 2)
 
 
 def test_a_request_is_taken_as_a_whole(tmp_path):
@@ -91,7 +93,9 @@ def test_a_request_is_taken_as_a_whole(tmp_path):
     assert not (tmp_path / SIZES).exists()
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"rollouts": "x"}', '{"a": "2"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"rollouts": "2"}', '{"rollouts": {"size": "x", "setting": "1"}}', '{"a": {"size": "2"}}']
+)
 def test_kept_sizes_that_are_damaged_are_those_of_the_config(tmp_path, text):
     (tmp_path / SIZES).write_text(text)
     assert SizeDesk(tmp_path, load_config("tiny", [])).sizes == ranges(1, 1)

@@ -179,7 +179,7 @@ class SizeDesk:
         write_atomically(self._folder / SIZES, json.dumps(fields))
 
     def _kept(self) -> dict[str, Range]:
-        """Sizes accepted earlier in the run's life, of roles that can still be resized and whose setting is the same."""
+        """Sizes accepted earlier in the run's life, of roles that can be resized and have the same setting."""
         configured = configured_sizes(self._config)
         try:
             fields = json.loads((self._folder / SIZES).read_text(encoding="utf-8"))

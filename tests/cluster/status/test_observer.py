@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from actors.errors import RunError
 from cluster.display import Display
 from cluster.records.events import Event, read_events
+from cluster.status.cli import ask
 from cluster.status.files import read_snapshot
 from cluster.status.observer import Observer
 from cluster.status.readings import Reading
 from cluster.status.repeats import Repeats
 from cluster.status.scaling import SizeDesk
+from cluster.status.writer import TICK_S
 from configs.load import load_config
+from configs.ranges import Range
 from tests.cluster.status.test_readings import flat
 from tests.cluster.status.test_views import ranks, rollouts
 
@@ -115,3 +121,16 @@ def test_the_members_take_one_line_of_a_narrow_terminal(width):
     display.console.print(display)
     assert [line[:8] for line in out.getvalue().splitlines()].count("rollouts") == 1
     assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+async def test_a_live_run_takes_another_size_within_two_seconds(seen, tmp_path):
+    async with seen.observer as observer:
+        observer.started(0)
+        started = time.monotonic()
+        answer = await asyncio.to_thread(ask, tmp_path, {"rollouts": "2..6"}, timeout_s=20)
+        assert time.monotonic() - started < 2 * TICK_S + 1
+        assert answer.is_accepted
+        assert observer.desired("rollouts") == Range(minimum=2, maximum=6)
+    assert [event.detail for event in read_events(tmp_path)] == ["rollouts=2..6 accepted"]
+    with pytest.raises(RunError, match="it ended"):
+        ask(tmp_path, {"rollouts": "3"}, timeout_s=20)

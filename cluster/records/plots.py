@@ -75,7 +75,6 @@ CHARTS = (
             ("time/publish_s", "weight sync"),
             ("time/step_s", "step"),
         ),
-        shows_events=True,
     ),
     Chart(
         title="Useful time (1 = no start, save, fault or repetition)",
@@ -179,8 +178,8 @@ def _draw_events(axes: Axes, events: Sequence[Event]) -> None:
     kinds = [kind for kind in EVENT_COLOURS if any(kind == of for _, of in marks)]
     for kind in kinds:
         for step in sorted(at for at, of in marks if of == kind and at is not None):
-            axes.axvline(step, color=EVENT_COLOURS[kind], linewidth=0.8, linestyle=":", zorder=0)
-        axes.plot([], [], color=EVENT_COLOURS[kind], linewidth=0.8, linestyle=":", label=kind)
+            axes.axvline(step, color=EVENT_COLOURS[kind], linewidth=1.2, linestyle=":", zorder=0)
+        axes.plot([], [], color=EVENT_COLOURS[kind], linewidth=1.2, linestyle=":", label=kind)
     if kinds:
         axes.legend(fontsize=8, frameon=False)
 

@@ -220,7 +220,7 @@ def test_events_are_listed_and_drawn_where_they_happened(run_dir):
     assert "2 leave, 1 mask" in page
     assert "step 1: rollout worker 1: leave: &lt;b&gt;node lost&lt;/b&gt;" in page
     chart = next(chart for chart in CHARTS if chart.shows_events)
-    steps = [{"step": 1.0, "time/step_s": 3.0}, {"step": 2.0, "time/step_s": 3.0}]
+    steps = [{"step": 1.0, "run/useful_time": 0.3}, {"step": 2.0, "run/useful_time": 0.4}]
     mask = Event(kind="mask", who="judges", step=2)
 
     def num_lines(events) -> int:

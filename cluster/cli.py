@@ -27,6 +27,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
+from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
 from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
@@ -45,6 +46,8 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.add_typer(cluster_app, name="cluster")
+app.command()(status)
+app.command()(scale)
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""

@@ -13,10 +13,11 @@ from statistics import median
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from configs.schema import Config
 
@@ -64,8 +65,8 @@ LLM_COLUMNS = (
 EVALUATION_TITLE = "held-out split, greedy"
 EVALUATION_HEADS = ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens")
 MAX_ROWS = 30
-NUM_OTHER_LINES = 6
-"""Title, headings, progress bars and one spare line."""
+NUM_OTHER_LINES = 7
+"""Title, members, headings, progress bars and one spare line."""
 NUM_STEPS_FOR_ETA = 5
 
 
@@ -97,7 +98,9 @@ class Display:
         self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=MAX_ROWS)
         self._step_seconds: list[float] = []
+        self._eta: timedelta | None = None
         self._said: set[str] = set()
+        self._members = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -139,6 +142,21 @@ class Display:
             self._said.add(text)
             self.warn(text)
 
+    def show_members(self, line: str) -> None:
+        """Who takes part in the run; shown above the table, and nowhere else: events tell of changes."""
+        self._members = line
+
+    @property
+    def eta_s(self) -> float | None:
+        """Estimated seconds from the last finished step to the end of the run; None before the first one."""
+        return self._eta.total_seconds() if self._eta is not None else None
+
+    @property
+    def phase(self) -> str:
+        """What the run does, and how much of it is done."""
+        task = next(task for task in self._progress.tasks if task.id == self._current)
+        return task.description + (f" {task.completed:.0f}/{task.total:.0f}" if task.total else "")
+
     def started(self, step: int) -> None:
         self._progress.update(self._steps, completed=step)
         self._await_groups(step + 1)
@@ -154,7 +172,7 @@ class Display:
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
         self._step_seconds.append(figures.get("time/step_s", 0.0))
-        eta = time_left(self._step_seconds, self._config.train.num_steps - step)
+        eta = self._eta = time_left(self._step_seconds, self._config.train.num_steps - step)
         self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
         self._await_groups(step + 1)
         if not self.console.is_terminal:
@@ -195,7 +213,8 @@ class Display:
         num_rows = max(1, height - NUM_OTHER_LINES)
         for step, figures in list(self._rows)[-num_rows:]:
             table.add_row(str(step), *(column.cell(figures) for column in columns))
-        return Group(table, self._progress) if self._rows else Group(self._progress)
+        parts: list[RenderableType] = [Text(self._members, no_wrap=True, overflow="ellipsis")] if self._members else []
+        return Group(*parts, *([table] if self._rows else []), self._progress)
 
 
 def _evaluation_rows(figures: Mapping[str, object]) -> dict[str, tuple[str, ...]]:

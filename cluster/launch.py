@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from actors.data.dataset import Dataset, PromptCursor
+from actors.data.dataset import Dataset, PromptCursor, SkipLedger
 from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
 from cluster.checkpoints import Checkpoints, DriverParts
@@ -21,78 +21,38 @@ from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.folders import CONFIG
 from cluster.identity import identify
+from cluster.judging.start import judge_checks, start_judges, unique_name
 from cluster.judging.watch import JudgeWatch
-from cluster.preflight.checks import Check, check_judge, check_run
-from cluster.records.events import EventLog, OnEvent
+from cluster.preflight.checks import check_run
+from cluster.records.events import Event, EventLog, OnEvent
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
 from cluster.runs.lease import Lease, take_lease
 from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
+from cluster.runtime.gauges import RayMetrics
 from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.members import Members
 from cluster.runtime.nodes import ClusterView, cluster_size, look
 from cluster.runtime.placement import Placement, place, wait_for_room
 from cluster.runtime.ranks import start_learner
-from cluster.runtime.seats import MemberView, Weights, policy_of
+from cluster.runtime.seats import Weights, policy_of
 from cluster.runtime.workers import worker_starter
+from cluster.status.adapters import rank_view, worker_view
+from cluster.status.observer import Observer
+from cluster.status.scaling import SizeDesk, Sizes, shortage
+from cluster.status.views import MemberView
 from cluster.timekeeping import RunClock
 from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
-from configs.judges import JudgeConfig
 from configs.load import to_yaml
-from configs.paths import resolve_judge_paths
-from configs.require import require
+from configs.ranges import Range
 from configs.schema import Config
-from judge.deployment import count_judges, delete_application, deploy_judges, reap_applications
-from judge.llm.cache import open_cache
-from judge.llm.client import preflight_judge
-from judge.llm.served_model import num_gpus_wanted
-from judge.llm.server import served_llm, waker
-from judge.llm.version import judge_version
-from judge.pool import JudgePool
+from judge.deployment import count_judges
 from learner.group import LearnerGroup
 
 SHUTDOWN_S = 20.0
-
-
-async def _start_judges(config: Config, name: str, display: Display, cleanup: contextlib.AsyncExitStack) -> JudgePool:
-    if not config.judge.has_llm:  # rules judge in this process
-        return JudgePool(None, config.judge)
-    store = await asyncio.to_thread(open_cache, config.judge, display.warn)
-    if store is not None:
-        cleanup.callback(store.close)
-    if left := await asyncio.to_thread(reap_applications, [name, f"{name}-llm"]):
-        display.say(f"ended what a driver of this run left on the cluster: {', '.join(left)}")
-    judge = await cleanup.enter_async_context(served_llm(config.judge, f"{name}-llm"))
-    wake = waker(judge, f"{name}-llm")
-    cleanup.callback(delete_application, name)
-    handle = await asyncio.to_thread(deploy_judges, judge, name)
-    cleanup.callback(handle.close)
-    return JudgePool(handle, judge, store=store, judge_version=judge_version(judge), wake=wake, warn=display.warn)
-
-
-@contextlib.asynccontextmanager
-async def llm_in_cluster(config: JudgeConfig) -> AsyncIterator[JudgeConfig]:
-    """Start Ray and the LLM of `judge.cluster`, for a command that judges in its own process; yields its config."""
-    config = resolve_judge_paths(config)
-    check_judge(config, more=[check_address])
-    connect()
-    try:
-        held, wanted = ray.cluster_resources().get("GPU", 0.0), num_gpus_wanted(config)
-        remedy = f"the LLM judge needs {wanted:g} GPUs, the cluster has {held:g}"
-        require(wanted <= held, "judge.cluster.num_gpus", config.cluster.num_gpus, remedy)
-        with RunLogs.of_this_job(None).explain_failures():
-            async with served_llm(config, _app_name("llm")) as judge:
-                yield judge
-    finally:
-        ray.shutdown()
-
-
-def _app_name(name: str) -> str:
-    """Several runs may share a cluster."""
-    return f"{name}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +68,6 @@ class Parts:
     journal: Journal
     heldout: Dataset
     display: Display
-    members: Callable[[], tuple[MemberView, ...]] = tuple
-    """The rollout fleet at this moment, whoever does not serve included."""
 
 
 @contextlib.asynccontextmanager
@@ -120,73 +78,76 @@ async def launch(
 
     Raises:
         RunError: another driver holds the run, or its folder has one that `restart` should set aside.
-        ValueError: the cluster cannot hold the run, or its judge cannot be asked.
-        CheckpointError: nothing to resume from.
-        RolloutError, LearnerError: a component did not start in time.
+        ValueError, JudgeError: the cluster cannot hold the run, or its judge cannot be asked.
+        CheckpointError, RolloutError, LearnerError: nothing to resume from, or a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
     then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
-    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
+    await asyncio.to_thread(check_run, config, more=[check_address, *judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         held = await _hold(folder, display, cleanup)
+        observer = await cleanup.enter_async_context(_observer(config, folder, display))
         resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = await _place(config, display)
-        events = EventLog(folder, say=display.say, warn=display.warn)
-        pool, learner = _pool(config), start_learner(config, placement, on_event=events.add)
+        pool, learner = _pool(config), _learner(config, placement, observer)
         weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s, before_publish=held.check)
-        members = _members(config, placement, pool, weights, events.add)
+        members = _members(config, placement, pool, weights, observer.add_event, lambda: observer.desired("rollouts"))
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
-        judges = await _start_judges(config, app_name, display, cleanup)
-        cleanup.push_async_callback(_shut_down, members, learner)
-        await _all_up(config, learner.start(), members, logs)
+        judges = await start_judges(config, app_name, display, cleanup)
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
+        _watch(observer, members, learner, watch)
+        cleanup.push_async_callback(_shut_down, members, learner)
+        await _all_up(config, learner.start(), members, logs)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
+        driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
+        checkpoints = _checkpoints(config, learner, driver, observer, display, held)
+        cleanup.push_async_callback(checkpoints.close)
         step = await checkpoints.restore() if resumes else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
         updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
-        collector = Collector(
-            fleet := Fleet(rollouts=pool, judges=judges),
-            config,
-            prompts=prompts,
-            skips=skips,
-            judge_watch=watch,
-            published=weights.published,
-            last_step=step,
-            on_trained=updates.add if config.streams_updates else None,
-            on_group=display.group_done,
-            on_batch=display.batch_done,
-        )
+        fleet = Fleet(rollouts=pool, judges=judges)
         clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
             weights=weights,
-            collector=collector,
+            collector=_collector(config, fleet, prompts, skips, watch, weights, updates, step, display),
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
+            journal=Journal(
+                folder,
+                config,
+                step=step,
+                clock=clock,
+                judge_watch=watch,
+                display=display,
+                observer=observer,
+                lease=held,
+            ),
             heldout=heldout,
             display=display,
-            members=members.members,
         )
 
 
 @contextlib.asynccontextmanager
 async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fleet]:
     """Rollout workers and judges without a learner: the policy is the one in `model.path`."""
-    more = [check_address, *_judge_checks(config.judge, display)]
+    more = [check_address, *judge_checks(config.judge, display)]
     await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
         logs = _connect(cleanup, display, None)
         placement = await _place(config, display)
         pool = _pool(config)
-        members = _members(config, placement, pool, LoadedWeights(), lambda event: display.say(event.line()))
-        judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
+
+        def emit(event: Event) -> None:
+            display.say(event.line())
+
+        members = _members(config, placement, pool, LoadedWeights(), emit, lambda: config.rollout.workers)
+        judges = await start_judges(config, unique_name("judges-eval"), display, cleanup)
         cleanup.push_async_callback(_shut_down, members)
         await _all_up(config, None, members, logs)
         yield Fleet(rollouts=pool, judges=judges)
@@ -201,20 +162,61 @@ async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitSta
 
 
 def _checkpoints(
-    config: Config,
-    train_set: Dataset,
-    learner: LearnerGroup,
-    prompts: PromptCursor,
-    watch: JudgeWatch,
-    display: Display,
-    events: EventLog,
-    held: Lease,
-    cleanup: contextlib.AsyncExitStack,
+    config: Config, learner: LearnerGroup, driver: DriverParts, observer: Observer, display: Display, held: Lease
 ) -> Checkpoints:
-    driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
-    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
-    cleanup.push_async_callback(checkpoints.close)
-    return checkpoints
+    return Checkpoints(config, learner, driver, on_event=observer.add_event, warn=display.warn, before_save=held.check)
+
+
+def _observer(config: Config, folder: Path, display: Display) -> Observer:
+    """Status, events, sizes and metrics of a run, from its first moment on."""
+    desk = SizeDesk(folder, config, remark=lambda sizes: _lacking(config, sizes))
+    return Observer(folder, config, desk=desk, screen=display, publish=RayMetrics(config.run.name))
+
+
+def _lacking(config: Config, sizes: Sizes) -> str:
+    """What sizes will wait for. Never starts Ray, as asking an unconnected one would."""
+    with contextlib.suppress(RayError):
+        return shortage(config, sizes, ray.cluster_resources()) if ray.is_initialized() else ""
+    return ""
+
+
+def _watch(observer: Observer, members: Members, learner: LearnerGroup, watch: JudgeWatch) -> None:
+    def views() -> list[MemberView]:
+        now = time.time()
+        workers = [worker_view(member, now) for member in members.members()]
+        return workers + [rank_view(member, learner.version) for member in learner.members()]
+
+    observer.watch(views, num_judges=lambda: watch.num_replicas)
+
+
+def _learner(config: Config, placement: Placement, observer: Observer) -> LearnerGroup:
+    return start_learner(config, placement, on_event=observer.add_event, desired=lambda: observer.desired("learner"))
+
+
+def _collector(
+    config: Config,
+    fleet: Fleet,
+    prompts: PromptCursor,
+    skips: SkipLedger,
+    watch: JudgeWatch,
+    weights: WeightChannel,
+    updates: UpdateStream,
+    step: int,
+    display: Display,
+) -> Collector:
+    """Collects the batches after `step`."""
+    return Collector(
+        fleet,
+        config,
+        prompts=prompts,
+        skips=skips,
+        judge_watch=watch,
+        published=weights.published,
+        last_step=step,
+        on_trained=updates.add if config.streams_updates else None,
+        on_group=display.group_done,
+        on_batch=display.batch_done,
+    )
 
 
 def _write_config(folder: Path, config: Config, held: Lease) -> None:
@@ -248,7 +250,14 @@ def _pool(config: Config) -> RolloutPool:
     )
 
 
-def _members(config: Config, placement: Placement, pool: RolloutPool, weights: Weights, emit: OnEvent) -> Members:
+def _members(
+    config: Config,
+    placement: Placement,
+    pool: RolloutPool,
+    weights: Weights,
+    emit: OnEvent,
+    desired: Callable[[], Range],
+) -> Members:
     async def look_around(actor_ids: Sequence[str]) -> ClusterView:
         return await asyncio.to_thread(look, actor_ids)
 
@@ -257,7 +266,7 @@ def _members(config: Config, placement: Placement, pool: RolloutPool, weights: W
         weights,
         worker_starter(config, placement),
         policy_of(config.rollout),
-        desired=lambda: config.rollout.workers,
+        desired=desired,
         emit=emit,
         look=look_around,
     )
@@ -280,11 +289,6 @@ async def _all_up(config: Config, learner: Awaitable[None] | None, members: Memb
     except RayError as error:
         raise RunError(logs.explain(error)) from error
     logs.link()
-
-
-def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
-    """The check of the judge, by one test call; `check_run` itself checks prompt and model folder."""
-    return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
 
 
 async def _shut_down(members: Members, learner: LearnerGroup | None = None) -> None:

@@ -21,6 +21,11 @@ class RunClock:
         self._step_seconds = 0.0
         self._num_episodes = 0
 
+    @property
+    def started_at(self) -> float:
+        """When the process began, on the clock of this object."""
+        return self._started_at
+
     def begin_step(self) -> None:
         """Start timing a step; the time since the end of the last step is not counted."""
         self._step_began_at = self._clock()

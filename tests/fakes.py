@@ -55,13 +55,19 @@ def make_turn(view: str = "quarter", *, version: int = 0, prompt: tuple[int, ...
 
 
 def make_episode(
-    *, asked: bool = False, answer: str | None = "red", version: int = 0, index: int = 0, sample: str = "0-0"
+    *,
+    asked: bool = False,
+    answer: str | None = "red",
+    version: int = 0,
+    index: int = 0,
+    sample: str = "0-0",
+    attempt: int = 0,
 ) -> Episode:
     turns = (make_turn(version=version),)
     if asked:
         turns = (*turns, make_turn("full", version=version, prompt=(1, 2, 3, 4, 5)))
     return Episode(
-        id=EpisodeId(run="run", step=1, sample=sample, index=index, attempt=0),
+        id=EpisodeId(run="run", step=1, sample=sample, index=index, attempt=attempt),
         turns=turns,
         status=Status.MALFORMED if answer is None else Status.ANSWERED,
         answer=answer,
@@ -121,6 +127,7 @@ class FakeWorker:
                 version=self.version,
                 index=index,
                 sample=request.ref.uid,
+                attempt=request.attempt,
             )
             for index in range(request.num_episodes)
         ]

@@ -50,7 +50,7 @@ async def pool_in_process(
     """
     async with AsyncExitStack() as cleanup:
         if "cluster" in config.chain:
-            from cluster.launch import llm_in_cluster  # imports Ray
+            from cluster.judging.start import llm_in_cluster  # imports Ray
 
             config = await cleanup.enter_async_context(llm_in_cluster(config))
         handle = store = None

@@ -67,6 +67,11 @@ class JudgeWatch:
         if self._count_replicas is not None:
             self._start(self._ask_replicas(self._count_replicas))
 
+    @property
+    def num_replicas(self) -> int | None:
+        """Judge replicas, as Serve last said."""
+        return self._num_replicas
+
     def check(self) -> None:
         """Raise exceptions of the tasks: `RunError` if the judge passes too many wrong answers."""
         done = {task for task in self._tasks if task.done()}

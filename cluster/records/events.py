@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ Kind = Literal[
     "join", "leave", "restart", "drain", "wedged", "preempted", "reform", "replay", "scale", "pending", "skip", "mask",
     "save", "save_failed", "stop", "fenced",
 ]  # fmt: skip
-WARNINGS = frozenset({"leave", "wedged", "preempted", "replay", "save_failed", "fenced"})
+WARNINGS = frozenset({"leave", "wedged", "preempted", "replay", "skip", "save_failed", "fenced"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class Event:
     detail: str = ""
     """What, and why."""
     step: int | None = None
+    seconds: float | None = None
+    """What it cost the run, where that was measured: of a `reform` and a `replay` the time without progress."""
 
     def line(self) -> str:
         """One line for the display."""
@@ -53,10 +55,12 @@ class EventLog:
         self._say = say
         self._warn = warn
         self._counts: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, event: Event) -> None:
         """Record an event. A disk that is full costs the line in the file, not the run."""
         self._counts[event.kind] += 1
+        self._seconds[event.kind] += event.seconds or 0.0
         line = json.dumps({"time": time.time(), **asdict(event)}) + "\n"
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -72,16 +76,39 @@ class EventLog:
         """Events so far by kind, as metrics."""
         return {f"events/{kind}": float(num) for kind, num in sorted(self._counts.items())}
 
+    def num(self, kind: Kind) -> int:
+        """Events of a kind so far."""
+        return self._counts[kind]
+
+    def seconds(self, *kinds: Kind) -> float:
+        """What the events of these kinds cost so far, where it was measured."""
+        return sum(self._seconds[kind] for kind in kinds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedEvent:
+    """An event and when it was logged."""
+
+    time: float
+    """Wall-clock time."""
+    event: Event
+
 
 def read_events(folder: Path) -> list[Event]:
-    """The events of a run, oldest first; a torn last line is left out."""
+    """The events of a run, oldest first; a torn line is left out."""
+    return [logged.event for logged in read_log(folder)]
+
+
+def read_log(folder: Path, *, last: int | None = None) -> list[LoggedEvent]:
+    """The events of a run with their times, oldest first; at most the `last` ones. A torn line is left out."""
     path = folder / FILE
-    events = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    logged = []
+    for line in lines if last is None else lines[-last:]:
         try:
             fields = json.loads(line)
-        except ValueError:
+            known = {name: fields[name] for name in Event.__dataclass_fields__ if name in fields}
+            logged.append(LoggedEvent(time=float(fields["time"]), event=Event(**known)))
+        except (ValueError, KeyError, TypeError):
             continue
-        fields.pop("time")
-        events.append(Event(**fields))
-    return events
+    return logged

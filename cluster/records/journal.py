@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.display import Display
 from cluster.evaluate import Evaluation
 from cluster.judging.watch import JudgeWatch
+from cluster.records.events import Event
 from cluster.records.files import stop_on_full_disk, write_atomically
 from cluster.records.metrics import summarize
+from cluster.records.reading import read_metrics
 from cluster.records.recorder import Recorder
+from cluster.records.work import WorkMeter, earlier_work
 from cluster.runs.lease import Lease
 from cluster.signal import NO_SIGNAL_CAUSES, SignalWatch, StepSignal
+from cluster.status.observer import Observer
 from cluster.step import StepBatch
 from cluster.timekeeping import RunClock
 from cluster.weights import Publication
@@ -37,6 +42,7 @@ class Journal:
         judge_watch: JudgeWatch,
         display: Display,
         lease: Lease | None = None,
+        observer: Observer,
     ) -> None:
         self._before_record = lease.check if lease else lambda: None
         self.folder = folder
@@ -46,8 +52,21 @@ class Journal:
         self._judge_watch = judge_watch
         self._display = display
         self._signal = SignalWatch(stop_after=config.train.stop_without_signal)
+        self._observer = observer
+        self._skipped: set[str] = set()
+        recorded = read_metrics(folder)  # before the recorder cuts them
+        before = earlier_work(recorded, step)
+        self._work = WorkMeter(before, started_at=clock.started_at)
         self._recorder = Recorder(folder, step=step)
         display.started(step)
+        observer.started(step)
+        if steps := before.repeated_steps:
+            which = f"step {steps[0]} is" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]} are"
+            detail = f"{which} newer than the checkpoint and done again"
+            observer.add_event(Event(kind="replay", who="run", detail=detail))
+        skipped = [figures.get("learner/skipped_updates", 0) for figures in recorded if figures["step"] <= step]
+        self._num_skipped_updates = int(max(skipped, default=0))
+        self._num_replays = observer.events.num("replay") - len(before.repeated_steps)
 
     @property
     def is_complete(self) -> bool:
@@ -73,11 +92,8 @@ class Journal:
             "time/publish_pause_s": published.pause_s,
             "time/step_s": seconds,
         }
-        for group in batch.lost:
-            if group.is_skipped_row:  # would repeat in every epoch and evaluation
-                self._display.warn_once(f"skipped {group.reason}")
-            else:
-                self._display.warn(f"sample {group.ref.uid}: {group.reason}")
+        self._log_losses(step, batch, figures)
+        figures |= self._wasted(seconds, batch) | self._observer.events.figures()
         signal = StepSignal(
             step=step,
             num_trained=len(batch.trained),
@@ -88,6 +104,35 @@ class Journal:
             self._display.warn(warning)
         self._recorder.record_step(step, batch, figures)
         self._display.step_done(step, figures)
+        self._observer.step_done(step, figures)
+
+    def _log_losses(self, step: int, batch: StepBatch, figures: Mapping[str, float]) -> None:
+        """An event for each group without training, and one for episodes without a verdict and skipped updates."""
+        for group in batch.lost:
+            if group.is_skipped_row and group.reason in self._skipped:
+                continue  # the row comes up again in every epoch
+            if group.is_skipped_row:
+                self._skipped.add(group.reason)
+            self._observer.add_event(Event(kind="skip", who=f"sample {group.ref.uid}", detail=group.reason, step=step))
+        if num := int(figures.get("episodes/unscored", 0)):
+            num_all = num + int(figures["episodes/scored"])
+            detail = f"{num} of {num_all} episodes left out of their groups, for lack of a verdict"
+            self._observer.add_event(Event(kind="mask", who="judges", detail=detail, step=step))
+        num = int(figures.get("learner/skipped_updates", 0))
+        if num > self._num_skipped_updates:
+            detail = f"{num - self._num_skipped_updates} optimizer steps with a loss or gradient that is not finite"
+            self._observer.add_event(Event(kind="skip", who="learner", detail=detail, step=step))
+        self._num_skipped_updates = num
+
+    def _wasted(self, seconds: float, batch: StepBatch) -> dict[str, float]:
+        """What this step did twice or for nothing, and the share of useful time so far."""
+        events, episodes = self._observer.events, [e for group in batch.scored for e in group.played.episodes]
+        num_replays, self._num_replays = events.num("replay") - self._num_replays, events.num("replay")
+        return {
+            **self._work.step_done(seconds, events.seconds("reform", "replay")),
+            "waste/episodes_again": float(sum(episode.id.attempt > 0 for episode in episodes)),
+            "waste/updates_replayed": float(num_replays),
+        }
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
         """Record metrics and episodes of an evaluation under the last finished step."""

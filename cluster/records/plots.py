@@ -12,9 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cluster.records.events import Event
 from cluster.records.reading import curve, read_metrics
 
 COLOURS = ("#2a6fbb", "#d9652b", "#2f9e6e", "#8a5fbf", "#b8912a", "#5b6672")
+EVENT_COLOURS = {
+    "leave": "#c0392b",
+    "wedged": "#c0392b",
+    "preempted": "#d9652b",
+    "restart": "#b8912a",
+    "reform": "#8a5fbf",
+    "replay": "#8a5fbf",
+    "join": "#2f9e6e",
+    "scale": "#2a6fbb",
+}
+"""Kinds of events that are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +41,8 @@ class Chart:
     is_log: bool = False
     marks: tuple[tuple[float, str], ...] = ()
     """Horizontal reference lines: (value, label)."""
+    shows_events: bool = False
+    """Vertical lines where members left or came back."""
 
 
 CHARTS = (
@@ -63,6 +77,12 @@ CHARTS = (
         ),
     ),
     Chart(
+        title="Useful time (1 = no start, save, fault or repetition)",
+        curves=(("run/useful_time", "since the start"),),
+        is_share=True,
+        shows_events=True,
+    ),
+    Chart(
         title="Groups",
         curves=(("groups/trained", "trained"), ("groups/no_signal", "zero variance"), ("groups/lost", "lost")),
     ),
@@ -86,12 +106,14 @@ PENALTY_CHARTS = (
 )
 
 
-def chart_svg(chart: Chart, metrics: Sequence[dict[str, float]]) -> str | None:
+def chart_svg(chart: Chart, metrics: Sequence[dict[str, float]], events: Sequence[Event] = ()) -> str | None:
     """One chart as an SVG data URI; None where the run has none of its metrics."""
     figure = Figure(figsize=(5.2, 3.0), layout="constrained")
     axes = figure.add_subplot()
     if not draw_chart(axes, chart, metrics):
         return None
+    if chart.shows_events:
+        _draw_events(axes, events)
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")
@@ -148,6 +170,18 @@ def _draw_curve(axes: Axes, metrics: Sequence[dict[str, float]], key: str, label
         # One or two points need markers: a line through one point is invisible.
         axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, marker="o" if len(steps) < 3 else None)
     return bool(steps)
+
+
+def _draw_events(axes: Axes, events: Sequence[Event]) -> None:
+    """One line per step and kind, as several members may leave in one step."""
+    marks = {(event.step, event.kind) for event in events if event.step is not None and event.kind in EVENT_COLOURS}
+    kinds = [kind for kind in EVENT_COLOURS if any(kind == of for _, of in marks)]
+    for kind in kinds:
+        for step in sorted(at for at, of in marks if of == kind and at is not None):
+            axes.axvline(step, color=EVENT_COLOURS[kind], linewidth=1.2, linestyle=":", zorder=0)
+        axes.plot([], [], color=EVENT_COLOURS[kind], linewidth=1.2, linestyle=":", label=kind)
+    if kinds:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _style_axes(axes: Axes, chart: Chart) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -20,6 +22,7 @@ from actors.data.dataset import Dataset
 from actors.episode import SampleRef
 from actors.errors import DataError
 from actors.images import View_HW3, ViewSpec, can_quarter, check_and_decode, full_view, quarter_view
+from cluster.records.events import LoggedEvent, read_log
 from cluster.records.files import write_atomically
 from cluster.records.plots import CHARTS, chart_svg
 from cluster.records.reading import Row, choose_episodes, read_episodes, read_metrics
@@ -28,6 +31,7 @@ from configs.paths import resolve_paths
 from configs.schema import Config
 
 EPISODES_PER_STEP = 8
+MAX_EVENTS = 200
 MAX_SHOWN_SIDE = 640
 """Pixels of the longer side of an image in the report; larger views are downscaled, both by the same factor."""
 HELDOUT_ROWS = (
@@ -75,18 +79,23 @@ def write_report(run_dir: Path) -> Path:
     config = resolve_paths(load_config(str(saved)))
     metrics = read_metrics(run_dir)
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
-    page = render_page(config, metrics, episodes, partial(load_views, config, {}))
+    page = render_page(config, metrics, episodes, partial(load_views, config, {}), read_log(run_dir))
     report = run_dir / "report.html"
     write_atomically(report, page)
     return report
 
 
 def render_page(
-    config: Config, metrics: Sequence[dict[str, float]], episodes: Sequence[Row], views_of: Callable[[Row], Views | str]
+    config: Config,
+    metrics: Sequence[dict[str, float]],
+    episodes: Sequence[Row],
+    views_of: Callable[[Row], Views | str],
+    log: Sequence[LoggedEvent] = (),
 ) -> str:
     """The whole page. `views_of` gives an episode's two views, or the reason why there are none."""
     title = escape(f"VisionThink: {config.run.name}")
-    charts = [(chart.title, picture) for chart in CHARTS if (picture := chart_svg(chart, metrics))]
+    events = [logged.event for logged in log]
+    charts = [(chart.title, picture) for chart in CHARTS if (picture := chart_svg(chart, metrics, events))]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -99,6 +108,7 @@ def render_page(
             '<div class="charts">',
             *(f'<img alt="{escape(name)} over steps" src="{picture}">' for name, picture in charts),
             "</div>",
+            *_events(log),
             "<h2>Episodes</h2>" if episodes else "",
             *(render_episode(row, views_of(row)) for row in episodes),
             "<h2>Settings</h2>",
@@ -215,6 +225,29 @@ def _heldout(metrics: Sequence[dict[str, float]]) -> list[str]:
     last = evaluated[-1]
     rows = ((name, _number(last[key])) for key, name in HELDOUT_ROWS if key in last)
     return [f"<h2>Held-out split, greedy, after step {last['step']:g}</h2>", _table(rows)]
+
+
+def _events(log: Sequence[LoggedEvent]) -> list[str]:
+    """How many events of each kind there were, and the last ones."""
+    if not log:
+        return []
+    counts = Counter(logged.event.kind for logged in log)
+    shown = (
+        (
+            f"{datetime.fromtimestamp(logged.time):%Y-%m-%d %H:%M:%S}",
+            f"step {'-' if logged.event.step is None else logged.event.step}: {logged.event.line()}",
+        )
+        for logged in log[-MAX_EVENTS:]
+    )
+    listed = ", ".join(f"{num} {kind}" for kind, num in counts.most_common())
+    caption = f"All {len(log)} events" if len(log) <= MAX_EVENTS else f"The last {MAX_EVENTS} of {len(log)} events"
+    return [
+        "<h2>Events</h2>",
+        f"<p>{escape(listed)}</p>",
+        f"<details><summary>{caption}</summary>",
+        _table(shown),
+        "</details>",
+    ]
 
 
 def _table(rows: Iterable[tuple[str, object]]) -> str:

@@ -4,13 +4,16 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+import ray
 
 from actors.data.dataset import Dataset
 from actors.data.shapes import make_shapes
-from actors.errors import CheckpointError, JudgeError
+from actors.errors import CheckpointError, JudgeError, RunError
 from cluster import launch as launching
 from cluster.display import Display
 from cluster.identity import identify
+from cluster.status.files import read_snapshot
+from cluster.status.scaling import configured_sizes
 from configs.load import load_config
 from learner.checkpoint import CheckpointFolder, write_json
 
@@ -82,3 +85,21 @@ async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change
         async with launch(config(), resume=True):
             pytest.fail("everything came up")
     assert unfinished.is_dir(), "another driver may be writing it: this one holds no lock yet"
+
+
+async def test_a_run_that_does_not_come_up_says_why_to_whoever_asks(config, tmp_path, monkeypatch):
+    def refuse():
+        assert read_snapshot(tmp_path / "tiny").status.state == "starting"
+        raise RunError("the Ray cluster could not be joined")
+
+    monkeypatch.setattr(launching, "connect", refuse)
+    with pytest.raises(RunError, match="could not be joined"):
+        async with launch(config()):
+            pytest.fail("everything came up")
+    status = read_snapshot(tmp_path / "tiny").status
+    assert (status.state, status.cause) == ("failed", "the Ray cluster could not be joined")
+
+
+def test_what_sizes_lack_is_not_asked_of_a_ray_that_is_not_up(config):
+    assert launching._lacking(config(), configured_sizes(config())) == ""
+    assert not ray.is_initialized()

@@ -1,14 +1,16 @@
 """The main loop with fakes for engines, judges and learner; collection, records and display are real."""
 
 import asyncio
+import dataclasses
 import io
+import itertools
 import json
 
 import pytest
 from rich.console import Console
 
 from actors.data.dataset import PromptCursor, SkipLedger
-from actors.errors import LearnerError, RunError
+from actors.errors import LearnerError, RolloutError, RunError, SampleError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.display import Display
@@ -16,14 +18,18 @@ from cluster.fleet import Fleet
 from cluster.folders import read_summary
 from cluster.judging.watch import JudgeWatch
 from cluster.launch import Parts
+from cluster.records.events import read_events
 from cluster.records.journal import Journal
+from cluster.records.reading import read_metrics
+from cluster.status.observer import Observer
+from cluster.status.scaling import SizeDesk
 from cluster.timekeeping import RunClock
 from cluster.train import train
 from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
 from configs.load import load_config, to_yaml
 from judge.pool import JudgePool
-from judge.verdict import Verdict
+from judge.verdict import NoVerdict, Verdict
 from learner.update import UpdateReport
 from tests.fakes import ExactJudges, FakeWeightSource, FakeWorker, make_episode, make_group
 
@@ -80,15 +86,15 @@ class RunsDry(FakeWorker):
         return played, image
 
 
-async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None):
+async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None, others=(), backend=None):
     """Play a run; its summary, parts and what a person saw."""
     config = load_config("tiny", [*SETTINGS, *overrides])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     shown = io.StringIO()
     display = Display(config, Console(file=shown, width=200))
-    judges = JudgePool(None, config.judge, local=[ExactBackend()])
+    judges = JudgePool(None, config.judge, local=[backend or ExactBackend()])
     watch = JudgeWatch(judges, config, warn=display.warn)
-    fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
+    fleet = Fleet(rollouts=RolloutPool([worker, *others], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
     learner = learner or FakeLearner()
     before_publish = {"before_publish": lease.check} if lease else {}
     weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0, **before_publish)
@@ -103,6 +109,8 @@ async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None
         last_step=step,
         on_trained=updates.add if config.streams_updates else None,
     )
+    desk = SizeDesk(tmp_path, config)
+    observer = Observer(tmp_path, config, desk=desk, screen=display, publish=lambda readings: None)
     parts = Parts(
         fleet=fleet,
         learner=learner,
@@ -111,12 +119,20 @@ async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None
         updates=updates,
         checkpoints=FakeCheckpoints(config.train.checkpoint_every),
         journal=Journal(
-            tmp_path, config, step=step, clock=RunClock(0.0), judge_watch=watch, display=display, lease=lease
+            tmp_path,
+            config,
+            step=step,
+            clock=RunClock(0.0),
+            judge_watch=watch,
+            display=display,
+            observer=observer,
+            lease=lease,
         ),
         heldout=range(500),
         display=display,
     )
-    return await train(config, parts), parts, shown.getvalue()
+    async with observer:
+        return await train(config, parts), parts, shown.getvalue()
 
 
 class ExactBackend:
@@ -181,6 +197,49 @@ async def test_a_driver_that_was_replaced_learns_and_saves_nothing_more(tmp_path
     with pytest.raises(RunError, match="driven by another one"):
         await trained(tmp_path, FakeWorker("a"), lease=lease)
     assert not (tmp_path / "ledger.jsonl").exists(), "the first sync, the second one, then no record"
+
+
+async def test_what_is_lost_masked_or_played_again_is_told_and_counted(tmp_path):
+    class SkipsUpdates(FakeLearner):
+        async def finish(self):
+            report = await super().finish()
+            skipped = 1.0 if self.version >= 2 else 0.0
+            return dataclasses.replace(report, metrics={"learner/skipped_updates": skipped})
+
+    dies = FakeWorker("dies", [None, RolloutError("its node left")])
+    lives = FakeWorker("lives", [SampleError("no such picture")])
+    _, _, shown = await trained(tmp_path, dies, learner=SkipsUpdates(), others=[lives])
+    events = read_events(tmp_path)
+    (lost,) = [event for event in events if event.who.startswith("sample")]
+    assert (lost.kind, lost.step) == ("skip", 1)
+    assert "no such picture" in lost.detail
+    assert shown.count("no such picture") == 1
+    (skipped,) = [event for event in events if event.who == "learner"]
+    assert (skipped.kind, skipped.step) == ("skip", 2), "the count of skipped updates is of the whole run"
+    metrics = [line for line in read_metrics(tmp_path) if "run/useful_time" in line]
+    assert [line["waste/episodes_again"] for line in metrics] == [8.0, 0.0, 0.0, 0.0], "one group of 8"
+    assert [line["events/skip"] for line in metrics] == [1.0, 2.0, 2.0, 2.0]
+    useful = [line["run/useful_s"] for line in metrics]
+    assert useful == pytest.approx(list(itertools.accumulate(line["time/step_s"] for line in metrics)))
+
+
+async def test_episodes_without_a_verdict_are_an_event_of_their_step(tmp_path):
+    class Mute(ExactBackend):
+        """On the first answer that it sees."""
+
+        num_calls = 0
+
+        async def grade(self, request):
+            self.num_calls += 1
+            outcomes = await super().grade(request)
+            return [NoVerdict(reason="mute"), *outcomes[1:]] if self.num_calls == 1 else outcomes
+
+    await trained(tmp_path, FakeWorker("a"), backend=Mute())
+    (mask,) = [event for event in read_events(tmp_path) if event.kind == "mask"]
+    assert mask.step == 1
+    assert mask.detail == "4 of 72 episodes left out of their groups, for lack of a verdict", (
+        "all that gave this answer"
+    )
 
 
 async def test_a_learner_that_fails_ends_the_run_while_others_still_play(tmp_path):

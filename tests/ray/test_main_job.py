@@ -4,6 +4,7 @@ The tests of this module share one run, in the order they stand in: two steps, t
 one that ends. What they check is what the run left on disk.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -55,6 +56,12 @@ class Job:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-4000:]
         return json.loads(out.splitlines()[-1])
+
+    def status(self) -> dict:
+        """Of `visionthink status`, in a process of its own."""
+        command = [sys.executable, "-m", "cluster.cli", "status", str(self.run), "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
 
     def lines(self, name: str) -> list[dict]:
         path = self.run / name
@@ -149,15 +156,22 @@ def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job)
     deadline = time.monotonic() + 240
     while len(job.lines("ledger.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    running = job.status()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     checkpoints = CheckpointFolder(job.run / "checkpoints")
     assert any(checkpoints.find_flaw(name) is None for name in checkpoints.list())
+    assert (running["state"], running["is_running"], running["pid"]) == ("running", True, process.pid)
+    assert {member["role"] for member in running["members"]} == {"rollouts", "learner"}
+    killed = job.status()
+    assert (killed["state"], killed["is_running"]) == ("gone", False)
 
     resumed = job.finish(5)
     assert resumed["steps"] == 5
     assert job.finish(5) == resumed, "a run that is complete is not repeated"
+    ended = job.status()
+    assert (ended["state"], ended["step"], ended["cause"], ended["members"]) == ("ended", 5, "", [])
     ledger = job.lines("ledger.jsonl")
     assert [entry["step"] for entry in ledger] == [1, 2, 3, 4, 5]
     consumed = [uid for entry in ledger for uid in entry["samples"]]
@@ -166,6 +180,15 @@ def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job)
     assert consumed == [ref.uid for ref in cursor.take(len(consumed))]
     for step in range(1, 6):
         assert {row["sample"] for row in job.episodes(step)} <= set(ledger[step - 1]["samples"])
+
+
+def test_useful_time_counts_all_drivers_of_the_run(summary, job):
+    steps = [line for line in job.lines("metrics.jsonl") if "run/useful_time" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    for before, line in itertools.pairwise(steps):
+        assert line["run/useful_s"] == pytest.approx(before["run/useful_s"] + line["time/step_s"])
+        assert line["run/wall_s"] > before["run/wall_s"] + line["time/step_s"]
+    assert all(0 < line["run/useful_time"] < 1 for line in steps)
 
 
 def test_no_process_of_a_killed_run_stays_behind(summary, job):

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from cluster.records.events import FILE, Event, EventLog, read_events
+from cluster.records.events import FILE, Event, EventLog, read_events, read_log
 
 JOIN = Event(kind="join", who="rollout worker 1", detail="serves version 3", step=3)
 LEAVE = Event(kind="leave", who="rollout worker 0", detail="killed: no progress for 60 s")
@@ -42,3 +42,19 @@ def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_run_without_events_has_none(tmp_path: Path) -> None:
     assert read_events(tmp_path) == []
+
+
+def test_the_log_has_times_and_ends_with_the_last_events(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, say=lambda _: None, warn=lambda _: None)
+    for step in range(5):
+        log.add(Event(kind="reform", who="learner", step=step, seconds=1.5))
+    found = read_log(tmp_path, last=2)
+    assert [logged.event.step for logged in found] == [3, 4]
+    assert all(abs(logged.time - time.time()) < 60 for logged in found)
+    assert (log.num("reform"), log.num("join")) == (5, 0)
+    assert (log.seconds("reform", "replay"), log.seconds("join")) == (7.5, 0.0)
+
+
+def test_a_line_of_a_later_version_is_read_without_what_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"time": 1.0, "kind": "join", "who": "a", "mood": "good"}\n[]\n{"time": 2.0}\n')
+    assert read_events(tmp_path) == [Event(kind="join", who="a")]

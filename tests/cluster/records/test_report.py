@@ -13,9 +13,10 @@ from PIL import Image
 
 from actors.data.shapes import write_split
 from actors.images import quarter_view
-from cluster.records.plots import CHARTS, chart_svg, plot_penalties
+from cluster.records.events import Event, EventLog, read_events
+from cluster.records.plots import CHARTS, EVENT_COLOURS, chart_svg, plot_penalties
 from cluster.records.reading import choose_episodes, curve, read_episodes, read_metrics
-from cluster.records.report import load_views, picture_uri, render_episode, render_page, write_report
+from cluster.records.report import MAX_EVENTS, load_views, picture_uri, render_episode, render_page, write_report
 from configs.load import to_yaml
 from configs.schema import Config
 
@@ -208,3 +209,33 @@ def test_pictures_are_cut_from_the_data_set_as_the_engine_cut_them(run_dir, tmp_
     assert full.shape == (2 * quarter.shape[0], 2 * quarter.shape[1], 3)
     assert np.array_equal(quarter, quarter_view(full))
     assert list(opened) == [str(path)]
+
+
+def test_events_are_listed_and_drawn_where_they_happened(run_dir):
+    log = EventLog(run_dir, say=lambda _: None, warn=lambda _: None)
+    for step in (1, 2):
+        log.add(Event(kind="leave", who=f"rollout worker {step}", detail="<b>node lost</b>", step=step))
+    log.add(Event(kind="mask", who="judges", step=2))
+    page = write_report(run_dir).read_text()
+    assert "2 leave, 1 mask" in page
+    assert "step 1: rollout worker 1: leave: &lt;b&gt;node lost&lt;/b&gt;" in page
+    chart = next(chart for chart in CHARTS if chart.shows_events)
+    steps = [{"step": 1.0, "run/useful_time": 0.3}, {"step": 2.0, "run/useful_time": 0.4}]
+    mask = Event(kind="mask", who="judges", step=2)
+
+    def num_lines(events) -> int:
+        svg = base64.b64decode(str(chart_svg(chart, steps, events)).partition(",")[2]).decode()
+        return svg.count(EVENT_COLOURS["leave"])
+
+    assert num_lines([]) == num_lines([mask]) == 0, "a mask is not a member's"
+    assert num_lines(read_events(run_dir)) == 3, "two lines and the legend"
+
+
+def test_a_report_of_a_long_log_lists_its_end(run_dir):
+    log = EventLog(run_dir, say=lambda _: None, warn=lambda _: None)
+    for step in range(MAX_EVENTS + 5):
+        log.add(Event(kind="skip", who=f"sample {step}", step=step))
+    page = write_report(run_dir).read_text()
+    assert f"The last {MAX_EVENTS} of {MAX_EVENTS + 5} events" in page
+    assert "sample 4:" not in page
+    assert "sample 5:" in page

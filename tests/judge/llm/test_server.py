@@ -12,7 +12,7 @@ import pytest
 from ray import serve
 
 from actors.errors import JudgeError
-from cluster import launch as launching
+from cluster.judging import start as launching
 from configs.judges import ClusterJudgeConfig, JudgeConfig, LLMJudgeConfig
 from judge.deployment import delete_application, deploy_judges
 from judge.llm.served_model import model_id

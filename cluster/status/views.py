@@ -1,0 +1,139 @@
+"""What a run says about itself: its members, what it does, and what it waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from configs.ranges import Range
+
+Role = Literal["rollouts", "learner", "judges"]
+RunState = Literal["starting", "running", "ended", "stopped", "failed"]
+WORKING = ("serving", "active")
+"""States of members that do their work: rollout workers serve, learner ranks are active."""
+WAITING = ("pending", "starting", "syncing")
+"""States of members that are not there yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberView:
+    """One member of a run, as its driver sees it."""
+
+    name: str
+    """Such as `rollout worker 2`; unique in the run."""
+    role: Role
+    state: str
+    """`pending` is asked of Ray, but has no place on the cluster yet."""
+    version: int | None = None
+    """Of the weights that it serves or holds; None where it has none yet."""
+    node: str = ""
+    in_flight: int | None = None
+    """Groups that it plays; None where that is not known, or for no rollout worker."""
+    since: float | None = None
+    """Wall-clock time at which it came into this state; None if unknown."""
+    detail: str = ""
+    """Why it is in this state, for one that does not work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAnswer:
+    """What the driver answered to the last `visionthink scale`."""
+
+    id: str
+    requested: Mapping[str, str]
+    """Role to size, as in `2..6`."""
+    is_accepted: bool
+    reason: str = ""
+    """Why it was refused; for an accepted one what it still waits for, if anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """A run at one moment. Two of them are equal as long as nothing happened."""
+
+    run: str
+    state: RunState
+    cause: str = ""
+    """Why the run ended, for one that failed or was stopped."""
+    step: int
+    """Last finished step."""
+    num_steps: int
+    phase: str = ""
+    """What the run does now."""
+    eta_s: float | None = None
+    """Estimated seconds from the last finished step to the end; None before the first one."""
+    version: int | None = None
+    """Of the weights published last."""
+    members: tuple[MemberView, ...] = ()
+    wanted: Mapping[str, str]
+    """Size in force of each role that can change, as in `2..6`."""
+    num_judges: int | None = None
+    """Judge replicas that are up; None where Serve runs none or does not say."""
+    scale: ScaleAnswer | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("ended", "stopped", "failed")
+
+    def of(self, role: Role) -> list[MemberView]:
+        return [member for member in self.members if member.role == role]
+
+    @property
+    def waiting(self) -> list[MemberView]:
+        """Members that are not there yet."""
+        return [member for member in self.members if member.state in WAITING]
+
+
+def encode_status(status: RunStatus) -> dict[str, Any]:
+    """For JSON. Members may be a thousand, every second: `asdict` would copy each of their fields deeply."""
+    fields = _shallow(status)
+    fields["members"] = [_shallow(member) for member in status.members]
+    fields["scale"] = None if status.scale is None else _shallow(status.scale)
+    return fields
+
+
+def _shallow(view: Any) -> dict[str, Any]:
+    return {name: getattr(view, name) for name in view.__dataclass_fields__}
+
+
+def decode_status(fields: Mapping[str, Any]) -> RunStatus:
+    """The inverse of `encode_status`. Unknown fields are ignored: another version may have written them.
+
+    Raises:
+        ValueError: a field is missing or of the wrong type.
+    """
+    try:
+        kept = {name: fields[name] for name in RunStatus.__dataclass_fields__ if name in fields}
+        kept["members"] = tuple(_only(MemberView, member) for member in fields.get("members") or ())
+        scale = fields.get("scale")
+        kept["scale"] = None if scale is None else _only(ScaleAnswer, scale)
+        status = RunStatus(**kept)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not the status of a run: {error}") from error
+    if status.state not in get_args(RunState) or not isinstance(status.wanted, Mapping):
+        raise ValueError(f"not the status of a run: state {status.state!r}")
+    return status
+
+
+def _only(kind: type[Any], fields: Mapping[str, Any]) -> Any:
+    return kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
+
+
+def members_line(members: Sequence[MemberView], wanted: Mapping[str, Range], num_judges: int | None = None) -> str:
+    """Such as `rollouts 3/4 serving, 1 pending; learner 2 ranks`; empty without members."""
+    parts = []
+    for role, noun in (("rollouts", "serving"), ("learner", "ranks")):
+        states = Counter(member.state for member in members if member.role == role)
+        if not states:
+            continue
+        working = sum(states[state] for state in WORKING)
+        most = wanted[role].maximum if role in wanted else states.total()
+        size = str(working) if role == "learner" and working == most else f"{working}/{most}"
+        noun = "rank" if size == "1" and role == "learner" else noun
+        others = [f"{num} {state}" for state, num in sorted(states.items()) if state not in WORKING]
+        parts.append(", ".join([f"{role} {size} {noun}", *others]))
+    if num_judges is not None:
+        parts.append(f"judges {num_judges}")
+    return "; ".join(parts)

@@ -5,13 +5,10 @@ into the model's own parameters. Where the memory allows it the buckets arrive b
 that generation goes on until they are copied in; otherwise they are written as they come, and the engine has to stand
 still meanwhile. vLLM's layerwise reloading is not used: it takes the model apart and builds it up again, which only
 quantised layers need.
-
-Works with vLLM 0.26 to 0.33. What differs between them is in `_known_fields` and `trainer_send_weights`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 
 from actors.engine.cuda_ipc import open_handle
 from actors.engine.parameters import ParameterViews
+from actors.engine.vllm_versions import WithoutSendingHalf, known_fields
 from actors.errors import WeightSyncError
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import WeightLayout
@@ -46,7 +44,7 @@ class BucketUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     delivery: dict[str, Any] = field(default_factory=dict)
 
 
-class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
+class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # type: ignore[misc]
     """The part of a receiving end that does not depend on the transport."""
 
     update_info_cls = BucketUpdate
@@ -63,7 +61,7 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
         self._views = ParameterViews(self.model, layout)
         self._is_proven = False
         self.shutdown()  # of an earlier set of receivers
-        self.init_transfer_engine(self.parse_init_info(_known_fields(self.init_info_cls, settings)))
+        self.init_transfer_engine(self.parse_init_info(known_fields(self.init_info_cls, settings)))
 
     @property
     def is_staged(self) -> bool:
@@ -107,17 +105,6 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
                 self._views.prove(index, tensors)
             self._is_proven = bool(self._arrived)
         self._arrived = []
-
-    @staticmethod
-    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """The sending half, abstract in vLLM until 0.28. Ours is `learner.transports`."""
-        raise WeightSyncError("weights are sent by the learner")
-
-
-def _known_fields(info: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that this version of vLLM has in its init info."""
-    names = {each.name for each in dataclasses.fields(info)}
-    return {name: value for name, value in settings.items() if name in names}
 
 
 @dataclass

@@ -261,6 +261,7 @@ def test_a_bug_in_a_transfer_is_not_taken_for_success(extension, sender, monkeyp
 
 
 def test_settings_that_this_vllm_does_not_know_are_left_out():
-    from actors.engine.transfer import NoInfo, _known_fields
+    from actors.engine.transfer import NoInfo
+    from actors.engine.vllm_versions import known_fields
 
-    assert _known_fields(NoInfo, {"file": "/proc/1/fd/3", "rank_offset": 1}) == {}
+    assert known_fields(NoInfo, {"file": "/proc/1/fd/3", "rank_offset": 1}) == {}

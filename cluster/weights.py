@@ -39,6 +39,10 @@ class Publication:
     """From the call until every worker serves the version."""
     transfer_s: float
     """Of it, until the version had arrived everywhere."""
+    send_s: float
+    """Of that, within the learner."""
+    commit_s: float
+    """From then on until every worker serves the version."""
     pause_s: float
     """Longest time for which a worker could generate nothing."""
 
@@ -100,10 +104,13 @@ class WeightChannel:
         pauses = await _together(
             self._timeout_s, {worker.name: worker.commit_weights(version, digests) for worker in workers}
         )
+        committed = time.monotonic()
         return Publication(
             version=version,
-            seconds=time.monotonic() - started,
+            seconds=committed - started,
             transfer_s=transferred - connected,
+            send_s=sent.seconds,
+            commit_s=committed - transferred,
             pause_s=max(pauses.values()),
         )
 

@@ -178,6 +178,10 @@ class LearnerEngine:
             for gather in gathers:
                 gather.release()
 
+    def resident_parameters(self) -> list[Tensor] | None:
+        """All parameters in order if they are whole at any time, and stay where they are; None under ZeRO-3."""
+        return None if self._stage == 3 else [parameter.detach() for parameter in self.module.parameters()]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each whole parameter."""
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}

@@ -226,7 +226,12 @@ class LearnerRank:
         Raises:
             WeightSyncError: no room for it.
         """
-        return self._sender.open(self._transport, num_receivers=num_receivers, timeout_s=self._weights.timeout_s)
+        return self._sender.open(
+            self._transport,
+            num_receivers=num_receivers,
+            timeout_s=self._weights.timeout_s,
+            parameters=self._engine.resident_parameters(),
+        )
 
     def join_weights(self) -> None:
         """Meet the receivers, which connect at the same time. Rank 0 alone."""
@@ -238,6 +243,8 @@ class LearnerRank:
         Raises:
             WeightSyncError: they did not get through in time.
         """
+        if self._sender.is_in_place:
+            return self._sender.send((), self._engine.optimizer_step)
         parameters = self._parameters()
         if self._rank:
             join_collective(parameters)

@@ -11,12 +11,14 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
+from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.model import load_policy, token_logprobs
+from learner.resident import find_resident
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
 from tests.learner.builders import (
@@ -367,6 +369,24 @@ def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
     assert rank.send_weights().offer.version == 1
     rank.close_weights()
     assert not Path(link.settings["file"]).exists()
+
+
+@pytest.mark.parametrize(("stage", "num_buckets"), [(0, None), (1, 1), (2, 1), (3, None)])
+def test_deepspeeds_flat_buffer_can_be_read_in_place_after_every_step(folder, stage, num_buckets):
+    rank = started(folder, zero_stage=stage)
+    parameters = rank._engine.resident_parameters()
+    if stage == 3:
+        assert parameters is None
+        return
+    resident = find_resident(rank._sender._tensors, parameters)
+    assert len(resident.buckets) == (num_buckets or len(parameters))
+    for _ in range(2):
+        update(rank)
+        resident.check()
+        assert exported(rank) == {
+            slot.tensor.name: slot_tensor(resident.buckets[slot.bucket], slot).numpy().tobytes()
+            for slot in resident.layout.slots
+        }
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):

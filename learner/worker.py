@@ -38,9 +38,10 @@ from learner.engine import (
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
-from learner.memory import memory_problem
+from learner.memory import memory_problem, read_shape
 from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.recompute import Recomputation, device_room
 from learner.segments import choose_kernel
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.state import Counters, check_shapes, read_counters, read_tensors, restore_rng, rng_states, write_state
@@ -122,7 +123,13 @@ class LearnerRank:
         if self._config.kl_coefficient > 0:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             reference = self._load_reference()
-        self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
+        self._trainer = Trainer(
+            self._engine,
+            reference,
+            self._config,
+            self._recomputation(policy.model.model.language_model.layers),
+            is_off_policy=self._is_off_policy,
+        )
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
         """A whole update in one part. A collective."""
@@ -332,13 +339,23 @@ class LearnerRank:
         if self._device.type != "cuda":
             return
         problem = memory_problem(
-            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._model_config(),
             self._config,
             in_bfloat16=self._dtype == torch.bfloat16,
             gpu_bytes=torch.cuda.mem_get_info()[1],
         )
         if problem:
             raise LearnerError(problem)
+
+    def _recomputation(self, layers: Sequence[Any]) -> Recomputation:
+        shape, item = read_shape(self._model_config()), self._dtype.itemsize
+        on_gpu = self._device.type == "cuda"
+        room = device_room(self._device, self._config, shape, item=item) if on_gpu else None
+        return Recomputation(layers, self._config, shape, item=item, room=room)
+
+    def _model_config(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((Path(self._model.path) / "config.json").read_text())
+        return found
 
     def _load_policy(self, settings: dict[str, Any]) -> Policy:
         model = load_policy(

@@ -7,8 +7,10 @@ waits for another process has a thread of its own instead, which a deadline can 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +32,10 @@ if current_platform.is_cpu():
 end_with_owner()
 for _transport in RECEIVERS:  # vLLM looks its engine up by name
     backend(_transport)
+
+
+MAX_THREADS = 8
+"""More do not copy faster: memory is the limit."""
 
 
 class WeightExtension:
@@ -70,7 +76,8 @@ class WeightExtension:
         if wrong:
             return f"the checksum of bucket {wrong[0]} differs from what the learner sent"
         try:
-            self.weight_transfer_engine.finish_weight_update()
+            with _idle_cores(self.device):
+                self.weight_transfer_engine.finish_weight_update()
         except WeightSyncError as error:
             return str(error)
         if self.device.type == "cuda":
@@ -87,6 +94,18 @@ class WeightExtension:
 
     def _start(self, call: Callable[[], Any]) -> None:
         self._waiting = _Background(call, self.device, after=self._waiting)
+
+
+@contextmanager
+def _idle_cores(device: torch.device) -> Iterator[None]:
+    """Use the cores of a CPU engine's machine that stand still while it generates nothing."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(max(before, min(MAX_THREADS, len(os.sched_getaffinity(0)))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Background:

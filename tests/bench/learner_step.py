@@ -36,9 +36,10 @@ VARIANTS = {
     "ours": {},
     "separate_beginnings": {"shares": False},
     "and_tower_per_micro_batch": {"shares": False, "tower_once": False},
-    "ours_without_checkpointing": {"checkpointing": False},
+    "everything_recomputed": {"room": 0},
+    "nothing_recomputed": {"room": 10**15},
 }
-"""On a GPU. Without checkpointing comes last: it may run out of memory."""
+"""On a GPU. What recomputes nothing, whether there is memory for it or not, comes last."""
 
 
 def parse() -> argparse.Namespace:
@@ -134,15 +135,12 @@ def measure(
     *,
     shares: bool = True,
     tower_once: bool = True,
-    checkpointing: bool = True,
+    room: int | None = None,
 ) -> dict[str, float]:
     engine = rank._engine
     model: Any = engine.module.model
-    checkpoints = checkpointing and config.gradient_checkpointing
-    if config.gradient_checkpointing and not checkpointing:
-        model.model.language_model.gradient_checkpointing_disable()
-    # All activations of a micro-batch are kept without checkpointing: half as many tokens at a time.
-    planned = plan(groups, config, shares=shares, budget=chosen.budget if checkpointing else chosen.budget // 2)
+    recomputation = rank._trainer._recomputation
+    planned = plan(groups, config, shares=shares, budget=chosen.budget)
     (piece,) = planned.mini_batches
     pieces = [piece] if tower_once else per_micro_batch(piece, config)
     images = images_of(planned, groups)
@@ -154,12 +152,18 @@ def measure(
             rank.accumulate(each, images)
         rank.step()
 
-    first_s = seconds(update, engine.device)
-    rank._trainer.take_seconds()
-    update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+    measured = recomputation._room if room is None else mock.Mock(return_value=room)
+    with mock.patch.object(recomputation, "_room", measured):
+        first_s = seconds(update, engine.device)
+        rank._trainer.take_seconds()
+        recomputation.num_tokens, recomputation.num_visual_tokens = [0, 0], [0, 0]
+        update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+    language_again, vision_again = (
+        again / whole for again, whole in (recomputation.num_tokens, recomputation.num_visual_tokens)
+    )
     stages = {name: spent / chosen.repeats for name, spent in rank._trainer.take_seconds().items()}
     num_tokens = sum(row.num_tokens for row in rows_of([planned]))
-    needed, executed = update_flops(model, pieces, checkpointing=checkpoints)
+    needed, executed = update_flops(model, pieces, language_again=language_again, vision_again=vision_again)
     return {
         "update_s": update_s,
         "first_update_s": first_s,
@@ -167,6 +171,9 @@ def measure(
         "computed_tokens": round(planned.workload.computed_share * num_tokens),
         "micro_batches": len(piece.micro_batches),
         "vision_passes": sum(len(each.vision_passes) for each in pieces),
+        "rounds": sum(len(each.rounds()) for each in pieces),
+        "language_again": language_again,
+        "vision_again": vision_again,
         "tokens_per_s": num_tokens / update_s,
         "peak_memory_gib": rank.peak_memory_bytes() / 2**30,
         "needed_tflop": needed / 1e12,

@@ -123,6 +123,43 @@ def test_blocks_are_recomputed_on_all_ranks_or_none():
     assert not any(each.recomputes_blocks for each in plan_of(groups, ranks=2)[0].mini_batches[0].vision_passes)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("vision", [1, 21, 45, 10**6])
+@pytest.mark.parametrize("budget", [60, 300, 3000])
+def test_rounds_show_the_views_of_their_own_passes_alone_and_are_as_many_on_every_rank(ranks, vision, budget):
+    plans = plan_of(GROUPS, ranks=ranks, budget=budget, vision=vision)
+    pieces = [plan.mini_batches[0] for plan in plans]
+    assert len({piece.stops for piece in pieces}) == 1
+    for piece in pieces:
+        rounds = piece.rounds()
+        assert [each for part in rounds for each in part.micro_batches] == list(piece.micro_batches)
+        assert [each for part in rounds for each in part.vision_passes] == list(piece.vision_passes)
+        for part in rounds:
+            shown = {key for families in part.micro_batches for family in families for key in family.visual_tokens}
+            assert {key for each in part.vision_passes for key in each.views} == shown
+            assert part.micro_batches
+            assert part.vision_passes
+
+
+def test_the_views_of_a_round_fit_one_vision_pass_unless_a_picture_alone_does_not():
+    groups = [make_group(seed, ask_share=1.0) for seed in range(6)]
+    (plan,) = plan_of(groups, budget=80, vision=45)
+    assert [len(part.vision_passes) for part in plan.mini_batches[0].rounds()] == [1, 1, 1], "two groups of 20 each"
+    large = make_group(7, size=(224, 224), ask_share=1.0)
+    (plan,) = plan_of([*groups, large], budget=80, vision=45)
+    passes = [len(part.vision_passes) for part in plan.mini_batches[0].rounds()]
+    assert sorted(passes)[:3] == [1, 1, 1]
+    assert sum(count > 1 for count in passes) == 1
+
+
+def test_no_rounds_are_made_where_one_pass_does_or_micro_batches_would_be_too_small():
+    groups = [make_group(seed, ask_share=1.0) for seed in range(6)]
+    tokens = sum(family.num_tokens for family in families(plan_of(groups)))
+    for budget, vision, expected in ((80, 10**6, 1), (8 * tokens, 21, 1), (8 * tokens // 6, 21, 6)):
+        (plan,) = plan_of(groups, budget=budget, vision=vision)
+        assert len(plan.mini_batches[0].rounds()) == expected, (budget, vision)
+
+
 def test_a_dummy_weighs_nothing_and_needs_no_picture():
     plans = plan_of([make_group(1)], ranks=12)
     idle = [plan for plan in plans if not any(row.token_weight for row in rows_of([plan]))]

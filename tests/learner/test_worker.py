@@ -17,6 +17,7 @@ from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
+from learner.memory import language_bytes, read_shape
 from learner.model import load_policy, token_logprobs
 from learner.resident import find_resident
 from learner.update import summarize_steps
@@ -318,16 +319,71 @@ def test_an_update_that_was_not_finished_leaves_nothing_to_the_next(folder, stag
     assert exported(disturbed) == exported(straight)
 
 
-@pytest.mark.parametrize("vision", [21, 10**6])
-def test_the_tower_runs_once_per_view_and_again_only_to_backpropagate_several_passes(folder, vision):
-    rank = started(folder, kl_coefficient=0.0)
+@pytest.mark.parametrize(
+    ("vision", "settings", "times"),
+    [
+        (10**6, {}, 1),
+        (21, {}, 1),  # the views of a group
+        (19, {}, 2),  # fewer than those
+        (21, {"gradient_checkpointing": True}, 2),
+        (21, {"zero_stage": 3}, 2),
+        (21, {"train_vision": False}, 1),
+    ],
+)
+def test_the_tower_runs_once_per_view_and_again_only_where_its_activations_cannot_stay(folder, vision, settings, times):
+    rank = started(folder, kl_coefficient=0.0, **settings)
     encoded, tower = [], rank._engine.module.model.model.visual
     tower.merger.register_forward_hook(lambda _, __, out: encoded.append(len(out)))
     (plan,) = plan_of(GROUPS, budget=80, vision=vision)
     rank.update(plan, images_of(plan, GROUPS))
     distinct = sum(4 + 16 * any(e.asked for e in group.played.episodes) for group in GROUPS)
     assert len(plan.mini_batches[0].micro_batches) > 4
-    assert sum(encoded) == (2 * distinct if vision == 21 else distinct)
+    assert sum(encoded) == times * distinct
+
+
+def test_what_is_recomputed_changes_no_bit(folder):
+    """Neither how many layers keep their activations, nor whether the tower's graph stays."""
+    (plan,) = plan_of(GROUPS, budget=120, vision=21)
+    images = images_of(plan, GROUPS)
+    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    some = language_bytes(shape, 120, 4, num_kept=1)
+    found = {}
+    for room in (None, 0, some, 10**12):
+        rank = started(folder, zero_stage=0, gradient_checkpointing=True)
+        rank._trainer._recomputation._room = None if room is None else lambda room=room: room
+        rank.update(plan, images)
+        layers, visual = rank._trainer._recomputation.num_tokens, rank._trainer._recomputation.num_visual_tokens
+        found[room] = exported(rank), layers[0] / layers[1], visual[0] / visual[1]
+    assert [share for _, share, _ in found.values()][::3] == [1, 0]
+    assert [share for _, _, share in found.values()] == [1, 1, 1, 0]
+    assert 0 < found[some][1] < 1
+    assert all(weights == found[None][0] for weights, _, _ in found.values())
+
+
+def test_activations_that_do_not_fit_after_all_are_recomputed(folder, monkeypatch):
+    (plan,) = plan_of(GROUPS, budget=120)
+    images = images_of(plan, GROUPS)
+    expected, rank = (started(folder, zero_stage=0, gradient_checkpointing=True) for _ in range(2))
+    expected.update(plan, images)
+    recomputation = rank._trainer._recomputation
+    recomputation._room = lambda: 10**12
+    loss, kept = rank._trainer._loss, []
+
+    def short_of_memory(*given):
+        kept.append(recomputation._num_kept)
+        if len(kept) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(*given)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(rank._trainer, "_loss", short_of_memory)
+    rank.update(plan, images)
+    assert kept[0] > 0 == kept[1]
+    assert exported(rank) == exported(expected)
+    monkeypatch.setattr(recomputation, "_room", lambda: 0)
+    monkeypatch.setattr(rank._trainer, "_loss", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("still")))
+    with pytest.raises(torch.OutOfMemoryError, match="still"):
+        rank.update(plan, images)
 
 
 def test_under_zero_3_no_order_of_modules_is_forgotten(folder, monkeypatch):

@@ -49,6 +49,8 @@ class WeightSender:
             for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
+        self._ahead: tuple[int, list[Tensor]] | None = None
+        """Version and digests of the parameters that are read in place."""
 
     def open(
         self, transport: Transport, *, num_receivers: int, timeout_s: float, parameters: Sequence[Tensor] | None = None
@@ -73,6 +75,7 @@ class WeightSender:
                 transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s
             )
         self._end = end
+        self.forget_digests()
         return WeightLink(
             transport=transport,
             is_rendezvous=end.is_rendezvous,
@@ -99,13 +102,27 @@ class WeightSender:
         started, end = time.monotonic(), self._opened
         end.begin()
         digests: list[Tensor] = []
-        filled = _resident(self._layout, end) if self.is_in_place else _filled(parameters, self._layout, end)
-        for bucket, content in filled:
-            digests.append(bucket_digest(content))
-            end.deliver(bucket)
+        if self.is_in_place:
+            self.digest_ahead(version)
+            assert self._ahead is not None, "of this version"
+            digests = self._ahead[1]
+        else:
+            for bucket, content in _filled(parameters, self._layout, end):
+                digests.append(bucket_digest(content))
+                end.deliver(bucket)
         offer = WeightOffer(version=version, num_buckets=len(self._layout.bucket_sizes), delivery=end.finish())
         found = torch.stack(digests).cpu().tolist()
         return SentWeights(offer=offer, digests=tuple(found), seconds=time.monotonic() - started)
+
+    def digest_ahead(self, version: int) -> None:
+        """Start to compute the digests of parameters that are read in place, before they are asked for."""
+        if self.is_in_place and (self._ahead is None or self._ahead[0] != version):
+            buckets = range(len(self._layout.bucket_sizes))
+            self._ahead = version, [bucket_digest(self._opened.bucket(index)) for index in buckets]
+
+    def forget_digests(self) -> None:
+        """The parameters were written, under whatever version."""
+        self._ahead = None
 
     def release(self) -> None:
         """Free what the receivers have fetched."""
@@ -125,11 +142,6 @@ class WeightSender:
     def _opened(self) -> SendingEnd:
         assert self._end is not None, "opened"
         return self._end
-
-
-def _resident(layout: WeightLayout, end: SendingEnd) -> Iterator[tuple[int, Tensor]]:
-    """(index, memory) of each bucket, none of which has to be filled."""
-    return ((index, end.bucket(index)) for index in range(len(layout.bucket_sizes)))
 
 
 def _filled(

@@ -172,6 +172,7 @@ class LearnerRank:
         with self._working():
             if self._trainer.has_gradients:
                 self._running.steps.append(self.step())
+            self._sender.digest_ahead(self._engine.optimizer_step)
         return self._running.report(
             optimizer_step=self._engine.optimizer_step,
             others={
@@ -315,6 +316,7 @@ class LearnerRank:
         check_shapes(source, self._engine.trained_shapes())
         learned = read_tensors(source, ("weight/", *(f"{moment}/" for moment in MOMENTS)))
         self._engine.load_state(learned, optimizer_step=counters.optimizer_step)
+        self._sender.forget_digests()
         self._trainer.num_skipped = counters.num_skipped
         self._trainer.num_skipped_in_a_row = counters.num_skipped_in_a_row
         restore_rng(read_tensors(source, "rng/"))

@@ -31,7 +31,7 @@ from configs.schema import ModelConfig, RolloutConfig
 CPU_BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
 with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
-POLL_S = 0.001
+POLL_S = 0.0005
 """Between two questions whether a version has arrived."""
 
 

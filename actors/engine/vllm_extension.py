@@ -55,7 +55,8 @@ class WeightExtension:
 
         def receive() -> list[int]:
             self.weight_transfer_engine.start_weight_update()
-            self.weight_transfer_engine.receive_weights(BucketUpdate(delivery=delivery))
+            with _all_cores(self.device):
+                self.weight_transfer_engine.receive_weights(BucketUpdate(delivery=delivery))
             return self.weight_transfer_engine.digests()
 
         self._start(receive)
@@ -76,7 +77,7 @@ class WeightExtension:
         if wrong:
             return f"the checksum of bucket {wrong[0]} differs from what the learner sent"
         try:
-            with _idle_cores(self.device):
+            with _all_cores(self.device):
                 self.weight_transfer_engine.finish_weight_update()
         except WeightSyncError as error:
             return str(error)
@@ -97,8 +98,8 @@ class WeightExtension:
 
 
 @contextmanager
-def _idle_cores(device: torch.device) -> Iterator[None]:
-    """Use the cores of a CPU engine's machine that stand still while it generates nothing."""
+def _all_cores(device: torch.device) -> Iterator[None]:
+    """In this thread of a CPU engine, use the cores beyond those that it generates on."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(max(before, min(MAX_THREADS, len(os.sched_getaffinity(0)))))

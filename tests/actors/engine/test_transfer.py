@@ -315,6 +315,24 @@ def test_on_a_shared_gpu_the_learners_own_parameters_are_opened_once_and_read_at
     assert sharing.weight_transfer_engine._resident == [], "nothing is held open"
 
 
+def test_digests_in_place_may_be_computed_before_and_parameters_that_changed_since_are_found_out(
+    sharing, sender, shared_gpu
+):
+    parameters = flat_parameters()
+    link = sender.open("ipc", num_receivers=1, timeout_s=5, parameters=list(parameters.values()))
+    sharing.connect_weights(link.layout.to_plain(), link.settings)
+    assert failure_of(sharing) == ""
+    sender.digest_ahead(1)
+    parameters["b.weight"][5] += 1
+    receive(sharing, sender.send((), 1))
+    problem = sharing.commit_weights(list(sender.send((), 1).digests))
+    assert problem == "the checksum of bucket 0 differs from what the learner sent"
+    sender.forget_digests()
+    receive(sharing, sender.send((), 1))
+    assert sharing.commit_weights(list(sender.send((), 1).digests)) == ""
+    assert holds(sharing, parameters)
+
+
 def test_a_learner_that_goes_on_too_early_is_found_out_by_the_checksum(sharing, sender, shared_gpu):
     parameters = flat_parameters()
     link = sender.open("ipc", num_receivers=1, timeout_s=5, parameters=list(parameters.values()))

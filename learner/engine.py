@@ -120,14 +120,15 @@ class LearnerEngine:
             self._orders.follow(_kind(inputs))
         return self._engine(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this loss."""
+    def backward(self, loss: Tensor, through: tuple[Tensor, Tensor] | None = None) -> None:
+        """Accumulate the gradient of this loss, and that of `through`, as in `backward_through`, in the same pass."""
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-        self._engine.backward(loss * poison * self.world_size)
+        scaled = loss * poison * self.world_size
+        self._engine.backward(scaled if through is None else scaled + _carried(*through))
 
     def backward_through(self, outputs: Tensor, gradient: Tensor) -> None:
         """Accumulate the gradient of these outputs, given what `backward` has left as theirs."""
-        self._engine.backward((outputs.to(gradient.dtype) * gradient).sum())
+        self._engine.backward(_carried(outputs, gradient))
 
     def step(self) -> StepResult:
         """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
@@ -302,6 +303,11 @@ def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[...
         return engine(*inputs)
 
     return forward
+
+
+def _carried(outputs: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to these outputs is the given one."""
+    return (outputs.to(gradient.dtype) * gradient).sum()
 
 
 def _kind(inputs: tuple[Any, ...]) -> Hashable:

@@ -2,9 +2,10 @@
 
 Each view is encoded once per piece, whatever number of micro-batches shows it. The micro-batches of a round read the
 features from one leaf tensor, which adds their gradients up in float32; in the end the tower is backpropagated once. A
-round with a single vision pass keeps its graph meanwhile if there is memory for it (`learner.recompute`). Otherwise
-each is encoded a second time when its gradient is known, so that memory holds the activations of one pass, and not
-beside those of a micro-batch.
+round with a single vision pass keeps its graph meanwhile if there is memory for it (`learner.recompute`), and the
+backward pass of its last micro-batch goes on through the tower: DeepSpeed handles all gradients at the end of each.
+Otherwise every pass is encoded a second time when its gradient is known, so that memory holds the activations of one
+pass, and not beside those of a micro-batch.
 
 Legend: N generated tokens of a micro-batch, S visual tokens of the views of a round, W width of the language model.
 """
@@ -90,14 +91,17 @@ class Trainer:
     ) -> None:
         """Add the gradients of a round."""
         passes, encoded, reference_SW = self._encode(planned, collated)
-        features_SW = torch.cat([each.detach() for each in encoded]).float().requires_grad_(self._config.train_vision)
-        if encoded[0].grad_fn is None:
-            encoded = []
-        for _ in planned.micro_batches:
-            self._learn(next(collated), features_SW, next(proximal_logprobs), reference_SW)
-        if self._config.train_vision:
-            assert features_SW.grad is not None, "every micro-batch reads the features"
-            self._backpropagate_vision(passes, encoded, features_SW.grad)
+        whole_SW = torch.cat(encoded).float()
+        # Adds the gradients of the micro-batches up. The last one leads into the tower's graph, if that has stayed.
+        leaf_SW = whole_SW.detach().requires_grad_(self._config.train_vision)
+        last = len(planned.micro_batches) - 1 if whole_SW.requires_grad else None
+        for index in range(len(planned.micro_batches)):
+            through = (whole_SW, leaf_SW.grad) if index == last and leaf_SW.grad is not None else None
+            features_SW = whole_SW if index == last else leaf_SW
+            self._learn(next(collated), features_SW, next(proximal_logprobs), reference_SW, through)
+        if self._config.train_vision and last is None:
+            assert leaf_SW.grad is not None, "every micro-batch reads the features"
+            self._encode_again(passes, leaf_SW.grad)
 
     def step(self) -> dict[str, float]:
         """One optimizer step with all pieces since the last one; its metrics over all ranks.
@@ -195,6 +199,7 @@ class Trainer:
         features_SW: Tensor,
         proximal_logprobs_N: Tensor | None,
         reference_SW: Tensor | None,
+        through: tuple[Tensor, Tensor] | None,
     ) -> None:
         reference_logprobs_N = None
         with self._clock.stage("reference_s"), torch.no_grad():
@@ -202,17 +207,16 @@ class Trainer:
                 reference_logprobs_N = self._reference(batch, reference_SW)[0]
         with self._clock.stage("forward_backward_s"):
             output = self._loss_in_memory(batch, features_SW, proximal_logprobs_N, reference_logprobs_N)
-            self._engine.backward(output.loss)
+            self._engine.backward(output.loss, through)
             self._totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
             self._maxima = torch.maximum(self._maxima, output.maxima)
 
-    def _backpropagate_vision(self, passes: list[VisionPass], encoded: list[Tensor], gradient_SW: Tensor) -> None:
-        """Backpropagate the features' gradient through each pass; without graphs in `encoded` it is encoded again."""
+    def _encode_again(self, passes: list[VisionPass], gradient_SW: Tensor) -> None:
+        """Encode each pass anew and backpropagate the features' gradient through it."""
         sizes = [each.num_visual_tokens for each in passes]
-        for index, gradient in enumerate(torch.split(gradient_SW, sizes)):
+        for vision_pass, gradient in zip(passes, torch.split(gradient_SW, sizes), strict=True):
             with self._clock.stage("vision_s"):
-                features = encoded[index] if encoded else self._engine(passes[index])
-                self._engine.backward_through(features, gradient)
+                self._engine.backward_through(self._engine(vision_pass), gradient)
 
     def _loss_in_memory(self, batch: MicroBatch, *given: Any) -> LossOutput:
         """The loss; if the activations do not fit after all, those that can be recomputed are not kept."""

@@ -21,6 +21,7 @@ from actors.errors import LearnerError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig
 from learner.batch import TrainingGroup
+from learner.memory import learns_in_rounds
 from learner.pictures import Picture, pictures_of
 from learner.plan import RankPlan, plan_mini_batches
 from learner.update import UpdateReport
@@ -113,6 +114,7 @@ class LearnerGroup:
             max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
             max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
             num_before=self._num_groups % self._config.prompts_per_mini_batch,
+            in_rounds=learns_in_rounds(self._config),
         )
         if not self._num_groups:
             await _gather([rank.begin() for rank in self._ranks])

@@ -72,6 +72,15 @@ def deepspeed_stage(config: LearnerConfig, *, in_bfloat16: bool) -> int:
     return 2 if config.zero_stage == 1 and in_bfloat16 else config.zero_stage
 
 
+def learns_in_rounds(config: LearnerConfig) -> bool:
+    """Whether activations of the vision tower may stay during micro-batches, which are smaller then.
+
+    Not under ZeRO-3, where a backward pass follows its forward pass directly; and with an optimizer in host memory each
+    backward pass brings all gradients there, so that the fewest are best.
+    """
+    return config.train_vision and config.zero_stage < 3 and not config.offload_optimizer
+
+
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
     """The shape in a config.json with `text_config` and `vision_config`."""
     given, vision = config["text_config"], config["vision_config"]

@@ -129,6 +129,7 @@ def plan_mini_batches(
     max_tokens_per_micro_batch: int,
     max_tokens_per_vision_pass: int,
     num_before: int = 0,
+    in_rounds: bool = True,
 ) -> tuple[RankPlan, ...]:
     """Plan one update, or the next part of one: a RankPlan for each of `num_ranks` ranks.
 
@@ -142,6 +143,7 @@ def plan_mini_batches(
 
     Args:
         num_before: groups that the first mini-batch already has, from earlier parts.
+        in_rounds: whether activations of the vision tower may stay during micro-batches (`learner.rounds`).
     """
     assert groups, "an update needs at least one group"
     assert num_before < prompts_per_mini_batch, "a full mini-batch takes no more"
@@ -150,10 +152,9 @@ def plan_mini_batches(
     for stop in (*range(prompts_per_mini_batch - num_before, len(groups), prompts_per_mini_batch), len(groups)):
         rows = weight_episodes([(index, groups[index]) for index in range(start, stop)], prompts_per_mini_batch)
         shares = balance(families_of(rows, max_tokens_per_micro_batch), num_ranks)
-        rounds = [
-            (pack_ranks(each, max_tokens_per_micro_batch), split_views(each, max_tokens_per_vision_pass))
-            for each in split_rounds(shares, max_tokens_per_micro_batch, max_tokens_per_vision_pass)
-        ]
+        visual = max_tokens_per_vision_pass
+        split = split_rounds(shares, max_tokens_per_micro_batch, visual) if in_rounds else [shares]
+        rounds = [(pack_ranks(each, max_tokens_per_micro_batch), split_views(each, visual)) for each in split]
         for rank, planned in enumerate(pieces):
             planned.append(_joined([(packed[rank], passes[rank]) for packed, passes in rounds]))
         workload += _workload(rows, shares)

@@ -19,27 +19,24 @@ def split_rounds(
     shares: Sequence[Sequence[Family]], max_tokens: int, max_visual_tokens: int
 ) -> list[list[list[Family]]]:
     """The shares of the ranks in rounds whose views fit one vision pass: its activations can stay until the
-    micro-batches that show the views have given their gradient, so that the tower runs once.
+    micro-batches that show the views have given their gradient, so that the tower runs once. Pictures that exceed a
+    pass alone are in the last round together.
 
     One round if one pass is enough for all, or where rounds would leave micro-batches too small for a GPU.
     """
     by_image = [_by_image(families) for families in shares]
-    visual = [sum(map(num_visual_tokens, images)) for images in by_image]
-    if max(visual) <= max_visual_tokens:
+    if max(sum(map(num_visual_tokens, images)) for images in by_image) <= max_visual_tokens:
         return [[list(families) for families in shares]]
-    most = max(map(len, by_image))
-    for count in range(max(1, -(-max(visual) // max_visual_tokens)), most + 1):
-        if (
-            count == 1
-            or max(sum(family.num_tokens for family in families) for families in shares)
-            < count * max_tokens * LEAST_FILLED
-        ):
-            break
-        rounds = [_into_rounds(images, count) for images in by_image]
-        if all(
-            len(each) <= 1 or sum(map(num_visual_tokens, each)) <= max_visual_tokens for of in rounds for each in of
-        ):
-            return [[list(itertools.chain(*of[number])) for of in rounds] for number in range(count)]
+    small = [[each for each in images if num_visual_tokens(each) <= max_visual_tokens] for images in by_image]
+    large = [[each for each in images if num_visual_tokens(each) > max_visual_tokens] for images in by_image]
+    tokens = max(sum(family.num_tokens for image in images for family in image) for images in small)
+    most = min(max(map(len, small)), int(tokens / (max_tokens * LEAST_FILLED)))
+    least = max(1, -(-max(sum(map(num_visual_tokens, images)) for images in small) // max_visual_tokens))
+    for count in range(least, most + 1):
+        rounds = [_into_rounds(images, count) for images in small]
+        if all(sum(map(num_visual_tokens, images)) <= max_visual_tokens for of in rounds for images in of):
+            whole = [[*of, *([rest] if any(large) else [])] for of, rest in zip(rounds, large, strict=True)]
+            return [[list(itertools.chain(*images)) for images in same] for same in zip(*whole, strict=True)]
     return [[list(families) for families in shares]]
 
 

@@ -26,6 +26,7 @@ import torch
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.batch import PlannedEpisode, TrainingGroup
+from learner.memory import learns_in_rounds
 from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank
 from tests.bench.flops import matmul_peak, update_flops, wait
@@ -104,6 +105,7 @@ def plan(groups: Sequence[TrainingGroup], config: LearnerConfig, *, shares: bool
             num_ranks=1,
             max_tokens_per_micro_batch=budget,
             max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
+            in_rounds=learns_in_rounds(config),
         )
     return planned
 

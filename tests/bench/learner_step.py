@@ -128,6 +128,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.monotonic() - started
 
 
+def allocation_retries(config: LearnerConfig) -> int:
+    """How often PyTorch had to give cached memory back to the device and ask again, which is slow."""
+    return int(torch.cuda.memory_stats()["num_alloc_retries"]) if config.num_gpus else 0
+
+
 def measure(
     rank: LearnerRank,
     groups: Sequence[TrainingGroup],
@@ -154,6 +159,7 @@ def measure(
             rank.accumulate(each, images)
         rank.step()
 
+    retries = allocation_retries(config)
     measured = recomputation._room if room is None else mock.Mock(return_value=room)
     with mock.patch.object(recomputation, "_room", measured):
         first_s = seconds(update, engine.device)
@@ -178,6 +184,7 @@ def measure(
         "vision_again": vision_again,
         "tokens_per_s": num_tokens / update_s,
         "peak_memory_gib": rank.peak_memory_bytes() / 2**30,
+        "allocation_retries": allocation_retries(config) - retries,
         "needed_tflop": needed / 1e12,
         "executed_tflop": executed / 1e12,
         "mfu": needed / update_s / peak,

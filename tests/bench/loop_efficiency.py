@@ -4,9 +4,14 @@
 
 Both run on this machine in one command, in alternating rounds over equal prompts: ours collects, updates and publishes
 (the judges included); the peer calls `LLM.generate` once for all first turns and once for all second turns. Also
-printed: where a step's seconds go, and the ratio for collecting alone. With `train.max_staleness=1` a round is
-three trips of the loop, the first not counted, in which the next batch is collected while this one is learned from, so
-that collecting has no time of its own. Medians over the rounds, after one warm-up each.
+printed: where a step's seconds go, and the ratio for collecting alone. With `train.max_staleness=1` a second kind of
+round is four trips of the loop, of which the first and the last are not counted: the next batch is collected while this
+one is learned from. `step_over_longest` (M3) is its step against the longer of collecting and updating alone. Medians
+over the rounds, after one warm-up each.
+
+With random weights (`model.load=random`) nothing earns a reward: episodes get rewards of 1 and 0 in turn, so that the
+learner has its full work. On GPUs the script shares the first GPU with our engine while that is idle: give each less
+than half of its memory with `rollout.gpu_memory_fraction`.
 """
 
 from __future__ import annotations
@@ -14,11 +19,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import median
+from unittest.mock import patch
 
 from actors.data.dataset import Dataset, PromptCursor
 from actors.engine.vllm_engine import collapse_placeholders, set_engine_environment
@@ -27,10 +35,15 @@ from actors.play import make_views
 from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
 from cluster.cli import make_missing_data
 from cluster.display import Display
+from cluster.fleet import Fleet
 from cluster.launch import Parts, launch
 from cluster.lookahead import Lookahead
+from cluster.score import score_group
+from cluster.step import LostGroup, ScoredGroup, UnscoredGroup
 from configs.load import load_config, to_yaml
 from configs.schema import Config
+from judge.reward import Reward
+from learner.advantage import group_advantages
 
 
 def bare_rounds(config: Config) -> None:
@@ -52,7 +65,9 @@ def bare_rounds(config: Config) -> None:
         limit_mm_per_prompt={"image": 2, "video": 0},
         enforce_eager=config.rollout.enforce_eager,
         generation_config="vllm",
+        **({"gpu_memory_utilization": config.rollout.gpu_memory_fraction} if config.rollout.num_gpus else {}),
     )
+    is_full = config.rollout.mode == "general"
     params = SamplingParams(
         temperature=config.rollout.temperature,
         max_tokens=config.rollout.max_turn_tokens,
@@ -75,13 +90,14 @@ def bare_rounds(config: Config) -> None:
             sample = dataset.read(ref)
             picture = check_and_decode(sample.image, max_pixels=10**8, max_side_ratio=100)
             views = make_views(full_view(picture, spec), spec, ref.uid)
-            ids = renderer.first_turn(sample.question, views.quarter.num_visual_tokens)
-            first += [(ids, views)] * config.rollout.group_size
-        replies = engine.generate([prompt(ids, [v.quarter]) for ids, v in first], params, use_tqdm=False)
+            shown = views.full if is_full else views.quarter
+            ids = renderer.first_turn(sample.question, shown.num_visual_tokens, offers_tool=not is_full)
+            first += [(ids, views, shown)] * config.rollout.group_size
+        replies = engine.generate([prompt(ids, [shown]) for ids, _, shown in first], params, use_tqdm=False)
         second = []
-        for (ids, views), reply in zip(first, replies, strict=True):
+        for (ids, views, _), reply in zip(first, replies, strict=True):
             said = tuple(reply.outputs[0].token_ids)
-            if isinstance(parse_reply(renderer.reply_text(said)), ToolCall):
+            if not is_full and isinstance(parse_reply(renderer.reply_text(said)), ToolCall):
                 follow = renderer.second_turn(ids, said, views.full.num_visual_tokens)
                 second.append(prompt(follow, [views.quarter, views.full]))
         if second:
@@ -93,7 +109,14 @@ def bare_rounds(config: Config) -> None:
 class Peer:
     def __init__(self, config: Config) -> None:
         command = [sys.executable, "-m", "tests.bench.loop_efficiency", "--bare"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": first_gpu},
+        )
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(to_yaml(config)) + "\n")
         self._process.stdin.flush()
@@ -114,10 +137,6 @@ class Peer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
-
-
-SETTLE_S = 5.0
-"""After a round with look-ahead: until the engine has finished what was begun for a batch that nobody takes."""
 
 
 async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
@@ -141,36 +160,64 @@ async def on_policy_round(run: Parts, config: Config) -> dict[str, float]:
     }
 
 
-async def overlapped_round(run: Parts, config: Config) -> dict[str, float]:
-    """Two trips of the loop with look-ahead, after one that fills it."""
-    num_episodes, depth = 0, config.train.max_staleness
+TRIPS = 4
+"""Of an overlapped round. The first fills the pipeline and the last empties it; those between are counted."""
+
+
+async def overlapped_round(run: Parts, config: Config, num_collected: int) -> dict[str, float]:
+    """Trips of the loop with look-ahead; `num_collected` batches were collected before."""
+    num_episodes, started, seconds = 0, 0.0, 0.0
     async with (
         run.collector as collector,
-        Lookahead(collector.collect, depth=depth, num_batches=3 + depth, allow=collector.allow) as ahead,
+        Lookahead(
+            collector.collect,
+            depth=config.train.max_staleness,
+            num_batches=TRIPS,
+            allow=lambda num_batches: collector.allow(num_collected + num_batches),
+        ) as ahead,
     ):
-        for trip in range(3):
+        for trip in range(TRIPS):
             if trip == 1:
-                started, num_episodes = time.monotonic(), 0
+                started = time.monotonic()
             async with run.updates as updates:
                 batch = await ahead.take()
                 await updates.finish(batch)
             await run.weights.publish()
-            num_episodes += len(batch.scored) * config.rollout.group_size
-        seconds = time.monotonic() - started
-    await asyncio.sleep(SETTLE_S)
-    return {"loop_episodes_per_s": num_episodes / seconds, "step_s": seconds / 2}
+            if 0 < trip < TRIPS - 1:
+                num_episodes += len(batch.scored) * config.rollout.group_size
+                seconds = time.monotonic() - started
+    return {"loop_episodes_per_s": num_episodes / seconds, "step_s": seconds / (TRIPS - 2)}
+
+
+async def score_in_turn(fleet: Fleet, config: Config, group: UnscoredGroup) -> ScoredGroup | LostGroup:
+    """Judges the group as ever, then gives its episodes rewards of 1 and 0 in turn."""
+    scored = await score_group(fleet, config, group)
+    assert isinstance(scored, ScoredGroup), scored
+    totals = [float(index % 2) for index in range(len(scored.rewards))]
+    rewards = tuple(Reward(total=each, accuracy=each, format=0.0, penalty=0.0, is_correct=each > 0) for each in totals)
+    return replace(scored, rewards=rewards, advantages=group_advantages(totals))
+
+
+async def our_rounds(run: Parts, config: Config, number: int) -> dict[str, float]:
+    """A round of each kind that the config allows; `number` rounds came before."""
+    alone = await on_policy_round(run, config)
+    if not config.train.max_staleness:
+        return alone
+    overlapped = await overlapped_round(run, config, number * (TRIPS + 1) + 1)
+    longest = max(alone["collect_s"], alone["update_s"])
+    stages = {name: alone[name] for name in ("collect_s", "update_s", "publish_s", "collect_episodes_per_s")}
+    return {**stages, **overlapped, "step_over_longest": overlapped["step_s"] / longest}
 
 
 async def measure(config: Config, num_rounds: int) -> dict[str, float]:
     peer = Peer(config)
     rounds: list[dict[str, float]] = []
-    our_round = overlapped_round if config.train.max_staleness else on_policy_round
     try:
         async with launch(config, resume=False, display=Display(config), started_at=time.monotonic()) as run:
             await run.weights.publish()
-            for _ in range(num_rounds + 1):
+            for number in range(num_rounds + 1):
                 bare = await asyncio.to_thread(peer.round)
-                ours = await our_round(run, config)
+                ours = await our_rounds(run, config, number)
                 ratios = {
                     name.replace("_episodes_per_s", "_ratio"): figure / bare
                     for name, figure in ours.items()
@@ -208,7 +255,11 @@ def main() -> None:
         learner=replace(config.learner, learning_rate=1e-12),
     )
     make_missing_data(config)
-    figures = asyncio.run(measure(config, arguments.rounds))
+    gives_rewards = (
+        patch("cluster.collect.score_group", score_in_turn) if config.model.load == "random" else nullcontext()
+    )
+    with gives_rewards:
+        figures = asyncio.run(measure(config, arguments.rounds))
     for name, figure in figures.items():
         print(f"{name:28} {figure:8.2f}")
     print(json.dumps(figures))

@@ -31,7 +31,7 @@ from tests.bench.model_shape import write_shape
 ASKING = f"<think>unclear</think><tool_call>{TOOL_CALL}</tool_call>"
 DIRECT = "<think>clear</think><answer>red</answer>"
 QUESTION = "what colour is the small shape in the upper left corner?"
-ON_GPU = ["model.dtype=bfloat16", "rollout.num_gpus=1", "rollout.gpu_memory_fraction=0.6"]
+ON_GPU = ["model.dtype=bfloat16", "rollout.num_gpus=1", "learner.num_gpus=1", "rollout.gpu_memory_fraction=0.6"]
 
 
 def bench_config(shape: str, *, side: int, on_gpu: bool, overrides: Sequence[str] = ()) -> Config:

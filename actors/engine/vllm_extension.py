@@ -7,10 +7,8 @@ waits for another process has a thread of its own instead, which a deadline can 
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,10 +32,6 @@ for _transport in RECEIVERS:  # vLLM looks its engine up by name
     backend(_transport)
 
 
-MAX_THREADS = 8
-"""More do not copy faster: memory is the limit."""
-
-
 class WeightExtension:
     """Mixed into vLLM's worker, whose `weight_transfer_engine` it uses."""
 
@@ -55,8 +49,7 @@ class WeightExtension:
 
         def receive() -> list[int]:
             self.weight_transfer_engine.start_weight_update()
-            with _all_cores(self.device):
-                self.weight_transfer_engine.receive_weights(BucketUpdate(delivery=delivery))
+            self.weight_transfer_engine.receive_weights(BucketUpdate(delivery=delivery))
             return self.weight_transfer_engine.digests()
 
         self._start(receive)
@@ -77,8 +70,7 @@ class WeightExtension:
         if wrong:
             return f"the checksum of bucket {wrong[0]} differs from what the learner sent"
         try:
-            with _all_cores(self.device):
-                self.weight_transfer_engine.finish_weight_update()
+            self.weight_transfer_engine.finish_weight_update()
         except WeightSyncError as error:
             return str(error)
         if self.device.type == "cuda":
@@ -95,18 +87,6 @@ class WeightExtension:
 
     def _start(self, call: Callable[[], Any]) -> None:
         self._waiting = _Background(call, self.device, after=self._waiting)
-
-
-@contextmanager
-def _all_cores(device: torch.device) -> Iterator[None]:
-    """In this thread of a CPU engine, use the cores beyond those that it generates on."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(before, min(MAX_THREADS, len(os.sched_getaffinity(0)))))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Background:

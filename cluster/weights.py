@@ -40,6 +40,10 @@ class Publication:
     """From the call until every worker serves the version."""
     transfer_s: float
     """Of it, until the version had arrived everywhere."""
+    send_s: float
+    """Of that, within the learner."""
+    commit_s: float
+    """From then on until every worker serves the version."""
     pause_s: float
     """Longest time for which a worker could generate nothing."""
 
@@ -224,22 +228,25 @@ class WeightChannel:
             raise WeightSyncError("no rollout worker is left to take the weights")
         link = await self._linked_with(workers)
         connected = time.monotonic()
-        version, pauses = self._learner.version, dict[str, float]()
+        version, pauses, send_s = self._learner.version, dict[str, float](), 0.0
         if workers or link.keeps_last:
             sent = await self._transfer(link, workers)
             transferred = time.monotonic()
-            version, digests = sent.offer.version, sent.digests
+            version, digests, send_s = sent.offer.version, sent.digests, sent.seconds
             commits = {worker.name: worker.commit_weights(version, digests) for worker in workers}
             pauses = await together(self._timeout_s, commits, is_independent=True)
             self._confirmed = dict.fromkeys(workers, version)
             self._sent = sent if link.keeps_last else None
         else:
             transferred = connected
+        committed = time.monotonic()
         return Publication(
             version=version,
-            seconds=time.monotonic() - started,
+            seconds=committed - started,
             transfer_s=transferred - connected,
             pause_s=max(pauses.values(), default=0.0),
+            send_s=send_s,
+            commit_s=committed - transferred,
         )
 
     async def _linked_with(self, workers: list[Worker]) -> WeightLink:

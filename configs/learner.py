@@ -47,8 +47,8 @@ class LearnerConfig:
     the episodes of a group share count once."""
     max_tokens_per_vision_pass: int = 4096
     """Visual tokens that the vision tower encodes at a time, with all activations kept in its backward pass. A larger
-    picture is recomputed block by block. Where a rank's share of a mini-batch has more, or with gradient checkpointing,
-    they are encoded once more for the backward pass."""
+    picture is recomputed block by block. Groups with that many visual tokens are learned from at a time; where a group
+    has more, or with gradient checkpointing and no room, they are encoded once more for the backward pass."""
     train_vision: bool = True
     """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
     clip_low: float = 0.2
@@ -63,7 +63,8 @@ class LearnerConfig:
     entropy_coefficient: float = 0.001
     """Coefficient of the entropy bonus."""
     gradient_checkpointing: bool = False
-    """Recompute activations of the language model in the backward pass, which saves memory."""
+    """Recompute activations in the backward pass, which saves memory: those of the vision tower and of as many layers
+    of the language model as the GPU has no room for. On a CPU and under ZeRO-3 those of all layers."""
     max_skipped_updates: int = 3
     """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0

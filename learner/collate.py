@@ -98,7 +98,7 @@ class Collator:
         self._kernel = kernel
         self._grids: dict[ViewKey, Grid] = {}
         self._first_feature: dict[ViewKey, int] = {}
-        self._num_features = 0
+        self._num_features = self._first_of_round = 0
 
     def vision_pass(self, planned: VisionPassPlan) -> VisionPass:
         """Tensors of a planned pass of the vision tower."""
@@ -121,6 +121,10 @@ class Collator:
             recomputes_blocks=planned.recomputes_blocks,
         )
 
+    def begin_round(self) -> None:
+        """Number the features of the vision passes that follow from 0, for the micro-batches that follow those."""
+        self._first_of_round = self._num_features
+
     def micro_batch(self, families: MicroBatchPlan) -> MicroBatch:
         """Tensors of a planned micro-batch.
 
@@ -137,7 +141,7 @@ class Collator:
             for key, first, last in pictures:
                 if start <= first and last <= stop:
                     placeholders.append(np.arange(first, last) - start + at)
-                    features.append(np.arange(last - first) + self._first_feature[key])
+                    features.append(np.arange(last - first) + self._first_feature[key] - self._first_of_round)
         rows = [row for family in families for row in family.rows]
         counts = [len(row.generated_at) for row in rows]
         return MicroBatch(

@@ -173,16 +173,17 @@ class LearnerEngine:
             self._orders.follow(_kind(inputs))
         return self._engine(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this loss."""
+    def backward(self, loss: Tensor, through: tuple[Tensor, Tensor] | None = None) -> None:
+        """Accumulate the gradient of this loss, and that of `through`, as in `backward_through`, in the same pass."""
         self.num_passes += 1
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-        self._engine.backward(loss * poison * self.world_size)
+        scaled = loss * poison * self.world_size
+        self._engine.backward(scaled if through is None else scaled + _carried(*through))
 
     def backward_through(self, outputs: Tensor, gradient: Tensor) -> None:
         """Accumulate the gradient of these outputs, given what `backward` has left as theirs."""
         self.num_passes += 1
-        self._engine.backward((outputs.to(gradient.dtype) * gradient).sum())
+        self._engine.backward(_carried(outputs, gradient))
 
     def step(self) -> StepResult:
         """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
@@ -233,6 +234,10 @@ class LearnerEngine:
         finally:
             for gather in gathers:
                 gather.release()
+
+    def resident_parameters(self) -> list[Tensor] | None:
+        """All parameters in order if they are whole at any time, and stay where they are; None under ZeRO-3."""
+        return None if self._stage == 3 else [parameter.detach() for parameter in self.module.parameters()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each whole parameter."""
@@ -312,6 +317,11 @@ class ShardedForward:
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self._engine.destroy()
+
+
+def _carried(outputs: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to these outputs is the given one."""
+    return (outputs.to(gradient.dtype) * gradient).sum()
 
 
 def _kind(inputs: tuple[Any, ...]) -> Hashable:

@@ -22,6 +22,7 @@ from learner.elastic import MemberView
 from learner.formation import Formation
 from learner.history import Update, UpdateLog
 from learner.members import Members
+from learner.memory import learns_in_rounds
 from learner.pictures import pictures_of
 from learner.plan import RankPlan, plan_mini_batches
 from learner.remote import Rank, StartRank, Tell
@@ -143,6 +144,7 @@ class LearnerGroup:
             max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
             max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
             num_before=num_before % self._config.prompts_per_mini_batch,
+            in_rounds=learns_in_rounds(self._config),
         )
         if not num_before:
             await formation.call("begin", lambda rank: rank.begin(), must_move=True)

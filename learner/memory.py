@@ -72,6 +72,15 @@ def deepspeed_stage(config: LearnerConfig, *, in_bfloat16: bool) -> int:
     return 2 if config.zero_stage == 1 and in_bfloat16 else config.zero_stage
 
 
+def learns_in_rounds(config: LearnerConfig) -> bool:
+    """Whether activations of the vision tower may stay during micro-batches, which are smaller then.
+
+    Not under ZeRO-3, where a backward pass follows its forward pass directly; and with an optimizer in host memory each
+    backward pass brings all gradients there, so that the fewest are best.
+    """
+    return config.train_vision and config.zero_stage < 3 and not config.offload_optimizer
+
+
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
     """The shape in a config.json with `text_config` and `vision_config`."""
     given, vision = config["text_config"], config["vision_config"]
@@ -134,15 +143,33 @@ def rank_bytes(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool) -
 
 def _activation_bytes(shape: ModelShape, config: LearnerConfig, item: int) -> int:
     tokens = config.max_tokens_per_micro_batch
-    patches = PATCHES_PER_TOKEN * config.max_tokens_per_vision_pass
-    # Float32 gradient of the output layer's weight, and its copy in the model's precision.
-    head = LOGIT_BYTES * min(MAX_LOGITS, tokens * shape.vocabulary) + (4 + item) * shape.embedding
-    vision = item * patches * shape.vision.depth * shape.vision.kept if config.train_vision else 0
+    vision = vision_bytes(shape, config.max_tokens_per_vision_pass, item) if config.train_vision else 0
     if not config.gradient_checkpointing:
-        return head + item * tokens * shape.text.depth * shape.text.kept + vision
-    inputs = item * tokens * shape.text.depth * shape.text.width
-    # The tower is backpropagated after all micro-batches.
-    return max(inputs + max(head, item * tokens * shape.text.kept), vision)
+        return language_bytes(shape, tokens, item, num_kept=shape.text.depth) + vision
+    # The tower is backpropagated after the micro-batches.
+    return max(language_bytes(shape, tokens, item, num_kept=0), vision)
+
+
+def vision_bytes(shape: ModelShape, num_visual_tokens: int, item: int) -> int:
+    """Activations of a pass of the tower; `item` is the bytes of a value."""
+    return item * PATCHES_PER_TOKEN * num_visual_tokens * shape.vision.depth * shape.vision.kept
+
+
+def language_bytes(shape: ModelShape, num_tokens: int, item: int, *, num_kept: int) -> int:
+    """Activations of a micro-batch of which `num_kept` layers keep theirs; the others keep their inputs."""
+    # Float32 gradient of the output layer's weight, and its copy in the model's precision.
+    head = LOGIT_BYTES * min(MAX_LOGITS, num_tokens * shape.vocabulary) + (4 + item) * shape.embedding
+    one_layer = item * num_tokens * shape.text.kept
+    again = shape.text.depth - num_kept
+    inputs = item * num_tokens * again * shape.text.width
+    return num_kept * one_layer + inputs + (max(head, one_layer) if again else head)
+
+
+def layers_that_fit(shape: ModelShape, num_tokens: int, item: int, *, room: int) -> int:
+    """Most layers that can keep their activations of a micro-batch in this many bytes."""
+    depth = shape.text.depth
+    fits = (k for k in range(depth, 0, -1) if language_bytes(shape, num_tokens, item, num_kept=k) <= room)
+    return next(fits, 0)
 
 
 def memory_problem(model: Mapping[str, Any], config: LearnerConfig, *, in_bfloat16: bool, gpu_bytes: int) -> str | None:

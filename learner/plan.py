@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy as np
 
 from learner.batch import PlannedEpisode, TrainingGroup, weight_episodes
 from learner.family import Family, ViewKey, share
+from learner.rounds import num_visual_tokens, split_rounds
 
 IMBALANCE = 1.05
 """Cost of the busiest rank over the mean above which a group is split."""
@@ -47,6 +49,30 @@ class PiecePlan:
     """Equally many on every rank."""
     vision_passes: tuple[VisionPassPlan, ...]
     """The distinct views; equally many passes on every rank."""
+    stops: tuple[tuple[int, int], ...] = ()
+    """(vision passes, micro-batches) after which a round ends; the same on every rank. The micro-batches of a round
+    show the views of its own passes alone. Without any, all is one round."""
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Of the distinct views."""
+        return num_visual_tokens(itertools.chain(*self.micro_batches))
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the largest micro-batch."""
+        return max(map(_tokens, self.micro_batches))
+
+    def rounds(self) -> list[PiecePlan]:
+        """The rounds one after the other."""
+        stops = self.stops or ((len(self.vision_passes), len(self.micro_batches)),)
+        return [
+            PiecePlan(
+                micro_batches=self.micro_batches[start[1] : stop[1]],
+                vision_passes=self.vision_passes[start[0] : stop[0]],
+            )
+            for start, stop in itertools.pairwise(((0, 0), *stops))
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +129,7 @@ def plan_mini_batches(
     max_tokens_per_micro_batch: int,
     max_tokens_per_vision_pass: int,
     num_before: int = 0,
+    in_rounds: bool = True,
 ) -> tuple[RankPlan, ...]:
     """Plan one update, or the next part of one: a RankPlan for each of `num_ranks` ranks.
 
@@ -116,6 +143,7 @@ def plan_mini_batches(
 
     Args:
         num_before: groups that the first mini-batch already has, from earlier parts.
+        in_rounds: whether activations of the vision tower may stay during micro-batches (`learner.rounds`).
     """
     assert groups, "an update needs at least one group"
     assert num_before < prompts_per_mini_batch, "a full mini-batch takes no more"
@@ -124,17 +152,25 @@ def plan_mini_batches(
     for stop in (*range(prompts_per_mini_batch - num_before, len(groups), prompts_per_mini_batch), len(groups)):
         rows = weight_episodes([(index, groups[index]) for index in range(start, stop)], prompts_per_mini_batch)
         shares = balance(families_of(rows, max_tokens_per_micro_batch), num_ranks)
-        for planned, micro_batches, passes in zip(
-            pieces,
-            pack_ranks(shares, max_tokens_per_micro_batch),
-            split_views(shares, max_tokens_per_vision_pass),
-            strict=True,
-        ):
-            planned.append(PiecePlan(micro_batches=micro_batches, vision_passes=passes))
+        visual = max_tokens_per_vision_pass
+        split = split_rounds(shares, max_tokens_per_micro_batch, visual) if in_rounds else [shares]
+        rounds = [(pack_ranks(each, max_tokens_per_micro_batch), split_views(each, visual)) for each in split]
+        for rank, planned in enumerate(pieces):
+            planned.append(_joined([(packed[rank], passes[rank]) for packed, passes in rounds]))
         workload += _workload(rows, shares)
         start = stop
     is_open = (num_before + len(groups)) % prompts_per_mini_batch > 0
     return tuple(_with_local_images(planned, is_open, workload) for planned in pieces)
+
+
+def _joined(rounds: Sequence[tuple[tuple[MicroBatchPlan, ...], tuple[VisionPassPlan, ...]]]) -> PiecePlan:
+    """One rank's piece of a mini-batch that is computed in these rounds."""
+    counts = [(len(passes), len(micro_batches)) for micro_batches, passes in rounds]
+    return PiecePlan(
+        micro_batches=tuple(each for micro_batches, _ in rounds for each in micro_batches),
+        vision_passes=tuple(each for _, passes in rounds for each in passes),
+        stops=tuple(itertools.accumulate(counts, lambda one, other: (one[0] + other[0], one[1] + other[1]))),
+    )
 
 
 def _workload(rows: Sequence[PlannedEpisode], shares: Sequence[Sequence[Family]]) -> Workload:
@@ -317,7 +353,8 @@ def _with_local_images(pieces: Sequence[PiecePlan], is_open: bool, workload: Wor
 
     return RankPlan(
         mini_batches=tuple(
-            PiecePlan(
+            replace(
+                piece,
                 micro_batches=tuple(tuple(map(renumbered, families)) for families in piece.micro_batches),
                 vision_passes=tuple(
                     replace(each, views=tuple((local[image], view) for image, view in each.views))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from actors.prompts import vision_token_ids
 from configs.learner import LearnerConfig
 from configs.schema import ModelConfig
 from learner.engine import ShardedForward, construction
-from learner.memory import memory_problem
+from learner.memory import memory_problem, read_shape
 from learner.model import Policy, load_policy
+from learner.recompute import Recomputation, device_room
 from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 
 
@@ -47,6 +48,19 @@ class Policies:
     def _forbidden_ids(self) -> tuple[int, ...]:
         return tuple(vision_token_ids(AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)))
 
+    @cached_property
+    def _shape(self) -> dict[str, Any]:
+        """The model's config.json."""
+        found: dict[str, Any] = json.loads((Path(self._model.path) / "config.json").read_text())
+        return found
+
+    def recomputation(self, layers: Sequence[Any]) -> Recomputation:
+        """Decides which activations of these layers of the language model are kept."""
+        shape, item = read_shape(self._shape), self.dtype.itemsize
+        on_gpu = self._device.type == "cuda"
+        room = device_room(self._device, self._config, shape, item=item) if on_gpu else None
+        return Recomputation(layers, self._config, shape, item=item, room=room)
+
     def prepare(self) -> None:
         """Read what is small."""
         disable_progress_bar()
@@ -61,7 +75,7 @@ class Policies:
         if self._device.type != "cuda":
             return
         problem = memory_problem(
-            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._shape,
             self._config,
             in_bfloat16=self.dtype == torch.bfloat16,
             gpu_bytes=torch.cuda.mem_get_info()[1],

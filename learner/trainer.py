@@ -1,15 +1,18 @@
 """Learning from the pieces of a mini-batch: one pass of the vision tower per view, micro-batches, optimizer steps.
 
-Each view is encoded once per piece, whatever number of micro-batches shows it. The micro-batches read the features from
-one leaf tensor, which adds their gradients up in float32; in the end the tower is backpropagated once. A piece with a
-single vision pass keeps its graph meanwhile if there is memory for it. Otherwise each is encoded a second time when its
-gradient is known, so that memory holds the activations of one pass, and not beside those of a micro-batch.
+Each view is encoded once per piece, whatever number of micro-batches shows it. The micro-batches of a round read the
+features from one leaf tensor, which adds their gradients up in float32; in the end the tower is backpropagated once. A
+round with a single vision pass keeps its graph meanwhile if there is memory for it (`learner.recompute`), and the
+backward pass of its last micro-batch goes on through the tower: DeepSpeed handles all gradients at the end of each.
+Otherwise every pass is encoded a second time when its gradient is known, so that memory holds the activations of one
+pass, and not beside those of a micro-batch.
 
-Legend: N generated tokens of a micro-batch, S visual tokens of all views of a piece, W width of the language model.
+Legend: N generated tokens of a micro-batch, S visual tokens of the views of a round, W width of the language model.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -25,6 +28,7 @@ from learner.engine import LearnerEngine
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
 from learner.plan import PiecePlan, piece_without_a_finite_loss
 from learner.prefetch import prefetch_one
+from learner.recompute import Recomputation
 from learner.timing import StageClock
 
 
@@ -36,10 +40,12 @@ class Trainer:
         engine: LearnerEngine,
         reference: Callable[..., Any] | None,
         config: LearnerConfig,
+        recomputation: Recomputation,
         *,
         is_off_policy: bool = False,
     ) -> None:
         self._engine = engine
+        self._recomputation = recomputation
         self._reference = reference
         self._config = config
         self._is_off_policy = is_off_policy
@@ -52,9 +58,13 @@ class Trainer:
     @torch.no_grad()
     def score(self, piece: PiecePlan, collator: Collator) -> list[Tensor]:
         """Log-probabilities [N] of each micro-batch of a piece under the present policy."""
-        features_SW = torch.cat([self._engine(each) for each in self._vision_passes(piece, collator)]).float()
-        with self._clock.stage("proximal_s"):
-            return [self._engine(batch, features_SW)[0] for batch in self._micro_batches(piece, collator)]
+        scored = []
+        for planned, collated in self._rounds(piece, collator):
+            encoded = [self._engine(next(collated)) for _ in planned.vision_passes]
+            features_SW = torch.cat(encoded).float()
+            with self._clock.stage("proximal_s"):
+                scored += [self._engine(next(collated), features_SW)[0] for _ in planned.micro_batches]
+        return scored
 
     def accumulate(
         self, piece: PiecePlan, collator: Collator, proximal_logprobs: Sequence[Tensor] | None = None
@@ -72,15 +82,26 @@ class Trainer:
             LearnerError: images and placeholders disagree.
         """
         self.has_gradients = True
-        passes, encoded, reference_SW = self._encode(piece, collator)
-        features_SW = torch.cat([each.detach() for each in encoded]).float().requires_grad_(self._config.train_vision)
-        if encoded[0].grad_fn is None:
-            encoded = []
-        for index, batch in enumerate(self._micro_batches(piece, collator)):
-            self._learn(batch, features_SW, proximal_logprobs[index] if proximal_logprobs else None, reference_SW)
-        if self._config.train_vision:
-            assert features_SW.grad is not None, "every micro-batch reads the features"
-            self._backpropagate_vision(passes, encoded, features_SW.grad)
+        proximal = iter(proximal_logprobs) if proximal_logprobs else itertools.repeat(None)
+        for planned, collated in self._rounds(piece, collator):
+            self._accumulate(planned, collated, proximal)
+
+    def _accumulate(
+        self, planned: PiecePlan, collated: Iterator[Any], proximal_logprobs: Iterator[Tensor | None]
+    ) -> None:
+        """Add the gradients of a round."""
+        passes, encoded, reference_SW = self._encode(planned, collated)
+        whole_SW = torch.cat(encoded).float()
+        # Adds the gradients of the micro-batches up. The last one leads into the tower's graph, if that has stayed.
+        leaf_SW = whole_SW.detach().requires_grad_(self._config.train_vision)
+        last = len(planned.micro_batches) - 1 if whole_SW.requires_grad else None
+        for index in range(len(planned.micro_batches)):
+            through = (whole_SW, leaf_SW.grad) if index == last and leaf_SW.grad is not None else None
+            features_SW = whole_SW if index == last else leaf_SW
+            self._learn(next(collated), features_SW, next(proximal_logprobs), reference_SW, through)
+        if self._config.train_vision and last is None:
+            assert leaf_SW.grad is not None, "every micro-batch reads the features"
+            self._encode_again(passes, leaf_SW.grad)
 
     def step(self) -> dict[str, float]:
         """One optimizer step with all pieces since the last one; its metrics over all ranks.
@@ -126,19 +147,20 @@ class Trainer:
         self._totals = torch.zeros(1 + len(SUMS), dtype=torch.float64, device=self._device)
         self._maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self._device)
 
-    @property
-    def _keeps_graphs(self) -> bool:
-        """Whether the graph of a vision pass may outlive micro-batches: there is memory for it, and it is not ZeRO-3,
-        where a backward pass directly follows its forward pass."""
-        return self._config.train_vision and not self._config.gradient_checkpointing and self._config.zero_stage < 3
-
-    def _encode(self, piece: PiecePlan, collator: Collator) -> tuple[list[VisionPass], list[Tensor], Tensor | None]:
+    def _encode(
+        self, planned: PiecePlan, collated: Iterator[Any]
+    ) -> tuple[list[VisionPass], list[Tensor], Tensor | None]:
         """The passes on the device, their features by the policy, and those of all passes by the reference [S, W]."""
         passes: list[VisionPass] = []
         encoded: list[Tensor] = []
         by_reference: list[Tensor] = []
-        keeps_graph = len(piece.vision_passes) == 1 and self._keeps_graphs
-        for vision_pass in self._vision_passes(piece, collator):
+        keeps_graph = self._recomputation.keeps_graph(
+            num_visual_tokens=planned.num_visual_tokens,
+            num_passes=len(planned.vision_passes),
+            num_tokens=planned.most_tokens,
+        )
+        for _ in planned.vision_passes:
+            vision_pass = next(collated)
             passes.append(vision_pass)
             with self._clock.stage("vision_s"), torch.set_grad_enabled(keeps_graph):
                 encoded.append(self._engine(vision_pass))
@@ -147,23 +169,29 @@ class Trainer:
                     by_reference.append(self._reference(vision_pass))
         return passes, encoded, torch.cat(by_reference) if by_reference else None
 
-    def _vision_passes(self, piece: PiecePlan, collator: Collator) -> Iterator[VisionPass]:
-        """The vision passes of a piece on the device."""
-        ahead = prefetch_one(map(collator.vision_pass, piece.vision_passes), timeout_s=self._config.update_timeout_s)
-        with closing(ahead):
-            for _ in piece.vision_passes:
-                with self._clock.stage("collate_s"):
-                    vision_pass = next(ahead).to(self._device)
-                yield vision_pass
+    def _rounds(self, piece: PiecePlan, collator: Collator) -> Iterator[tuple[PiecePlan, Iterator[Any]]]:
+        """The rounds of a piece, each with its vision passes and then its micro-batches on the device.
 
-    def _micro_batches(self, piece: PiecePlan, collator: Collator) -> Iterator[MicroBatch]:
-        """The micro-batches of a piece on the device."""
-        ahead = prefetch_one(map(collator.micro_batch, piece.micro_batches), timeout_s=self._config.update_timeout_s)
-        with closing(ahead):
-            for _ in piece.micro_batches:
+        They are collated on the host, the next one while the device works on the one before it.
+        """
+        rounds = piece.rounds()
+
+        def collate() -> Iterator[VisionPass | MicroBatch]:
+            for planned in rounds:
+                collator.begin_round()
+                yield from map(collator.vision_pass, planned.vision_passes)
+                yield from map(collator.micro_batch, planned.micro_batches)
+
+        def on_device() -> Iterator[VisionPass | MicroBatch]:
+            while True:
                 with self._clock.stage("collate_s"):
-                    batch = next(ahead).to(self._device)
-                yield batch
+                    each = next(ahead).to(self._device)
+                yield each
+
+        with closing(prefetch_one(collate(), timeout_s=self._config.update_timeout_s)) as ahead:
+            collated = on_device()
+            for planned in rounds:
+                yield planned, collated
 
     def _learn(
         self,
@@ -171,24 +199,36 @@ class Trainer:
         features_SW: Tensor,
         proximal_logprobs_N: Tensor | None,
         reference_SW: Tensor | None,
+        through: tuple[Tensor, Tensor] | None,
     ) -> None:
         reference_logprobs_N = None
         with self._clock.stage("reference_s"), torch.no_grad():
             if self._reference is not None:
                 reference_logprobs_N = self._reference(batch, reference_SW)[0]
         with self._clock.stage("forward_backward_s"):
-            output = self._loss(batch, features_SW, proximal_logprobs_N, reference_logprobs_N)
-            self._engine.backward(output.loss)
+            output = self._loss_in_memory(batch, features_SW, proximal_logprobs_N, reference_logprobs_N)
+            self._engine.backward(output.loss, through)
             self._totals += torch.cat([output.loss.detach().double().reshape(1), output.sums])
             self._maxima = torch.maximum(self._maxima, output.maxima)
 
-    def _backpropagate_vision(self, passes: list[VisionPass], encoded: list[Tensor], gradient_SW: Tensor) -> None:
-        """Backpropagate the features' gradient through each pass; without graphs in `encoded` it is encoded again."""
+    def _encode_again(self, passes: list[VisionPass], gradient_SW: Tensor) -> None:
+        """Encode each pass anew and backpropagate the features' gradient through it."""
         sizes = [each.num_visual_tokens for each in passes]
-        for index, gradient in enumerate(torch.split(gradient_SW, sizes)):
+        for vision_pass, gradient in zip(passes, torch.split(gradient_SW, sizes), strict=True):
             with self._clock.stage("vision_s"):
-                features = encoded[index] if encoded else self._engine(passes[index])
-                self._engine.backward_through(features, gradient)
+                self._engine.backward_through(self._engine(vision_pass), gradient)
+
+    def _loss_in_memory(self, batch: MicroBatch, *given: Any) -> LossOutput:
+        """The loss; if the activations do not fit after all, those that can be recomputed are not kept."""
+        num_tokens = len(batch.token_ids_T)
+        self._recomputation.prepare(num_tokens)
+        try:
+            return self._loss(batch, *given)
+        except torch.OutOfMemoryError:
+            if not self._recomputation.give_way(num_tokens):
+                raise
+        torch.cuda.empty_cache()  # from here on nothing holds the activations of the first attempt
+        return self._loss(batch, *given)
 
     def _loss(
         self,

@@ -24,6 +24,7 @@ from actors.weights.staging import check_room, file_identity, staging_root
 from configs.learner import Transport
 from learner.calls import CallThread, result_within
 from learner.host import free_port, own_address
+from learner.resident import ResidentWeights
 
 SENDING = "broadcasting weights"
 POLL_S = 5e-5
@@ -96,7 +97,8 @@ class SharedMemoryEnd:
         return f"/proc/{os.getpid()}/fd/{self._files[index].fileno()}"
 
     def settings(self) -> dict[str, Any]:
-        return {"file": self._path(0), "identity": file_identity(self._path(0))}
+        files = [self._path(index) for index in range(len(self._files))]
+        return {"file": files[0], "identity": file_identity(files[0]), "files": files}
 
     def join(self) -> None: ...
 
@@ -183,6 +185,39 @@ class NcclEnd:
             self._group.abort()
         self._group = None
         self.release()
+
+
+class ResidentEnd:
+    """The learner's own parameters on the GPU that it shares with engines, which open them once.
+
+    Nothing is sent: receivers read what the sender reads. It must not change before the last of them has committed.
+    """
+
+    is_rendezvous = True
+    keeps_last = False
+
+    def __init__(self, resident: ResidentWeights) -> None:
+        self._resident = resident
+
+    def settings(self) -> dict[str, Any]:
+        return {"handles": [export_handle(bucket) for bucket in self._resident.buckets]}
+
+    def join(self) -> None: ...
+
+    def begin(self) -> None:
+        self._resident.check()
+
+    def bucket(self, index: int) -> Tensor:
+        return self._resident.buckets[index]
+
+    def deliver(self, index: int) -> None: ...
+
+    def finish(self) -> dict[str, Any]:
+        return {}
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class IpcEnd:

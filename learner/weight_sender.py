@@ -5,6 +5,7 @@ Names are those of the Hugging Face checkpoints, whatever the library calls the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -14,7 +15,8 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
-from learner.transports import SendingEnd, open_end
+from learner.resident import find_resident
+from learner.transports import ResidentEnd, SendingEnd, open_end
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""
@@ -47,18 +49,33 @@ class WeightSender:
             for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
+        self._ahead: tuple[int, list[Tensor]] | None = None
+        """Version and digests of the parameters that are read in place."""
 
-    def open(self, transport: Transport, *, num_receivers: int, timeout_s: float) -> WeightLink:
+    def open(
+        self, transport: Transport, *, num_receivers: int, timeout_s: float, parameters: Sequence[Tensor] | None = None
+    ) -> WeightLink:
         """Prepare for this number of receiving processes; an earlier set of them is left.
+
+        Args:
+            parameters: the model's, in order, if they are whole and stay where they are.
 
         Raises:
             WeightSyncError: no room for it.
         """
         self.close()
-        most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
-        self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
-        end = open_end(transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s)
+        resident = find_resident(self._tensors, parameters) if transport == "ipc" and parameters else None
+        end: SendingEnd
+        if resident is not None:
+            self._layout, end = resident.layout, ResidentEnd(resident)
+        else:
+            most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
+            self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
+            end = open_end(
+                transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s
+            )
         self._end = end
+        self.forget_digests()
         return WeightLink(
             transport=transport,
             is_rendezvous=end.is_rendezvous,
@@ -67,6 +84,11 @@ class WeightSender:
             timeout_s=timeout_s,
             keeps_last=end.keeps_last,
         )
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether receivers read the parameters themselves: `send` then takes none."""
+        return isinstance(self._end, ResidentEnd)
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
@@ -78,14 +100,30 @@ class WeightSender:
         Raises:
             WeightSyncError: the receivers did not take it in time.
         """
-        end = self._opened
+        started, end = time.monotonic(), self._opened
         end.begin()
         digests: list[Tensor] = []
-        for bucket, content in _filled(parameters, self._layout, end):
-            digests.append(bucket_digest(content))
-            end.deliver(bucket)
+        if self.is_in_place:
+            self.digest_ahead(version)
+            assert self._ahead is not None, "of this version"
+            digests = self._ahead[1]
+        else:
+            for bucket, content in _filled(parameters, self._layout, end):
+                digests.append(bucket_digest(content))
+                end.deliver(bucket)
         offer = WeightOffer(version=version, num_buckets=len(self._layout.bucket_sizes), delivery=end.finish())
-        return SentWeights(offer=offer, digests=tuple(int(each) for each in torch.stack(digests).cpu()))
+        found = torch.stack(digests).cpu().tolist()
+        return SentWeights(offer=offer, digests=tuple(found), seconds=time.monotonic() - started)
+
+    def digest_ahead(self, version: int) -> None:
+        """Start to compute the digests of parameters that are read in place, before they are asked for."""
+        if self.is_in_place and (self._ahead is None or self._ahead[0] != version):
+            buckets = range(len(self._layout.bucket_sizes))
+            self._ahead = version, [bucket_digest(self._opened.bucket(index)) for index in buckets]
+
+    def forget_digests(self) -> None:
+        """The parameters were written, under whatever version."""
+        self._ahead = None
 
     def release(self) -> None:
         """Free what the receivers have fetched."""

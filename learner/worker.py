@@ -162,7 +162,13 @@ class LearnerRank:
         if self._config.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             self._reference = self._policies.load_reference()
-        self._trainer = Trainer(self._engine, self._reference, self._config, is_off_policy=self._is_off_policy)
+        self._trainer = Trainer(
+            self._engine,
+            self._reference,
+            self._config,
+            self._policies.recomputation(policy.model.model.language_model.layers),
+            is_off_policy=self._is_off_policy,
+        )
         self._working_engine = self._engine
         self._keeper = StateKeeper(self._engine, self._trainer, rank=self._rank)
 
@@ -207,6 +213,7 @@ class LearnerRank:
         with self._working():
             if self._trainer.has_gradients:
                 self._running.steps.append(self.step())
+            self._sender.digest_ahead(self._engine.optimizer_step)
         return self._running.report(
             optimizer_step=self._engine.optimizer_step,
             others={
@@ -268,7 +275,12 @@ class LearnerRank:
         Raises:
             WeightSyncError: no room for it.
         """
-        return self._sender.open(self._transport, num_receivers=num_receivers, timeout_s=self._weights.timeout_s)
+        return self._sender.open(
+            self._transport,
+            num_receivers=num_receivers,
+            timeout_s=self._weights.timeout_s,
+            parameters=self._engine.resident_parameters(),
+        )
 
     def join_weights(self) -> None:
         """Meet the receivers, which connect at the same time. Rank 0 alone."""
@@ -280,6 +292,8 @@ class LearnerRank:
         Raises:
             WeightSyncError: they did not get through in time.
         """
+        if self._sender.is_in_place:
+            return self._sender.send((), self._engine.optimizer_step)
         parameters = self._parameters()
         if self._rank:
             join_collective(parameters)
@@ -353,6 +367,7 @@ class LearnerRank:
         Raises:
             CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
         """
+        self._sender.forget_digests()
         return self._keeper.restore(shares)
 
     def load(self, url: str, folder: str) -> int:
@@ -361,6 +376,7 @@ class LearnerRank:
         Raises:
             CheckpointError: it has no learner's state, is damaged, or of another model. Then no rank has changed.
         """
+        self._sender.forget_digests()
         return self._keeper.load(url, folder)
 
     def peak_memory_bytes(self) -> int:

@@ -185,7 +185,8 @@ class FakeWeightSource:
 
     async def send_weights(self) -> SentWeights:
         assert self.is_open
-        return SentWeights(offer=WeightOffer(version=self.version, num_buckets=1, delivery={}), digests=(self.version,))
+        offer = WeightOffer(version=self.version, num_buckets=1, delivery={})
+        return SentWeights(offer=offer, digests=(self.version,), seconds=0.0)
 
     def read_weights(self, bucket: int) -> object:
         return f"bucket {bucket}"

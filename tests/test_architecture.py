@@ -20,8 +20,8 @@ OWNERS = {
     "vllm": (
         "actors/engine/vllm_engine.py",
         "actors/engine/vllm_extension.py",
-        "actors/engine/running_turns.py",
         "actors/engine/transfer.py",
+        "actors/engine/vllm_versions.py",
         "actors/engine/parameters.py",
         "actors/engine/nccl_group.py",
     ),
@@ -40,7 +40,7 @@ PURE = (
     "configs/seeds.py",
     "actors/engine/budget.py",
     "actors/engine/gate.py",
-    "actors/engine/running_turns.py",
+    "actors/engine/vllm_versions.py",
     "actors/fleet/cutting.py",
     "actors/fleet/membership.py",
     "actors/fleet/pool.py",

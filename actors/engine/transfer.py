@@ -5,16 +5,13 @@ into the model's own parameters. Where the memory allows it the buckets arrive b
 that generation goes on until they are copied in; otherwise they are written as they come, and the engine has to stand
 still meanwhile. vLLM's layerwise reloading is not used: it takes the model apart and builds it up again, which only
 quantised layers need.
-
-Works with vLLM 0.26 to 0.33. What differs between them is in `_known_fields` and `trainer_send_weights`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 
 from actors.engine.cuda_ipc import open_handle
 from actors.engine.parameters import ParameterViews
+from actors.engine.vllm_versions import WithoutSendingHalf, known_fields
 from actors.errors import WeightSyncError
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import WeightLayout
@@ -46,7 +44,16 @@ class BucketUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     delivery: dict[str, Any] = field(default_factory=dict)
 
 
-class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Memory of a bucket. Where every version comes to the same memory, it is made once."""
+
+    content: Tensor
+    """uint8 [num_bytes]."""
+    tensors: list[Tensor]
+
+
+class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # type: ignore[misc]
     """The part of a receiving end that does not depend on the transport."""
 
     update_info_cls = BucketUpdate
@@ -63,7 +70,7 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
         self._views = ParameterViews(self.model, layout)
         self._is_proven = False
         self.shutdown()  # of an earlier set of receivers
-        self.init_transfer_engine(self.parse_init_info(_known_fields(self.init_info_cls, settings)))
+        self.init_transfer_engine(self.parse_init_info(known_fields(self.init_info_cls, settings)))
 
     @property
     def is_staged(self) -> bool:
@@ -78,16 +85,21 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
         """Receive one version. What is not staged is written into the parameters as it comes."""
         is_staged = self.is_staged  # whoever leaves meanwhile must not make this write into weights in use
         for index, bucket in enumerate(self._arriving(update_info.delivery)):
-            self._digests.append(bucket_digest(bucket))
-            tensors = self._views.tensors(index, bucket)
+            self._digests.append(bucket_digest(bucket.content))
             if is_staged:
-                self._arrived.append(tensors)
+                self._arrived.append(bucket.tensors)
             else:
-                self._views.load(index, tensors)
+                self._views.load(index, bucket.tensors)
 
     @abstractmethod
-    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
-        """The buckets of a version in their order, uint8 [num_bytes] each. If not staged, one may overwrite another."""
+    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
+        """The buckets of a version in their order. If not staged, one may overwrite another."""
+
+    def _bucket(self, index: int, content: Tensor) -> Bucket:
+        return Bucket(content, self._views.tensors(index, content))
+
+    def _buckets(self, contents: Iterable[Tensor]) -> list[Bucket]:
+        return [self._bucket(index, content) for index, content in enumerate(contents)]
 
     def digests(self) -> list[int]:
         """Of the buckets as they arrived. Waits for the device."""
@@ -108,40 +120,38 @@ class BucketReceiver(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
             self._is_proven = bool(self._arrived)
         self._arrived = []
 
-    @staticmethod
-    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """The sending half, abstract in vLLM until 0.28. Ours is `learner.transports`."""
-        raise WeightSyncError("weights are sent by the learner")
-
-
-def _known_fields(info: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that this version of vLLM has in its init info."""
-    names = {each.name for each in dataclasses.fields(info)}
-    return {name: value for name, value in settings.items() if name in names}
-
 
 @dataclass
-class NoInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Of a transport that has nothing to connect. Mutable because vLLM's base class is."""
+class FilesInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """The files that versions come in by turns. Mutable because vLLM's base class is."""
+
+    files: list[str] = field(default_factory=list)
 
 
-class MappingReceiver(BucketReceiver):
-    """Maps the learner's own memory: nothing is copied before the parameters are written, and nothing is held open."""
+class SharedMemoryReceiver(BucketReceiver):
+    """Maps the file that the learner wrote: nothing is copied before the parameters are written."""
 
-    init_info_cls = NoInfo
+    init_info_cls = FilesInfo
 
-    def init_transfer_engine(self, init_info: NoInfo) -> None: ...
+    def init_transfer_engine(self, init_info: FilesInfo) -> None:
+        self._files = init_info.files
+        self._mapped: dict[str, list[Bucket]] = {}
+        """By file. A mapping is kept, because touching its pages for the first time costs as much as copying them."""
 
-    def shutdown(self) -> None: ...
+    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
+        path = delivery["file"]
+        buckets = self._mapped.get(path)
+        if buckets is None:
+            file = map_file(Path(path), self._layout.num_bytes)
+            buckets = self._buckets(torch.split(file, list(self._layout.bucket_sizes)))
+            if path in self._files and self.device.type == "cpu":
+                self._mapped[path] = buckets
+        for index, bucket in enumerate(buckets):
+            is_here = self.device.type == "cpu"
+            yield bucket if is_here else self._bucket(index, bucket.content.to(self.device, non_blocking=True))
 
-
-class SharedMemoryReceiver(MappingReceiver):
-    """Maps the file that the learner wrote."""
-
-    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
-        file = map_file(Path(delivery["file"]), self._layout.num_bytes)
-        for bucket in torch.split(file, list(self._layout.bucket_sizes)):
-            yield bucket.to(self.device, non_blocking=True)
+    def shutdown(self) -> None:
+        self._mapped = {}
 
 
 def map_file(path: Path, num_bytes: int) -> Tensor:
@@ -152,6 +162,7 @@ def map_file(path: Path, num_bytes: int) -> Tensor:
     """
     try:
         with path.open("rb") as file:
+            # Copied on write, which never happens: what the learner writes later is seen here.
             mapped = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise WeightSyncError(f"weights in {path} cannot be read: {error}") from error
@@ -162,14 +173,14 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
     """Takes part in the learner's broadcasts, in the process group that vLLM's own engine forms."""
 
     model_update_group: Any
-    _staging: list[Tensor] | None = None
+    _staging: list[Bucket] | None = None
     """Device memory for a whole version; None where there is no room, and buckets are written as they come."""
 
     def init_transfer_engine(self, init_info: Any) -> None:
         NCCLWeightTransferEngine.init_transfer_engine(self, init_info)
         free, _ = torch.cuda.mem_get_info(self.device)
         if self._views.is_whole and free >= self._layout.num_bytes + SPARE_BYTES:
-            self._staging = [self._empty(size) for size in self._layout.bucket_sizes]
+            self._staging = self._buckets(self._empty(size) for size in self._layout.bucket_sizes)
 
     def _empty(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -184,12 +195,12 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
             super().receive_weights(update_info)
         stream.synchronize()
 
-    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
+    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
         group, staging = self.model_update_group, self._staging
         passing = self._empty(0 if staging else max(self._layout.bucket_sizes))
         for index, size in enumerate(self._layout.bucket_sizes):
-            bucket = staging[index] if staging else passing[:size]
-            group.broadcast(bucket, src=0, stream=torch.cuda.current_stream())
+            bucket = staging[index] if staging else self._bucket(index, passing[:size])
+            group.broadcast(bucket.content, src=0, stream=torch.cuda.current_stream())
             yield bucket
 
     def shutdown(self) -> None:
@@ -200,12 +211,30 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
             group.destroy()
 
 
-class IpcReceiver(MappingReceiver):
-    """Opens the learner's buckets on the GPU that both share."""
+@dataclass
+class HandlesInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """The learner's own parameters, if every version is read there. Mutable because vLLM's base class is."""
 
-    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Tensor]:
-        for handle, size in zip(delivery["handles"], self._layout.bucket_sizes, strict=True):
-            yield open_handle(handle, size, self.device)
+    handles: list[list[Any]] = field(default_factory=list)
+
+
+class IpcReceiver(BucketReceiver):
+    """Opens the learner's memory on the GPU that both share: once, or else the buckets of each version."""
+
+    init_info_cls = HandlesInfo
+
+    def init_transfer_engine(self, init_info: HandlesInfo) -> None:
+        self._resident = list(self._opened(init_info.handles)) if init_info.handles else []
+
+    def _opened(self, handles: list[list[Any]]) -> Iterator[Bucket]:
+        for index, (handle, size) in enumerate(zip(handles, self._layout.bucket_sizes, strict=True)):
+            yield self._bucket(index, open_handle(handle, size, self.device))
+
+    def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
+        return iter(self._resident) if self._resident else self._opened(delivery["handles"])
+
+    def shutdown(self) -> None:
+        self._resident = []
 
 
 RECEIVERS: dict[str, type[BucketReceiver]] = {

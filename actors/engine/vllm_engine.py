@@ -19,7 +19,7 @@ from typing import Any, get_args
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
 from actors.engine.gate import TurnGate
 from actors.engine.owner import own_engines
-from actors.engine.running_turns import RunningTurns, vllm_labels_tokens
+from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
@@ -31,7 +31,7 @@ from configs.schema import ModelConfig, RolloutConfig
 CPU_BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
 with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
-POLL_S = 0.001
+POLL_S = 0.0005
 """Between two questions whether a version has arrived."""
 
 
@@ -85,7 +85,7 @@ class VllmEngine:
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)
         self._in_flight = in_flight
-        self._turns = RunningTurns(self._engine, has_labels=vllm_labels_tokens())
+        self._turns = RunningTurns(self._engine, has_labels=labels_tokens())
         self._gate = TurnGate()
         self._numbers = itertools.count()
         self._is_staged = True
@@ -127,7 +127,6 @@ class VllmEngine:
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 
     async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
-        from vllm import exceptions
         from vllm.v1.engine.exceptions import EngineGenerateError
 
         last = None
@@ -138,7 +137,7 @@ class VllmEngine:
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
-        except (ValueError, getattr(exceptions, "VLLMClientError", ValueError)) as error:  # the first before 0.32
+        except refusals() as error:
             raise SampleError(f"vLLM refused a request: {error}") from error
         if last is None:
             raise SampleError("vLLM ended a request without an output")

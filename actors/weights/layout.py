@@ -46,7 +46,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightLayout:
-    """All tensors of a model in a fixed order, and the sizes of their buckets in bytes."""
+    """All tensors of a model in a fixed order, bucket by bucket, and the sizes of the buckets in bytes."""
 
     slots: tuple[Slot, ...]
     bucket_sizes: tuple[int, ...]
@@ -132,3 +132,5 @@ class SentWeights:
     offer: WeightOffer
     digests: tuple[int, ...]
     """Of each bucket, as it left the learner."""
+    seconds: float
+    """In the learner."""

@@ -34,16 +34,19 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def update_flops(model: Any, pieces: Iterable[PiecePlan], *, checkpointing: bool) -> tuple[float, float]:
-    """(operations that the gradients need, operations that are executed, recomputation included)."""
+def update_flops(
+    model: Any, pieces: Iterable[PiecePlan], *, language_again: float, vision_again: float
+) -> tuple[float, float]:
+    """(operations that the gradients need, operations that are executed, with these shares of forward passes repeated).
+
+    The output layer always computes its logits again.
+    """
     needed = executed = 0.0
     for piece in pieces:
         families = [family for each in piece.micro_batches for family in each]
-        language, head = _language(model, families), _head(model, families)
-        vision = _vision(model, families)
+        language, head, vision = _language(model, families), _head(model, families), _vision(model, families)
         needed += 3 * (language + head + vision)
-        again = len(piece.vision_passes) > 1
-        executed += (4 if checkpointing else 3) * language + 4 * head + (4 if again else 3) * vision
+        executed += (3 + language_again) * language + 4 * head + (3 + vision_again) * vision
     return needed, executed
 
 

@@ -26,6 +26,7 @@ import torch
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.batch import PlannedEpisode, TrainingGroup
+from learner.memory import learns_in_rounds
 from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank
 from tests.bench.flops import matmul_peak, update_flops, wait
@@ -36,9 +37,10 @@ VARIANTS = {
     "ours": {},
     "separate_beginnings": {"shares": False},
     "and_tower_per_micro_batch": {"shares": False, "tower_once": False},
-    "ours_without_checkpointing": {"checkpointing": False},
+    "everything_recomputed": {"room": 0},
+    "nothing_recomputed": {"room": 10**15},
 }
-"""On a GPU. Without checkpointing comes last: it may run out of memory."""
+"""On a GPU. What recomputes nothing, whether there is memory for it or not, comes last."""
 
 
 def parse() -> argparse.Namespace:
@@ -103,6 +105,7 @@ def plan(groups: Sequence[TrainingGroup], config: LearnerConfig, *, shares: bool
             num_ranks=1,
             max_tokens_per_micro_batch=budget,
             max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
+            in_rounds=learns_in_rounds(config),
         )
     return planned
 
@@ -125,6 +128,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.monotonic() - started
 
 
+def allocation_retries(config: LearnerConfig) -> int:
+    """How often PyTorch had to give cached memory back to the device and ask again, which is slow."""
+    return int(torch.cuda.memory_stats()["num_alloc_retries"]) if config.num_gpus else 0
+
+
 def measure(
     rank: LearnerRank,
     groups: Sequence[TrainingGroup],
@@ -134,15 +142,12 @@ def measure(
     *,
     shares: bool = True,
     tower_once: bool = True,
-    checkpointing: bool = True,
+    room: int | None = None,
 ) -> dict[str, float]:
     engine = rank._engine
     model: Any = engine.module.model
-    checkpoints = checkpointing and config.gradient_checkpointing
-    if config.gradient_checkpointing and not checkpointing:
-        model.model.language_model.gradient_checkpointing_disable()
-    # All activations of a micro-batch are kept without checkpointing: half as many tokens at a time.
-    planned = plan(groups, config, shares=shares, budget=chosen.budget if checkpointing else chosen.budget // 2)
+    recomputation = rank._trainer._recomputation
+    planned = plan(groups, config, shares=shares, budget=chosen.budget)
     (piece,) = planned.mini_batches
     pieces = [piece] if tower_once else per_micro_batch(piece, config)
     images = images_of(planned, groups)
@@ -154,12 +159,19 @@ def measure(
             rank.accumulate(each, images)
         rank.step()
 
-    first_s = seconds(update, engine.device)
-    rank._trainer.take_seconds()
-    update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+    retries = allocation_retries(config)
+    measured = recomputation._room if room is None else mock.Mock(return_value=room)
+    with mock.patch.object(recomputation, "_room", measured):
+        first_s = seconds(update, engine.device)
+        rank._trainer.take_seconds()
+        recomputation.num_tokens, recomputation.num_visual_tokens = [0, 0], [0, 0]
+        update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+    language_again, vision_again = (
+        again / whole for again, whole in (recomputation.num_tokens, recomputation.num_visual_tokens)
+    )
     stages = {name: spent / chosen.repeats for name, spent in rank._trainer.take_seconds().items()}
     num_tokens = sum(row.num_tokens for row in rows_of([planned]))
-    needed, executed = update_flops(model, pieces, checkpointing=checkpoints)
+    needed, executed = update_flops(model, pieces, language_again=language_again, vision_again=vision_again)
     return {
         "update_s": update_s,
         "first_update_s": first_s,
@@ -167,8 +179,12 @@ def measure(
         "computed_tokens": round(planned.workload.computed_share * num_tokens),
         "micro_batches": len(piece.micro_batches),
         "vision_passes": sum(len(each.vision_passes) for each in pieces),
+        "rounds": sum(len(each.rounds()) for each in pieces),
+        "language_again": language_again,
+        "vision_again": vision_again,
         "tokens_per_s": num_tokens / update_s,
         "peak_memory_gib": rank.peak_memory_bytes() / 2**30,
+        "allocation_retries": allocation_retries(config) - retries,
         "needed_tflop": needed / 1e12,
         "executed_tflop": executed / 1e12,
         "mfu": needed / update_s / peak,

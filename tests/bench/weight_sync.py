@@ -4,7 +4,8 @@
 
 The real learner and the real engine, with random weights of a model's shape. The floor, measured in the same command
 with as many bytes: on CPU (`--gpus 0`) a copy in memory by one thread, on one GPU that both share a copy on the device,
-on two GPUs one flat `torch.distributed.broadcast`. `pause_s` is the time for which the engine could generate nothing.
+on two GPUs one flat `torch.distributed.broadcast`. `pause_s` is the time for which the engine could generate nothing,
+within `commit_s`; `send_s` the learner's time within `transfer_s`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SETTINGS = {
     1: ["model.dtype=bfloat16", "rollout.num_gpus=0.3", "learner.num_gpus=0.7", "rollout.gpu_memory_fraction=0.25"],
     2: ["model.dtype=bfloat16", "rollout.num_gpus=1", "learner.num_gpus=1", "rollout.gpu_memory_fraction=0.6"],
 }
+PHASES = ("transfer_s", "send_s", "commit_s", "pause_s")
 FLOORS = {0: "copy in memory", 1: "copy on the device", 2: "flat torch.distributed.broadcast"}
 
 
@@ -95,15 +97,15 @@ async def publications(config: Config, rounds: int) -> dict[str, Any]:
     rest = [await channel.publish() for _ in range(rounds)]
     for each in rest:
         print(
-            f"published in {each.seconds:.4f} s, transfer {each.transfer_s:.4f} s, pause {each.pause_s:.4f} s",
+            f"published in {each.seconds:.4f} s: transfer {each.transfer_s:.4f} s (learner {each.send_s:.4f} s), "
+            f"commit {each.commit_s:.4f} s (pause {each.pause_s:.4f} s)",
             flush=True,
         )
     await asyncio.gather(learner.shutdown(), *(worker.shutdown() for worker in workers))
     return {
         "first_publish_s": round(first.seconds, 4),
         "publish_s": round(median(each.seconds for each in rest), 5),
-        "transfer_s": round(median(each.transfer_s for each in rest), 5),
-        "pause_s": round(median(each.pause_s for each in rest), 5),
+        **{name: round(median(getattr(each, name) for each in rest), 5) for name in PHASES},
     }
 
 

@@ -166,7 +166,9 @@ class ScriptedRank:
         await self._collective("send")
         if self.rank:
             return None
-        return SentWeights(offer=WeightOffer(version=self._version, num_buckets=1, delivery={}), digests=(1,))
+        return SentWeights(
+            offer=WeightOffer(version=self._version, num_buckets=1, delivery={}), digests=(1,), seconds=0.0
+        )
 
     async def release_weights(self) -> None:
         await self._live(self._unless_stopped())

@@ -19,7 +19,7 @@ LINK = WeightLink(
     settings={"file": "/proc/77/fd/3"},
     timeout_s=1.0,
 )
-SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), digests=(1,))
+SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), digests=(1,), seconds=0.0)
 
 
 class FakeRank:

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.learner import LearnerConfig
 from learner.batch import weight_episodes
+from learner.memory import learns_in_rounds
 from learner.plan import IMBALANCE, balance, families_of
 from tests.learner.builders import make_group, plan_of, rows_of
 
@@ -121,6 +123,57 @@ def test_blocks_are_recomputed_on_all_ranks_or_none():
     assert recomputed[0] == recomputed[1]
     assert any(recomputed[0])
     assert not any(each.recomputes_blocks for each in plan_of(groups, ranks=2)[0].mini_batches[0].vision_passes)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("vision", [1, 21, 45, 10**6])
+@pytest.mark.parametrize("budget", [60, 300, 3000])
+def test_rounds_show_the_views_of_their_own_passes_alone_and_are_as_many_on_every_rank(ranks, vision, budget):
+    plans = plan_of(GROUPS, ranks=ranks, budget=budget, vision=vision)
+    pieces = [plan.mini_batches[0] for plan in plans]
+    assert len({piece.stops for piece in pieces}) == 1
+    for piece in pieces:
+        rounds = piece.rounds()
+        assert [each for part in rounds for each in part.micro_batches] == list(piece.micro_batches)
+        assert [each for part in rounds for each in part.vision_passes] == list(piece.vision_passes)
+        for part in rounds:
+            shown = {key for families in part.micro_batches for family in families for key in family.visual_tokens}
+            assert {key for each in part.vision_passes for key in each.views} == shown
+            assert part.micro_batches
+            assert part.vision_passes
+
+
+def test_the_views_of_a_round_fit_one_vision_pass_unless_a_picture_alone_does_not():
+    groups = [make_group(seed, ask_share=1.0) for seed in range(6)]
+    (plan,) = plan_of(groups, budget=80, vision=45)
+    assert [len(part.vision_passes) for part in plan.mini_batches[0].rounds()] == [1, 1, 1], "two groups of 20 each"
+    large = [make_group(seed, size=(224, 224), ask_share=1.0) for seed in (7, 8)]
+    (plan,) = plan_of([*groups, *large], budget=80, vision=45)
+    passes = [len(part.vision_passes) for part in plan.mini_batches[0].rounds()]
+    assert passes[:3] == [1, 1, 1]
+    assert len(passes) == 4, "those that are encoded twice anyway are not told apart"
+    assert passes[3] > 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"zero_stage": 2}, True),
+        ({"zero_stage": 3}, False),
+        ({"zero_stage": 2, "offload_optimizer": True}, False),
+        ({"train_vision": False}, False),
+    ],
+)
+def test_rounds_are_made_only_where_the_towers_activations_can_stay(settings, expected):
+    assert learns_in_rounds(LearnerConfig(**settings)) == expected
+
+
+def test_no_rounds_are_made_where_one_pass_does_or_micro_batches_would_be_too_small():
+    groups = [make_group(seed, ask_share=1.0) for seed in range(6)]
+    tokens = sum(family.num_tokens for family in families(plan_of(groups)))
+    for budget, vision, expected in ((80, 10**6, 1), (8 * tokens, 21, 1), (8 * tokens // 6, 21, 6)):
+        (plan,) = plan_of(groups, budget=budget, vision=vision)
+        assert len(plan.mini_batches[0].rounds()) == expected, (budget, vision)
 
 
 def test_a_dummy_weighs_nothing_and_needs_no_picture():

@@ -1,4 +1,5 @@
 import functools
+import json
 import math
 import weakref
 from dataclasses import replace
@@ -11,13 +12,16 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 
 from actors.errors import CheckpointError, LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
+from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.checkpoint import CheckpointFolder
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
+from learner.memory import language_bytes, read_shape
 from learner.model import load_policy, token_logprobs
+from learner.resident import find_resident
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
 from tests.learner.builders import (
@@ -319,16 +323,71 @@ def test_an_update_that_was_not_finished_leaves_nothing_to_the_next(folder, stag
     assert exported(disturbed) == exported(straight)
 
 
-@pytest.mark.parametrize("vision", [21, 10**6])
-def test_the_tower_runs_once_per_view_and_again_only_to_backpropagate_several_passes(folder, vision):
-    rank = started(folder, kl_coefficient=0.0)
+@pytest.mark.parametrize(
+    ("vision", "settings", "times"),
+    [
+        (10**6, {}, 1),
+        (21, {}, 1),  # the views of a group
+        (19, {}, 2),  # fewer than those
+        (21, {"gradient_checkpointing": True}, 2),
+        (21, {"zero_stage": 3}, 2),
+        (21, {"train_vision": False}, 1),
+    ],
+)
+def test_the_tower_runs_once_per_view_and_again_only_where_its_activations_cannot_stay(folder, vision, settings, times):
+    rank = started(folder, kl_coefficient=0.0, **settings)
     encoded, tower = [], rank._engine.module.model.model.visual
     tower.merger.register_forward_hook(lambda _, __, out: encoded.append(len(out)))
     (plan,) = plan_of(GROUPS, budget=80, vision=vision)
     rank.update(plan, images_of(plan, GROUPS))
     distinct = sum(4 + 16 * any(e.asked for e in group.played.episodes) for group in GROUPS)
     assert len(plan.mini_batches[0].micro_batches) > 4
-    assert sum(encoded) == (2 * distinct if vision == 21 else distinct)
+    assert sum(encoded) == times * distinct
+
+
+def test_what_is_recomputed_changes_no_bit(folder):
+    """Neither how many layers keep their activations, nor whether the tower's graph stays."""
+    (plan,) = plan_of(GROUPS, budget=120, vision=21)
+    images = images_of(plan, GROUPS)
+    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    some = language_bytes(shape, 120, 4, num_kept=1)
+    found = {}
+    for room in (None, 0, some, 10**12):
+        rank = started(folder, zero_stage=0, gradient_checkpointing=True)
+        rank._trainer._recomputation._room = None if room is None else lambda room=room: room
+        rank.update(plan, images)
+        layers, visual = rank._trainer._recomputation.num_tokens, rank._trainer._recomputation.num_visual_tokens
+        found[room] = exported(rank), layers[0] / layers[1], visual[0] / visual[1]
+    assert [share for _, share, _ in found.values()][::3] == [1, 0]
+    assert [share for _, _, share in found.values()] == [1, 1, 1, 0]
+    assert 0 < found[some][1] < 1
+    assert all(weights == found[None][0] for weights, _, _ in found.values())
+
+
+def test_activations_that_do_not_fit_after_all_are_recomputed(folder, monkeypatch):
+    (plan,) = plan_of(GROUPS, budget=120)
+    images = images_of(plan, GROUPS)
+    expected, rank = (started(folder, zero_stage=0, gradient_checkpointing=True) for _ in range(2))
+    expected.update(plan, images)
+    recomputation = rank._trainer._recomputation
+    recomputation._room = lambda: 10**12
+    loss, kept = rank._trainer._loss, []
+
+    def short_of_memory(*given):
+        kept.append(recomputation._num_kept)
+        if len(kept) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(*given)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(rank._trainer, "_loss", short_of_memory)
+    rank.update(plan, images)
+    assert kept[0] > 0 == kept[1]
+    assert exported(rank) == exported(expected)
+    monkeypatch.setattr(recomputation, "_room", lambda: 0)
+    monkeypatch.setattr(rank._trainer, "_loss", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("still")))
+    with pytest.raises(torch.OutOfMemoryError, match="still"):
+        rank.update(plan, images)
 
 
 def test_under_zero_3_no_order_of_modules_is_forgotten(folder, monkeypatch):
@@ -370,6 +429,24 @@ def test_weights_are_sent_under_the_optimizer_step_in_the_models_dtype(folder):
     assert rank.send_weights().offer.version == 1
     rank.close_weights()
     assert not Path(link.settings["file"]).exists()
+
+
+@pytest.mark.parametrize(("stage", "num_buckets"), [(0, None), (1, 1), (2, 1), (3, None)])
+def test_deepspeeds_flat_buffer_can_be_read_in_place_after_every_step(folder, stage, num_buckets):
+    rank = started(folder, zero_stage=stage)
+    parameters = rank._engine.resident_parameters()
+    if stage == 3:
+        assert parameters is None
+        return
+    resident = find_resident(rank._sender._tensors, parameters)
+    assert len(resident.buckets) == (num_buckets or len(parameters))
+    for _ in range(2):
+        update(rank)
+        resident.check()
+        assert exported(rank) == {
+            slot.tensor.name: slot_tensor(resident.buckets[slot.bucket], slot).numpy().tobytes()
+            for slot in resident.layout.slots
+        }
 
 
 def test_each_mini_batch_is_one_optimizer_step(folder):

@@ -10,7 +10,7 @@ import torch
 
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
-from actors.engine.running_turns import RunningTurns, joined, vllm_labels_tokens
+from actors.engine.vllm_versions import RunningTurns, joined, labels_tokens
 from actors.errors import WeightSyncError
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
@@ -43,7 +43,7 @@ class CountingToo(RunningTurns):
     """Counts versions as for a vLLM without labels as well, and keeps both answers."""
 
     def __init__(self, engine):
-        self.is_labelled = vllm_labels_tokens()
+        self.is_labelled = labels_tokens()
         super().__init__(engine, has_labels=self.is_labelled)
         self.answers = []
 

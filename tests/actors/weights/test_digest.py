@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.weights import digest
 from actors.weights.digest import ROW_FACTOR, WORDS_PER_ROW, bucket_digest
 from actors.weights.layout import BUCKET_ALIGNMENT
 
@@ -79,6 +80,22 @@ def test_buckets_that_change_places_show():
 def test_a_bucket_has_the_digest_of_the_definition(num_rows):
     words = drawn(num_rows)
     assert digest_of(words) == by_definition(words)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 7, 8, 1023, 1024, 1025, 5 * 1024 - 1])
+def test_a_bucket_of_any_size_counts_as_followed_by_zeros(num_bytes):
+    content = drawn().view(torch.uint8)[:num_bytes]
+    followed = torch.zeros(-(-num_bytes // 1024) * 1024, dtype=torch.uint8)
+    followed[:num_bytes] = content
+    assert int(bucket_digest(content)) == by_definition(followed.view(torch.int64))
+
+
+@pytest.mark.parametrize("num_bytes", [5 * 1024, 5 * 1024 - 3])
+def test_the_pieces_in_which_a_bucket_is_read_do_not_matter(num_bytes, monkeypatch):
+    content = drawn().view(torch.uint8)[:num_bytes]
+    expected = int(bucket_digest(content))
+    monkeypatch.setattr(digest, "PIECE_BYTES", 2048)
+    assert int(bucket_digest(content)) == expected
 
 
 def test_a_bucket_is_a_whole_number_of_rows():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.engine.running_turns import RunningTurns, joined
+from actors.engine.vllm_versions import RunningTurns, joined
 from actors.episode import VersionSpan
 
 

@@ -1,6 +1,8 @@
-"""The turns that vLLM is running while the weights change: frozen between two of its steps, and counted by version.
+"""What differs between the versions of vLLM that we run (0.26 to 0.33), and nowhere else.
 
-The only file that knows the difference: newer ones of vLLM label each token with the version of the weights.
+- From 0.32 on a completion says which version of the weights sampled which token. Before, `RunningTurns` counts.
+- From 0.32 on a refused request is a VLLMClientError, before a ValueError.
+- Up to 0.28 a `WeightTransferEngine` is abstract without its sending half. Its init infos have other fields since.
 """
 
 from __future__ import annotations
@@ -11,10 +13,44 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.episode import VersionSpan
+from actors.errors import WeightSyncError
+
+
+def labels_tokens() -> bool:
+    """Whether completions say which version of the weights sampled which tokens."""
+    from vllm.outputs import CompletionOutput
+
+    return "weight_versions" in {field.name for field in dataclasses.fields(CompletionOutput)}
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """The errors that say that a request, and not the engine, is at fault."""
+    from vllm import exceptions
+
+    return (ValueError, getattr(exceptions, "VLLMClientError", ValueError))
+
+
+def known_fields(init_info: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that an init info of the weight transfer has as fields."""
+    names = {field.name for field in dataclasses.fields(init_info)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+class WithoutSendingHalf:
+    """Mixed into a `WeightTransferEngine`, whose sending half is abstract up to 0.28. Ours is `learner.transports`."""
+
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        raise WeightSyncError("weights are sent by the learner")
 
 
 class RunningTurns:
-    """Of one `AsyncLLM`. A caller sets the version while no turn runs, or between `freeze` and `resume`."""
+    """The turns of an `AsyncLLM` while the weights change: frozen between two of its steps, and counted by version.
+
+    A caller sets the version while no turn runs, or between `freeze` and `resume`.
+
+    `has_labels`: whether vLLM labels each token with the version of the weights.
+    """
 
     def __init__(self, engine: Any, *, has_labels: bool) -> None:
         self._engine = engine
@@ -84,13 +120,6 @@ class RunningTurns:
             num_sampled: int = processor.request_states[internal_id].detokenizer.num_output_tokens()
             return num_sampled
         return None
-
-
-def vllm_labels_tokens() -> bool:
-    """Whether completions of the installed vLLM say which version sampled which tokens."""
-    from vllm.outputs import CompletionOutput
-
-    return "weight_versions" in {field.name for field in dataclasses.fields(CompletionOutput)}
 
 
 def joined(starts: Sequence[tuple[int, int]], num_tokens: int) -> tuple[VersionSpan, ...]:

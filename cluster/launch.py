@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from cluster.runtime.connect import check_address, connect
 from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.members import Members
-from cluster.runtime.nodes import ClusterView, cluster_size, look
+from cluster.runtime.nodes import Lookout, cluster_size
 from cluster.runtime.placement import Placement, place, wait_for_room
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.seats import MemberView, Weights, policy_of
@@ -245,9 +245,6 @@ def _pool(config: Config) -> RolloutPool:
 
 
 def _members(config: Config, placement: Placement, pool: RolloutPool, weights: Weights, emit: OnEvent) -> Members:
-    async def look_around(actor_ids: Sequence[str]) -> ClusterView:
-        return await asyncio.to_thread(look, actor_ids)
-
     return Members(
         pool,
         weights,
@@ -255,7 +252,7 @@ def _members(config: Config, placement: Placement, pool: RolloutPool, weights: W
         policy_of(config.rollout),
         desired=lambda: config.rollout.workers,
         emit=emit,
-        look=look_around,
+        look=Lookout(),
     )
 
 

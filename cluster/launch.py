@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from actors.data.dataset import Dataset, PromptCursor
 from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
@@ -27,7 +27,7 @@ from cluster.records.events import EventLog, OnEvent
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
 from cluster.runs.lease import Lease, take_lease
-from cluster.runs.resuming import CHECKPOINTS, check_resumption, find_start, recall
+from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
@@ -125,17 +125,18 @@ async def launch(
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: check_resumption(config, folder, warn=display.warn)] if resume else []
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
     await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         held = await _hold(folder, display, cleanup)
-        found = await asyncio.to_thread(find_start, folder, resume=resume, restart=restart, display=display)
+        resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = await _place(config, display)
-        pool, learner = _pool(config), start_learner(config, placement)
+        events = EventLog(folder, say=display.say, warn=display.warn)
+        pool, learner = _pool(config), start_learner(config, placement, on_event=events.add)
         weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s, before_publish=held.check)
-        members = _members(config, placement, pool, weights, EventLog(folder, say=display.say, warn=display.warn).add)
+        members = _members(config, placement, pool, weights, events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, members, learner)
@@ -143,11 +144,11 @@ async def launch(
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, held)
-        step = await checkpoints.restore(found) if found else 0
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
+        step = await checkpoints.restore() if resumes else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
-        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         collector = Collector(
             fleet := Fleet(rollouts=pool, judges=judges),
             config,
@@ -160,7 +161,6 @@ async def launch(
             on_group=display.group_done,
             on_batch=display.batch_done,
         )
-        clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
@@ -168,7 +168,7 @@ async def launch(
             collector=collector,
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
+            journal=_journal(config, step, RunClock(started_at), watch, display, held),
             heldout=heldout,
             display=display,
             members=members.members,
@@ -200,17 +200,25 @@ async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitSta
 
 
 def _checkpoints(
-    config: Config, train_set: Dataset, learner: LearnerGroup, prompts: PromptCursor, watch: JudgeWatch, held: Lease
+    config: Config,
+    train_set: Dataset,
+    learner: LearnerGroup,
+    prompts: PromptCursor,
+    watch: JudgeWatch,
+    display: Display,
+    events: EventLog,
+    held: Lease,
+    cleanup: contextlib.AsyncExitStack,
 ) -> Checkpoints:
-    return Checkpoints(
-        Path(config.run.dir) / config.run.name / CHECKPOINTS,
-        identity=identify(config, train_set),
-        learner=learner,
-        prompts=prompts,
-        judge_watch=watch,
-        keep=config.train.keep_checkpoints,
-        before_save=held.check,
-    )
+    driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
+    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
+    cleanup.push_async_callback(checkpoints.close)
+    return checkpoints
+
+
+def _journal(config: Config, step: int, clock: RunClock, watch: JudgeWatch, display: Display, held: Lease) -> Journal:
+    folder = Path(config.run.dir) / config.run.name
+    return Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held)
 
 
 def _write_config(folder: Path, config: Config, held: Lease) -> None:

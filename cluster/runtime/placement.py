@@ -25,12 +25,18 @@ class Placement:
     rank: Resources
     """One learner rank."""
 
-    def total(self, config: Config, num_workers: int | None = None) -> Resources:
-        """Resources of the whole run, with all of its rollout workers unless a number is given.
+    def total(self, config: Config) -> Resources:
+        """Resources of the whole run at its largest.
 
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
-        num_workers, num_ranks = num_workers or config.rollout.workers.maximum, config.learner.num_ranks
+        return self._sum(config, config.rollout.workers.maximum, config.learner.ranks.maximum)
+
+    def least(self, config: Config) -> Resources:
+        """What the run needs to start."""
+        return self._sum(config, config.rollout.workers.minimum, config.learner.ranks.minimum)
+
+    def _sum(self, config: Config, num_workers: int, num_ranks: int) -> Resources:
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
             num_gpus=num_workers * self.worker.num_gpus
@@ -58,7 +64,7 @@ def check_capacity(config: Config, available: Mapping[str, float]) -> None:
 
 def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:
     """What is missing for the run to start with its minimum of workers; None if nothing is."""
-    needed = place(config).total(config, config.rollout.workers.minimum)
+    needed = place(config).least(config)
     for kind, num in (("CPU", needed.num_cpus), ("GPU", needed.num_gpus)):
         held = available.get(kind, 0.0)
         if num > held:

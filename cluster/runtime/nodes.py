@@ -94,13 +94,14 @@ def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:
         table = ray_state.actor_table(None)
     else:
         table = {actor: ray_state.actor_table(actor) for actor in actor_ids}
-    return {actor: _placed_on(table.get(actor, {})) for actor in actor_ids}
+    return {actor: placed_on(table.get(actor, {})) for actor in actor_ids}
 
 
-def _placed_on(entry: Mapping[str, Any]) -> str | None:
-    """The node of an entry of the actor table; Ray writes the id of no node as one of all bits."""
-    node: str = entry.get("Address", {}).get("NodeID", "")
-    return node if node.strip("f") else None
+def placed_on(entry: Mapping[str, Any]) -> str | None:
+    """The node of an entry of the actor table. Before it has room there, Ray writes where it has asked for it, without
+    the port of a process."""
+    address = entry.get("Address", {})
+    return address.get("NodeID") if address.get("Port") else None
 
 
 def cluster_size() -> ClusterSize:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cluster.runtime.nodes import NOTHING_SEEN, ClusterView, Lookout, reports_node_types
+from cluster.runtime.nodes import NOTHING_SEEN, ClusterView, Lookout, placed_on, reports_node_types
 
 
 def report(**fields):
@@ -45,3 +45,15 @@ async def test_a_cluster_that_does_not_answer_is_asked_once_and_keeps_nothing_wa
     async with asyncio.timeout(10):
         while await lookout(["actor"]) is not seen:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({}, None),
+        ({"Address": {"NodeID": "9f3a", "Port": 0}}, None),
+        ({"Address": {"NodeID": "9f3a", "Port": 10002}}, "9f3a"),
+    ],
+)
+def test_an_actor_has_room_once_it_has_a_process(entry, expected):
+    assert placed_on(entry) == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from cluster.runtime.gauges import RayMetrics
 from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.members import Members
-from cluster.runtime.nodes import ClusterView, cluster_size, look
+from cluster.runtime.nodes import Lookout, cluster_size
 from cluster.runtime.placement import Placement, place, wait_for_room
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.seats import Weights, policy_of
@@ -219,6 +219,11 @@ def _collector(
     )
 
 
+def _journal(config: Config, step: int, clock: RunClock, watch: JudgeWatch, display: Display, held: Lease) -> Journal:
+    folder = Path(config.run.dir) / config.run.name
+    return Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held)
+
+
 def _write_config(folder: Path, config: Config, held: Lease) -> None:
     """From here on the run counts as started."""
     held.check()
@@ -258,9 +263,6 @@ def _members(
     emit: OnEvent,
     desired: Callable[[], Range],
 ) -> Members:
-    async def look_around(actor_ids: Sequence[str]) -> ClusterView:
-        return await asyncio.to_thread(look, actor_ids)
-
     return Members(
         pool,
         weights,
@@ -268,7 +270,7 @@ def _members(
         policy_of(config.rollout),
         desired=desired,
         emit=emit,
-        look=look_around,
+        look=Lookout(),
     )
 
 

@@ -263,9 +263,9 @@ class WeightChannel:
         return link
 
     async def _connect(self, workers: list[Worker]) -> WeightLink:
-        generation = self._learner.generation
         num_receivers = sum(worker.num_receivers for worker in workers)
         link = (await together(self._timeout_s, {LEARNER: self._learner.open_weights(num_receivers)}))[LEARNER]
+        generation = self._learner.generation  # opening may have formed it anew
         if workers or not link.is_rendezvous:
             joining: dict[str, Coroutine[Any, Any, Any]] = {LEARNER: self._learner.join_weights()}
             offset = 1  # the learner is the first of all
@@ -297,8 +297,10 @@ class WeightChannel:
         The learner is asked first: if it is dead, no worker is to blame.
         """
         self._forget_link()
-        with contextlib.suppress(PhaseFailed):  # if it is slow, it has a second chance
-            await together(self._timeout_s, {LEARNER: self._learner.close_weights()})
+        with contextlib.suppress(
+            WeightSyncError
+        ):  # it has a second chance; its deadlines are its own, as it may re-form
+            await self._learner.close_weights()
 
         async def leave(worker: Worker) -> None:
             try:

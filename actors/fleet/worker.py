@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -189,8 +189,11 @@ def end_on_sigterm() -> None:
     Ray's own handler waits for the calls in flight, takes no new ones, and the worker looks wedged meanwhile. The
     engine's processes end with this one (`actors.engine.owner`).
     """
-    if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(
+        signal.SIGTERM, None
+    )  # SIG_DFL; Python's own function works in the main thread only, an actor elsewhere
 
 
 def most_severe(failures: ExceptionGroup[Exception]) -> Exception:

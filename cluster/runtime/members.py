@@ -100,6 +100,7 @@ class Members:
             RolloutError: they did not come up.
         """
         self._spawn(self._tick())
+        self._spawn(self._keep_probing())
         if self._look is not None:
             self._spawn(self._keep_looking(self._look))
         await asyncio.shield(self._up)
@@ -321,7 +322,6 @@ class Members:
             cluster = await look(tuple(seat.worker.actor_id for seat in self._seats.values() if seat.node is None))
             for seat in list(self._seats.values()):
                 self._locate(seat, seat.node or cluster.nodes.get(seat.worker.actor_id), cluster.draining)
-                self._probe(seat)
             await asyncio.sleep(TICK_S)
 
     def _locate(self, seat: Seat, node: str | None, draining: Mapping[str, float]) -> None:
@@ -336,6 +336,12 @@ class Members:
         if node is not None and node in draining and seat.leaves_at is None and seat.state is not State.DRAINING:
             seat.leaves_at = now + draining[node]
             self._changed.set()
+
+    async def _keep_probing(self) -> None:
+        while True:
+            for seat in self._seats.values():
+                self._probe(seat)
+            await asyncio.sleep(TICK_S)
 
     def _probe(self, seat: Seat) -> None:
         """Ask a member that was silent for some time for a sign of life."""

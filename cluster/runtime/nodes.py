@@ -5,10 +5,13 @@ Ray has no public call for these without its dashboard, which a run does not sta
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +44,10 @@ class ClusterView:
     """Nodes that are about to leave, and the seconds until they do."""
 
 
+NOTHING_SEEN = ClusterView(nodes={}, draining={})
+ANSWER_S = 10.0
+
+
 def look(actor_ids: Sequence[str]) -> ClusterView:
     """Blocks for a moment. Where the cluster does not answer, nothing is seen."""
     try:
@@ -50,9 +57,36 @@ def look(actor_ids: Sequence[str]) -> ClusterView:
             for node, deadline_ms in ray_state.get_draining_nodes().items()
         }
         return ClusterView(nodes=_nodes_of(actor_ids), draining=draining)
-    except (RayError, OSError) as error:
+    except (RayError, OSError, RuntimeError) as error:
         logger.warning("Ray does not say where the run's processes are: %s", root_cause(error))
-        return ClusterView(nodes={}, draining={})
+        return NOTHING_SEEN
+
+
+class Lookout:
+    """Looks at the cluster for a task. In threads of its own: Ray's answers have no deadline, and one that never comes
+    must keep nothing else waiting, the end of this process included."""
+
+    def __init__(self, look: Callable[[Sequence[str]], ClusterView] = look, *, timeout_s: float = ANSWER_S) -> None:
+        self._look = look
+        self._timeout_s = timeout_s
+        self._answer: Future[ClusterView] | None = None
+
+    async def __call__(self, actor_ids: Sequence[str]) -> ClusterView:
+        """What is seen; nothing if Ray does not answer in time."""
+        if self._answer is None or self._answer.done():
+            self._answer = self._ask(actor_ids)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(asyncio.wrap_future(self._answer))
+        except TimeoutError:
+            return NOTHING_SEEN
+
+    def _ask(self, actor_ids: Sequence[str]) -> Future[ClusterView]:
+        answer: Future[ClusterView] = Future()
+        threading.Thread(
+            target=lambda: answer.set_result(self._look(actor_ids)), name="look at the cluster", daemon=True
+        ).start()
+        return answer
 
 
 def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:
@@ -60,13 +94,14 @@ def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:
         table = ray_state.actor_table(None)
     else:
         table = {actor: ray_state.actor_table(actor) for actor in actor_ids}
-    return {actor: _placed_on(table.get(actor, {})) for actor in actor_ids}
+    return {actor: placed_on(table.get(actor, {})) for actor in actor_ids}
 
 
-def _placed_on(entry: Mapping[str, Any]) -> str | None:
-    """The node of an entry of the actor table; Ray writes the id of no node as one of all bits."""
-    node: str = entry.get("Address", {}).get("NodeID", "")
-    return node if node.strip("f") else None
+def placed_on(entry: Mapping[str, Any]) -> str | None:
+    """The node of an entry of the actor table. Before it has room there, Ray writes where it has asked for it, without
+    the port of a process."""
+    address = entry.get("Address", {})
+    return address.get("NodeID") if address.get("Port") else None
 
 
 def cluster_size() -> ClusterSize:

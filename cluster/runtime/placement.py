@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from configs.schema import Config
 from judge.llm.served_model import num_gpus_wanted
@@ -25,13 +25,18 @@ class Placement:
     rank: Resources
     """One learner rank."""
 
-    def total(self, config: Config, *, at: Literal["minimum", "maximum"] = "maximum") -> Resources:
-        """Resources of the whole run at one end of its ranges.
+    def total(self, config: Config) -> Resources:
+        """Resources of the whole run at its largest.
 
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
-        num_workers: int = getattr(config.rollout.workers, at)
-        num_ranks: int = getattr(config.learner.ranks, at)
+        return self._sum(config, config.rollout.workers.maximum, config.learner.ranks.maximum)
+
+    def least(self, config: Config) -> Resources:
+        """What the run needs to start."""
+        return self._sum(config, config.rollout.workers.minimum, config.learner.ranks.minimum)
+
+    def _sum(self, config: Config, num_workers: int, num_ranks: int) -> Resources:
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
             num_gpus=num_workers * self.worker.num_gpus
@@ -58,8 +63,8 @@ def check_capacity(config: Config, available: Mapping[str, float]) -> None:
 
 
 def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:
-    """What is missing for the run to start at its smallest; None if nothing is."""
-    needed = place(config).total(config, at="minimum")
+    """What is missing for the run to start with its minimum of workers; None if nothing is."""
+    needed = place(config).least(config)
     for kind, num in (("CPU", needed.num_cpus), ("GPU", needed.num_gpus)):
         held = available.get(kind, 0.0)
         if num > held:

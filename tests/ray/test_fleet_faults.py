@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from actors.errors import LostBucketError
 from actors.fleet.pool import RolloutPool
@@ -144,12 +145,15 @@ class Fleet:
             self.workers.append(create(slot, attempt))
             return self.workers[-1]
 
-        async def look(actor_ids):
-            return await asyncio.to_thread(nodes.look, actor_ids)
-
         size = Range(minimum=minimum, maximum=maximum)
         self.members = Members(
-            self.pool, self.channel, start, policy_of(CONFIG.rollout), desired=lambda: size, emit=self.tell, look=look
+            self.pool,
+            self.channel,
+            start,
+            policy_of(CONFIG.rollout),
+            desired=lambda: size,
+            emit=self.tell,
+            look=nodes.Lookout(),
         )
 
     def tell(self, event):
@@ -233,6 +237,27 @@ def test_a_member_that_is_asked_to_end_or_stands_still_is_replaced_too(two_nodes
             assert run.kinds().count("wedged") == (how == "SIGSTOP")
 
     asyncio.run(check())
+
+
+@pytest.mark.slow
+def test_a_node_that_is_about_to_be_preempted_gets_no_more_groups_and_its_member_leaves(cluster, two_nodes):
+    async def check():
+        async with fleet(2, 2) as run:
+            groups = [asyncio.create_task(run.pool.play(request(row))) for row in range(6)]
+            await asyncio.sleep(GROUP_S / 2)
+            reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            in_a_minute = int((time.time() + 60) * 1000)
+            gcs = ray._private.worker.global_worker.gcs_client
+            assert gcs.drain_node(two_nodes[0].node_id, reason, "spot", in_a_minute)[0]
+            async with asyncio.timeout(30):
+                while "leave" not in run.kinds():
+                    await asyncio.sleep(0.05)
+            assert run.kinds()[2:4] == ["preempted", "leave"]
+            await asyncio.gather(*groups)
+            assert run.pool.num_workers == 1
+
+    asyncio.run(check())
+    cluster.remove_node(two_nodes[0], allow_graceful=False)
 
 
 class RowReader:

@@ -72,10 +72,12 @@ async def test_an_engine_that_is_dead_or_silent_shows_none():
 
 def test_sigterm_ends_the_process_whatever_handler_there_was():
     program = (
-        "import os, signal\n"
+        "import os, signal, threading\n"
         "from actors.fleet.worker import end_on_sigterm\n"
         "signal.signal(signal.SIGTERM, lambda *_: None)\n"
-        "end_on_sigterm()\n"
+        "actor = threading.Thread(target=end_on_sigterm)\n"
+        "actor.start()\n"
+        "actor.join()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "signal.pause()\n"
     )

@@ -1,6 +1,7 @@
 """The executor of the fleet with fake workers, a real pool and a real weight channel, in virtual time."""
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, RunE
 from actors.fleet.membership import Policy
 from actors.fleet.pool import RolloutPool
 from actors.play import PlayRequest
+from cluster.runtime import members as executor
 from cluster.runtime.members import Members
 from cluster.weights import WeightChannel
 from configs.ranges import Range
@@ -28,6 +30,14 @@ POLICY = Policy(
     waits_when_none_left=True,
     wait_timeout_s=300.0,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def instant_looks():
+    """What a look takes on this machine must not show in virtual time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "MAX_SHARE", math.inf)
+        yield
 
 
 class Worker(FakeWorker):

@@ -57,7 +57,7 @@ def job(config, tmp_path):
 
 def manifests(config, tmp_path):
     """Rendered manifests, where this version has them."""
-    overrides = [*LLM, f"judge.llm.api_key_file={config.judge.llm.api_key_file or './judge.key'}", "run.dir=/mnt/runs"]
+    overrides = [*LLM, f"judge.llm.api_key_file={config.judge.llm.api_key_file or './judge.key'}"]
     for kind in ("kuberay", "rayjob", "slurm"):
         done = CliRunner().invoke(app, ["cluster", "render", "--kind", kind, *overrides])
         if "No such command" in done.output:

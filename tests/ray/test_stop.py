@@ -16,6 +16,7 @@ import pytest
 
 from actors.data.shapes import make_shapes
 from actors.weights.staging import PREFIX
+from cluster.stopping import CONTINUE
 from configs.paths import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -100,7 +101,7 @@ def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, 
     last = errors.splitlines()[-1]
     print(f"{number.name}: {seconds:.1f} s, code {process.returncode}, {last}", flush=True)
     assert process.returncode == 75, errors[-3000:]
-    assert re.fullmatch(rf"stopped by {number.name}: step \d+ is saved; the same command continues the run", last)
+    assert re.fullmatch(rf"stopped by {number.name}: step \d+ is saved; {re.escape(CONTINUE)}", last)
     assert "Traceback" not in errors
     assert seconds < GRACE_S
     deadline = time.monotonic() + 30

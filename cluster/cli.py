@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from actors.errors import DataError
+from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
@@ -26,7 +27,7 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
-from cluster.stopping import Stopping, last_step_of
+from cluster.stopping import Stopping
 from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -41,6 +42,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(export)
 app.add_typer(cluster_app, name="cluster")
 
 DEFAULT_SHAPES = Path("data/shapes")
@@ -95,7 +98,7 @@ def train(
             started = launch(settings, resume=resume, restart=restart, display=display, started_at=started_at)
             async with started as parts:
                 with stop_when_preempted(stopping):
-                    save = last_step_of(parts.checkpoints)
+                    save = parts.checkpoints.save_last
                     async with stopping.saving(save, finished=lambda: parts.journal.step):
                         return await train_loop(settings, parts)
 
@@ -162,24 +165,6 @@ def evaluate(
         display.evaluation_done(evaluation.figures())
         if as_json:
             print_json(evaluation.figures())
-
-
-@app.command()
-def export(
-    policy: Annotated[Path, typer.Argument(help="A run (its latest checkpoint) or RUN/checkpoints/step-N.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/exports/step-N.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Export a checkpoint as a Hugging Face model folder for vLLM and transformers."""
-    with report_errors():
-        from cluster.policies import find_policy, materialize
-
-        source = find_policy(policy)
-        folder = materialize(source, out)
-        if as_json:
-            print_json({"export": str(folder), "step": source.step})
-        else:
-            typer.echo(str(folder))
 
 
 @data_app.command(name="make")

@@ -128,6 +128,13 @@ def _num_steps_of(summary: dict[str, Any]) -> int:
     return int(summary.get("num_steps", summary["steps"]))
 
 
+def checkpoints_url(config: Config) -> str:
+    """Where the checkpoints of a run lie: a path or a URL. Its paths are resolved."""
+    if config.train.checkpoint_dir:
+        return f"{config.train.checkpoint_dir.rstrip('/')}/{config.run.name}"
+    return str(Path(config.run.dir) / config.run.name / "checkpoints")
+
+
 def runs_of(folder: Path, name: str) -> list[Path]:
     """Folders NAME, NAME-2, NAME-3 … that exist, oldest first."""
     numbered = {}

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from actors.data.dataset import Dataset, PromptCursor
 from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints import Checkpoints, DriverParts
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
@@ -28,7 +28,7 @@ from cluster.records.events import EventLog
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
 from cluster.runs.lease import Lease, take_lease
-from cluster.runs.resuming import CHECKPOINTS, check_resumption, find_start, recall
+from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
@@ -120,16 +120,17 @@ async def launch(
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: check_resumption(config, folder, warn=display.warn)] if resume else []
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
     await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         held = await _hold(folder, display, cleanup)
-        found = await asyncio.to_thread(find_start, folder, resume=resume, restart=restart, display=display)
+        resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
-        learner = start_learner(config, placement)
+        events = EventLog(folder, say=display.say, warn=display.warn)
+        learner = start_learner(config, placement, on_event=events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
@@ -137,13 +138,13 @@ async def launch(
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, held)
-        step = await checkpoints.restore(found) if found else 0
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
+        step = await checkpoints.restore() if resumes else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
-        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         collector = Collector(
             fleet,
             config,
@@ -193,17 +194,20 @@ async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitSta
 
 
 def _checkpoints(
-    config: Config, train_set: Dataset, learner: LearnerGroup, prompts: PromptCursor, watch: JudgeWatch, held: Lease
+    config: Config,
+    train_set: Dataset,
+    learner: LearnerGroup,
+    prompts: PromptCursor,
+    watch: JudgeWatch,
+    display: Display,
+    events: EventLog,
+    held: Lease,
+    cleanup: contextlib.AsyncExitStack,
 ) -> Checkpoints:
-    return Checkpoints(
-        Path(config.run.dir) / config.run.name / CHECKPOINTS,
-        identity=identify(config, train_set),
-        learner=learner,
-        prompts=prompts,
-        judge_watch=watch,
-        keep=config.train.keep_checkpoints,
-        before_save=held.check,
-    )
+    driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
+    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
+    cleanup.push_async_callback(checkpoints.close)
+    return checkpoints
 
 
 def _write_config(folder: Path, config: Config, held: Lease) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
-from cluster.folders import CONFIG
+from cluster.folders import CONFIG, checkpoints_url
 from configs.load import load_saved
 from configs.paths import resolve_paths
-from learner.checkpoint import CHECKPOINT_NAME, find_flaw, newest_checkpoint
+from configs.schema import Config
+from learner.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
 
 EXPORT = "export"
 EXPORTS = "exports"
@@ -23,27 +25,50 @@ class PolicySource:
 
     model: Path | None
     """Hugging Face folder, if it exists already."""
-    checkpoint: Path | None = None
-    """Verified checkpoint to export from."""
+    checkpoint: str | None = None
+    """Name of the verified checkpoint to export from."""
     run: Path | None = None
     """The run it belongs to."""
     step: int | None = None
 
 
-def find_policy(path: Path) -> PolicySource:
+def config_of(run: Path) -> Config:
+    """The settings of a run, wherever its folder lies now.
+
+    Raises:
+        RunError: it is no run folder.
+    """
+    if not (run / CONFIG).is_file():
+        raise RunError(f"{run} is no run: it has no {CONFIG}")
+    saved = resolve_paths(load_saved(run / CONFIG)[0])
+    place = run.absolute()
+    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(place.parent), name=place.name))
+
+
+def checkpoints_of(run: Path) -> CheckpointFolder:
+    """The checkpoints of a run, where `train.checkpoint_dir` of its settings says.
+
+    Raises:
+        RunError: it is no run folder.
+        CheckpointError: their storage cannot be opened.
+    """
+    return CheckpointFolder(checkpoints_url(config_of(run)))
+
+
+def find_policy(path: Path, *, step: int | None = None) -> PolicySource:
     """The policy of a run (its final export, or else its latest checkpoint), of a checkpoint, or of a model folder.
+
+    Args:
+        step: of a run's checkpoint, instead of the latest.
 
     Raises:
         CheckpointError: the given checkpoint fails verification.
         RunError: there is no policy.
     """
-    if (path / CONFIG).is_file():
-        return _policy_of_run(path)
     if match := CHECKPOINT_NAME.fullmatch(path.name):
-        if flaw := find_flaw(path):
-            raise CheckpointError(f"{path} fails verification: {flaw}")
-        run, step = path.parent.parent, int(match[1])
-        return PolicySource(model=None, checkpoint=path, run=run, step=step)
+        path, step = path.parent.parent, int(match[1])
+    if (path / CONFIG).is_file():
+        return _newest_policy(path) if step is None else _policy_at(path, step)
     if any(path.glob("*.safetensors")):
         return PolicySource(model=path)
     raise RunError(
@@ -51,16 +76,24 @@ def find_policy(path: Path) -> PolicySource:
     )
 
 
-def _policy_of_run(run: Path) -> PolicySource:
-    found = newest_checkpoint(run / "checkpoints")
-    newest = None if found.path is None else int(found.path.name.removeprefix("step-"))
+def _policy_at(run: Path, step: int) -> PolicySource:
+    checkpoints, name = checkpoints_of(run), checkpoint_name(step)
+    if flaw := checkpoints.find_flaw(name):
+        raise CheckpointError(f"{checkpoints.url}/{name} fails verification: {flaw}")
+    return PolicySource(model=None, checkpoint=name, run=run, step=step)
+
+
+def _newest_policy(run: Path) -> PolicySource:
+    checkpoints = checkpoints_of(run)
+    newest = next((name for name in reversed(checkpoints.list()) if checkpoints.find_flaw(name) is None), None)
+    step = None if newest is None else step_of(newest)
     summary = run / "summary.json"
     ended_at = json.loads(summary.read_text())["steps"] if summary.is_file() else None
-    if ended_at is not None and any((run / EXPORT).glob("*.safetensors")) and (newest is None or ended_at >= newest):
+    if ended_at is not None and any((run / EXPORT).glob("*.safetensors")) and (step is None or ended_at >= step):
         return PolicySource(model=run / EXPORT, run=run, step=ended_at)
     if newest is None:
         raise RunError(f"{run} has neither finished nor written a valid checkpoint")
-    return PolicySource(model=None, checkpoint=found.path, run=run, step=newest)
+    return PolicySource(model=None, checkpoint=newest, run=run, step=step)
 
 
 def materialize(source: PolicySource, out: Path | None = None) -> Path:
@@ -76,10 +109,11 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     if source.checkpoint is None:
         raise RunError(f"{source.model} is exported already: copy the folder")
     assert source.run is not None
-    config = resolve_paths(load_saved(source.run / CONFIG)[0])
-    target = out or source.run / EXPORTS / source.checkpoint.name
+    config = config_of(source.run)
+    target = out or source.run / EXPORTS / source.checkpoint
     if out is None and any(target.glob("*.safetensors")):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    export_checkpoint(source.checkpoint, target, model=Path(config.model.path), dtype=config.model.dtype)
+    model = Path(config.model.path)
+    export_checkpoint(checkpoints_of(source.run), source.checkpoint, target, model=model, dtype=config.model.dtype)
     return target

@@ -29,6 +29,7 @@ def resolve_paths(config: Config, *, base: Path | None = None) -> Config:
         model=replace(
             config.model, path=find_folder(config.model.path, base), prompt=find_wording(config.model.prompt, base)
         ),
+        train=replace(config.train, checkpoint_dir=absolute_or_url(config.train.checkpoint_dir, base)),
         data=replace(config.data, train=absolute(config.data.train, base), heldout=absolute(config.data.heldout, base)),
         judge=resolve_judge_paths(config.judge, base=base),
     )
@@ -55,6 +56,11 @@ def absolute(path: str, base: Path) -> str:
         return str(base / Path(path).expanduser())
     except RuntimeError as error:
         raise ValueError(f"{path!r} is invalid: {error}; write the path without `~`") from error
+
+
+def absolute_or_url(place: str, base: Path) -> str:
+    """The absolute path; a URL, or nothing at all, stays as it is."""
+    return absolute(place, base) if place and "://" not in place else place
 
 
 def find_folder(path: str, base: Path) -> str:

@@ -204,6 +204,18 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep."""
+    keep_checkpoint_every: int = 0
+    """Keep the checkpoints of steps that are multiples of this as well; 0 keeps only the most recent ones."""
+    checkpoint_dir: str = ""
+    """Folder or fsspec URL (`s3://bucket/path`) for checkpoints, in a subfolder named after the run; empty is
+    RUN/checkpoints. Ranks on several nodes need one that all of them reach."""
+    save_timeout_s: float = 600.0
+    """Timeout for a checkpoint to be written, beside the training."""
+    max_failed_saves: int = 0
+    """Stop after this many checkpoints in a row that could not be written; 0 goes on whatever happens."""
+    snapshot_every_step: bool = True
+    """Copy the learner's state to host memory after every step, so that it can be saved when the run is interrupted.
+    False copies it for checkpoints only."""
     eval_every: int = 0
     """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
     stop_without_signal: int = 0
@@ -216,7 +228,8 @@ class TrainConfig:
         require(
             self.max_staleness >= 0, "train.max_staleness", self.max_staleness, "must be at least 0; 0 is on-policy"
         )
-        for name in ("eval_every", "stop_without_signal"):
+        require(self.save_timeout_s > 0, "train.save_timeout_s", self.save_timeout_s, "must be above 0")
+        for name in ("eval_every", "stop_without_signal", "keep_checkpoint_every", "max_failed_saves"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be at least 0")
         require(1 <= self.max_draws <= 100, "train.max_draws", self.max_draws, "must be from 1 to 100")
         require(
@@ -318,7 +331,7 @@ class Config:
         """That all rollout workers and learner ranks take together."""
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
-        return rollout.num_workers * per_worker + learner.num_ranks * learner.num_gpus
+        return rollout.num_workers * per_worker + learner.ranks.maximum * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

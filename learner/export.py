@@ -1,22 +1,31 @@
-"""Exports the policy of a checkpoint as a Hugging Face folder, without starting a learner."""
+"""Exports the policy of a checkpoint to a Hugging Face folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
+from learner.checkpoint import CheckpointFolder
 from learner.hf_folder import save_hf
-from learner.state import read_counters, read_tensors
+from learner.share_files import SavedLearner
+from learner.weight_sender import checkpoint_name
 
-WEIGHT = "weight/model."
-"""Prefix of the policy's weights in a learner's state (`LearnerEngine.state`)."""
+POLICY = "model."
+"""Prefix of the policy's parameters in a learner's state."""
+VISION = "model.visual."
+"""Prefix of the vision tower's parameters in the policy."""
 
 
-def export_checkpoint(checkpoint: Path, out: Path, *, model: Path, dtype: Literal["float32", "bfloat16"]) -> int:
+def export_checkpoint(
+    checkpoints: CheckpointFolder, name: str, out: Path, *, model: Path, dtype: Literal["float32", "bfloat16"]
+) -> int:
     """Write the policy of a verified checkpoint into `out`, atomically; returns its optimizer step.
 
     Args:
@@ -26,12 +35,24 @@ def export_checkpoint(checkpoint: Path, out: Path, *, model: Path, dtype: Litera
     Raises:
         CheckpointError: it has no learner state.
     """
-    counters = read_counters(checkpoint)
+    saved = SavedLearner.open(checkpoints.storage, name)
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    weights = ((key.removeprefix(WEIGHT), tensor.to(kind)) for key, tensor in read_tensors(checkpoint, WEIGHT))
     partial = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    save_hf(weights, partial, source=model)
+    save_hf(_weights(saved, model, kind), partial, source=model)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
-    return counters.optimizer_step
+    return saved.counters.optimizer_step
+
+
+def _weights(saved: SavedLearner, model: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The weights that were trained, then those of a frozen vision tower, which only the initial model has."""
+    for name, array in saved.weights():
+        yield name.removeprefix(POLICY), torch.from_numpy(array).to(dtype)
+    if any(name.startswith(f"{POLICY}{VISION}") for name in saved.shapes):
+        return
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                if name.startswith(checkpoint_name(VISION)):
+                    yield name, tensors.get_tensor(name).to(dtype)

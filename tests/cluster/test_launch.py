@@ -1,6 +1,5 @@
 """What a run refuses before anything of it comes up."""
 
-import json
 import time
 from dataclasses import asdict, replace
 
@@ -13,6 +12,7 @@ from cluster import launch as launching
 from cluster.display import Display
 from cluster.identity import identify
 from configs.load import load_config
+from learner.checkpoint import CheckpointFolder, write_json
 
 NO_WORDING = ["judge.chain=[rules,openai]", "judge.llm.model=m", "judge.llm.prompt=no-such-wording"]
 NO_KEY = ["judge.chain=[openai]", "judge.llm.model=m", "judge.llm.api_key_env=UNSET_JUDGE_KEY"]
@@ -69,11 +69,14 @@ async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(
 )
 async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change, words, config, tmp_path, shapes):
     identity = replace(identify(config(), Dataset.open(str(shapes["train"]))), **change)
-    checkpoints = tmp_path / "tiny" / "checkpoints"
-    for step, state in ((5, json.dumps({"identity": asdict(identity)})), (6, "{ cut short")):
-        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
-        (checkpoints / f"step-{step:08d}" / "state.json").write_text(state)
-    unfinished = checkpoints / ".tmp-00000007"
+    folder = tmp_path / "tiny" / "checkpoints"
+    checkpoints = CheckpointFolder(folder)
+    for step in (5, 6):
+        place = checkpoints.begin(step)
+        written = write_json(checkpoints.storage, f"{place}/state.json", {"identity": asdict(identity)})
+        checkpoints.seal(step, {"state.json": written})
+    (folder / "step-00000006" / "state.json").write_text("{ cut short")
+    unfinished = folder / ".tmp-00000007"
     unfinished.mkdir()
     with pytest.raises(CheckpointError, match=words):
         async with launch(config(), resume=True):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,10 +10,12 @@ from safetensors.torch import load_file
 from actors.errors import CheckpointError, RunError
 from cluster.policies import find_policy, materialize
 from configs.load import load_config, to_yaml
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import CheckpointFolder
 from learner.model import load_policy
-from learner.state import Counters, write_state
+from learner.share_files import write_share
+from learner.snapshot import Counters, Piece, Share
 from tests.learner.builders import TINY
+from tests.learner.saved import seal
 
 
 @pytest.fixture
@@ -23,12 +26,35 @@ def run(tmp_path):
     return folder
 
 
-def save_checkpoint(run, step, scale=1.0):
-    """A checkpoint with the shipped weights times `scale`, as the learner writes it."""
+def save_checkpoint(run, step, scale=1.0, leave_out=()):
+    """A checkpoint with the shipped weights times `scale`, as two ranks write it."""
     weights = load_policy(TINY).state_dict()
-    named = ((f"weight/model.{name}", tensor * scale) for name, tensor in weights.items() if name != "lm_head.weight")
+    named = {
+        f"model.{name}": tensor.numpy() * scale
+        for name, tensor in weights.items()
+        if name != "lm_head.weight" and not name.startswith(leave_out or "nothing")
+    }
     counters = Counters(optimizer_step=step, num_skipped=0, num_skipped_in_a_row=0)
-    return write_checkpoint(run / "checkpoints", step, lambda folder: write_state(folder, counters, named), keep=5)
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    folder = checkpoints.begin(step)
+    shares = []
+    for rank in range(2):
+        pieces, rows, offset = [], [], 0
+        for name, array in named.items():
+            start, stop = (array.size * r // 2 for r in (rank, rank + 1))
+            pieces.append(Piece(name=name, start=start, stop=stop, offset=offset))
+            rows.append(np.stack([array.ravel()[start:stop]] * 3))
+            offset += stop - start
+        share = Share(
+            rank=rank,
+            counters=counters,
+            shapes={name: array.shape for name, array in named.items()},
+            pieces=tuple(pieces),
+            state_3N=np.concatenate(rows, axis=1),
+            rng={"cpu": np.zeros(8, np.uint8)},
+        )
+        shares.append(write_share(share, checkpoints.storage, folder))
+    return run / "checkpoints" / seal(checkpoints, step, folder, shares, saved_at=0.0)
 
 
 def finish(run, steps):
@@ -79,3 +105,21 @@ def test_a_run_without_anything_says_so(run):
 def test_a_folder_of_something_else_says_what_is_wanted(tmp_path):
     with pytest.raises(RunError, match="RUN/checkpoints/step-N"):
         find_policy(tmp_path)
+
+
+def test_a_frozen_tower_is_exported_as_the_initial_model_has_it(run):
+    folder = materialize(find_policy(save_checkpoint(run, 5, scale=2.0, leave_out="model.visual.")))
+    shipped, exported = load_file(TINY / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert exported.keys() == shipped.keys()
+    for name, tensor in shipped.items():
+        assert torch.equal(exported[name], tensor if name.startswith("visual.") else tensor * 2.0), name
+
+
+def test_a_step_of_a_run_is_exported_from_where_its_checkpoints_lie(run, tmp_path):
+    checkpoint = save_checkpoint(run, 5, scale=2.0)
+    elsewhere = tmp_path / "elsewhere"
+    (run / "config.yaml").write_text(to_yaml(load_config("tiny", [f"train.checkpoint_dir={elsewhere}"])))
+    elsewhere.mkdir()
+    checkpoint.parent.rename(elsewhere / run.name)
+    source = find_policy(run, step=5)
+    assert (source.step, materialize(source)) == (5, run / "exports" / "step-00000005")

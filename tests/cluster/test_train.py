@@ -55,11 +55,17 @@ class FakeLearner(FakeWeightSource):
 
 
 class FakeCheckpoints:
-    def __init__(self):
-        self.saved = []
+    def __init__(self, every):
+        self.every, self.saved, self.last = every, [], None
 
-    async def save(self, step, cursor):
-        self.saved.append(step)
+    async def reached(self, step, cursor):
+        self.last = step
+        if step % self.every == 0:
+            self.saved.append(step)
+
+    async def save_last(self):
+        if self.last is not None and self.last not in self.saved:
+            self.saved.append(self.last)
 
 
 class RunsDry(FakeWorker):
@@ -103,7 +109,7 @@ async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None
         weights=weights,
         collector=collector,
         updates=updates,
-        checkpoints=FakeCheckpoints(),
+        checkpoints=FakeCheckpoints(config.train.checkpoint_every),
         journal=Journal(
             tmp_path, config, step=step, clock=RunClock(0.0), judge_watch=watch, display=display, lease=lease
         ),

@@ -20,6 +20,7 @@ from tests.learner.builders import (
     save_model,
     small_model,
 )
+from tests.learner.saved import save
 
 pytestmark = [
     pytest.mark.gpu,
@@ -129,7 +130,7 @@ def test_updates_are_applied_saved_and_resumed(folder, tmp_path, stage, offload,
         assert (found.optimizer_step, found.metrics["learner/skipped_updates"]) == (expected.optimizer_step, 0)
         norms = [report.metrics["learner/grad_norm"] for report in (found, expected)]
         assert norms[0] == pytest.approx(norms[1], rel=0.02), "what was not finished is not in it"
-    rank.save(tmp_path)
+    name = save(tmp_path, [rank])
     resumed = started()
-    assert resumed.load(tmp_path) == 3
+    assert resumed.load(str(tmp_path), name) == 3
     assert sent_digests(resumed) == sent_digests(rank)

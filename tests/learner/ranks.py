@@ -15,8 +15,10 @@ import time
 from dataclasses import replace
 from unittest import mock
 
+import pytest
 import torch
 
+from actors.errors import CheckpointError
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner import engine, scoring
@@ -25,6 +27,7 @@ from learner.plan import plan_mini_batches
 from learner.sharding import learner_settings
 from learner.worker import LearnerRank
 from tests.learner.builders import collated, images_of, piece_without_pictures, plan_of
+from tests.learner.whole_state import whole_state
 
 CHUNK_LOGITS = 96 * 5
 """Of the small model's output layer: so few that ranks have different numbers of chunks."""
@@ -71,7 +74,7 @@ def planned(config, rank, groups, num_before=0):
     return plan_mini_batches(
         groups,
         prompts_per_mini_batch=config.prompts_per_mini_batch,
-        num_ranks=config.num_ranks,
+        num_ranks=config.ranks.maximum,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
         num_before=num_before,
@@ -122,7 +125,17 @@ def perform(learner, config, rank, method, argument):
         case "exported":
             return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":
-            return {key: tensor.numpy().copy() for key, tensor in learner._engine.state()}
+            return {key: tensor.numpy().copy() for key, tensor in whole_state(learner._engine)}
+        case "restore_is_refused":
+            with pytest.raises(CheckpointError) as refused:
+                learner.restore(argument)
+            return str(refused.value)
+        case "save":
+            url, folder = argument
+            learner.begin_save(url, folder, learner.snapshot().counters.optimizer_step)
+            return learner.finish_save(120)
+        case "snapshot":
+            return learner.snapshot()
         case _:
             return getattr(learner, method)(argument)
 

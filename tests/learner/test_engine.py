@@ -10,7 +10,9 @@ from learner import engine as engine_module
 from learner.engine import LearnerEngine, join_process_group
 from learner.optimizer import learning_rate
 from learner.sharding import learner_settings
+from learner.snapshot import ROWS, copy_rows, plan_copies
 from learner.worker import LearnerRank
+from tests.learner.whole_state import whole_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 STAGES = [0, 1, 2, 3]
@@ -98,18 +100,44 @@ def test_a_loss_that_is_not_finite_skips_the_step_even_where_its_gradient_is(sta
     assert not engine.step().is_applied
 
 
+def held_state(engine):
+    """What the engine's only rank holds, as it would save it."""
+    held = engine.partition.held()
+    rows = torch.zeros(3, engine.partition.num_elements(held))
+    engine.partition.copy_to(rows)
+    return rows, held
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_rank_holds_is_what_deepspeed_gathers(stage):
+    engine = LearnerEngine(Net(), settings(stage), dtype=torch.float32)
+    learn(engine, mini_batch(0, 2))
+    rows, held = held_state(engine)
+    expected = dict(whole_state(engine))
+    assert sorted(piece.name for piece in held) == sorted(engine.shapes())
+    for row, kind in zip(rows, ROWS, strict=True):
+        for piece in held:
+            found = row[piece.offset : piece.offset + piece.num_elements]
+            assert torch.equal(found, expected[f"{kind}/{piece.name}"].flatten()), (kind, piece.name)
+
+
 @pytest.mark.parametrize("written_by", STAGES)
 @pytest.mark.parametrize("read_by", STAGES)
 def test_state_goes_from_any_stage_to_any_other_bit_for_bit_and_learning_goes_on_alike(written_by, read_by):
     writer = LearnerEngine(Net(0), settings(written_by), dtype=torch.float32)
     for step in range(2):
         learn(writer, mini_batch(step, 2))
-    state = {key: tensor.clone() for key, tensor in writer.state()}
+    rows, held = held_state(writer)
     reader = LearnerEngine(Net(9), settings(read_by), dtype=torch.float32)
-    reader.load_state(iter(state.items()), optimizer_step=writer.optimizer_step)
+    wanted = reader.partition.wanted()
+    own = torch.zeros(3, reader.partition.num_elements(wanted))
+    copy_rows(plan_copies(wanted, [held])[0], rows.numpy(), own.numpy())
+    reader.load_state(own, optimizer_step=writer.optimizer_step)
     assert reader.optimizer_step == 2
-    for key, tensor in reader.state():
+    state = dict(whole_state(writer))
+    for key, tensor in whole_state(reader):
         assert torch.equal(tensor, state[key]), key
+    assert all(torch.equal(weight, state[f"weight/{name}"]) for name, weight in weights(reader).items())
     for step in range(2, 4):
         learn(writer, mini_batch(step, 2))
         learn(reader, mini_batch(step, 2))
@@ -122,10 +150,21 @@ def test_state_goes_from_any_stage_to_any_other_bit_for_bit_and_learning_goes_on
             torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_weights_follow_the_masters_that_were_restored(stage):
+    writer, reader = (LearnerEngine(Net(seed), settings(stage), dtype=torch.bfloat16) for seed in (0, 9))
+    writer.backward(writer(mini_batch(0, 1)[0].bfloat16()).float().square().sum())
+    writer.step()
+    reader.load_state(held_state(writer)[0], optimizer_step=1)
+    expected = weights(writer)
+    for name, weight in weights(reader).items():
+        assert torch.equal(weight, expected[name]), name
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_state_can_be_saved_before_the_first_step(stage):
     engine = LearnerEngine(Net(), settings(stage), dtype=torch.float32)
-    state = dict(engine.state())
+    state = dict(whole_state(engine))
     assert set(engine.shapes()) == {key.removeprefix("weight/") for key in state if key.startswith("weight/")}
     assert all(tensor.count_nonzero() == 0 for key, tensor in state.items() if key.startswith("exp_avg"))
     for name, parameter in Net().named_parameters():
@@ -138,7 +177,7 @@ def test_bfloat16_weights_follow_float32_masters(stage):
     for step in range(3):
         engine.backward(engine(mini_batch(step, 1)[0].bfloat16()).float().square().sum())
         assert engine.step().is_applied
-    masters = {key.removeprefix("weight/"): tensor for key, tensor in engine.state() if key.startswith("weight/")}
+    masters = {key.removeprefix("weight/"): tensor for key, tensor in whole_state(engine) if key.startswith("weight/")}
     for name, weight in weights(engine).items():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(masters[name].bfloat16(), weight)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import LearnerError
+from actors.errors import CheckpointError, LearnerError
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from configs.learner import LearnerConfig
 from learner.group import LearnerGroup
@@ -23,19 +23,40 @@ SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), dig
 
 
 class FakeRank:
-    """`learner.group.Rank`: records its calls, and hangs or fails where it is told to."""
+    """`learner.remote.Rank`: records its calls, and hangs or fails where it is told to."""
 
-    def __init__(self, rank, world_size):
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, number):
+        self.rank = number
         self.calls = []
         self.failure = None
         self.hangs = False
 
+    async def up(self):
+        return "node"
+
+    async def progress(self):
+        return len(self.calls)
+
+    async def abort(self):
+        pass
+
+    async def kill(self):
+        pass
+
+    async def leave(self):
+        pass
+
+    async def keep_snapshot(self, snapshot, *, oldest):
+        pass
+
+    def share(self, snapshot, index):
+        return (snapshot, index)
+
     async def rendezvous(self):
         return await self._answer("10.0.0.1", 1234, call=("rendezvous",))
 
-    async def start(self, address, port):
-        await self._answer(call=("start", address, port))
+    async def form(self, rank, world_size, address, port):
+        await self._answer(call=("form", rank, world_size, address, port))
 
     async def begin(self):
         await self._answer(call=("begin",))
@@ -68,11 +89,17 @@ class FakeRank:
     async def export_hf(self, folder):
         await self._answer(call=("export_hf", folder))
 
-    async def save(self, folder):
-        await self._answer(call=("save", folder))
+    async def snapshot(self):
+        await self._answer(call=("snapshot",))
 
-    async def load(self, folder):
-        return (await self._answer(5, call=("load", folder)))[0]
+    async def begin_save(self, url, folder, optimizer_step):
+        await self._answer(call=("begin_save", url, folder, optimizer_step))
+
+    async def finish_save(self, timeout_s):
+        return (await self._answer(f"share {self.rank}", call=("finish_save", timeout_s)))[0]
+
+    async def load(self, url, folder):
+        return (await self._answer(5, call=("load", url, folder)))[0]
 
     async def shutdown(self):
         await self._answer(call=("shutdown",))
@@ -87,26 +114,34 @@ class FakeRank:
         return answer
 
 
+class FakeHolder:
+    async def hold(self, snapshot, index, share, *, oldest):
+        pass
+
+    async def answers(self):
+        return True
+
+
 @pytest.fixture
 def ranks():
     return []
 
 
 async def started(ranks, **settings):
-    def start_rank(rank, world_size):
-        ranks.append(FakeRank(rank, world_size))
+    def start_rank(number):
+        ranks.append(FakeRank(number))
         return ranks[-1]
 
-    group = LearnerGroup(LearnerConfig(num_ranks=2, prompts_per_mini_batch=4, **settings), start_rank)
+    config = LearnerConfig(num_ranks=2, prompts_per_mini_batch=4, **settings)
+    group = LearnerGroup(config, start_rank, lambda node: FakeHolder())
     await group.start()
     return group
 
 
 async def test_ranks_meet_at_an_address_of_the_first(ranks):
     await started(ranks)
-    assert [(rank.rank, rank.world_size) for rank in ranks] == [(0, 2), (1, 2)]
-    assert ranks[0].calls == [("rendezvous",), ("start", "10.0.0.1", 1234)]
-    assert ranks[1].calls == [("start", "10.0.0.1", 1234)]
+    assert ranks[0].calls == [("rendezvous",), ("form", 0, 2, "10.0.0.1", 1234)]
+    assert ranks[1].calls == [("form", 1, 2, "10.0.0.1", 1234)]
 
 
 async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(ranks):
@@ -124,7 +159,7 @@ async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(
 
 async def test_an_update_without_groups_asks_no_rank_and_changes_nothing(ranks):
     group = await started(ranks)
-    await group.load(Path("/checkpoint"))
+    await group.load("/checkpoints", "step-00000005")
     num_calls = [len(rank.calls) for rank in ranks]
     report = await group.update([])
     assert (report.start_version, report.optimizer_step, report.num_tokens) == (5, 5, 0)
@@ -161,6 +196,7 @@ async def test_an_update_begins_anew_after_one_that_was_not_finished(ranks):
 
 async def test_every_rank_takes_part_in_sending_and_the_first_says_what_was_sent(ranks):
     group = await started(ranks)
+    await group.open_weights(1)
     assert await group.send_weights() == SENT
     assert [rank.calls[-1] for rank in ranks] == [("send_weights",)] * 2
 
@@ -177,11 +213,38 @@ async def test_only_the_first_rank_knows_the_receivers(ranks):
     assert len(ranks[1].calls) == num_calls
 
 
-@pytest.mark.parametrize("method", ["save", "load", "export_hf"])
-async def test_every_rank_takes_part_and_gets_an_absolute_path(ranks, method):
+async def test_every_rank_exports_to_an_absolute_path(ranks):
     group = await started(ranks)
-    await getattr(group, method)(Path("runs/x"))
-    assert all(rank.calls[-1] == (method, str(Path("runs/x").resolve())) for rank in ranks)
+    await group.export_hf(Path("runs/x"))
+    assert all(rank.calls[-1] == ("export_hf", str(Path("runs/x").resolve())) for rank in ranks)
+
+
+async def test_every_rank_saves_its_part(ranks):
+    group = await started(ranks)
+    await group.snapshot()
+    await group.begin_save("s3://runs", "step-00000005", 7)
+    assert await group.finish_save(3.0) == ["share 0", "share 1"]
+    for rank in ranks:
+        assert rank.calls[-3:] == [
+            ("snapshot",),
+            ("begin_save", "s3://runs", "step-00000005", 7),
+            ("finish_save", 3.0),
+        ]
+
+
+async def test_a_failed_save_ends_only_when_no_rank_writes_any_more(ranks):
+    group = await started(ranks)
+    written = asyncio.Event()
+
+    async def slowly(timeout_s):
+        await asyncio.sleep(0.05)
+        written.set()
+
+    ranks[0].failure = CheckpointError("No space left on device")
+    ranks[1].finish_save = slowly
+    with pytest.raises(CheckpointError, match="No space left"):
+        await group.finish_save(3.0)
+    assert written.is_set()
 
 
 async def test_an_error_of_one_rank_is_the_error_of_the_update(ranks):
@@ -196,15 +259,22 @@ FIRST_RANK_ALONE = ("open_weights", "join_weights", "release_weights", "close_we
 
 
 @pytest.mark.parametrize(
-    "method", ["update", "learn", "send_weights", "save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE]
+    "method",
+    ["update", "learn", "send_weights", "snapshot", "begin_save", "load", "export_hf", "shutdown", *FIRST_RANK_ALONE],
 )
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
+    group.begin()
+    if method != "open_weights":
+        await group.open_weights(1)
     ranks[0 if method in FIRST_RANK_ALONE else 1].hangs = True
     given = {
         **{name: [[make_group(1)]] for name in ("update", "learn")},
         "open_weights": [1],
-        **{name: [Path("x")] for name in ("save", "load", "export_hf")},
+        "export_hf": [Path("x")],
+        "load": ["url", "folder"],
+        "begin_save": ["url", "folder", 7],
     }.get(method, [])
-    with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
+    what = "begin" if method in ("update", "learn") else method  # which comes first
+    with pytest.raises((LearnerError, CheckpointError), match=rf"{what} took more than 0\.05 s"):
         await getattr(group, method)(*given)

@@ -1,10 +1,10 @@
 import functools
-import json
 import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -14,6 +14,7 @@ from actors.prompts import load_tokenizer, vision_token_ids
 from actors.weights.digest import bucket_digest
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
+from learner.checkpoint import CheckpointFolder
 from learner.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.model import load_policy, token_logprobs
@@ -29,6 +30,8 @@ from tests.learner.builders import (
     save_model,
     small_model,
 )
+from tests.learner.saved import save, seal
+from tests.learner.whole_state import whole_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 GROUPS = [make_group(seed) for seed in range(4)]
@@ -354,7 +357,7 @@ def test_a_frozen_tower_keeps_its_weights_and_has_no_state(folder, stage):
     changed = {name for name in before if before[name] != after[name]}
     assert changed
     assert not any("visual" in name for name in changed)
-    assert not any("visual" in key for key, _ in rank._engine.state())
+    assert not any("visual" in key for key, _ in whole_state(rank._engine))
     assert any("visual" in name for name in before)
 
 
@@ -397,9 +400,9 @@ def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path, stage):
     first = started(folder, zero_stage=stage)
     for _ in range(2):
         update(first)
-    first.save(tmp_path)
+    name = save(tmp_path, [first])
     second = started(folder, zero_stage=stage)
-    assert second.load(tmp_path) == 2
+    assert second.load(str(tmp_path), name) == 2
     resumed = [update(second) for _ in range(2)]
 
     assert exported(second) == exported(straight)
@@ -411,11 +414,11 @@ def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path, stage):
 
 
 def test_a_saved_state_is_json_and_safetensors_only(folder, tmp_path):
-    started(folder).save(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    name = save(tmp_path, [started(folder)])
+    assert {path.suffix for path in (tmp_path / name).iterdir()} == {".json", ".safetensors"}
 
 
-WRITERS = {"save": "write_state", "export_hf": "save_hf", "send_weights": "WeightSender.send"}
+WRITERS = {"export_hf": "save_hf", "send_weights": "WeightSender.send"}
 
 
 @pytest.mark.parametrize("method", WRITERS)
@@ -434,9 +437,8 @@ def test_a_rank_that_cannot_write_or_send_still_takes_part_in_what_the_others_ga
     def refuse(*_, **__):
         raise CheckpointError("no space left")
 
-    source = "state" if method == "save" else "parameters"
-    everything = [name for name, _ in getattr(rank._engine, source)()]
-    monkeypatch.setattr(rank._engine, source, functools.partial(items, getattr(rank._engine, source)))
+    everything = [name for name, _ in rank._engine.parameters()]
+    monkeypatch.setattr(rank._engine, "parameters", functools.partial(items, rank._engine.parameters))
     monkeypatch.setattr(f"learner.worker.{WRITERS[method]}", refuse)
     with pytest.raises(CheckpointError, match="no space left"):
         getattr(rank, method)(*([] if method == "send_weights" else [tmp_path]))
@@ -445,28 +447,70 @@ def test_a_rank_that_cannot_write_or_send_still_takes_part_in_what_the_others_ga
 
 
 def test_another_models_state_is_refused_by_name_and_shape(folder, tmp_path):
-    started(folder).save(tmp_path)
+    name = save(tmp_path, [started(folder)])
     other = tmp_path / "other"
     save_model(other, small_model(width=48))
     with pytest.raises(CheckpointError, match=r"another model: .* \(.*\) there and \(.*\) here"):
-        started(other).load(tmp_path)
+        started(other).load(str(tmp_path), name)
 
 
-def test_a_folder_without_a_learners_state_is_refused(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="no learner state"):
-        started(folder).load(tmp_path)
-    (tmp_path / "learner.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99"):
-        started(folder).load(tmp_path)
+def test_a_damaged_state_is_refused_before_anything_changes(folder, tmp_path):
+    rank = started(folder)
+    name = save(tmp_path, [rank])
+    update(rank)
+    before = exported(rank)
+    (file,) = (tmp_path / name).glob("learner-00000-00000*")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"learner-00000-00000\.safetensors has hash"):
+        rank.load(str(tmp_path), name)
+    assert exported(rank) == before
+    (tmp_path / name / "learner.json").unlink()
+    with pytest.raises(CheckpointError, match=r"learner\.json cannot be read"):
+        rank.load(str(tmp_path), name)
+
+
+def test_what_is_saved_is_the_state_of_the_snapshot_whatever_was_learned_since(folder, tmp_path):
+    rank = started(folder)
+    update(rank)
+    after_one = rank.snapshot().state_3N.copy()
+    update(rank)
+    rank.snapshot()
+    rank.begin()  # an update in flight
+    checkpoints = CheckpointFolder(tmp_path)
+    place = checkpoints.begin(1)
+    rank.begin_save(checkpoints.url, place, 1)
+    name = seal(checkpoints, 1, place, [rank.finish_save(60)])
+    other = started(folder)
+    assert other.load(checkpoints.url, name) == 1
+    assert np.array_equal(other.snapshot().state_3N, after_one)
+
+
+def test_a_snapshot_that_is_gone_cannot_be_saved(folder, tmp_path):
+    rank = started(folder)
+    for _ in range(3):
+        rank.snapshot()
+        update(rank)
+    with pytest.raises(CheckpointError, match=r"version 0 is not in memory, only of \[1, 2\]"):
+        rank.begin_save(str(tmp_path), "somewhere", 0)
+
+
+def test_without_a_step_the_snapshot_is_not_taken_again(folder):
+    rank = started(folder)
+    first = rank.snapshot()
+    assert rank.snapshot() is first
+    update(rank)
+    assert rank.snapshot() is not first
 
 
 def test_the_reference_of_a_resumed_run_is_still_the_initial_policy(folder, tmp_path):
     rank = started(folder)
     for _ in range(2):
         update(rank)
-    rank.save(tmp_path)
+    name = save(tmp_path, [rank])
     resumed = started(folder)
-    resumed.load(tmp_path)
+    resumed.load(str(tmp_path), name)
     assert update(resumed).metrics["learner/reference_kl"] == update(rank).metrics["learner/reference_kl"] > 0
 
 

@@ -18,7 +18,9 @@ from cluster.runtime.placement import place
 from cluster.runtime.ranks import start_learner
 from configs.learner import LearnerConfig
 from configs.schema import Config, DataConfig, ModelConfig
+from learner.checkpoint import CheckpointFolder
 from tests.learner.builders import make_group, save_model, small_model
+from tests.learner.saved import seal
 from tests.local_ray import ray_on_this_machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
@@ -96,11 +98,19 @@ def grad_norm(loop, learner, groups):
     return loop.run(learner.update(groups)).metrics["learner/grad_norm"]
 
 
+async def saved(learner, checkpoints):
+    await learner.snapshot()
+    folder = checkpoints.begin(1)
+    await learner.begin_save(checkpoints.url, folder, learner.version)
+    return seal(checkpoints, 1, folder, await learner.finish_save(60.0))
+
+
 def test_an_update_reads_the_pictures_of_a_dead_worker_from_the_data_set(loop, learner, config, owner, tmp_path):
-    loop.run(learner.save(tmp_path))
+    checkpoints = CheckpointFolder(tmp_path)
+    name = loop.run(saved(learner, checkpoints))
     groups = [played(owner, config, row) for row in range(4)]
     expected = grad_norm(loop, learner, groups)
-    loop.run(learner.load(tmp_path))
+    loop.run(learner.load(checkpoints.url, name))
     groups = [played(owner, config, row) for row in range(4)]
     kill(owner, groups[0].image)
     assert grad_norm(loop, learner, groups) == pytest.approx(expected, rel=1e-6)

@@ -12,7 +12,7 @@ from cluster.display import Display
 from cluster.runs.attempts import set_aside
 from cluster.runs.resuming import find_start, recall
 from configs.load import load_config
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import CheckpointFolder, write_json
 
 
 @pytest.fixture
@@ -34,19 +34,34 @@ def record(run, step=1):
     (run / "episodes" / "step-000001.parquet").write_bytes(b"x")
 
 
-def save(run, step):
-    write_checkpoint(run / "checkpoints", step, lambda folder: (folder / "state.json").write_text("{}"), 2)
+def save(checkpoints, step):
+    checkpoints = CheckpointFolder(checkpoints)
+    folder = checkpoints.begin(step)
+    checkpoints.seal(step, {"state.json": write_json(checkpoints.storage, f"{folder}/state.json", {})})
 
 
-def test_the_newest_valid_checkpoint_is_taken(tmp_path, display, shown):
+def start(run, display, *overrides, resume=False, restart=False):
+    config = load_config("tiny", [f"run.dir={run.parent}", f"run.name={run.name}", *overrides])
+    return find_start(config, resume=resume, restart=restart, display=display)
+
+
+def test_a_run_with_a_valid_checkpoint_is_resumed(tmp_path, display):
     record(tmp_path)
     for step in (5, 10):
-        save(tmp_path, step)
+        save(tmp_path / "checkpoints", step)
     (tmp_path / "checkpoints" / "step-00000010" / "state.json").write_text("flipped")
-    found = find_start(tmp_path, resume=True, restart=False, display=display)
-    assert found == tmp_path / "checkpoints" / "step-00000005"
-    assert "step-00000010 fails verification" in shown.getvalue()
+    assert start(tmp_path, display, resume=True)
     assert (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_new_run_does_not_write_among_the_checkpoints_of_another(tmp_path, display):
+    elsewhere = tmp_path / "elsewhere"
+    save(elsewhere / "x", 5)
+    where = (tmp_path / "x", display, f"train.checkpoint_dir={elsewhere}")
+    assert start(*where, resume=True)
+    for given in ({}, {"restart": True}):
+        with pytest.raises(CheckpointError, match=r"holds checkpoints of an earlier run, up to step-00000005: remove"):
+            start(*where, **given)
 
 
 @pytest.mark.parametrize("has_partial", [False, True])
@@ -56,7 +71,7 @@ def test_before_the_first_checkpoint_recorded_steps_are_set_aside_not_deleted(tm
         record(tmp_path, step=attempt)
         if has_partial:
             (tmp_path / "checkpoints" / ".tmp-00000005").mkdir(parents=True)
-        assert find_start(tmp_path, resume=True, restart=False, display=display) is None
+        assert not start(tmp_path, display, resume=True)
         kept = tmp_path / "attempts" / str(attempt)
         assert json.loads((kept / "ledger.jsonl").read_text())["step"] == attempt
         assert (kept / "episodes" / "step-000001.parquet").read_bytes() == b"x"
@@ -66,19 +81,19 @@ def test_before_the_first_checkpoint_recorded_steps_are_set_aside_not_deleted(tm
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_by_itself(tmp_path, display):
     record(tmp_path)
-    save(tmp_path, 5)
+    save(tmp_path / "checkpoints", 5)
     (tmp_path / "checkpoints" / "step-00000005" / "state.json").write_text("flipped")
     with pytest.raises(CheckpointError, match="give --restart"):
-        find_start(tmp_path, resume=True, restart=False, display=display)
+        start(tmp_path, display, resume=True)
     assert (tmp_path / "ledger.jsonl").exists()
 
 
 def test_restart_sets_everything_aside_and_a_new_run_overwrites_nothing(tmp_path, display):
     record(tmp_path)
-    save(tmp_path, 5)
+    save(tmp_path / "checkpoints", 5)
     with pytest.raises(RunError, match="has a run already: give --resume or --restart"):
-        find_start(tmp_path, resume=False, restart=False, display=display)
-    assert find_start(tmp_path, resume=False, restart=True, display=display) is None
+        start(tmp_path, display)
+    assert not start(tmp_path, display, restart=True)
     assert (tmp_path / "attempts" / "1" / "checkpoints" / "step-00000005" / "state.json").exists()
     assert not (tmp_path / "checkpoints").exists()
 

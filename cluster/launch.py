@@ -146,17 +146,10 @@ async def launch(
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
         updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         collector = Collector(
-            fleet,
-            config,
-            prompts=prompts,
-            skips=skips,
-            judge_watch=watch,
-            published=weights.published,
-            last_step=step,
+            fleet, config, prompts=prompts, skips=skips, judge_watch=watch, published=weights.published, last_step=step,
             on_trained=updates.add if config.streams_updates else None,
-            on_group=display.group_done,
-            on_batch=display.batch_done,
-        )
+            on_group=display.group_done, on_batch=display.batch_done,
+        )  # fmt: skip
         clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,

@@ -4,9 +4,11 @@
     ├── DataError          a data set cannot be read, or too many rows are unusable
     │   └── ImageError     one image cannot or must not be decoded: the row is skipped
     ├── RolloutError       an engine or a worker failed, with every group on it
-    │   └── SampleError    one group failed while its engine keeps running: the group is lost
+    │   ├── SampleError    one group failed while its engine keeps running: the group is lost
+    │   └── BrokenWorkerError  a worker's own code raised an error while it started
     ├── JudgeError         no verdicts could be obtained
     ├── WeightSyncError    a version of the weights did not arrive intact
+    │   └── LostBucketError its bytes were lost on the way, which is not the receiver's fault
     ├── LearnerError       a rank failed, or too many updates were non-finite
     │   ├── RankLostError       the process of a rank is gone
     │   └── InterruptedCallError  a rank lives, but a call to it was cut off: other ranks are gone, or the way to it
@@ -40,12 +42,20 @@ class SampleError(RolloutError):
     """The rollout of one group failed, which by itself is not attributed to the worker."""
 
 
+class BrokenWorkerError(RolloutError):
+    """A worker's own code raised an error while it started: another start is likely to end in the same way."""
+
+
 class JudgeError(VisionThinkError):
     """No verdicts could be obtained. Never treated as a verdict."""
 
 
 class WeightSyncError(VisionThinkError):
     """A version of the weights did not arrive intact and in time."""
+
+
+class LostBucketError(WeightSyncError):
+    """Bytes of a version could not be fetched: the sender or its machine failed, not the receiver."""
 
 
 class LearnerError(VisionThinkError):

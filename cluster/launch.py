@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -24,16 +23,20 @@ from cluster.folders import CONFIG
 from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
-from cluster.records.events import EventLog
+from cluster.records.events import EventLog, OnEvent
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
 from cluster.runs.lease import Lease, take_lease
 from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
+from cluster.runtime.loaded import LoadedWeights
 from cluster.runtime.logs import RunLogs
-from cluster.runtime.placement import Placement, check_capacity, place
+from cluster.runtime.members import Members
+from cluster.runtime.nodes import ClusterView, cluster_size, look
+from cluster.runtime.placement import Placement, place, wait_for_room
 from cluster.runtime.ranks import start_learner
-from cluster.runtime.workers import RayWorker, start_workers
+from cluster.runtime.seats import MemberView, Weights, policy_of
+from cluster.runtime.workers import worker_starter
 from cluster.timekeeping import RunClock
 from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
@@ -105,6 +108,8 @@ class Parts:
     journal: Journal
     heldout: Dataset
     display: Display
+    members: Callable[[], tuple[MemberView, ...]] = tuple
+    """The rollout fleet at this moment, whoever does not serve included."""
 
 
 @contextlib.asynccontextmanager
@@ -127,14 +132,15 @@ async def launch(
         held = await _hold(folder, display, cleanup)
         resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
-        placement = _place(config)
-        workers = start_workers(config, placement)
+        placement = await _place(config, display)
         events = EventLog(folder, say=display.say, warn=display.warn)
-        learner = start_learner(config, placement, on_event=events.add)
+        pool, learner = _pool(config), start_learner(config, placement, on_event=events.add)
+        weights = WeightChannel(learner, pool, timeout_s=config.weights.timeout_s, before_publish=held.check)
+        members = _members(config, placement, pool, weights, events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
-        cleanup.push_async_callback(_shut_down, workers, learner)
-        await _all_up(config, [learner.start(), *(worker.ready() for worker in workers)], logs)
+        cleanup.push_async_callback(_shut_down, members, learner)
+        await _all_up(config, learner.start(), members, logs)
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
@@ -142,12 +148,10 @@ async def launch(
         step = await checkpoints.restore() if resumes else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
-        fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
-        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
         updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         collector = Collector(
-            fleet, config, prompts=prompts, skips=skips, judge_watch=watch, published=weights.published, last_step=step,
-            on_trained=updates.add if config.streams_updates else None,
+            fleet := Fleet(rollouts=pool, judges=judges), config, prompts=prompts, skips=skips, judge_watch=watch,
+            published=weights.published, last_step=step, on_trained=updates.add if config.streams_updates else None,
             on_group=display.group_done, on_batch=display.batch_done,
         )  # fmt: skip
         clock = RunClock(started_at)
@@ -161,6 +165,7 @@ async def launch(
             journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
             heldout=heldout,
             display=display,
+            members=members.members,
         )
 
 
@@ -171,11 +176,13 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
     await asyncio.to_thread(check_run, config, learns=False, more=more)
     async with contextlib.AsyncExitStack() as cleanup:
         logs = _connect(cleanup, display, None)
-        workers = start_workers(config, _place(config))
+        placement = await _place(config, display)
+        pool = _pool(config)
+        members = _members(config, placement, pool, LoadedWeights(), lambda event: display.say(event.line()))
         judges = await _start_judges(config, _app_name("judges-eval"), display, cleanup)
-        cleanup.push_async_callback(_shut_down, workers)
-        await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
-        yield Fleet(rollouts=_pool(config, workers), judges=judges)
+        cleanup.push_async_callback(_shut_down, members)
+        await _all_up(config, None, members, logs)
+        yield Fleet(rollouts=pool, judges=judges)
 
 
 async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
@@ -221,33 +228,48 @@ def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path 
     return logs
 
 
-def _place(config: Config) -> Placement:
-    """Where the processes of a run go on this cluster, which must be large enough."""
-    check_capacity(config, ray.cluster_resources())
+async def _place(config: Config, display: Display) -> Placement:
+    """Where the processes of a run go on this cluster, which must be, or be able to grow, large enough."""
+    if (waiting := wait_for_room(config, await asyncio.to_thread(cluster_size))) is not None:
+        display.say(waiting)
     return place(config)
 
 
-def _pool(config: Config, workers: Sequence[RayWorker]) -> RolloutPool:
+def _pool(config: Config) -> RolloutPool:
     return RolloutPool(
-        workers,
-        max_groups_in_flight=config.rollout.max_groups_in_flight,
-        group_timeout_s=config.rollout.group_timeout_s,
+        max_groups_in_flight=config.rollout.max_groups_in_flight, group_timeout_s=config.rollout.group_timeout_s
     )
 
 
-async def _all_up(config: Config, starts: Sequence[Awaitable[Any]], logs: RunLogs) -> None:
-    """Wait for all components.
+def _members(config: Config, placement: Placement, pool: RolloutPool, weights: Weights, emit: OnEvent) -> Members:
+    async def look_around(actor_ids: Sequence[str]) -> ClusterView:
+        return await asyncio.to_thread(look, actor_ids)
+
+    return Members(
+        pool,
+        weights,
+        worker_starter(config, placement),
+        policy_of(config.rollout),
+        desired=lambda: config.rollout.workers,
+        emit=emit,
+        look=look_around,
+    )
+
+
+async def _all_up(config: Config, learner: Awaitable[None] | None, members: Members, logs: RunLogs) -> None:
+    """Wait for the learner and for as many members as the run needs, which have deadlines of their own.
 
     Raises:
         RolloutError: one was late.
         RolloutError, LearnerError, RunError: one failed.
     """
+    limit = config.rollout.start_timeout_s + config.rollout.wait_timeout_s
     try:
-        async with asyncio.timeout(config.rollout.start_timeout_s):
-            await asyncio.gather(*starts)
+        async with asyncio.timeout(limit):
+            await asyncio.gather(members.up(), *([] if learner is None else [learner]))
     except TimeoutError as error:
-        limit = config.rollout.start_timeout_s
-        raise RolloutError(f"the run's processes did not start within rollout.start_timeout_s={limit:g}") from error
+        both = "rollout.start_timeout_s + rollout.wait_timeout_s"
+        raise RolloutError(f"the run's processes did not start within {both}={limit:g}") from error
     except RayError as error:
         raise RunError(logs.explain(error)) from error
     logs.link()
@@ -258,9 +280,9 @@ def _judge_checks(config: JudgeConfig, display: Display) -> list[Check]:
     return [lambda: asyncio.run(preflight_judge(config, warn=display.warn))]
 
 
-async def _shut_down(workers: Sequence[RayWorker], learner: LearnerGroup | None = None) -> None:
+async def _shut_down(members: Members, learner: LearnerGroup | None = None) -> None:
     """Let engines end their own processes. Whatever does not respond in time is killed with its actor."""
-    goodbyes = [worker.shutdown() for worker in workers] + ([learner.shutdown()] if learner else [])
+    goodbyes = [members.close()] + ([learner.shutdown()] if learner else [])
     with contextlib.suppress(TimeoutError, VisionThinkError):
         async with asyncio.timeout(SHUTDOWN_S):
             await asyncio.gather(*goodbyes)

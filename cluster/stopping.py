@@ -41,6 +41,8 @@ class Reason:
     """As in "stopped by SIGTERM"."""
     signum: int
     """The signal; SIGTERM for a notice."""
+    is_notice: bool = False
+    """Given by Ray. The signals that often follow it are no second request."""
 
     @property
     def unsaved_code(self) -> int:
@@ -54,11 +56,6 @@ class RunStopped(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def _end_process(code: int) -> None:
-    sys.stdout.flush()
-    os._exit(code)  # Ray ends the processes that this one owns
 
 
 class Stopping:
@@ -75,7 +72,7 @@ class Stopping:
         *,
         grace_s: float = GRACE_S,
         is_run: bool = False,
-        end: Callable[[int], None] = _end_process,
+        end: Callable[[int], object] = os._exit,  # Ray ends the processes that this one owns
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reason: Reason | None = None
@@ -84,6 +81,7 @@ class Stopping:
         self._end = end
         self._clock = clock
         self._stopped_at = 0.0
+        self._signalled_at: float | None = None
         self._outcome: RunStopped | None = None
         self._has_steps = False
         self._cancel: Callable[[], object] = lambda: None
@@ -108,7 +106,7 @@ class Stopping:
         self.request(Reason(name=signal.Signals(number).name, signum=number))
 
     def request(self, reason: Reason) -> None:
-        """Stop the command; asked for again, end the process at once."""
+        """Stop the command; at a second signal, end the process at once."""
         now = self._clock()
         if self.reason is None:
             self.reason, self._stopped_at = reason, now
@@ -116,7 +114,11 @@ class Stopping:
             watchdog.daemon = True
             watchdog.start()
             self._cancel()
-        elif now - self._stopped_at >= ECHO_S and reason.signum != signal.SIGHUP:  # a terminal hangs up more than once
+        if reason.is_notice:
+            return
+        if self._signalled_at is None:
+            self._signalled_at = now
+        elif now - self._signalled_at >= ECHO_S and reason.signum != signal.SIGHUP:  # a terminal hangs up repeatedly
             self._tell(f"{MARK}{reason.name} for the second time: ended at once")
             self._end(reason.unsaved_code)
 

@@ -1,33 +1,34 @@
 """The way of the weights from the learner to the rollout workers, seen from the driver.
 
 The driver moves no bytes: it tells both ends when to connect, send, receive and commit (rule E of the reliability
-rules), and sees to it that a member that fails costs itself and not the run.
+rules), and sees to it that a member that fails costs itself and not the run. Whoever joins takes the current version
+before it serves: by itself where the learner keeps the last version in shared memory, or else with the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from actors.errors import RolloutError, WeightSyncError
+from actors.errors import LearnerError, LostBucketError, RolloutError, WeightSyncError
 from actors.fleet.pool import RolloutPool, Worker
 from actors.weights.layout import SentWeights, WeightLink, WeightOffer
+from cluster.phases import GRACE_S, LEARNER, PhaseFailed, together
 from cluster.staleness import PublishedVersions
 from learner.group import LearnerGroup
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 2
 """Times that one member may fail within a publication before it is dropped, or the learner before the run ends."""
-GRACE_S = 5.0
-"""A member that keeps its own deadline of `weights.timeout_s` reports within this time."""
-LEARNER = "the learner"
+RECHECK_S = 1.0
+"""How often a joiner that waits for a publication looks whether it is the only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +44,11 @@ class Publication:
     """Longest time for which a worker could generate nothing."""
 
 
-class _PhaseFailed(Exception):
-    """One participant failed; the others were not waited for."""
-
-    def __init__(self, who: str, cause: BaseException) -> None:
-        super().__init__(f"{who}: {cause}")
-        self.who = who
-
-
 class WeightChannel:
-    """Publishes the learner's weights to all rollout workers."""
+    """Publishes the learner's weights to all rollout workers, and brings joiners to the current version.
+
+    `before_publish` is called before each sync of any worker; if it raises, nothing is sent.
+    """
 
     def __init__(
         self,
@@ -62,18 +58,45 @@ class WeightChannel:
         timeout_s: float,
         before_publish: Callable[[], None] = lambda: None,
     ) -> None:
-        self._before_publish = before_publish
         self.published = PublishedVersions()
+        self.version: int | None = None
+        """The current version: announced last, though it may still be on its way. None before the first."""
+        self.on_drop: Callable[[Worker, str], None] = lambda worker, cause: None
+        """Called with each joiner that fails, and why; those that serve are dropped from the pool."""
         self._learner = learner
         self._rollouts = rollouts
         self._timeout_s = timeout_s
+        self._before_publish = before_publish
         self._link: WeightLink | None = None
+        self._generation = 0
         self._connected: list[Worker] = []
+        self._sent: SentWeights | None = None
+        """The version sent last, if it can still be fetched."""
+        self._joiners: list[Worker] = []
+        self._confirmed: dict[Worker, int] = {}
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._next_publication = asyncio.Event()
+
+    def join(self, worker: Worker) -> None:
+        """Let a worker that does not serve yet take part in publications."""
+        if worker not in self._joiners:
+            self._joiners.append(worker)
+
+    def leave(self, worker: Worker) -> None:
+        """The worker serves, or is gone: it is no joiner any more."""
+        if worker in self._joiners:
+            self._joiners.remove(worker)
+
+    def confirmed(self, worker: Worker) -> int | None:
+        """The version that a worker has confirmed last."""
+        return self._confirmed.get(worker)
 
     async def publish(self) -> Publication:
         """Bring every rollout worker to the learner's weights, under version = optimizer step.
 
-        Workers that fail or time out are dropped and killed; the others are connected anew if they have to be.
+        Workers that fail or time out are dropped and killed; the others are connected anew if they have to be. Where
+        members come back, a publication without any is fine: they take it when they are there.
 
         Raises:
             WeightSyncError: no worker has the version, or the learner cannot send it.
@@ -81,53 +104,169 @@ class WeightChannel:
         """
         self._before_publish()
         started = time.monotonic()
-        self.published.add(self._learner.version)
+        self.version = self._learner.version  # what a joiner has confirmed is old from here on
+        self.published.add(self.version)
+        for fetching in self._fetching:
+            fetching.cancel()
+        async with self._one_at_a_time:
+            return await self._publish(started)
+
+    async def catch_up(self, worker: Worker, say: Callable[[str], None] = lambda words: None) -> None:
+        """Return once a joiner has confirmed the current version. `say` is told what it waits for.
+
+        Raises:
+            RolloutError, WeightSyncError: it cannot take it.
+        """
+        failures = 0
+        while self.version is None or self._confirmed.get(worker) != self.version:
+            waits_for = "the learner's next version"
+            if self._has_kept():
+                try:
+                    if await self._fetch(worker):
+                        continue
+                except LostBucketError as error:
+                    waits_for = f"the learner's next version, as the last one cannot be fetched: {error}"
+                except (RolloutError, WeightSyncError):
+                    failures += 1
+                    if failures >= MAX_FAILURES:
+                        raise
+                    continue
+            elif self._may_send_again():
+                with contextlib.suppress(LearnerError, WeightSyncError):  # it is not the joiner's fault
+                    await self._send_again()
+                    continue
+            say(waits_for)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await self._next_publication.wait()
+
+    def _has_kept(self) -> bool:
+        """Whether the current version lies ready to be fetched."""
+        if self._sent is None or self._link is None or self._one_at_a_time.locked():
+            return False
+        return self._generation == self._learner.generation and self._sent.offer.version == self.version
+
+    async def _fetch(self, worker: Worker) -> bool:
+        """Take the kept version; False if a publication came in between, in which the joiner takes part."""
+        fetching = asyncio.create_task(self._fetch_kept(worker))
+        self._fetching.add(fetching)
+        try:
+            await asyncio.wait([fetching])
+            return not fetching.cancelled() and fetching.result() is None
+        finally:
+            self._fetching.discard(fetching)
+            fetching.cancel()
+
+    async def _fetch_kept(self, worker: Worker) -> None:
+        link, sent = self._link, self._sent
+        assert link is not None
+        assert sent is not None
+        self._before_publish()
+        version, read = sent.offer.version, self._learner.read_weights
+        try:
+            for call in (
+                lambda: worker.connect_weights(_linked(link, 1)),
+                lambda: worker.receive_weights(sent.offer, read),
+                lambda: worker.commit_weights(version, sent.digests),
+            ):
+                await together(self._timeout_s, {worker.name: call()})
+        except PhaseFailed as failure:
+            raise failure.cause from None
+        if worker not in self._connected:
+            self._connected.append(worker)
+        self._confirmed[worker] = version
+
+    def _may_send_again(self) -> bool:
+        """Whether nobody serves, so that no publication comes before somebody does."""
+        is_idle = not self._one_at_a_time.locked() and self._learner.version == self.version
+        return self.version is not None and is_idle and not self._rollouts.workers
+
+    async def _send_again(self) -> None:
+        async with self._one_at_a_time:
+            if not self._rollouts.workers:
+                self._before_publish()
+                await self._publish(time.monotonic())
+
+    async def _publish(self, started: float) -> Publication:
         failures: Counter[str] = Counter()
-        while True:
-            try:
-                publication = await self._attempt(started)
-                await _together(self._timeout_s, {LEARNER: self._learner.release_weights()})
-            except _PhaseFailed as failure:
-                failures[failure.who] += 1
-                logger.warning("publishing weights failed and is tried again: %s", failure)
-                if failures[LEARNER] >= MAX_FAILURES:
-                    raise WeightSyncError(str(failure)) from failure.__cause__
-                await self._disconnect(failure, is_last=failures[failure.who] >= MAX_FAILURES)
-            else:
-                return publication
+        self._sent = None
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._forget_link)
+            while True:
+                try:
+                    publication = await self._attempt(started)
+                    if self._link is not None:
+                        await together(self._timeout_s, {LEARNER: self._learner.release_weights()})
+                    break
+                except PhaseFailed as failure:
+                    failures[failure.who] += 1
+                    logger.warning("publishing weights failed and is tried again: %s", failure)
+                    if failures[LEARNER] >= MAX_FAILURES:
+                        raise WeightSyncError(str(failure)) from failure.__cause__
+                    await self._disconnect(failure, is_last=failures[failure.who] >= MAX_FAILURES)
+            on_failure.pop_all()
+        self._next_publication.set()
+        self._next_publication = asyncio.Event()
+        return publication
+
+    def _forget_link(self) -> None:
+        """Who is connected to whom is not known any more."""
+        self._link, self._connected = None, []
+
+    @property
+    def _participants(self) -> list[Worker]:
+        return [*self._rollouts.workers, *(each for each in self._joiners if each not in self._rollouts.workers)]
 
     async def _attempt(self, started: float) -> Publication:
         """Connect if the members have changed, transfer, commit."""
-        workers = self._rollouts.workers
-        if not workers:
+        workers = self._participants
+        if not workers and not self._rollouts.refills:
             raise WeightSyncError("no rollout worker is left to take the weights")
-        link = self._link if self._link is not None and workers == self._connected else await self._connect(workers)
+        link = await self._linked_with(workers)
         connected = time.monotonic()
-        sent = await self._transfer(link, workers)
-        transferred = time.monotonic()
-        version, digests = sent.offer.version, sent.digests
-        pauses = await _together(
-            self._timeout_s, {worker.name: worker.commit_weights(version, digests) for worker in workers}
-        )
+        version, pauses = self._learner.version, dict[str, float]()
+        if workers or link.keeps_last:
+            sent = await self._transfer(link, workers)
+            transferred = time.monotonic()
+            version, digests = sent.offer.version, sent.digests
+            commits = {worker.name: worker.commit_weights(version, digests) for worker in workers}
+            pauses = await together(self._timeout_s, commits, is_independent=True)
+            self._confirmed = dict.fromkeys(workers, version)
+            self._sent = sent if link.keeps_last else None
+        else:
+            transferred = connected
         return Publication(
             version=version,
             seconds=time.monotonic() - started,
             transfer_s=transferred - connected,
-            pause_s=max(pauses.values()),
+            pause_s=max(pauses.values(), default=0.0),
         )
 
+    async def _linked_with(self, workers: list[Worker]) -> WeightLink:
+        link = self._link
+        if link is None or self._generation != self._learner.generation:
+            return await self._connect(workers)
+        if workers == self._connected:
+            return link
+        if not link.keeps_last:
+            return await self._connect(workers)
+        new = [worker for worker in workers if worker not in self._connected]
+        await together(self._timeout_s, {each.name: each.connect_weights(_linked(link, 1)) for each in new})
+        self._connected = workers
+        return link
+
     async def _connect(self, workers: list[Worker]) -> WeightLink:
+        generation = self._learner.generation
         num_receivers = sum(worker.num_receivers for worker in workers)
-        link = (await _together(self._timeout_s, {LEARNER: self._learner.open_weights(num_receivers)}))[LEARNER]
-        joining: dict[str, Coroutine[Any, Any, Any]] = {LEARNER: self._learner.join_weights()}
-        offset = 1  # the learner is the first of all
-        for worker in workers:
-            joining[worker.name] = worker.connect_weights(
-                replace(link, settings={**link.settings, "rank_offset": offset})
-            )
-            offset += worker.num_receivers
-        await _together(self._timeout_s, joining)
-        self._link, self._connected = link, workers
+        link = (await together(self._timeout_s, {LEARNER: self._learner.open_weights(num_receivers)}))[LEARNER]
+        if workers or not link.is_rendezvous:
+            joining: dict[str, Coroutine[Any, Any, Any]] = {LEARNER: self._learner.join_weights()}
+            offset = 1  # the learner is the first of all
+            for worker in workers:
+                joining[worker.name] = worker.connect_weights(_linked(link, offset))
+                offset += worker.num_receivers
+            await together(self._timeout_s, joining)
+        self._link, self._generation, self._connected = link, generation, workers
         return link
 
     async def _transfer(self, link: WeightLink, workers: list[Worker]) -> SentWeights:
@@ -138,52 +277,42 @@ class WeightChannel:
 
         if link.is_rendezvous:
             offer = WeightOffer(version=self._learner.version, num_buckets=len(link.layout.bucket_sizes), delivery={})
-            both = await _together(self._timeout_s, {**sending, **receiving(offer)})
+            both = await together(self._timeout_s, {**sending, **receiving(offer)})
             sent: SentWeights = both[LEARNER]
         else:
-            sent = (await _together(self._timeout_s, sending))[LEARNER]
-            await _together(self._timeout_s, receiving(sent.offer))
+            sent = (await together(self._timeout_s, sending))[LEARNER]
+            await together(self._timeout_s, receiving(sent.offer), is_independent=True)
         return sent
 
-    async def _disconnect(self, failure: _PhaseFailed, *, is_last: bool) -> None:
-        """Free all participants from what they wait for; whoever does not answer, or failed too often, is dropped."""
-        self._link, self._connected = None, []
-        await self._learner.close_weights()
+    async def _disconnect(self, failure: PhaseFailed, *, is_last: bool) -> None:
+        """Free all participants from what they wait for; whoever does not answer, or failed too often, is dropped.
+
+        The learner is asked first: if it is dead, no worker is to blame.
+        """
+        self._forget_link()
+        with contextlib.suppress(PhaseFailed):  # if it is slow, it has a second chance
+            await together(self._timeout_s, {LEARNER: self._learner.close_weights()})
 
         async def leave(worker: Worker) -> None:
             try:
                 async with asyncio.timeout(GRACE_S):
                     await worker.disconnect_weights()
             except (RolloutError, WeightSyncError, TimeoutError) as error:
-                self._rollouts.drop(worker, f"{failure}; asked to leave: {str(error) or 'no answer'}")
+                self._drop(worker, f"{failure}; asked to leave: {str(error) or 'no answer'}")
 
-        await asyncio.gather(*(leave(worker) for worker in self._rollouts.workers))
-        for worker in self._rollouts.workers:
+        await asyncio.gather(*(leave(worker) for worker in self._participants))
+        for worker in self._participants:
             if is_last and worker.name == failure.who:
-                self._rollouts.drop(worker, str(failure))
+                self._drop(worker, str(failure))
+
+    def _drop(self, worker: Worker, cause: str) -> None:
+        if worker in self._joiners:
+            self.leave(worker)
+            worker.kill()
+            self.on_drop(worker, cause)
+        self._rollouts.drop(worker, cause)
 
 
-async def _together(timeout_s: float, calls: dict[str, Coroutine[Any, Any, T]]) -> dict[str, T]:
-    """The results of all participants by name.
-
-    Raises:
-        _PhaseFailed: as soon as one of them failed or took more than `timeout_s`.
-    """
-
-    async def one(who: str, call: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(timeout_s + GRACE_S):
-                return await call
-        except (RolloutError, WeightSyncError) as error:
-            raise _PhaseFailed(who, error) from error
-        except TimeoutError as error:
-            late = WeightSyncError(f"no reply within weights.timeout_s={timeout_s:g}")
-            raise _PhaseFailed(who, late) from error
-
-    tasks = {who: asyncio.create_task(one(who, call)) for who, call in calls.items()}
-    try:
-        results = await asyncio.gather(*tasks.values())
-    finally:
-        for task in tasks.values():
-            task.cancel()
-    return dict(zip(tasks, results, strict=True))
+def _linked(link: WeightLink, offset: int) -> WeightLink:
+    """The link of one worker: its receivers are counted from `offset`."""
+    return replace(link, settings={**link.settings, "rank_offset": offset})

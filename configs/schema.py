@@ -11,6 +11,7 @@ from typing import Literal
 
 from configs.judges import JudgeConfig
 from configs.learner import LearnerConfig, Transport, WeightsConfig
+from configs.ranges import Range, parse_range
 from configs.require import require
 
 
@@ -80,6 +81,9 @@ class DataConfig:
         require(self.max_side_ratio >= 1, "data.max_side_ratio", self.max_side_ratio, "must be at least 1")
 
 
+TIMES = ("group_timeout_s", "start_timeout_s", "progress_timeout_s", "restart_window_s", "wait_timeout_s")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
     mode: Literal["efficient", "general"] = "efficient"
@@ -92,14 +96,29 @@ class RolloutConfig:
     """Maximum tokens generated per turn."""
     max_prompt_tokens: int = 512
     """Maximum prompt tokens of a turn, visual tokens included; an episode that would exceed it ends as truncated."""
-    num_workers: int = 1
-    """Number of rollout workers, one vLLM engine each."""
+    num_workers: int | str = 1
+    """Number of rollout workers, one vLLM engine each: a number, or MIN..MAX. All of MAX are asked of the cluster, the
+    run starts with MIN, and whoever comes up later joins."""
     max_groups_in_flight: int = 16
     """Maximum groups that one worker generates concurrently."""
     group_timeout_s: float = 600.0
     """Timeout for the rollout of one group."""
     start_timeout_s: float = 900.0
-    """Timeout for an engine to start."""
+    """Timeout for an engine to start, from the moment that the cluster has room for it."""
+    progress_timeout_s: float = 60.0
+    """A worker with groups in flight that generates nothing for this long is killed and replaced."""
+    drain_timeout_s: float = 120.0
+    """A worker that is asked to leave may finish its groups for this long; the others are played again elsewhere."""
+    max_restarts: int = 3
+    """Times that one worker may be started again within `restart_window_s`, with growing pauses."""
+    restart_window_s: float = 600.0
+    """See `max_restarts`."""
+    when_none_left: Literal["wait", "stop"] = "wait"
+    """When all workers have failed and none may be started again: wait up to `wait_timeout_s`, or stop at once."""
+    wait_timeout_s: float = 1800.0
+    """Longest wait for the workers that the run needs, while none of those missing is starting."""
+    wait_for_nodes: Literal["auto", "always", "never"] = "auto"
+    """Whether to wait for nodes if the cluster has too few resources now; `auto`: if it has an autoscaler."""
     num_gpus: float = 0.0
     """GPUs (may be fractional) per engine process; 0 uses vLLM's CPU build."""
     gpu_memory_fraction: float = 0.85
@@ -131,15 +150,17 @@ class RolloutConfig:
         for name in (
             "max_turn_tokens",
             "max_prompt_tokens",
-            "num_workers",
             "max_groups_in_flight",
             "tensor_parallel_size",
             "kv_cache_gib",
             "num_threads",
         ):
             require(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "must be at least 1")
-        for name in ("group_timeout_s", "start_timeout_s"):
+        parse_range("rollout.num_workers", self.num_workers)
+        for name in TIMES:
             require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "must be above 0")
+        for name in ("drain_timeout_s", "max_restarts"):
+            require(getattr(self, name) >= 0, f"rollout.{name}", getattr(self, name), "must be at least 0")
         most = self.max_prefill_tokens
         require(most >= 0, "rollout.max_prefill_tokens", most, "must be at least 0; 0 chooses automatically")
         require(self.num_gpus >= 0, "rollout.num_gpus", self.num_gpus, "must be at least 0; 0 means CPU")
@@ -156,6 +177,11 @@ class RolloutConfig:
             self.gpu_memory_fraction,
             "must be above 0 and at most 1",
         )
+
+    @property
+    def workers(self) -> Range:
+        """`num_workers` as a range."""
+        return parse_range("rollout.num_workers", self.num_workers)
 
     @property
     def max_model_len(self) -> int:
@@ -331,7 +357,7 @@ class Config:
         """That all rollout workers and learner ranks take together."""
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
-        return rollout.num_workers * per_worker + learner.ranks.maximum * learner.num_gpus
+        return rollout.workers.maximum * per_worker + learner.ranks.maximum * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

@@ -35,6 +35,8 @@ class SendingEnd(Protocol):
 
     is_rendezvous: bool
     """Whether `deliver` waits for the receivers; otherwise what was delivered waits to be fetched."""
+    keeps_last: bool
+    """Whether the last version can be fetched until the next one begins, by any number of receivers."""
 
     def settings(self) -> dict[str, Any]:
         """What the receiving ends need in order to connect; plain types."""
@@ -69,6 +71,7 @@ class SharedMemoryEnd:
     """
 
     is_rendezvous = False
+    keeps_last = True
 
     def __init__(self, layout: WeightLayout) -> None:
         self._layout = layout
@@ -120,6 +123,7 @@ class NcclEnd:
     """Broadcasts, on a thread: whatever they wait for, this process gives up in time."""
 
     is_rendezvous = True
+    keeps_last = False
 
     def __init__(self, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float) -> None:
         self._sizes = layout.bucket_sizes
@@ -185,6 +189,7 @@ class IpcEnd:
     """Buckets on the GPU that learner and engines share, opened by the engines."""
 
     is_rendezvous = False
+    keeps_last = False
 
     def __init__(self, layout: WeightLayout, *, device: torch.device) -> None:
         self._sizes = layout.bucket_sizes

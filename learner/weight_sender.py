@@ -65,6 +65,7 @@ class WeightSender:
             layout=self._layout,
             settings=end.settings(),
             timeout_s=timeout_s,
+            keeps_last=end.keeps_last,
         )
 
     def join(self) -> None:

@@ -155,10 +155,12 @@ class FakeWorker:
 class FakeWeightSource:
     """The part of a learner that sends weights."""
 
-    def __init__(self, *, is_rendezvous: bool = False) -> None:
+    def __init__(self, *, is_rendezvous: bool = False, keeps_last: bool = False) -> None:
         self.version = 0
+        self.generation = 0
         self.is_open = False
         self._is_rendezvous = is_rendezvous
+        self._keeps_last = keeps_last
 
     async def open_weights(self, num_receivers: int) -> WeightLink:
         self.is_open = True
@@ -168,6 +170,7 @@ class FakeWeightSource:
             layout=lay_out([TensorSpec(name="w", dtype="float32", shape=(2, 3))], bucket_bytes=1 << 20),
             settings={"num_receivers": num_receivers},
             timeout_s=1.0,
+            keeps_last=self._keeps_last,
         )
 
     async def join_weights(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +18,7 @@ from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSampl
 from actors.errors import DataError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.images import ViewSpec
-from actors.play import PlayRequest, play_group, rules_for
+from actors.play import Completion, PlayRequest, Sampling, ShownImage, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.weights.layout import WeightLink, WeightOffer
 from actors.weights.receiver import WeightReceiver
@@ -39,6 +41,7 @@ class RolloutWorker:
         can_sleep: bool,
         seed: int,
     ) -> None:
+        end_on_sigterm()
         self._rollout = rollout
         self._datasets: dict[str, Dataset] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
@@ -59,6 +62,8 @@ class RolloutWorker:
             seed=seed,
         )
         self._receiver = WeightReceiver(self._engine)
+        self._generated = asyncio.Event()
+        """Set, and replaced, whenever a turn of a group is done."""
 
     async def play(self, request: PlayRequest) -> tuple[PlayedGroup | SkippedSample, np.ndarray]:
         """Play one group; returns it and its full view, uint8 [H, W, 3] (empty where the sample was skipped).
@@ -99,7 +104,15 @@ class RolloutWorker:
 
     async def _play_episodes(self, request: PlayRequest, sample: Sample, cut: CutPicture) -> tuple[Episode, ...]:
         rules = rules_for(request.kind, self._rollout, greedy=request.greedy)
-        return await play_group(self._engine, self._renderer, cut.views, sample.question, rules, request.episode_ids)
+        return await play_group(self._generate, self._renderer, cut.views, sample.question, rules, request.episode_ids)
+
+    async def _generate(
+        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+    ) -> Completion:
+        completion = await self._engine(prompt_ids, images, sampling)
+        self._generated.set()
+        self._generated = asyncio.Event()
+        return completion
 
     async def connect_weights(self, link: WeightLink) -> bool:
         """Join the learner; returns whether this machine reaches what it will deliver."""
@@ -136,9 +149,22 @@ class RolloutWorker:
         self._receiver.accept_loaded_weights()
 
     async def check_health(self) -> int:
-        """The version in use, after the engine has generated a token; RolloutError if it is dead."""
-        await self._engine.check_health()
-        return self._receiver.version
+        """The version in use, after the engine has generated something: a token for this call, which may have to wait
+        for turns in flight, or one of those turns. RolloutError if it is dead."""
+        for_this_call = asyncio.ensure_future(self._engine.check_health())
+        a_turn = asyncio.ensure_future(self._generated.wait())
+        try:
+            await asyncio.wait([for_this_call, a_turn], return_when=asyncio.FIRST_COMPLETED)
+            if for_this_call.done():
+                for_this_call.result()
+            return self._receiver.version
+        finally:
+            for_this_call.cancel()
+            a_turn.cancel()
+
+    async def wait_for_ever(self) -> None:
+        """Ends only with this process: how the driver learns of that at once."""
+        await asyncio.Event().wait()
 
     def shutdown(self) -> None:
         self._cutter.shutdown()
@@ -155,6 +181,16 @@ class RolloutWorker:
 
     async def _read(self, dataset: Dataset, ref: SampleRef) -> Sample:
         return await asyncio.get_running_loop().run_in_executor(self._reader, dataset.read, ref)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process at once, so that its groups are played elsewhere without delay.
+
+    Ray's own handler waits for the calls in flight, takes no new ones, and the worker looks wedged meanwhile. The
+    engine's processes end with this one (`actors.engine.owner`).
+    """
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def most_severe(failures: ExceptionGroup[Exception]) -> Exception:

@@ -110,6 +110,8 @@ class WeightLink:
     """For the receiving end of the transport alone; plain types."""
     timeout_s: float
     """After which a receiver gives up what it waits for."""
+    keeps_last: bool = False
+    """Whether the version sent last can be fetched until the next one is sent, by receivers that were not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import requests
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.ray_constants import RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE as API_SERVER
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from actors.causes import root_cause
 from actors.errors import RunError
-from cluster.runtime.addresses import bypass_proxies, own_hosts
+from cluster.runtime.addresses import LOOPBACK, bypass_proxies, own_hosts
 from cluster.runtime.exposure import refuse_open_dashboard
 
 UNREACHABLE = (ConnectionError, RuntimeError, OSError, RayError, aiohttp.ClientError, requests.RequestException)
@@ -45,8 +46,10 @@ def open_dashboard(address: str) -> JobSubmissionClient:
         RunError: it does not answer, wants a token, or wants none although others can reach it.
     """
     url = dashboard_url(address)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs the end of each stream
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs each upload, stream and token
     os.environ.update(bypass_proxies(os.environ, own_hosts(url)))
+    if urlsplit(url).hostname in LOOPBACK:
+        use_own_token()
     refuse_open_dashboard(url)
     with explained(url), _address_of(url):
         return _Client(url)
@@ -69,6 +72,11 @@ def dashboard_url(address: str) -> str:
     if parts.username or parts.password:
         raise ValueError(f"--address is invalid: it must hold no password; {TOKEN_REMEDY}")
     return url.rstrip("/")
+
+
+def use_own_token() -> None:
+    """For a head of this machine: the token that Ray keeps here, unless RAY_AUTH_MODE says otherwise."""
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def submit_job(arguments: Sequence[str], address: str, *, follow: bool = True, a
     excludes = [*EXCLUDES, *key_patterns(arguments, config, folder)]
     metadata = job_metadata(arguments[0], added, config)
     url, client = dashboard_url(address), open_dashboard(address)
-    refuse_rival(client, url, metadata)
+    if "--resume" in arguments or any(argument.startswith("run.name=") for argument in arguments):
+        refuse_rival(client, url, metadata)  # without a name it would be another run
     if problem := size_problem(measure_package(folder, excludes), folder, MAX_UPLOAD_BYTES):
         raise RunError(problem)
     with _marked(mark_of(added, secrets.token_hex(4)) if RUN in metadata else None) as mark, explained(url):

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from cluster.stopping import Reason, Stopping
 
 POLL_S = 1.0
-NOTICE = Reason(name="the notice that its node goes away", signum=signal.SIGTERM)
+NOTICE = Reason(name="the notice that its node goes away", signum=signal.SIGTERM, is_notice=True)
 
 
 @contextlib.contextmanager

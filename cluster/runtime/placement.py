@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from configs.schema import Config
 from judge.llm.served_model import num_gpus_wanted
@@ -24,9 +25,13 @@ class Placement:
     rank: Resources
     """One learner rank."""
 
-    def total(self, config: Config) -> Resources:
-        """Resources of the whole run. Judges reserve none, except for the GPUs of an LLM in the cluster."""
-        num_workers, num_ranks = config.rollout.num_workers, config.learner.ranks.minimum
+    def total(self, config: Config, *, at: Literal["minimum", "maximum"] = "maximum") -> Resources:
+        """Resources of the whole run at one end of its ranges.
+
+        Judges reserve none, except for the GPUs of an LLM in the cluster.
+        """
+        num_workers: int = getattr(config.rollout.workers, at)
+        num_ranks: int = getattr(config.learner.ranks, at)
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
             num_gpus=num_workers * self.worker.num_gpus
@@ -46,23 +51,63 @@ def place(config: Config) -> Placement:
     )
 
 
-def check_capacity(config: Config, available: dict[str, float]) -> None:
-    """Raise ValueError if the cluster can never provide the resources, instead of waiting forever."""
-    wanted = place(config).total(config)
-    for kind, num in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)):
+def check_capacity(config: Config, available: Mapping[str, float]) -> None:
+    """Raise ValueError if these resources cannot hold what the run needs at least."""
+    if (problem := capacity_problem(config, available)) is not None:
+        raise ValueError(f"{problem}: reduce them or add nodes")
+
+
+def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:
+    """What is missing for the run to start at its smallest; None if nothing is."""
+    needed = place(config).total(config, at="minimum")
+    for kind, num in (("CPU", needed.num_cpus), ("GPU", needed.num_gpus)):
         held = available.get(kind, 0.0)
         if num > held:
             judge_gpus = num_gpus_wanted(config.judge)
             beside = f" with {judge_gpus:g} GPUs for judge.cluster" if judge_gpus else ""
-            raise ValueError(
+            return (
                 f"rollout.num_workers={config.rollout.num_workers} and learner.num_ranks={config.learner.num_ranks}"
-                f"{beside} need {num:g} {kind}s, the cluster has {held:g}: reduce them or add nodes"
+                f"{beside} need {num:g} {kind}s, the cluster has {held:g}"
             )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSize:
+    """How much the cluster has, and whether it may grow."""
+
+    now: Mapping[str, float]
+    has_autoscaler: bool
+    most: Mapping[str, float] | None
+    """What it can grow to; None if that is not known."""
+
+
+def wait_for_room(config: Config, size: ClusterSize) -> str | None:
+    """What a run has to wait for before it can start; None if the cluster has room now.
+
+    Raises:
+        ValueError: it is of no use to wait, or `rollout.wait_for_nodes` forbids it.
+    """
+    problem = capacity_problem(config, size.now)
+    if problem is None:
+        return None
+    wait = config.rollout.wait_for_nodes
+    if wait == "never" or (wait == "auto" and not size.has_autoscaler):
+        remedy = "reduce them, add nodes, or set rollout.wait_for_nodes=always where nodes are about to come"
+        raise ValueError(f"{problem}: {remedy}")
+    if wait == "auto" and size.most is not None and (hopeless := capacity_problem(config, size.most)) is not None:
+        raise ValueError(f"{hopeless} at its largest: reduce them, or let it grow further")
+    return f"{problem}: waiting up to rollout.wait_timeout_s={config.rollout.wait_timeout_s:g} for nodes"
 
 
 def actor_options(resources: Resources, environment: dict[str, str]) -> dict[str, Any]:
-    """Options of a Ray actor with these resources and environment variables."""
+    """Options of a Ray actor with these resources and environment variables.
+
+    Actors are spread over the nodes, so that the loss of one costs few. What must stay together (the GPUs of an engine
+    with tensor parallelism) belongs to one actor, and Ray never divides that over nodes.
+    """
     return {
+        "scheduling_strategy": "SPREAD",
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **environment}},

@@ -7,15 +7,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 from actors.engine.budget import check_max_prefill_tokens
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import RolloutError, SampleError, root_cause
+from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, SampleError, root_cause
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest
 from actors.weights.layout import WeightLink, WeightOffer
-from cluster.runtime.failures import STORE_FAILURES, await_remote, kind_of, retry_while_unavailable
+from cluster.runtime.failures import (
+    STORE_FAILURES,
+    UNAVAILABLE_PAUSE_S,
+    await_remote,
+    is_ray_failure,
+    kind_of,
+    retry_while_unavailable,
+)
 from cluster.runtime.placement import Placement, actor_options
 from configs.schema import Config
 from configs.seeds import derive_seed
@@ -33,8 +41,36 @@ class RayWorker:
         self._actor = actor
         self._is_killed = False
 
+    @property
+    def actor_id(self) -> str:
+        """Ray's id of the actor, in hexadecimal."""
+        return str(self._actor._actor_id.hex())
+
     async def ready(self) -> None:
-        await self.check_health()
+        """Return once its engine has generated something.
+
+        Raises:
+            BrokenWorkerError: its own code raised an error while it started.
+            RolloutError: it died for another reason.
+        """
+        try:
+            await self.check_health()
+        except RolloutError as error:
+            if isinstance(error.__cause__, ActorDiedError) and error.__cause__.actor_init_failed:
+                raise BrokenWorkerError(str(error)) from error.__cause__
+            raise
+
+    async def ended(self) -> str:
+        """Wait until its process has ended, and return why. A moment without connection is no end."""
+        while True:
+            try:
+                await self._actor.wait_for_ever.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+            except RayError as error:
+                if not is_ray_failure(error):
+                    raise
+                return f"{kind_of(error)}: {root_cause(error)}"
 
     async def check_health(self) -> None:
         await self._ask(lambda: self._actor.check_health.remote())
@@ -60,7 +96,17 @@ class RayWorker:
 
     async def receive_weights(self, offer: WeightOffer, read_bucket: Callable[[int], object]) -> None:
         buckets = [] if self._reaches_learner else [read_bucket(index) for index in range(offer.num_buckets)]
-        await self._ask(lambda: self._actor.receive_weights.remote(offer, *buckets))
+
+        async def start() -> None:
+            try:
+                await self._actor.receive_weights.remote(offer, *buckets)
+            except RayTaskError as error:
+                # The worker answers, but Ray had no arguments for it.
+                if buckets and is_ray_failure(error):
+                    raise LostBucketError(f"{self.name}: {kind_of(error)}: {root_cause(error)}") from error
+                raise
+
+        await self._ask(start)
 
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
         return await self._ask(lambda: self._actor.commit_weights.remote(version, tuple(digests)))
@@ -85,7 +131,13 @@ class RayWorker:
 
 
 def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
-    """Create the rollout workers on the connected cluster; they start asynchronously.
+    """Create the workers of a fleet that stays as it is; they start asynchronously."""
+    start = worker_starter(config, placement)
+    return [start(slot, 0) for slot in range(config.rollout.workers.maximum)]
+
+
+def worker_starter(config: Config, placement: Placement) -> Callable[[int, int], RayWorker]:
+    """A function that creates one worker on the connected cluster: (slot, number of the attempt) -> worker.
 
     Raises:
         ValueError: `rollout.max_prefill_tokens` does not fit the model.
@@ -95,19 +147,17 @@ def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
     check_max_prefill_tokens(config.rollout, spec)
     threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
     actor_class = ray.remote(RolloutWorker).options(**actor_options(placement.worker, threads))
-    return [
-        RayWorker(
-            f"rollout worker {i}",
-            actor_class.remote(
-                model=config.model,
-                rollout=config.rollout,
-                data=config.data,
-                transport=config.transport,
-                in_flight=config.weights.in_flight,
-                can_sleep=config.engines_sleep,
-                seed=derive_seed(config.run.seed, "rollout worker", i),
-            ),
-            num_receivers=config.rollout.tensor_parallel_size,
+
+    def start(slot: int, attempt: int) -> RayWorker:
+        actor = actor_class.remote(
+            model=config.model,
+            rollout=config.rollout,
+            data=config.data,
+            transport=config.transport,
+            in_flight=config.weights.in_flight,
+            can_sleep=config.engines_sleep,
+            seed=derive_seed(config.run.seed, "rollout worker", slot, *([attempt] if attempt else [])),
         )
-        for i in range(config.rollout.num_workers)
-    ]
+        return RayWorker(f"rollout worker {slot}", actor, num_receivers=config.rollout.tensor_parallel_size)
+
+    return start

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from actors.errors import CheckpointError, LearnerError
-from cluster.runtime.notices import stop_when_preempted
+from cluster.runtime.notices import NOTICE, stop_when_preempted
 from cluster.shell import report_errors, run_async
 from cluster.stopping import CONTINUE, ECHO_S, RESUMABLE, Reason, RunStopped, Stopping
 
@@ -140,6 +140,19 @@ async def test_a_second_signal_ends_the_process_but_not_an_echo_of_the_first(end
     clock.now = ECHO_S + 0.1
     stopping.request(HUP)  # a terminal that closes may hang up twice
     assert ended == []
+    stopping.request(TERM)
+    assert ended == [143]
+
+
+def test_the_signal_that_follows_a_notice_does_not_interrupt_the_save(ended):
+    clock = Clock()
+    stopping = Stopping(end=ended.append, clock=clock)
+    stopping.request(NOTICE)
+    clock.now = 5.0
+    stopping.request(TERM)  # Kubernetes ends the pod that it announced to end
+    stopping.request(NOTICE)
+    assert ended == []
+    clock.now = 10.0
     stopping.request(TERM)
     assert ended == [143]
 

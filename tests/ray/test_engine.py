@@ -116,7 +116,7 @@ def worker(config, loop):
     launch.connect()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_workers, "RolloutWorker", OpenWorker)
-        (worker,) = launch.start_workers(config, place(config))
+        (worker,) = ray_workers.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()

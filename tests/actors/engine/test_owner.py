@@ -1,45 +1,52 @@
-"""An engine's process whose owner was killed ends, and leaves no name in shared memory but those of others."""
+"""A killed owner of engines takes them along, and leaves no name in shared memory but those of others."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
-from actors.engine.owner import OWNER_VARIABLE
 from configs.paths import ROOT
 
+OWNER = """
+import subprocess, sys, time
+from actors.engine.owner import own_engines
+own_engines()
+engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(engine.stdout.readline().strip(), flush=True)
+time.sleep(60)
+"""
 ENGINE = """
-import sys, time
+import time
 from multiprocessing import resource_tracker, shared_memory
-from actors.engine.owner import end_with_owner
-resource_tracker.register = lambda *_: None  # as if the tracker were killed
-end_with_owner()
+resource_tracker.register = lambda *_: None  # it is killed as well
 segment = shared_memory.SharedMemory(create=True, size=64)
 print(segment.name, flush=True)
 time.sleep(60)
 """
 
 
-def test_an_engine_whose_owner_was_killed_leaves_nothing_of_its_own():
-    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def test_an_owner_that_is_killed_with_its_engines_leaves_nothing_of_theirs():
     other = shared_memory.SharedMemory(create=True, size=64)
-    environment = {**os.environ, OWNER_VARIABLE: str(owner.pid)}
-    engine = subprocess.Popen(
-        [sys.executable, "-c", ENGINE], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, ENGINE], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        assert engine.stdout is not None
-        segment = Path("/dev/shm") / engine.stdout.readline().strip()
+        assert owner.stdout is not None
+        segment = Path("/dev/shm") / owner.stdout.readline().strip()
         assert segment.is_file()
-        os.kill(owner.pid, signal.SIGKILL)
+        time.sleep(3)  # seen once a second
+        os.killpg(owner.pid, signal.SIGKILL)  # all of them at once, as Ray does
         owner.wait()
-        assert engine.wait(timeout=10) == 1
+        deadline = time.monotonic() + 20
+        while segment.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert not segment.exists()
         assert (Path("/dev/shm") / other.name).exists()
     finally:
-        engine.kill()
-        engine.communicate()
+        owner.kill()
+        owner.communicate()
         other.close()
         other.unlink()

@@ -12,6 +12,14 @@ from cluster.jobs import dashboard
 from cluster.jobs.dashboard import dashboard_url, open_dashboard
 
 
+@pytest.fixture(autouse=True)
+def no_token_of_this_machine(monkeypatch):
+    """Ray settles once per process whether it uses one."""
+    used: list[bool] = []
+    monkeypatch.setattr(dashboard, "use_own_token", lambda: used.append(True))
+    return used
+
+
 @pytest.mark.parametrize(
     ("given", "url"),
     [("127.0.0.1:8265", "http://127.0.0.1:8265"), ("https://ray.example/x/", "https://ray.example/x")],
@@ -38,6 +46,14 @@ def test_the_address_counts_not_what_rays_variables_name(monkeypatch):
     with pytest.raises(RunError, match=r"no Ray dashboard responds at http://127\.0\.0\.1:1: .*ray start --head"):
         open_dashboard("http://127.0.0.1:1")
     assert time.monotonic() - started < 5
+
+
+def test_a_token_of_this_machine_goes_to_no_other(no_token_of_this_machine, monkeypatch):
+    monkeypatch.setattr(dashboard, "_Client", lambda url: url)
+    open_dashboard("https://ray.example")
+    assert no_token_of_this_machine == []
+    open_dashboard("http://127.0.0.1:8265")
+    assert no_token_of_this_machine == [True]
 
 
 def test_a_listener_that_says_nothing_is_given_up(monkeypatch):

@@ -114,6 +114,7 @@ def test_a_run_is_not_submitted_twice_at_a_time(status, is_refused, dashboard, t
             submit_job(["train", "run.name=a"], URL, follow=False)
         assert dashboard.taken == {}
     assert submit_job(["train", "run.name=b"], URL, follow=False) == 0
+    assert submit_job(["train"], URL, follow=False) == 0
     if not is_refused:
         assert submit_job(["train", "run.name=a"], URL, follow=False) == 0
 

@@ -9,7 +9,7 @@ from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
 from actors.episode import SampleRef
-from actors.errors import LearnerError, RolloutError, SampleError, WeightSyncError
+from actors.errors import BrokenWorkerError, LearnerError, LostBucketError, RolloutError, SampleError, WeightSyncError
 from actors.play import PlayRequest
 from actors.weights.layout import WeightOffer
 from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
@@ -203,6 +203,37 @@ async def test_a_killed_worker_is_not_asked_to_shut_down(monkeypatch):
     await worker.shutdown()
     assert killed == [actor]
     assert actor.num_calls == 0
+
+
+INIT_FAILED = exceptions.ActorDiedError(
+    RayTaskError("__init__", "Traceback\nValueError: no such model", ValueError("x"), "p", 1)
+)
+
+
+async def test_an_error_of_the_workers_own_code_is_told_from_other_deaths_at_the_start():
+    with pytest.raises(BrokenWorkerError, match="worker: ActorDiedError"):
+        await make_worker(FakeActor(INIT_FAILED)).ready()
+    with pytest.raises(RolloutError) as caught:
+        await make_worker(FakeActor(DEAD)).ready()
+    assert not isinstance(caught.value, BrokenWorkerError)
+
+
+@in_virtual_time
+async def test_a_moment_without_connection_is_not_the_end_of_a_process():
+    actor = FakeActor(*[UNAVAILABLE] * 200, DEAD)
+    started = now()
+    assert "ActorDiedError" in await make_worker(actor).ended()
+    assert now() - started > UNAVAILABLE_S
+
+
+@pytest.mark.parametrize("cause", [LOST, DEAD, exceptions.OwnerDiedError("00", None, "")], ids=name_of)
+async def test_bytes_that_ray_cannot_hand_over_are_not_the_receivers_fault(cause):
+    worker = make_worker(FakeActor(False, raised_by_task(cause), DEAD))
+    await worker.connect_weights("link")
+    with pytest.raises(LostBucketError, match=name_of(cause)):
+        await worker.receive_weights(OFFER, lambda index: f"bucket {index}")
+    with pytest.raises(RolloutError):
+        await worker.receive_weights(OFFER, lambda index: f"bucket {index}")
 
 
 def test_a_prefill_that_holds_no_full_view_is_refused_before_any_actor_starts():

@@ -1,0 +1,316 @@
+"""The rollout fleet on a Ray of three nodes, with scripted engines: what dies, hangs or leaves is replaced.
+
+Run it with `pytest -n 0 -s tests/ray/test_fleet_faults.py` to see the recovery times.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import asynccontextmanager
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.errors import LostBucketError
+from actors.fleet.pool import RolloutPool
+from actors.fleet.worker import end_on_sigterm
+from actors.weights.layout import WeightOffer
+from actors.weights.receiver import WeightReceiver
+from cluster.runtime import nodes
+from cluster.runtime import workers as ray_workers
+from cluster.runtime.members import Members
+from cluster.runtime.placement import Placement, Resources, actor_options
+from cluster.runtime.ranks import FetchedViews
+from cluster.runtime.seats import policy_of
+from cluster.runtime.workers import RayWorker, worker_starter
+from cluster.weights import WeightChannel
+from configs.ranges import Range
+from configs.schema import Config, RolloutConfig
+from learner.pictures import Picture
+from tests.actors.fleet.test_pool import request
+from tests.fakes import FakeWeightSource, make_episode, make_group
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+
+QUICK_DEATHS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 200,
+    "health_check_timeout_ms": 200,
+    "health_check_failure_threshold": 3,
+}
+"""A lost node is seen in 0.6 s, not in 14 s."""
+STORE_BYTES = 100_000_000
+GROUP_S = 1.0
+CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.0, max_restarts=10))
+
+
+class Target:
+    """What an engine holds."""
+
+    is_staged = True
+
+    async def connect_weights(self, link): ...
+    async def receive_weights(self, offer): ...
+    async def commit_weights(self, version, digests):
+        return 0.0
+
+    async def disconnect_weights(self): ...
+
+
+class ScriptedWorker:
+    """Stands for `actors.fleet.worker.RolloutWorker`: plays groups of a second."""
+
+    def __init__(self, **settings):
+        end_on_sigterm()
+        self._receiver = WeightReceiver(Target())
+        self._is_wedged = False
+
+    async def play(self, asked):
+        assert self._receiver.takes_groups
+        await asyncio.sleep(10_000 if self._is_wedged else GROUP_S)
+        episodes = [make_episode(version=self._receiver.version, index=i) for i in range(asked.num_episodes)]
+        return make_group(episodes, ref=asked.ref), np.full((600, 600, 3), asked.ref.row, np.uint8)
+
+    async def check_health(self):
+        if self._is_wedged:
+            await asyncio.sleep(10_000)
+
+    async def wedge(self):
+        self._is_wedged = True
+
+    async def pid(self):
+        return os.getpid()
+
+    async def connect_weights(self, link):
+        await self._receiver.connect(link)
+        return True
+
+    async def receive_weights(self, offer, *buckets):
+        await self._receiver.receive(offer)
+
+    async def commit_weights(self, version, digests):
+        return await self._receiver.commit(version, digests)
+
+    async def disconnect_weights(self):
+        await self._receiver.disconnect()
+
+    async def wait_for_ever(self):
+        await asyncio.Event().wait()
+
+    async def shutdown(self): ...
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setattr(ray_workers, "RolloutWorker", ScriptedWorker)
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        found = Cluster(initialize_head=True, head_node_args={**head, "_system_config": QUICK_DEATHS})
+        ray.init(address=found.address, log_to_driver=False)
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+def add_node(cluster):
+    """A node with room for one member."""
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+
+
+@pytest.fixture
+def two_nodes(cluster):
+    """As many, whatever was lost before."""
+    while len(cluster.worker_nodes) < 2:
+        add_node(cluster)
+    while len(cluster.worker_nodes) > 2:
+        cluster.remove_node(max(cluster.worker_nodes, key=id), allow_graceful=False)
+    return sorted(cluster.worker_nodes, key=id)
+
+
+class Fleet:
+    def __init__(self, minimum, maximum):
+        self.events, self.workers = [], []
+        self.pool = RolloutPool(max_groups_in_flight=2, group_timeout_s=60.0)
+        self.channel = WeightChannel(FakeWeightSource(keeps_last=True), self.pool, timeout_s=10.0)
+        placement = Placement(worker=Resources(num_cpus=1.0, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
+        create = worker_starter(CONFIG, placement)
+
+        def start(slot, attempt):
+            self.workers.append(create(slot, attempt))
+            return self.workers[-1]
+
+        async def look(actor_ids):
+            return await asyncio.to_thread(nodes.look, actor_ids)
+
+        size = Range(minimum=minimum, maximum=maximum)
+        self.members = Members(
+            self.pool, self.channel, start, policy_of(CONFIG.rollout), desired=lambda: size, emit=self.tell, look=look
+        )
+
+    def tell(self, event):
+        print(f"{time.monotonic():.1f} {event.line()}", flush=True)
+        self.events.append(event)
+
+    def kinds(self):
+        return [event.kind for event in self.events]
+
+    async def serving(self, number, within_s=40.0):
+        """Wait until so many serve; returns the seconds."""
+        started = time.monotonic()
+        async with asyncio.timeout(within_s):
+            while [view.state for view in self.members.members()].count("serving") != number:
+                await asyncio.sleep(0.05)
+        return time.monotonic() - started
+
+
+@asynccontextmanager
+async def fleet(minimum, maximum):
+    run = Fleet(minimum, maximum)
+    try:
+        await run.members.up()
+        await run.channel.publish()
+        await run.serving(minimum)
+        yield run
+    finally:
+        await run.members.close()
+        for worker in run.workers:
+            worker.kill()
+
+
+async def pid_of(worker: RayWorker):
+    return await worker._actor.pid.remote()
+
+
+async def gone(pid, within_s=10.0):
+    async with asyncio.timeout(within_s):
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.05)
+
+
+async def fail_and_recover(run, how):
+    """Make the first member fail under load; every group is played, and the member is replaced."""
+    victim = run.workers[-1] if len(run.workers) > 2 else run.workers[0]
+    pid, num_joins = await pid_of(victim), run.kinds().count("join")
+    if how == "wedged":
+        await victim._actor.wedge.remote()
+    groups = [asyncio.create_task(run.pool.play(request(row))) for row in range(6)]
+    await asyncio.sleep(GROUP_S / 2)
+    failed_at = time.monotonic()
+    if how != "wedged":
+        os.kill(pid, getattr(signal, how))
+    async with asyncio.timeout(40):
+        while run.kinds().count("join") == num_joins:
+            await asyncio.sleep(0.05)
+    print(f"{how}: replaced after {time.monotonic() - failed_at:.1f} s")
+    played = await asyncio.gather(*groups)
+    assert sorted(group.ref.row for group, _ in played) == list(range(6))
+    await gone(pid)
+    assert {view.version for view in run.members.members()} == {0}
+
+
+def test_a_member_that_is_killed_or_wedged_costs_no_group_keeps_nothing_and_is_replaced(two_nodes):
+    async def check():
+        async with fleet(2, 2) as run:
+            await fail_and_recover(run, "SIGKILL")
+            assert "wedged" not in run.kinds()
+            await fail_and_recover(run, "wedged")
+            assert run.kinds().count("wedged") == 1
+
+    asyncio.run(check())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGSTOP"])
+def test_a_member_that_is_asked_to_end_or_stands_still_is_replaced_too(two_nodes, how):
+    async def check():
+        async with fleet(2, 2) as run:
+            await fail_and_recover(run, how)
+            assert run.kinds().count("wedged") == (how == "SIGSTOP")
+
+    asyncio.run(check())
+
+
+class RowReader:
+    """Stands for the data set."""
+
+    def read(self, picture):
+        return np.full((600, 600, 3), picture.ref.row, np.uint8)
+
+
+class Rank:
+    """Takes the pictures of an update as a learner's rank does."""
+
+    def learn(self, pictures):
+        views = FetchedViews(pictures, RowReader())
+        return [int(views[number][0, 0, 0]) for number in range(len(pictures))]
+
+
+def test_a_node_lost_between_play_and_update_costs_no_group_and_a_new_node_is_used(cluster, two_nodes):
+    async def check():
+        rank = ray.remote(Rank).options(num_cpus=0).remote()
+        async with fleet(2, 2) as run:
+            played = await asyncio.gather(*(run.pool.play(request(row)) for row in range(4)))
+            lost_at = time.monotonic()
+            cluster.remove_node(two_nodes[0], allow_graceful=False)
+            pictures = [
+                Picture(handle=image, ref=group.ref, full_size=(600, 600), image_sha256="") for group, image in played
+            ]
+            assert await rank.learn.remote(pictures) == list(range(4))
+            print(f"all pictures after {time.monotonic() - lost_at:.1f} s")
+            async with asyncio.timeout(20):
+                while "pending" not in run.kinds():  # the replacement has no room
+                    await asyncio.sleep(0.1)
+            assert [view.node for view in run.members.members()].count(None) == 1
+            await asyncio.to_thread(add_node, cluster)
+            print(f"joined {await run.serving(2):.1f} s after a node came")
+            assert len({view.node for view in run.members.members()}) == 2
+        ray.kill(rank)
+
+    asyncio.run(check())
+
+
+class Located:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+
+def test_the_only_worker_and_the_only_rank_are_on_two_nodes_where_there_are_two(two_nodes):
+    options = actor_options(Resources(num_cpus=0.5, num_gpus=0), {})
+    for _ in range(3):
+        pair = [ray.remote(Located).options(**options).remote() for _ in range(2)]
+        assert len(set(ray.get([actor.node.remote() for actor in pair], timeout=60))) == 2
+        for actor in pair:
+            ray.kill(actor)
+
+
+class Sender:
+    def read(self, bucket):
+        time.sleep(10)
+        return np.zeros(1000, np.uint8)
+
+
+def test_a_bucket_of_a_sender_that_died_is_not_the_receivers_fault(two_nodes):
+    async def check():
+        async with fleet(1, 1) as run:
+            (worker,) = run.workers
+            worker._reaches_learner = False
+            sender = ray.remote(Sender).options(num_cpus=0).remote()
+            await sender.__ray_ready__.remote()
+            offer = WeightOffer(version=1, num_buckets=1, delivery={})
+            receiving = asyncio.create_task(worker.receive_weights(offer, lambda bucket: sender.read.remote(bucket)))
+            await asyncio.sleep(0.5)
+            ray.kill(sender)
+            with pytest.raises(LostBucketError, match="ActorDiedError"):
+                await receiving
+            await worker.check_health()
+
+    asyncio.run(check())
+
+
+def test_this_cluster_does_not_grow_by_itself(cluster):
+    assert not nodes.cluster_size().has_autoscaler

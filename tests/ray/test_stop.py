@@ -85,7 +85,7 @@ def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, 
     last = errors.splitlines()[-1]
     print(f"{number.name}: {seconds:.1f} s, code {process.returncode}, {last}", flush=True)
     assert process.returncode == 75, errors[-3000:]
-    saved = re.fullmatch(rf"stopped by {number.name}: step (\d+) is saved; {CONTINUE}", last)
+    saved = re.fullmatch(rf"stopped by {number.name}: step (\d+) is saved; {re.escape(CONTINUE)}", last)
     assert saved is not None
     checkpoints = CheckpointFolder(tmp_path / "tiny" / "checkpoints")
     assert checkpoints.list() == [checkpoint_name(int(saved[1]))]

@@ -58,10 +58,11 @@ def test_a_driver_that_was_killed_is_replaced_at_once_on_its_machine(tmp_path, s
     with pytest.raises(RunError, match=rf"pid {process.pid},"):
         take_lease(tmp_path, say=said.append)
     process.kill()
-    process.communicate()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not heard of it
     started = time.monotonic()
     with lease(tmp_path, say=said.append) as successor:
         assert (successor.token, time.monotonic() - started < 2) == (2, True)
+    process.communicate()
     assert [f"(pid {process.pid}, " in line and "no sign of life" in line for line in said] == [True]
 
 

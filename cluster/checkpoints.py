@@ -70,6 +70,7 @@ class Checkpoints:
         driver: DriverParts,
         *,
         on_event: OnEvent,
+        say: Callable[[str], None],
         warn: Callable[[str], None],
         before_save: Callable[[], None] = lambda: None,
     ) -> None:
@@ -78,6 +79,7 @@ class Checkpoints:
         self._learner = learner
         self._driver = driver
         self._on_event = on_event
+        self._say = say
         self._warn = warn
         self._before_save = before_save
         self._last: FinishedStep | None = None
@@ -104,6 +106,7 @@ class Checkpoints:
                     flaw = str(error)
                 else:
                     self._take_over(state)
+                    self._say(f"resumed from {name}")
                     return step_of(name)
             self._warn(f"{name} fails verification: {flaw}")
         raise CheckpointError(f"{self._folder.url} has no valid checkpoint: give --restart to start from step 0")

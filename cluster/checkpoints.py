@@ -174,6 +174,8 @@ class Checkpoints:
         """Wait for the save in progress, which has a deadline of its own."""
         if self._save is not None:
             await asyncio.wait([self._save])
+            if not self._save.cancelled():
+                self._save.result()  # a bug in it stops the run
         if 0 < self._config.max_failed_saves <= self._num_failed:
             raise CheckpointError(
                 f"{self._num_failed} checkpoints in a row could not be written to {self._folder.url} "

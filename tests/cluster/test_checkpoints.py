@@ -314,3 +314,16 @@ async def test_a_driver_that_loses_the_run_while_it_writes_does_not_seal(url):
     await world.steps(1, 2)
     await world.checkpoints.close()
     assert (world.kinds(), world.folder.list()) == (["save_failed"], [])
+
+
+async def test_a_bug_while_saving_stops_the_run(url):
+    world = World(url)
+
+    async def broken(timeout_s):
+        raise KeyError("a bug")
+
+    world.learner.finish_save = broken
+    await world.steps(1, 2, 3)
+    with pytest.raises(KeyError, match="a bug"):
+        await world.step(4)
+    await asyncio.gather(*world.learner.writes)

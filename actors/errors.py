@@ -8,6 +8,8 @@
     ├── JudgeError         no verdicts could be obtained
     ├── WeightSyncError    a version of the weights did not arrive intact
     ├── LearnerError       a rank failed, or too many updates were non-finite
+    │   ├── RankLostError       the process of a rank is gone
+    │   └── InterruptedCallError  a rank lives, but a call to it was cut off: other ranks are gone, or the way to it
     ├── CheckpointError    a checkpoint cannot be written, or fails verification
     └── RunError           the run cannot continue: too many groups lost, folder in use
 
@@ -48,6 +50,14 @@ class WeightSyncError(VisionThinkError):
 
 class LearnerError(VisionThinkError):
     """A learner rank failed, or updates stayed non-finite."""
+
+
+class RankLostError(LearnerError):
+    """The process of a rank, or its node, is gone."""
+
+
+class InterruptedCallError(LearnerError):
+    """A call failed on a rank that may be sound: another one is gone, or one of them could not be reached."""
 
 
 class CheckpointError(VisionThinkError):

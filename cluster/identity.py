@@ -36,7 +36,8 @@ OR_NEW = "or start a new run under another run.name"
 
 MAY_CHANGE = (
     "run.name", "run.dir", "model.path", "data.train", "data.heldout", "model.prompt",
-    "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.eval_every",
+    "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_checkpoint_every",
+    "train.checkpoint_dir", "train.max_failed_saves", "train.snapshot_every_step", "train.eval_every",
     "train.stop_without_signal", "train.max_lost_fraction", "data.max_skipped_fraction", "eval.num_samples",
     "rollout.num_workers", "rollout.max_groups_in_flight", "rollout.num_gpus", "rollout.gpu_memory_fraction",
     "rollout.tensor_parallel_size", "rollout.kv_cache_gib", "rollout.num_threads", "rollout.max_prefill_tokens",

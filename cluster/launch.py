@@ -129,7 +129,8 @@ async def launch(
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
-        learner = start_learner(config, placement)
+        events = EventLog(folder, say=display.say, warn=display.warn)
+        learner = start_learner(config, placement, on_event=events.add)
         app_name = f"judges-{config.run.name}-{run_id(folder)}"  # the next driver of this run finds it
         judges = await _start_judges(config, app_name, display, cleanup)
         cleanup.push_async_callback(_shut_down, workers, learner)
@@ -137,13 +138,13 @@ async def launch(
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, held, cleanup)
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
         step = await checkpoints.restore() if resumes else 0
         skips = recall(folder, config, step, prompts, display)
         _write_config(folder, config, held)
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
         weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
-        updates = UpdateStream(learner, min_groups=config.learner.num_ranks)
+        updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
         collector = Collector(
             fleet,
             config,
@@ -199,11 +200,11 @@ def _checkpoints(
     prompts: PromptCursor,
     watch: JudgeWatch,
     display: Display,
+    events: EventLog,
     held: Lease,
     cleanup: contextlib.AsyncExitStack,
 ) -> Checkpoints:
     driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
-    events = EventLog(Path(config.run.dir) / config.run.name, say=display.say, warn=display.warn)
     checkpoints = Checkpoints(
         config, learner, driver, on_event=events.add, say=display.say, warn=display.warn, before_save=held.check
     )

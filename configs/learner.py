@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.ranges import Range, parse_range
 from configs.require import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerConfig:
-    num_ranks: int = 1
-    """Number of data-parallel learner ranks."""
+    num_ranks: int | str = 1
+    """Number of data-parallel learner ranks, or MIN..MAX: training starts with MIN of them, the others join when they
+    are up, and a lost one costs at most the step in flight."""
     num_gpus: float = 0.0
     """GPUs (may be fractional) per rank; 0 trains on CPU over gloo."""
     num_threads: int = 2
@@ -65,11 +67,16 @@ class LearnerConfig:
     max_skipped_updates: int = 3
     """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0
-    """Timeout for one update on all ranks, with `stream` for each part of it."""
+    """Timeout for one update on all ranks, with `stream` for each part of it; also for missing ranks to come back."""
+    stall_timeout_s: float = 60.0
+    """A rank that does not answer for so long, or during an update finishes no pass over a micro-batch, is restarted.
+    The first update of a process may take five times as long for a pass, for compilation."""
+    copy_state: bool = True
+    """After each update, copy every rank's share of the state to host memory: its own, and that of another node if
+    there is one. A lost rank then costs the step in flight; without copies it ends the run."""
 
     def __post_init__(self) -> None:
         for name in (
-            "num_ranks",
             "num_threads",
             "prompts_per_mini_batch",
             "max_tokens_per_micro_batch",
@@ -77,7 +84,8 @@ class LearnerConfig:
             "max_skipped_updates",
         ):
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")
-        for name in ("learning_rate", "max_grad_norm", "update_timeout_s"):
+        parse_range("learner.num_ranks", self.num_ranks)
+        for name in ("learning_rate", "max_grad_norm", "update_timeout_s", "stall_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
         for name in (
             "kl_coefficient",
@@ -107,6 +115,11 @@ class LearnerConfig:
             True,
             "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
         )
+
+    @property
+    def ranks(self) -> Range:
+        """`num_ranks`, parsed."""
+        return parse_range("learner.num_ranks", self.num_ranks)
 
 
 Transport = Literal["shared_memory", "nccl", "ipc"]

@@ -331,7 +331,7 @@ class Config:
         """That all rollout workers and learner ranks take together."""
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
-        return rollout.num_workers * per_worker + learner.num_ranks * learner.num_gpus
+        return rollout.num_workers * per_worker + learner.ranks.maximum * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from actors.errors import InterruptedCallError
 from configs.learner import LearnerConfig
 from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
@@ -46,18 +47,24 @@ class StepResult:
     """Before clipping; inf if the step was skipped."""
 
 
-def join_process_group(*, rank: int, world_size: int, address: str, port: int, timeout_s: float, on_gpu: bool) -> None:
-    """Initialize the process group, NCCL or gloo; a collective that waits longer than `timeout_s` fails."""
+def import_deepspeed(*, on_gpu: bool) -> Any:
+    """DeepSpeed, told what device it is to use."""
     # Read at import: DeepSpeed would otherwise use the GPU of a machine whose learner should run on CPU.
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     # A rank sees only its own device, however it was launched.
     os.environ["LOCAL_RANK"] = "0"
-    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world_size)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # An all-reduce through shared memory, for inference on CPUs: two minutes of compilation that training never uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def join_process_group(*, rank: int, world_size: int, address: str, port: int, timeout_s: float, on_gpu: bool) -> None:
+    """Initialize the process group, NCCL or gloo; a collective that waits longer than `timeout_s` fails."""
+    deepspeed = import_deepspeed(on_gpu=on_gpu)
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world_size)
     if not dist.is_initialized():
         if not on_gpu:
             meet_on_loopback(rank=rank, world_size=world_size, address=address, port=port, timeout_s=timeout_s)
@@ -70,11 +77,42 @@ def join_process_group(*, rank: int, world_size: int, address: str, port: int, t
             rank=rank,
             world_size=world_size,
         )
+        _reset_counters()
 
 
 def leave_process_group() -> None:
+    """Leave it whole, so that this process can join another."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # with the groups that DeepSpeed keeps beside torch's
+
+
+def abort_process_group() -> None:
+    """Free the thread that waits in a collective for a rank that is gone. From another thread; NCCL alone needs it."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()
+
+
+def is_collective_failure(error: BaseException) -> bool:
+    """Whether a collective failed, because another rank is gone or the way to it is."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore"))
+    )
+
+
+def _reset_counters() -> None:
+    """Number the parameters and modules of a new ZeRO-3 engine from 0.
+
+    DeepSpeed 0.19.8 goes on counting in a process, and ranks name what they gather by these numbers: one that joins
+    later, or sat out, would disagree with the others. Nothing of the engines before is left when this is called.
+    """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    (counter,) = DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+    counter[0] = 0
 
 
 class LearnerEngine:
@@ -93,6 +131,10 @@ class LearnerEngine:
         self.dtype = dtype
         self.optimizer_step = 0
         """Steps applied so far: the version of the weights."""
+        self.num_passes = 0
+        """Forward and backward passes and steps so far; equally many on all ranks. Read by another thread."""
+        self.is_discarded = False
+        """Set by another thread: the next pass raises InterruptedCallError, because another rank is gone."""
         optimizer = None
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if config.zero_stage == 0:
@@ -118,23 +160,33 @@ class LearnerEngine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
+    def close(self) -> None:
+        """Free what DeepSpeed holds. The module cannot be used any more."""
+        self._engine.destroy()
+
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass. Under ZeRO-3 its backward pass comes before the next call, or not at all."""
+        if self.is_discarded:
+            raise InterruptedCallError("the update is discarded: another rank is gone")
+        self.num_passes += 1
         if self._orders is not None:
             self._orders.follow(_kind(inputs))
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this loss."""
+        self.num_passes += 1
         poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self._engine.backward(loss * poison * self.world_size)
 
     def backward_through(self, outputs: Tensor, gradient: Tensor) -> None:
         """Accumulate the gradient of these outputs, given what `backward` has left as theirs."""
+        self.num_passes += 1
         self._engine.backward((outputs.to(gradient.dtype) * gradient).sum())
 
     def step(self) -> StepResult:
         """One optimizer step with the gradients accumulated since the last, clipped; skipped if they are not finite."""
+        self.num_passes += 1
         rate = learning_rate(self._config, self.optimizer_step)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -244,18 +296,22 @@ def construction(settings: dict[str, Any]) -> AbstractContextManager[object]:
     return context
 
 
-def sharded_forward(module: nn.Module, settings: dict[str, Any]) -> Callable[..., Any]:
+class ShardedForward:
     """The forward pass of a frozen module whose parameters are sharded and gathered layer by layer. A collective."""
-    import deepspeed
 
-    engine: Any = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
-    orders = GatherOrders(engine.optimizer)
+    def __init__(self, module: nn.Module, settings: dict[str, Any]) -> None:
+        import deepspeed
 
-    def forward(*inputs: Any) -> Any:
-        orders.follow(_kind(inputs))
-        return engine(*inputs)
+        self._engine: Any = deepspeed.initialize(model=module, config=settings, dist_init_required=False)[0]
+        self._orders = GatherOrders(self._engine.optimizer)
 
-    return forward
+    def __call__(self, *inputs: Any) -> Any:
+        self._orders.follow(_kind(inputs))
+        return self._engine(*inputs)
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds."""
+        self._engine.destroy()
 
 
 def _kind(inputs: tuple[Any, ...]) -> Hashable:

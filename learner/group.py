@@ -1,28 +1,30 @@
-"""The learner ranks as seen from the driver: one call per stage, one result or one error.
+"""The learner as seen from the driver: one call per stage, one result or one error.
 
-Ranks are plain actors that receive their share of each batch, not Ray Train workers that pull it. Ray Train's
-elastic `num_workers=(min, max)` restarts a training function that owns the loop; here the loop belongs to
-`cluster/train.py`, where an update ends in one awaited call between rollouts and weight sync, and an error in any rank
-is an exception there. A pull-based function would need queues in both directions, its own error channel, and a way to
-regain control of the loop at a resize. Elasticity needs no framework here: the state is independent of the number of
-ranks (`learner.snapshot`) and every batch is planned separately (`learner.plan`), so a resize is: copy the state, drop
-the ranks, start another number of them, restore.
+Lost, wedged and new ranks are dealt with inside of it (`learner.formation`): a caller sees that a call took longer, and
+receivers of weights that `generation` has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from actors.errors import LearnerError
+from actors.errors import CheckpointError, LearnerError, WeightSyncError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig
+from configs.ranges import Range
+from learner.attempt import AttemptFailedError
 from learner.batch import TrainingGroup
-from learner.pictures import Picture, pictures_of
+from learner.copies import Copies, ListNodes, StartHolder
+from learner.elastic import MemberView
+from learner.formation import Formation
+from learner.history import Update, UpdateLog
+from learner.members import Members
+from learner.pictures import pictures_of
 from learner.plan import RankPlan, plan_mini_batches
+from learner.remote import Rank, StartRank, Tell
 from learner.share_files import WrittenShare
 from learner.update import UpdateReport
 
@@ -32,148 +34,184 @@ ANSWER_S = 10.0
 """For an answer to arrive, beyond the time that the call itself was given."""
 
 
-class Rank(Protocol):
-    """A remote `learner.worker.LearnerRank`. All methods raise LearnerError if the rank is dead."""
-
-    async def rendezvous(self) -> tuple[str, int]: ...
-    async def start(self, address: str, port: int) -> None: ...
-    async def begin(self) -> None: ...
-    async def learn(self, plan: RankPlan, pictures: Sequence[Picture]) -> int: ...
-    async def finish(self) -> UpdateReport: ...
-    async def open_weights(self, num_receivers: int) -> WeightLink: ...
-    async def join_weights(self) -> None: ...
-    async def send_weights(self) -> SentWeights | None: ...
-    async def release_weights(self) -> None: ...
-    async def close_weights(self) -> None: ...
-
-    def read_weights(self, bucket: int) -> object:
-        """Handle of a bucket; its bytes go directly to the receiver, not through the driver."""
-
-    async def export_hf(self, folder: str) -> None: ...
-    async def snapshot(self) -> None: ...
-    async def begin_save(self, url: str, folder: str, optimizer_step: int) -> None: ...
-    async def finish_save(self, timeout_s: float) -> WrittenShare: ...
-    async def load(self, url: str, folder: str) -> int: ...
-    async def shutdown(self) -> None: ...
-
-
-StartRank = Callable[[int, int], Rank]
-"""(rank, world size) -> the rank."""
+async def _no_other_nodes() -> Sequence[str]:
+    return []
 
 
 class LearnerGroup:
-    """The learner of a run."""
+    """The learner of a run.
 
-    def __init__(self, config: LearnerConfig, start_rank: StartRank) -> None:
+    Args:
+        desired: how many ranks there may be, if not `config.ranks`; asked between updates.
+        tell: is told what happens to members: kind of event, who, detail.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        start_rank: StartRank,
+        start_holder: StartHolder,
+        *,
+        list_nodes: ListNodes = _no_other_nodes,
+        desired: Callable[[], Range] | None = None,
+        tell: Tell = lambda kind, who, detail: None,
+    ) -> None:
         self._config = config
-        self._start_rank = start_rank
-        self._ranks: list[Rank] = []
-        self._optimizer_step = 0
-        self._num_groups = 0
-        """Of the current update so far."""
+        self._log = UpdateLog()
+        self._tell = tell
+        desired = desired or (lambda: config.ranks)
+        members = Members(start_rank, desired, tell)
+        self._formation = Formation(
+            config,
+            members,
+            Copies(members, start_holder, list_nodes),
+            desired=desired,
+            tell=tell,
+            log=self._log,
+            replay=self._replay,
+        )
+        self._link_generation = 0
+        """Of the group that the receivers of weights are connected to."""
 
     @property
     def version(self) -> int:
         """Of the weights: optimizer steps applied so far."""
-        return self._optimizer_step
+        return self._formation.step
+
+    @property
+    def generation(self) -> int:
+        """Counts the groups of ranks so far; receivers of weights must connect to each anew."""
+        return self._formation.generation
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that serve at present."""
+        return len(self._formation.serving)
+
+    def members(self) -> list[MemberView]:
+        """All members: those that serve, are up, or were asked for."""
+        return self._formation.views()
 
     async def start(self) -> None:
-        """Start the ranks; they rendezvous at an address of rank 0's machine."""
-        world_size = self._config.num_ranks
-        self._ranks = [self._start_rank(rank, world_size) for rank in range(world_size)]
-        async with _deadline(self._config.update_timeout_s, "start"):
-            address, port = await self._ranks[0].rendezvous()
-            await _gather([rank.start(address, port) for rank in self._ranks])
+        """Start with the ranks that are up, at least the fewest; they rendezvous at an address of rank 0's machine."""
+        await self._formation.start()
 
     async def update(self, groups: Sequence[TrainingGroup]) -> UpdateReport:
         """Train on these groups, in mini-batches of `prompts_per_mini_batch`. Without groups nothing changes."""
-        async with _deadline(self._config.update_timeout_s, "update"):
-            self.begin()
-            if groups:
-                await self._learn(groups)
-            return await self._finish()
+        self.begin()
+        if groups:
+            await self.learn(groups)
+        return await self.finish()
 
     def begin(self) -> None:
         """Begin an update in parts; gradients of one that was not finished are dropped."""
-        self._num_groups = 0
+        self._log.begin()
 
     async def learn(self, groups: Sequence[TrainingGroup]) -> None:
         """Train on the next groups of the update, with an optimizer step for each mini-batch that is full.
 
         The mini-batches are those of `update`, whatever the parts. Off-policy, an update of several mini-batches has
         one part only, because its loss needs the policy before the first step.
+
+        Raises:
+            LearnerError: too few ranks are there, or the same part failed again and again.
         """
-        async with _deadline(self._config.update_timeout_s, "learn"):
-            await self._learn(groups)
+        update = self._log.current
+        await self._formation.until_done(
+            lambda: self._learn(groups, num_before=update.num_groups), may_resize=not update.parts
+        )
+        update.parts.append(groups)
 
     async def finish(self) -> UpdateReport:
         """Finish the update, with a step for a last mini-batch that has fewer groups; reports on all of its parts."""
-        async with _deadline(self._config.update_timeout_s, "finish"):
-            return await self._finish()
+        update = self._log.current
+        if not update.parts:
+            return UpdateReport(
+                start_version=self.version, optimizer_step=self.version, num_tokens=0, seconds=0.0, metrics={}
+            )
+        report = await self._formation.until_done(self._finish)
+        update.is_finished = True
+        await self._formation.finished()
+        return report
 
-    async def _learn(self, groups: Sequence[TrainingGroup]) -> None:
+    async def _learn(self, groups: Sequence[TrainingGroup], *, num_before: int) -> None:
+        formation = self._formation
         plans = plan_mini_batches(
             groups,
             prompts_per_mini_batch=self._config.prompts_per_mini_batch,
-            num_ranks=len(self._ranks),
+            num_ranks=self.num_ranks,
             max_tokens_per_micro_batch=self._config.max_tokens_per_micro_batch,
             max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
-            num_before=self._num_groups % self._config.prompts_per_mini_batch,
+            num_before=num_before % self._config.prompts_per_mini_batch,
         )
-        if not self._num_groups:
-            await _gather([rank.begin() for rank in self._ranks])
-        self._num_groups += len(groups)
-        calls = [rank.learn(plan, pictures_of(plan, groups)) for rank, plan in zip(self._ranks, plans, strict=True)]
-        self._optimizer_step = (await _gather(calls))[0]
+        if not num_before:
+            await formation.call("begin", lambda rank: rank.begin(), must_move=True)
+        calls = [_learn_on(member.rank, plan, groups) for member, plan in zip(formation.serving, plans, strict=True)]
+        formation.step = (await formation.call_each("learn", formation.serving, calls, must_move=True))[0]
 
     async def _finish(self) -> UpdateReport:
-        if not self._num_groups:
-            return UpdateReport(
-                start_version=self._optimizer_step,
-                optimizer_step=self._optimizer_step,
-                num_tokens=0,
-                seconds=0.0,
-                metrics={},
-            )
-        reports = await _gather([rank.finish() for rank in self._ranks])
-        self._optimizer_step = reports[0].optimizer_step
+        reports = await self._formation.call("finish", lambda rank: rank.finish(), must_move=True)
+        self._formation.step = reports[0].optimizer_step
         return reports[0]
+
+    async def _replay(self, updates: Sequence[Update]) -> None:
+        """Do again what was done since the state that was restored."""
+        parts = sum(len(update.parts) for update in updates)
+        if parts:
+            self._tell("replay", "learner", f"{sum(update.num_groups for update in updates)} groups in {parts} parts")
+        for update in updates:
+            num_before = 0
+            for groups in update.parts:
+                await self._learn(groups, num_before=num_before)
+                num_before += len(groups)
+            if update.is_finished:
+                await self._finish()
 
     async def open_weights(self, num_receivers: int) -> WeightLink:
         """Prepare to send weights to this number of receiving processes."""
-        async with _deadline(self._config.update_timeout_s, "open_weights"):
-            return await self._ranks[0].open_weights(num_receivers)
+
+        def open_weights(rank: Rank) -> Coroutine[Any, Any, WeightLink]:
+            return rank.open_weights(num_receivers)
+
+        link = await self._formation.until_done(lambda: self._first("open", open_weights))
+        self._link_generation = self.generation
+        return link
 
     async def join_weights(self) -> None:
-        """Meet the receivers, which connect at the same time."""
-        async with _deadline(self._config.update_timeout_s, "join_weights"):
-            await self._ranks[0].join_weights()
+        """Meet the receivers, which connect at the same time.
+
+        Raises:
+            WeightSyncError: ranks have changed; open anew.
+        """
+        await self._linked(lambda: self._first("join", lambda rank: rank.join_weights()))
 
     async def send_weights(self) -> SentWeights:
-        """Send the weights under version = optimizer step."""
-        async with _deadline(self._config.update_timeout_s, "send_weights"):
-            sent = (await _gather([rank.send_weights() for rank in self._ranks]))[0]
-        assert sent is not None, "rank 0 sends the weights"
-        return sent
+        """Send the weights under version = optimizer step.
+
+        Raises:
+            WeightSyncError: they did not get through, or ranks have changed: open anew.
+        """
+        sent = await self._linked(lambda: self._formation.call("send_weights", lambda rank: rank.send_weights()))
+        assert sent[0] is not None, "rank 0 sends the weights"
+        return sent[0]
 
     def read_weights(self, bucket: int) -> object:
         """Handle of a bucket of the version sent last; its bytes go directly to the receiver."""
-        return self._ranks[0].read_weights(bucket)
+        return self._formation.serving[0].rank.read_weights(bucket)
 
     async def release_weights(self) -> None:
         """Free what the receivers have fetched."""
-        async with _deadline(self._config.update_timeout_s, "release_weights"):
-            await self._ranks[0].release_weights()
+        await self._linked(lambda: self._first("release", lambda rank: rank.release_weights()))
 
     async def close_weights(self) -> None:
-        """Leave the receivers."""
-        async with _deadline(self._config.update_timeout_s, "close_weights"):
-            await self._ranks[0].close_weights()
+        """Leave the receivers. If ranks were lost, the others form a group first."""
+        await self._formation.ready()
+        if self._link_generation == self.generation:
+            await self._formation.until_done(lambda: self._first("close", lambda rank: rank.close_weights()))
 
     async def snapshot(self) -> None:
         """Copy the state to the ranks' host memory, from where it can be saved while they learn on."""
-        async with _deadline(self._config.update_timeout_s, "snapshot"):
-            await _gather([rank.snapshot() for rank in self._ranks])
+        await self._again("snapshot", lambda rank: rank.snapshot())
 
     async def begin_save(self, url: str, folder: str, version: int) -> None:
         """Let each rank write its part of the snapshot of a version, in the background, also in the midst of an update.
@@ -181,24 +219,21 @@ class LearnerGroup:
         Args:
             url: a storage that all ranks reach.
             folder: of the checkpoint in progress.
+
+        Raises:
+            CheckpointError: a rank has no such snapshot, or is gone.
         """
-        async with _deadline(self._config.update_timeout_s, "begin_save"):
-            await _gather([rank.begin_save(url, folder, version) for rank in self._ranks])
+        await self._beside(
+            "begin_save", self._config.update_timeout_s, lambda rank: rank.begin_save(url, folder, version)
+        )
 
     async def finish_save(self, timeout_s: float) -> list[WrittenShare]:
         """Wait until all ranks have written, or failed to: then none of them writes any more.
 
         Raises:
-            CheckpointError: a rank could not write, or not in time.
-            LearnerError: a rank is dead.
+            CheckpointError: a rank could not write, or not in time, or is gone.
         """
-        calls = [rank.finish_save(timeout_s) for rank in self._ranks]
-        async with _deadline(timeout_s + ANSWER_S, "finish_save"):
-            found = await asyncio.gather(*calls, return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
-        return [each for each in found if not isinstance(each, BaseException)]
+        return await self._beside("finish_save", timeout_s + ANSWER_S, lambda rank: rank.finish_save(timeout_s))
 
     async def load(self, url: str, folder: str) -> None:
         """Take over the state of a checkpoint.
@@ -206,34 +241,55 @@ class LearnerGroup:
         Raises:
             CheckpointError: it is damaged, or of another model; no rank has changed.
         """
-        async with _deadline(self._config.update_timeout_s, "load"):
-            steps = await _gather([rank.load(url, folder) for rank in self._ranks])
-        self._optimizer_step = steps[0]
+        await self._formation.load(lambda rank: rank.load(url, folder))
 
     async def export_hf(self, folder: Path) -> None:
         """Write a model folder that vLLM and transformers load."""
-        async with _deadline(self._config.update_timeout_s, "export_hf"):
-            await _gather([rank.export_hf(str(folder.resolve())) for rank in self._ranks])
+        await self._again("export_hf", lambda rank: rank.export_hf(str(folder.resolve())))
 
     async def shutdown(self) -> None:
-        async with _deadline(self._config.update_timeout_s, "shutdown"):
-            await _gather([rank.shutdown() for rank in self._ranks])
+        await self._formation.close()
+        try:
+            await self._formation.call("shutdown", lambda rank: rank.shutdown())
+        except AttemptFailedError:
+            return  # what is gone needs no farewell
+
+    async def _beside(self, what: str, timeout_s: float, call: Callable[[Rank], Coroutine[Any, Any, T]]) -> list[T]:
+        """On all ranks, beside whatever they do; a lost one costs the checkpoint and shows in the next call."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await asyncio.gather(
+                    *(call(member.rank) for member in self._formation.serving), return_exceptions=True
+                )
+        except TimeoutError as error:
+            raise CheckpointError(f"the learner's {what} took more than {timeout_s:g} s") from error
+        for each in found:
+            if isinstance(each, LearnerError):
+                raise CheckpointError(f"the learner's {what}: {each}") from each
+            if isinstance(each, BaseException):
+                raise each
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def _again(self, what: str, call: Callable[[Rank], Coroutine[Any, Any, T]]) -> list[T]:
+        """On all ranks, and once more where some were lost meanwhile."""
+        return await self._formation.until_done(lambda: self._formation.call(what, call))
+
+    async def _first(self, what: str, call: Callable[[Rank], Coroutine[Any, Any, T]]) -> T:
+        """On the first rank alone, which knows the receivers."""
+        first = self._formation.serving[:1]
+        return (await self._formation.call_each(f"{what}_weights", first, [call(first[0].rank)]))[0]
+
+    async def _linked(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """With the group that the receivers are connected to."""
+        await self._formation.ready()
+        if self._link_generation != self.generation:
+            raise WeightSyncError("the learner's ranks have changed: its receivers must connect anew")
+        try:
+            return await work()
+        except AttemptFailedError as error:
+            self._formation.failed(error)
+            raise WeightSyncError(f"the learner lost ranks while it sent: {error}") from error
 
 
-async def _gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of all ranks, or the first error without waiting for the others."""
-    tasks = [asyncio.create_task(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-@asynccontextmanager
-async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise LearnerError(f"the learner's {what} took more than {seconds:g} s") from error
+async def _learn_on(rank: Rank, plan: RankPlan, groups: Sequence[TrainingGroup]) -> int:
+    return await rank.learn(plan, pictures_of(plan, groups))

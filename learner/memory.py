@@ -112,7 +112,7 @@ def rank_bytes(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool) -
     """Estimated peak bytes of a rank, by what holds them."""
     stage, item = deepspeed_stage(config, in_bfloat16=in_bfloat16), 2 if in_bfloat16 else 4
     total = shape.num_parameters
-    share = -(-total // config.num_ranks)
+    share = -(-total // config.ranks.minimum)
     # Gathered layers and the output layer (`learner.sharding`).
     shards_reference = config.kl_coefficient > 0 and (config.zero_stage == 3 or config.offload_reference)
     live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or shards_reference else 0
@@ -185,7 +185,7 @@ def _savings(config: LearnerConfig) -> Iterator[tuple[str, Any]]:
     if config.max_tokens_per_vision_pass > SMALL_VISION_PASS:
         yield "max_tokens_per_vision_pass", SMALL_VISION_PASS
     yield "gradient_checkpointing", True
-    if config.num_ranks > 1:
+    if config.ranks.minimum > 1:
         yield "zero_stage", 3
     if config.kl_coefficient > 0:
         yield "offload_reference", True

@@ -85,7 +85,8 @@ class StateKeeper:
         Raises:
             CheckpointError: it could not be written, or not in time.
         """
-        assert self._writing is not None, "begin_save comes first"
+        if self._writing is None:
+            raise CheckpointError("the learner's ranks have changed since the save was begun")
         try:
             return self._writing.result(timeout=timeout_s)
         except TimeoutError as error:

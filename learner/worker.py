@@ -5,7 +5,7 @@ The methods marked as collectives must run on all ranks at the same time.
 
 from __future__ import annotations
 
-import json
+import gc
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,31 +17,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
-from actors.errors import LearnerError
-from actors.images import ViewSpec
-from actors.prompts import vision_token_ids
+from actors.errors import CheckpointError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
 from learner.collate import Collator, FullViews
 from learner.engine import (
     LearnerEngine,
-    construction,
+    ShardedForward,
+    abort_process_group,
+    import_deepspeed,
+    is_collective_failure,
     join_process_group,
     leave_process_group,
-    sharded_forward,
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
-from learner.memory import memory_problem
-from learner.model import Policy, load_policy
 from learner.plan import PiecePlan, RankPlan
+from learner.policies import Policies
 from learner.saving import StateKeeper
 from learner.segments import choose_kernel
-from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 from learner.share_files import WrittenShare
 from learner.snapshot import Share
 from learner.trainer import Trainer
@@ -61,10 +57,10 @@ class LearnerRank:
         config: LearnerConfig,
         model: ModelConfig,
         *,
-        rank: int,
-        world_size: int,
         seed: int,
         temperature: float,
+        rank: int = 0,
+        world_size: int = 1,
         weights: WeightsConfig | None = None,
         transport: Transport = "shared_memory",
         is_off_policy: bool = False,
@@ -74,11 +70,62 @@ class LearnerRank:
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
-        self._temperature = temperature
         self._weights = weights or WeightsConfig()
         self._transport = transport
         self._is_off_policy = is_off_policy
         self._device = torch.device("cuda" if config.num_gpus else "cpu")
+        self._policies = Policies(config, model, seed=seed, temperature=temperature, device=self._device)
+        self._working_engine: LearnerEngine | None = None
+        """That of the group; read by other threads."""
+        self._reference: Callable[..., Any] | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """Passes over micro-batches since the ranks met. Read by another thread than the one that works."""
+        engine = self._working_engine
+        return engine.num_passes if engine is not None else 0
+
+    def prepare(self) -> None:
+        """Do what needs no other rank, so that meeting them takes less time."""
+        import_deepspeed(on_gpu=self._device.type == "cuda")
+        self._policies.prepare()
+
+    @staticmethod
+    def is_cut_off(error: RuntimeError) -> bool:
+        """Whether an error is that of a collective in which another rank is missing."""
+        return is_collective_failure(error)
+
+    def form(self, rank: int, world_size: int, address: str, port: int) -> None:
+        """Join a group as this rank of it, and start anew; a group that this process was in is left. A collective.
+
+        What of this process does not depend on the group is kept: its imports, and a reference policy held whole.
+        """
+        self.leave()
+        self._rank, self._world_size = rank, world_size
+        self.start(address, port)
+
+    def leave(self) -> None:
+        """Drop the policy, its optimizer and the group. Alone: the other ranks may be gone."""
+        self._working_engine = None
+        if "_sender" in vars(self):
+            self._sender.close()
+        if "_engine" in vars(self):
+            self._engine.close()
+        for bound in ("_keeper", "_trainer", "_sender", "_engine"):
+            vars(self).pop(bound, None)  # a start that failed half-way has left some
+        if isinstance(self._reference, ShardedForward):
+            self._reference.close()
+            self._reference = None
+        leave_process_group()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def abort(self) -> None:
+        """Make the call in progress fail soon, because another rank is gone. From another thread."""
+        if self._working_engine is not None:
+            self._working_engine.is_discarded = True
+        abort_process_group()
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's machine, for the rendezvous of the ranks."""
@@ -97,32 +144,26 @@ class LearnerRank:
             timeout_s=self._config.update_timeout_s,
             on_gpu=self._device.type == "cuda",
         )
-        self._check_memory()
-        disable_progress_bar()
-        self._spec = ViewSpec.from_model(
-            self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
-        )
-        tokenizer = AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)
-        self._forbidden_ids = vision_token_ids(tokenizer)
+        self._policies.check_memory()
         torch.manual_seed(self._seed)  # the state of the generators is part of every checkpoint
-        policy = self._load_policy(learner_settings(self._config, self._dtype))
+        policy = self._policies.load_policy()
         self._image_token_id = int(policy.model.config.image_token_id)
         if self._config.gradient_checkpointing:
             # Not the tower: what it does twice is decided per vision pass.
             policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.model.visual.requires_grad_(self._config.train_vision)
-        self._engine = LearnerEngine(policy, self._config, dtype=self._dtype)
+        self._engine = LearnerEngine(policy, self._config, dtype=self._policies.dtype)
         self._sender = WeightSender(
             {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
-            dtype=self._dtype,
+            dtype=self._policies.dtype,
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
-        reference = None
-        if self._config.kl_coefficient > 0:
+        if self._config.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            reference = self._load_reference()
-        self._trainer = Trainer(self._engine, reference, self._config, is_off_policy=self._is_off_policy)
+            self._reference = self._policies.load_reference()
+        self._trainer = Trainer(self._engine, self._reference, self._config, is_off_policy=self._is_off_policy)
+        self._working_engine = self._engine
         self._keeper = StateKeeper(self._engine, self._trainer, rank=self._rank)
 
     def update(self, plan: RankPlan, full_views: FullViews) -> UpdateReport:
@@ -198,8 +239,8 @@ class LearnerRank:
         self._trainer.accumulate(piece, self._collator(full_views), proximal_logprobs)
 
     def _collator(self, full_views: FullViews) -> Collator:
-        kernel = choose_kernel(self._device.type, self._dtype)
-        return Collator(full_views, self._spec, image_token_id=self._image_token_id, kernel=kernel)
+        kernel = choose_kernel(self._device.type, self._policies.dtype)
+        return Collator(full_views, self._policies.spec, image_token_id=self._image_token_id, kernel=kernel)
 
     def _proximal_logprobs(self, plan: RankPlan, full_views: FullViews) -> list[list[Tensor] | None]:
         """For each mini-batch [N] of its micro-batches under the policy before the update; None where no other pass is
@@ -286,7 +327,7 @@ class LearnerRank:
         Raises:
             CheckpointError: there is none any more, or the last one is still being written.
         """
-        self._keeper.begin_save(url, folder, optimizer_step)
+        self._formed_keeper().begin_save(url, folder, optimizer_step)
 
     def finish_save(self, timeout_s: float) -> WrittenShare:
         """Wait until it is written. May run beside an update.
@@ -294,7 +335,14 @@ class LearnerRank:
         Raises:
             CheckpointError: it could not be written, or not in time.
         """
-        return self._keeper.finish_save(timeout_s)
+        return self._formed_keeper().finish_save(timeout_s)
+
+    def _formed_keeper(self) -> StateKeeper:
+        """For the threads that save beside everything else."""
+        keeper: StateKeeper | None = vars(self).get("_keeper")
+        if keeper is None:
+            raise CheckpointError("the learner's ranks are changing, and what was to be saved with them")
+        return keeper
 
     def restore(self, shares: Sequence[Share]) -> int:
         """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
@@ -322,43 +370,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def shutdown(self) -> None:
-        if hasattr(self, "_sender"):  # a run may be stopped before its ranks are up
-            self._sender.close()
-        leave_process_group()
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self._model.dtype == "bfloat16" else torch.float32
-
-    def _check_memory(self) -> None:
-        """Refuse what cannot fit this rank's GPU, which the driver may not see."""
-        if self._device.type != "cuda":
-            return
-        problem = memory_problem(
-            json.loads((Path(self._model.path) / "config.json").read_text()),
-            self._config,
-            in_bfloat16=self._dtype == torch.bfloat16,
-            gpu_bytes=torch.cuda.mem_get_info()[1],
-        )
-        if problem:
-            raise LearnerError(problem)
-
-    def _load_policy(self, settings: dict[str, Any]) -> Policy:
-        model = load_policy(
-            self._model.path,
-            load=self._model.load,
-            dtype=self._dtype,
-            device=self._device,
-            seed=self._seed,
-            construction=construction(settings),
-        )
-        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)
-
-    def _load_reference(self) -> Callable[..., Any]:
-        if not shards_reference(self._config):
-            return self._load_policy(learner_settings(self._config, self._dtype)).eval().requires_grad_(False)
-        reference = self._load_policy(reference_settings(self._config, self._dtype)).eval().requires_grad_(False)
-        return sharded_forward(reference, reference_settings(self._config, self._dtype, part_sizes(reference)))
+        self.leave()
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())

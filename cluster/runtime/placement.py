@@ -26,7 +26,7 @@ class Placement:
 
     def total(self, config: Config) -> Resources:
         """Resources of the whole run. Judges reserve none, except for the GPUs of an LLM in the cluster."""
-        num_workers, num_ranks = config.rollout.num_workers, config.learner.num_ranks
+        num_workers, num_ranks = config.rollout.num_workers, config.learner.ranks.minimum
         return Resources(
             num_cpus=num_workers * self.worker.num_cpus + num_ranks * self.rank.num_cpus,
             num_gpus=num_workers * self.worker.num_gpus

@@ -1,7 +1,6 @@
 """A planted key is nowhere in what a run writes or sends. What Ray shows of it: tests/ray/test_secrets.py."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from cluster.records.events import Event, EventLog
 from cluster.records.recorder import Recorder
 from cluster.runs.lease import lease
 from configs.load import load_config, to_yaml
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import CheckpointFolder, write_json
 
 KEY = "sk-planted-9b41f7d2c0"
 LLM = ["judge.chain=[rules,openai]", "judge.llm.model=m"]
@@ -42,8 +41,10 @@ def run_folder(config, tmp_path):
         recorder = Recorder(folder, step=0)
         recorder.record_figures(1, {"reward/mean": 1.0})
         recorder.close()
-        state = json.dumps({"identity": {"settings": fixed_settings(config)}})
-        write_checkpoint(folder / "checkpoints", 1, lambda where: (where / "state.json").write_text(state), 1)
+        state = {"identity": {"settings": fixed_settings(config)}}
+        checkpoints = CheckpointFolder(str(folder / "checkpoints"))
+        begun = checkpoints.begin(1)
+        checkpoints.seal(1, {"state.json": write_json(checkpoints.storage, f"{begun}/state.json", state)})
         yield from (file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
     yield shown.getvalue()
 
@@ -57,7 +58,11 @@ def job(config, tmp_path):
 
 def manifests(config, tmp_path):
     """Rendered manifests, where this version has them."""
-    overrides = [*LLM, f"judge.llm.api_key_file={config.judge.llm.api_key_file or './judge.key'}", "run.dir=/mnt/runs"]
+    overrides = [
+        *LLM,
+        f"judge.llm.api_key_file={config.judge.llm.api_key_file or './judge.key'}",
+        "run.dir=/mnt/visionthink/runs",
+    ]
     for kind in ("kuberay", "rayjob", "slurm"):
         done = CliRunner().invoke(app, ["cluster", "render", "--kind", kind, *overrides])
         if "No such command" in done.output:

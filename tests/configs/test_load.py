@@ -37,7 +37,7 @@ def test_the_7b_config_has_the_papers_settings():
     assert (config.model.dtype, config.learner.zero_stage) == ("bfloat16", 3)
     assert config.learner.gradient_checkpointing
     num_rollout_gpus = config.rollout.num_workers * config.rollout.num_gpus * config.rollout.tensor_parallel_size
-    assert num_rollout_gpus + config.learner.num_ranks * config.learner.num_gpus == 32
+    assert num_rollout_gpus + config.learner.ranks.maximum * config.learner.num_gpus == 32
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():

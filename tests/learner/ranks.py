@@ -74,7 +74,7 @@ def planned(config, rank, groups, num_before=0):
     return plan_mini_batches(
         groups,
         prompts_per_mini_batch=config.prompts_per_mini_batch,
-        num_ranks=config.num_ranks,
+        num_ranks=config.ranks.maximum,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         max_tokens_per_vision_pass=config.max_tokens_per_vision_pass,
         num_before=num_before,

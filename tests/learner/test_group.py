@@ -23,19 +23,40 @@ SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), dig
 
 
 class FakeRank:
-    """`learner.group.Rank`: records its calls, and hangs or fails where it is told to."""
+    """`learner.remote.Rank`: records its calls, and hangs or fails where it is told to."""
 
-    def __init__(self, rank, world_size):
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, number):
+        self.rank = number
         self.calls = []
         self.failure = None
         self.hangs = False
 
+    async def up(self):
+        return "node"
+
+    async def progress(self):
+        return len(self.calls)
+
+    async def abort(self):
+        pass
+
+    async def kill(self):
+        pass
+
+    async def leave(self):
+        pass
+
+    async def keep_snapshot(self, snapshot, *, oldest):
+        pass
+
+    def share(self, snapshot, index):
+        return (snapshot, index)
+
     async def rendezvous(self):
         return await self._answer("10.0.0.1", 1234, call=("rendezvous",))
 
-    async def start(self, address, port):
-        await self._answer(call=("start", address, port))
+    async def form(self, rank, world_size, address, port):
+        await self._answer(call=("form", rank, world_size, address, port))
 
     async def begin(self):
         await self._answer(call=("begin",))
@@ -93,26 +114,34 @@ class FakeRank:
         return answer
 
 
+class FakeHolder:
+    async def hold(self, snapshot, index, share, *, oldest):
+        pass
+
+    async def answers(self):
+        return True
+
+
 @pytest.fixture
 def ranks():
     return []
 
 
 async def started(ranks, **settings):
-    def start_rank(rank, world_size):
-        ranks.append(FakeRank(rank, world_size))
+    def start_rank(number):
+        ranks.append(FakeRank(number))
         return ranks[-1]
 
-    group = LearnerGroup(LearnerConfig(num_ranks=2, prompts_per_mini_batch=4, **settings), start_rank)
+    config = LearnerConfig(num_ranks=2, prompts_per_mini_batch=4, **settings)
+    group = LearnerGroup(config, start_rank, lambda node: FakeHolder())
     await group.start()
     return group
 
 
 async def test_ranks_meet_at_an_address_of_the_first(ranks):
     await started(ranks)
-    assert [(rank.rank, rank.world_size) for rank in ranks] == [(0, 2), (1, 2)]
-    assert ranks[0].calls == [("rendezvous",), ("start", "10.0.0.1", 1234)]
-    assert ranks[1].calls == [("start", "10.0.0.1", 1234)]
+    assert ranks[0].calls == [("rendezvous",), ("form", 0, 2, "10.0.0.1", 1234)]
+    assert ranks[1].calls == [("form", 1, 2, "10.0.0.1", 1234)]
 
 
 async def test_each_rank_gets_its_plan_and_the_pictures_of_that_plan_unresolved(ranks):
@@ -167,6 +196,7 @@ async def test_an_update_begins_anew_after_one_that_was_not_finished(ranks):
 
 async def test_every_rank_takes_part_in_sending_and_the_first_says_what_was_sent(ranks):
     group = await started(ranks)
+    await group.open_weights(1)
     assert await group.send_weights() == SENT
     assert [rank.calls[-1] for rank in ranks] == [("send_weights",)] * 2
 
@@ -234,6 +264,9 @@ FIRST_RANK_ALONE = ("open_weights", "join_weights", "release_weights", "close_we
 )
 async def test_every_wait_has_a_deadline(ranks, method):
     group = await started(ranks, update_timeout_s=0.05)
+    group.begin()
+    if method != "open_weights":
+        await group.open_weights(1)
     ranks[0 if method in FIRST_RANK_ALONE else 1].hangs = True
     given = {
         **{name: [[make_group(1)]] for name in ("update", "learn")},
@@ -242,5 +275,6 @@ async def test_every_wait_has_a_deadline(ranks, method):
         "load": ["url", "folder"],
         "begin_save": ["url", "folder", 7],
     }.get(method, [])
-    with pytest.raises(LearnerError, match=rf"{method} took more than 0\.05 s"):
+    what = "begin" if method in ("update", "learn") else method  # which comes first
+    with pytest.raises((LearnerError, CheckpointError), match=rf"{what} took more than 0\.05 s"):
         await getattr(group, method)(*given)

@@ -1,0 +1,113 @@
+"""Copies of the learner's state in memory: where each share of the last snapshots lies.
+
+After an update every rank copies its share to its own host memory, and another process's memory takes a second copy,
+on another node if there is one, while the next update is already computed. So a lost process or node loses no state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from actors.errors import LearnerError
+from learner.elastic import Held, Source, holder_node, newest_whole
+from learner.members import Member, Members
+from learner.remote import Holder, ShareOwner
+
+StartHolder = Callable[[str], Holder]
+"""Starts a holder on a node."""
+ListNodes = Callable[[], Awaitable[Sequence[str]]]
+"""The nodes of the cluster that are alive."""
+
+
+class Copies:
+    """Takes snapshots and finds them again."""
+
+    def __init__(self, members: Members, start_holder: StartHolder, list_nodes: ListNodes) -> None:
+        self._members = members
+        self._start_holder = start_holder
+        self._list_nodes = list_nodes
+        self._holders: dict[str, Holder] = {}
+        """By node."""
+        self._held: set[Held] = set()
+        self._num_snapshots = 0
+        self.newest = 0
+        """The last snapshot of which all copies are in place; 0 if there is none."""
+
+    def begin(self) -> int:
+        """The number of a new snapshot, which every rank is to take now."""
+        self._num_snapshots += 1
+        return self._num_snapshots
+
+    def taken(self, snapshot: int, group: Sequence[Member]) -> None:
+        """All ranks of the group have their own copy."""
+        self._held |= self._own(snapshot, group)
+
+    async def spread(self, snapshot: int, group: Sequence[Member]) -> None:
+        """Copy the ranks' shares to other processes; then earlier snapshots are not needed any more.
+
+        Raises:
+            LearnerError: a rank or a holder is gone. What was held before is still held.
+        """
+        nodes = await self._list_nodes()
+        rank_nodes = [member.node for member in group]
+        held = await asyncio.gather(
+            *(
+                self._hold(snapshot, index, group, holder_node(member.node, rank_nodes, nodes))
+                for index, member in enumerate(group)
+            )
+        )
+        self._held = self._own(snapshot, group) | set(held)
+        self.newest = snapshot
+
+    async def refresh(self) -> None:
+        """Forget holders that are gone."""
+
+        async def check(node: str, holder: Holder) -> None:
+            if not await holder.answers():
+                del self._holders[node]
+
+        await asyncio.gather(*(check(node, holder) for node, holder in list(self._holders.items())))
+
+    def source(self) -> Source | None:
+        """The newest whole state."""
+        return newest_whole(self._held, list(self._owners()))
+
+    def shares(self, source: Source) -> list[object]:
+        """Handles of its shares."""
+        owners = self._owners()
+        return [owners[place].share(source.snapshot, index) for index, place in enumerate(source.places)]
+
+    def clear(self) -> None:
+        """Another state was loaded: what is held is none of it."""
+        self._held.clear()
+        self.newest = 0
+
+    def _owners(self) -> dict[str, ShareOwner]:
+        """Living processes that may hold shares by name, the ranks first."""
+        return {
+            **{member.place: member.rank for member in self._members.up.values()},
+            **{_place(node): holder for node, holder in self._holders.items()},
+        }
+
+    async def _hold(self, snapshot: int, index: int, group: Sequence[Member], node: str) -> Held:
+        if node not in self._holders:
+            self._holders[node] = self._start_holder(node)
+        holder = self._holders[node]
+        try:
+            await holder.hold(snapshot, index, group[index].rank.share(snapshot, index), oldest=self.newest)
+        except LearnerError:
+            if self._holders.get(node) is holder and not await holder.answers():
+                del self._holders[node]
+            raise
+        return self._entry(snapshot, index, group, _place(node))
+
+    def _own(self, snapshot: int, group: Sequence[Member]) -> set[Held]:
+        return {self._entry(snapshot, index, group, member.place) for index, member in enumerate(group)}
+
+    def _entry(self, snapshot: int, index: int, group: Sequence[Member], place: str) -> Held:
+        return Held(snapshot=snapshot, index=index, num_shares=len(group), place=place)
+
+
+def _place(node: str) -> str:
+    return f"holder on {node}"

@@ -1,0 +1,93 @@
+"""Loads the policy and its reference from the model's folder, whole or sharded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from actors.errors import LearnerError
+from actors.images import ViewSpec
+from actors.prompts import vision_token_ids
+from configs.learner import LearnerConfig
+from configs.schema import ModelConfig
+from learner.engine import ShardedForward, construction
+from learner.memory import memory_problem
+from learner.model import Policy, load_policy
+from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
+
+
+class Policies:
+    """The model's files, as one rank needs them; what is small is read once."""
+
+    def __init__(
+        self, config: LearnerConfig, model: ModelConfig, *, seed: int, temperature: float, device: torch.device
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._seed = seed
+        self._temperature = temperature
+        self._device = device
+        self.dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+    @cached_property
+    def spec(self) -> ViewSpec:
+        """How the model sees a picture."""
+        return ViewSpec.from_model(
+            self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
+        )
+
+    @cached_property
+    def _forbidden_ids(self) -> tuple[int, ...]:
+        return tuple(vision_token_ids(AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)))
+
+    def prepare(self) -> None:
+        """Read what is small."""
+        disable_progress_bar()
+        self.spec, self._forbidden_ids  # noqa: B018 - cached
+
+    def check_memory(self) -> None:
+        """Refuse what cannot fit this rank's GPU, which the driver may not see.
+
+        Raises:
+            LearnerError: it does not fit.
+        """
+        if self._device.type != "cuda":
+            return
+        problem = memory_problem(
+            json.loads((Path(self._model.path) / "config.json").read_text()),
+            self._config,
+            in_bfloat16=self.dtype == torch.bfloat16,
+            gpu_bytes=torch.cuda.mem_get_info()[1],
+        )
+        if problem:
+            raise LearnerError(problem)
+
+    def load_policy(self) -> Policy:
+        """The policy to be trained. A collective under ZeRO-3."""
+        return self._load(learner_settings(self._config, self.dtype))
+
+    def load_reference(self) -> Callable[..., Any]:
+        """The frozen policy at step 0. A collective where it is sharded."""
+        if not shards_reference(self._config):
+            return self._load(learner_settings(self._config, self.dtype)).eval().requires_grad_(False)
+        reference = self._load(reference_settings(self._config, self.dtype)).eval().requires_grad_(False)
+        return ShardedForward(reference, reference_settings(self._config, self.dtype, part_sizes(reference)))
+
+    def _load(self, settings: dict[str, Any]) -> Policy:
+        disable_progress_bar()
+        model = load_policy(
+            self._model.path,
+            load=self._model.load,
+            dtype=self.dtype,
+            device=self._device,
+            seed=self._seed,
+            construction=construction(settings),
+        )
+        return Policy(model, temperature=self._temperature, forbidden_ids=self._forbidden_ids)

@@ -1,0 +1,339 @@
+"""A learner whose ranks are killed, stuck, late and lost with their nodes, in virtual time."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from actors.errors import LearnerError, WeightSyncError
+from configs.ranges import Range
+from tests.learner.builders import make_group
+from tests.learner.scripted_ranks import World
+from tests.virtual_time import in_virtual_time, now
+
+GROUPS = [make_group(seed) for seed in range(8)]
+GROUPS = [
+    replace(group, played=replace(group.played, ref=replace(group.played.ref, row=row)))
+    for row, group in enumerate(GROUPS)
+]
+UPDATE = (frozenset(range(8)), "step", "step")
+"""What an undisturbed rank remembers of one update."""
+
+
+def once(matches, act):
+    """What happens at the first call that matches."""
+    happened = []
+
+    def on_call(rank, what):
+        if not happened and matches(rank, what):
+            happened.append(act(rank))
+
+    return on_call
+
+
+async def trained(world, updates=3, **settings):
+    learner = world.learner(**settings)
+    await learner.start()
+    for _ in range(updates):
+        await learner.update(GROUPS)
+    return learner
+
+
+@in_virtual_time
+async def test_a_run_starts_with_the_fewest_and_the_others_join_between_updates():
+    world = World("a")
+    learner = world.learner(num_ranks="1..3")
+    await learner.start()
+    assert learner.num_ranks == 1
+    await learner.update(GROUPS)
+    world.nodes.update(b=True, c=True)
+    await asyncio.sleep(20)
+    assert learner.num_ranks == 1, "never in the midst of nothing"
+    assert sorted(member.state for member in learner.members()) == ["serving", "spare", "spare"]
+    await learner.update(GROUPS)
+    assert (learner.num_ranks, learner.generation) == (3, 2)
+    assert [rank.history for rank in world.serving()] == [UPDATE * 2] * 3
+    assert "reform" in world.kinds
+    assert "replay" not in world.kinds
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_nobody_joins_in_the_midst_of_an_update():
+    world = World("a")
+    learner = await trained(world, 1, num_ranks="1..2")
+    learner.begin()
+    await learner.learn(GROUPS[:3])
+    world.nodes.update(b=True)
+    await asyncio.sleep(20)
+    await learner.learn(GROUPS[3:])
+    assert (await learner.finish()).metrics == {"size": 1}
+    assert (await learner.update(GROUPS)).metrics == {"size": 2}
+    await learner.shutdown()
+
+
+@pytest.mark.parametrize("what", ["form", "begin", "learn", "finish"])
+@pytest.mark.parametrize("number", [0, 1])
+@in_virtual_time
+async def test_a_killed_rank_costs_nothing_but_the_update_in_flight(what, number):
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    world.on_call = once(lambda rank, called: rank.number == number and called == what, lambda rank: rank.die())
+    if what == "form":
+        world.ranks[1 - number].die()
+    for _ in range(3):
+        await learner.update(GROUPS)
+        await asyncio.sleep(5)
+    assert learner.version == 8
+    assert all(rank.history == UPDATE * 4 for rank in world.serving())
+    assert learner.num_ranks == 2, "it grew back"
+    assert {"leave", "reform", "join"} <= set(world.kinds)
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_the_parts_of_a_streamed_update_are_replayed_in_order():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    learner.begin()
+    await learner.learn(GROUPS[:3])
+    await learner.learn(GROUPS[3:6])
+    world.nodes["b"] = False
+    world.on_call = once(lambda rank, called: rank.node == "b" and called == "learn", lambda rank: rank.die())
+    await learner.learn(GROUPS[6:])
+    report = await learner.finish()
+    assert report.metrics == {"size": 1}
+    parts = (frozenset(range(3)), frozenset(range(3, 6)), "step", frozenset({6, 7}), "step")
+    assert world.serving()[0].history == UPDATE + parts
+    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["6 groups in 2 parts"]
+    await learner.shutdown()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+@in_virtual_time
+async def test_a_wedged_rank_is_found_in_seconds_and_the_others_are_freed(stopped):
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+
+    def wedge(rank):
+        rank.is_stopped = stopped
+        rank.stuck_in = "learn"
+        rank.num_passes -= 1  # behind those that wait for it
+
+    world.on_call = once(lambda rank, called: rank.number == 1 and called == "learn", wedge)
+    started = now()
+    await learner.update(GROUPS)
+    assert now() - started < 10 + 2 + 5, "stall_timeout_s, two questions, and then to form and to replay"
+    wedged = [event for event in world.events if event[0] == "wedged"]
+    assert [who for _, who, _ in wedged] == ["learner rank 1"]
+    assert ("no answer" if stopped else "no progress") in wedged[0][2]
+    assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_the_first_update_may_take_longer_for_a_pass():
+    world = World("a")
+    learner = world.learner()
+    await learner.start()
+
+    def compile_for_long(rank):
+        rank.stuck_in = "learn"
+        asyncio.get_running_loop().call_later(30, rank.die)
+
+    world.on_call = once(lambda rank, called: called == "learn", compile_for_long)
+    started = now()
+    await learner.update(GROUPS)
+    assert 30 < now() - started < 50, "it died at 30 s and was not killed before"
+    assert "wedged" not in world.kinds
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_lost_node_takes_no_state_with_it():
+    world = World("a", "b")
+    learner = await trained(world, 2, num_ranks="1..2")
+    await asyncio.sleep(5)
+    world.lose_node("a")
+    await learner.update(GROUPS)
+    (left,) = world.serving()
+    assert (left.node, left.history) == ("b", UPDATE * 3)
+    world.nodes["c"] = True
+    await asyncio.sleep(20)
+    await learner.update(GROUPS)
+    assert [rank.history for rank in world.serving()] == [UPDATE * 4] * 2
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_single_rank_restarts_from_the_memory_of_another_node():
+    world = World("a", "b")
+    learner = await trained(world, 2, num_ranks=1)
+    await asyncio.sleep(5)
+    assert list(world.holders) == ["b"], "the copy is not where the rank is"
+    world.lose_node("a")
+    await learner.update(GROUPS)
+    (left,) = world.serving()
+    assert (left.node, left.history) == ("b", UPDATE * 3)
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_too():
+    world = World("a", "b")
+    learner = await trained(world, 2, num_ranks="1..2")  # the copies of the second update are under way
+    world.lose_node("b")
+    await learner.update(GROUPS)
+    (left,) = world.serving()
+    assert left.history == UPDATE * 3
+    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["8 groups in 1 parts"]
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_without_any_memory_the_run_ends_with_a_reason():
+    world = World("a", "b")
+    learner = await trained(world, 2, num_ranks="1..2")
+    await asyncio.sleep(5)
+    world.lose_node("a")
+    world.lose_node("b")
+    world.nodes["c"] = True
+    with pytest.raises(LearnerError, match="the state since the newest checkpoint is lost"):
+        await learner.update(GROUPS)
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_loss_before_the_first_copy_starts_again_from_the_loaded_state():
+    world = World("a", "b")
+    world.disk["step-1"] = UPDATE
+    learner = world.learner(num_ranks="1..2")
+    await learner.start()
+    await learner.load("/runs", "step-1")
+    world.on_call = once(lambda rank, called: rank.number == 0 and called == "finish", lambda rank: rank.die())
+    await learner.update(GROUPS)
+    assert learner.version == 4
+    assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_loaded_state_replaces_what_is_held_in_memory():
+    world = World("a", "b")
+    world.disk["step-1"] = ("older", "step")
+    learner = await trained(world, 2, num_ranks="1..2")
+    await learner.load("/runs", "step-1")
+    world.ranks[1].die()
+    await learner.update(GROUPS)
+    assert all(rank.history == ("older", "step", *UPDATE) for rank in world.serving())
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_an_update_that_always_kills_its_ranks_ends_the_run():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    world.on_call = lambda rank, called: rank.die() if called == "finish" and rank.rank == 0 else None
+    with pytest.raises(LearnerError, match="the same update failed 5 times"):
+        await learner.update(GROUPS)
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_fewer_than_the_fewest_are_waited_for_and_not_for_ever():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks=2, update_timeout_s=600)
+    await asyncio.sleep(5)
+    world.lose_node("b")
+    loop = asyncio.get_running_loop()
+    loop.call_later(100, world.nodes.update, {"c": True})
+    started = now()
+    await learner.update(GROUPS)
+    assert 100 < now() - started < 120
+    assert [rank.node for rank in world.serving()] == ["a", "c"]
+    await asyncio.sleep(5)
+    world.lose_node("a")
+    with pytest.raises(LearnerError, match=r"1 of at least 2 learner ranks are up after .*update_timeout_s=600 s"):
+        await learner.update(GROUPS)
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_process_that_dies_before_it_is_up_is_started_again_with_pauses():
+    world = World("a")
+    world.num_failing_starts = 2
+    learner = await trained(world, 1)
+    assert world.serving()[0].history == UPDATE
+    await learner.shutdown()
+    world = World("a")
+    world.num_failing_starts = 3
+    with pytest.raises(LearnerError, match="learner rank 0 died 3 times before it was up"):
+        await world.learner().start()
+
+
+@in_virtual_time
+async def test_the_learner_is_resized_by_hand_between_updates():
+    world, sizes = World("a", "b", "c"), [Range(minimum=1, maximum=2)]
+    learner = await trained(world, 1, num_ranks="1..2", desired=lambda: sizes[-1])
+    assert learner.num_ranks == 2
+    sizes.append(Range(minimum=3, maximum=3))
+    await learner.update(GROUPS)
+    await asyncio.sleep(20)
+    await learner.update(GROUPS)
+    assert learner.num_ranks == 3
+    sizes.append(Range(minimum=1, maximum=1))
+    await learner.update(GROUPS)
+    assert learner.num_ranks == 1
+    assert [rank.history for rank in world.serving()] == [UPDATE * 4]
+    assert [view.state for view in learner.members()] == ["serving"]
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_receivers_connect_anew_after_ranks_have_changed():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    await learner.open_weights(1)
+    await learner.join_weights()
+    assert (await learner.send_weights()).offer.version == 2
+    generation = learner.generation
+    world.ranks[0].die()
+    with pytest.raises(WeightSyncError):
+        await learner.send_weights()
+    await learner.close_weights()
+    assert learner.generation > generation
+    with pytest.raises(WeightSyncError, match="connect anew"):
+        await learner.send_weights()
+    await learner.open_weights(1)
+    assert (await learner.send_weights()).offer.version == 2, "the same weights, from another process"
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_an_error_of_the_update_itself_ends_the_run_at_once():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks=2)
+
+    async def refuse(plan, pictures):
+        raise LearnerError("3 optimizer steps in a row had a non-finite loss")
+
+    world.ranks[1].learn = refuse
+    started = now()
+    with pytest.raises(LearnerError, match="3 optimizer steps in a row"):
+        await learner.update(GROUPS)
+    assert now() - started < 5
+    assert learner.generation == 1
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_cancelled_update_leaves_nothing_behind():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks=2)
+    learner.begin()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await learner.learn(GROUPS[:4])
+    await learner.update(GROUPS)
+    assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()

@@ -120,8 +120,7 @@ async def launch(
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
-    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
+    await asyncio.to_thread(_check, config, display, resume=resume)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
         held = await _hold(folder, display, cleanup)
@@ -183,6 +182,12 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
+
+
+def _check(config: Config, display: Display, *, resume: bool) -> None:
+    """Reject a run that would fail, before anything is started."""
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
+    check_run(config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
 
 
 async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:

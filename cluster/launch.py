@@ -153,6 +153,12 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         yield Fleet(rollouts=pool, judges=judges)
 
 
+def _check(config: Config, display: Display, *, resume: bool) -> None:
+    """Reject a run that would fail, before anything is started."""
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
+    check_run(config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
+
+
 async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
     """Take the lease on the run until all of it is shut down."""
     held = await asyncio.to_thread(take_lease, folder, say=display.say)

@@ -241,6 +241,8 @@ class Formation:
         Skipped if that is still under way from the last time. A rank that is lost meanwhile shows in the next call.
         """
         if self._copying is None or self._copying.done():
+            if self._copying is not None:
+                self._copying.result()  # a bug in it ends the run
             try:
                 await self._take_snapshot()
             except AttemptFailedError as error:

@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from actors.errors import LearnerError, WeightSyncError
 from configs.ranges import Range
@@ -336,4 +338,64 @@ async def test_a_cancelled_update_leaves_nothing_behind():
             await learner.learn(GROUPS[:4])
     await learner.update(GROUPS)
     assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_rank_that_could_not_be_reached_for_a_moment_is_not_dead():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks=2)
+    world.on_call = once(lambda rank, called: called == "learn", lambda rank: setattr(rank, "is_cut_off", True))
+    await learner.update(GROUPS)
+    assert [rank.history for rank in world.ranks] == [UPDATE * 2] * 2, "the same two processes"
+    assert world.kinds.count("join") == 2
+    assert "leave" not in world.kinds
+    await learner.shutdown()
+
+
+def strike(rank, fault):
+    match fault:
+        case "kill":
+            rank.die()
+        case "stop":
+            rank.is_stopped = True
+        case "stick":
+            rank.stuck_in = "learn"
+        case "cut":
+            rank.is_cut_off = True
+
+
+FAULTS = st.tuples(
+    st.integers(0, 11),
+    st.sampled_from(["kill", "stop", "stick", "cut"]),
+    st.sampled_from(["form", "restore", "begin", "learn", "finish"]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FAULTS, max_size=4), st.integers(1, 3))
+def test_whatever_happens_to_processes_nothing_is_learned_twice_or_not_at_all(faults, maximum):
+    in_virtual_time(played)(faults, maximum)
+
+
+async def played(faults, maximum):
+    """Each fault strikes the rank of that number (of twelve, modulo those there are) at its next call of a kind."""
+    world = World("a", "b", "c", "d")
+    learner = await trained(world, 1, num_ranks=f"1..{maximum}")
+    waiting = list(faults)
+
+    def on_call(rank, called):
+        for fault in waiting:
+            number, kind, what = fault
+            if called == what and rank.rank == number % rank.meeting.size:
+                waiting.remove(fault)
+                strike(rank, kind)
+                return
+
+    world.on_call = on_call
+    for number in range(2, 5):
+        await learner.update(GROUPS)
+        assert all(member.history == UPDATE * number for member in world.serving())
+        await asyncio.sleep(3)
+    assert learner.version == 8
     await learner.shutdown()

@@ -118,13 +118,16 @@ class Formation:
         """
         while True:
             await self.ready(may_resize=may_resize)
+            generation = self.generation
             try:
                 result = await work()
             except AttemptFailedError as error:
                 self.failed(error)
-            else:
+                continue
+            if self._is_sound and self.generation == generation:
                 self._num_attempts = 0
                 return result
+            # Ranks were lost in another call at the same time: the state is now the one before this work.
 
     def failed(self, error: AttemptFailedError) -> None:
         """An attempt at something failed."""

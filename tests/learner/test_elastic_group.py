@@ -399,3 +399,19 @@ async def played(faults, maximum):
         await asyncio.sleep(3)
     assert learner.version == 8
     await learner.shutdown()
+
+
+@in_virtual_time
+async def test_work_that_ended_as_another_call_lost_a_rank_is_done_again():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    learner.begin()
+    learning = asyncio.create_task(learner.learn(GROUPS))
+    await asyncio.sleep(0.9)  # in its last half second
+    opening = asyncio.create_task(learner.open_weights(1))
+    await asyncio.sleep(0)
+    world.ranks[0].die()
+    await asyncio.gather(learning, opening)
+    await learner.finish()
+    assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()

@@ -253,6 +253,7 @@ async def test_fewer_than_the_fewest_are_waited_for_and_not_for_ever():
     await learner.update(GROUPS)
     assert 100 < now() - started < 120
     assert [rank.node for rank in world.serving()] == ["a", "c"]
+    assert [detail for kind, _, detail in world.events if kind == "pending"] == ["waits for 1 more ranks"]
     await asyncio.sleep(5)
     world.lose_node("a")
     with pytest.raises(LearnerError, match=r"1 of at least 2 learner ranks are up after .*update_timeout_s=600 s"):

@@ -107,7 +107,8 @@ async def test_the_parts_of_a_streamed_update_are_replayed_in_order():
     assert report.metrics == {"size": 1}
     parts = (frozenset(range(3)), frozenset(range(3, 6)), "step", frozenset({6, 7}), "step")
     assert world.serving()[0].history == UPDATE + parts
-    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["6 groups in 2 parts"]
+    replayed = [detail for kind, _, detail in world.events if kind == "replay"]
+    assert replayed == ["6 groups in 2 parts", "2 groups that were in flight"]
     await learner.shutdown()
 
 
@@ -188,7 +189,8 @@ async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_t
     await learner.update(GROUPS)
     (left,) = world.serving()
     assert left.history == UPDATE * 3
-    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["8 groups in 1 parts"]
+    replayed = [detail for kind, _, detail in world.events if kind == "replay"]
+    assert replayed == ["8 groups in 1 parts", "8 groups that were in flight"]
     await learner.shutdown()
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from actors.data.dataset import CursorState, PromptCursor, SkipCounts, SkipLedger
-from actors.errors import CheckpointError, LearnerError
+from actors.data.dataset import CursorState, PromptCursor
+from actors.errors import CheckpointError, LearnerError, RunError
 from cluster.folders import checkpoints_url
 from cluster.identity import Identity, check_identity
 from cluster.judging.watch import JudgeWatch
 from cluster.records.events import Event, OnEvent
-from cluster.step import StepBatch
 from configs.schema import Config
 from learner.checkpoint import CheckpointFolder, checkpoint_name, step_of, write_json
 from learner.group import LearnerGroup
@@ -41,7 +40,6 @@ class DriverParts:
 
     identity: Identity
     prompts: PromptCursor
-    skips: SkipLedger
     judge_watch: JudgeWatch
 
 
@@ -60,6 +58,9 @@ class Checkpoints:
     After each step the learner's state is copied to the ranks' host memory, which is all that the loop waits for. The
     ranks write a checkpoint from there, so that the last finished step can be saved at any moment, in the midst of an
     update too. A checkpoint that cannot be written is an event; the run goes on to the next one.
+
+    Args:
+        before_save: raises where this driver must not write, because another one has taken the run.
     """
 
     def __init__(
@@ -70,15 +71,15 @@ class Checkpoints:
         *,
         on_event: OnEvent,
         warn: Callable[[str], None],
+        before_save: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = CheckpointFolder(checkpoints_url(config))
         self._config = config.train
         self._learner = learner
         self._driver = driver
-        self._consumed = SkipCounts(num_skipped=0, num_usable=0)
-        """Rows of the finished steps; the ledger counts those that were read ahead as well."""
         self._on_event = on_event
         self._warn = warn
+        self._before_save = before_save
         self._last: FinishedStep | None = None
         self._saved_step: int | None = None
         self._save: asyncio.Task[None] | None = None
@@ -86,13 +87,11 @@ class Checkpoints:
         self._num_failed = 0
 
     async def restore(self) -> int:
-        """Restore the newest checkpoint that is whole; returns its step, or 0 if the run stopped before its first one.
+        """Restore the newest checkpoint that is whole; returns its step.
 
         Raises:
             CheckpointError: it belongs to another run, or none is whole.
         """
-        for name in await asyncio.to_thread(self._folder.discard_incomplete):
-            self._warn(f"{name} is incomplete: removed")
         names = await asyncio.to_thread(self._folder.list)
         for name in reversed(names):
             flaw = await asyncio.to_thread(self._folder.find_flaw, name, reads_tensors=False)
@@ -107,31 +106,26 @@ class Checkpoints:
                     self._take_over(state)
                     return step_of(name)
             self._warn(f"{name} fails verification: {flaw}")
-        if names:
-            raise CheckpointError(f"{self._folder.url} has no valid checkpoint: start a new run without --resume")
-        self._warn("no checkpoint was written yet: this run starts over")
-        return 0
+        raise CheckpointError(f"{self._folder.url} has no valid checkpoint: give --restart to start from step 0")
 
     def _take_over(self, state: dict[str, Any]) -> None:
         self._driver.prompts.restore(CursorState(**state["cursor"]))
         self._driver.judge_watch.restore(state["judge"])
-        self._consumed = SkipCounts(**state["skips"])
-        self._driver.skips.restore(self._consumed)
         self._saved_step = state["step"]
 
-    async def reached(self, step: int, batch: StepBatch) -> None:
+    async def reached(self, step: int, cursor: CursorState) -> None:
         """After every finished step: copy the learner's state, and begin to save it where a checkpoint is due.
 
         Raises:
             CheckpointError: `train.max_failed_saves` checkpoints in a row could not be written.
+            RunError: another driver has taken the run.
         """
-        self._consumed = self._consumed.plus(count_rows(batch))
         is_due = step % self._config.checkpoint_every == 0 or step == self._config.num_steps
         if not (is_due or self._config.snapshot_every_step):
             return
         started_at = time.monotonic()
         await self._learner.snapshot()
-        self._last = FinishedStep(step=step, version=self._learner.version, state=self._state(step, batch.cursor))
+        self._last = FinishedStep(step=step, version=self._learner.version, state=self._state(step, cursor))
         if is_due:
             await self._begin(self._last, started_at)
 
@@ -158,7 +152,6 @@ class Checkpoints:
             "step": step,
             "saved_at": time.time(),
             "cursor": asdict(cursor),
-            "skips": asdict(self._consumed),
             "identity": asdict(self._driver.identity),
             "judge": self._driver.judge_watch.totals(),
         }
@@ -167,6 +160,7 @@ class Checkpoints:
         """Wait for the save before this one, then let the ranks begin to write; the rest goes on beside the loop."""
         async with self._turn:
             await self._settle()
+            self._before_save()
             if self._saved_step is not None and self._saved_step >= finished.step:
                 return
             begun = asyncio.Event()
@@ -196,10 +190,11 @@ class Checkpoints:
                 files[STATE] = await asyncio.to_thread(
                     write_json, self._folder.storage, f"{folder}/{STATE}", finished.state
                 )
+                self._before_save()
                 await asyncio.to_thread(self._folder.seal, finished.step, files)
         except TimeoutError:
             await self._give_up(finished.step, f"not written within train.save_timeout_s={limit_s:g}")
-        except (CheckpointError, LearnerError) as error:
+        except (CheckpointError, LearnerError, RunError) as error:
             await self._give_up(finished.step, str(error))
         else:
             self._saved_step, self._num_failed = finished.step, 0
@@ -225,11 +220,3 @@ class Checkpoints:
 
     def _add_event(self, kind: Any, step: int, detail: str) -> None:
         self._on_event(Event(kind=kind, who=WHO, detail=detail, step=step))
-
-
-def count_rows(batch: StepBatch) -> SkipCounts:
-    """Rows that a step has consumed: unusable ones, and those that could be read."""
-    return SkipCounts(
-        num_skipped=sum(group.is_skipped_row for group in batch.lost),
-        num_usable=len(batch.scored) + sum(group.group is not None for group in batch.lost),
-    )

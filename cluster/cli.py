@@ -27,8 +27,8 @@ from cluster.shell import (
     report_errors,
     run_async,
 )
-from cluster.stopping import Stopping, last_step_of
-from configs.load import describe_fields, load_config, to_yaml
+from cluster.stopping import Stopping
+from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
 
@@ -55,14 +55,22 @@ def train(
     overrides: Overrides = None,
     config: ConfigName = "tiny",
     resume: Annotated[
-        bool, typer.Option(help="Resume the newest run of this name from its latest checkpoint.")
+        bool | None,
+        typer.Option(
+            help="Resume the newest run of this name, or start a new one under the next free name. Default: with "
+            "run.name=NAME that run is started or resumed, without it a new run starts.",
+            show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option(help="Start run.name=NAME from step 0; its records move to NAME/attempts/N.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a policy with multi-turn GRPO, then evaluate it on the held-out split.
 
     Writes runs/NAME/ with config.yaml, metrics.jsonl, TensorBoard events, all episodes, checkpoints, the exported
-    policy and report.html.
+    policy and report.html. With run.name=NAME the same command starts a run and, given again, resumes it.
     """
     started_at = process_started_at()
     with report_errors():
@@ -72,17 +80,25 @@ def train(
         from cluster.runtime.notices import stop_when_preempted
         from cluster.train import train as train_loop
 
-        settings = resolve_run(config, overrides or [], resume=resume)
+        chosen = resolve_run(config, overrides or [], resume=resume, restart=restart)
+        settings, display = chosen.config, Display(chosen.config)
+        for warning in chosen.warnings:
+            display.warn(warning)
+        display.say(chosen.line)
+        if chosen.summary is not None:
+            if as_json:
+                print_json(chosen.summary)
+            return
         check_outlives_job(settings, os.environ)
         make_missing_data(settings)
         stopping = Stopping(grace_s=settings.run.stop_grace_s, is_run=True)
-        display = Display(settings)
-        display.say(f"run folder {settings.run.dir}/{settings.run.name}")
+        resume, restart = chosen.resumes, chosen.restarts
 
         async def run() -> dict[str, Any]:
-            async with launch(settings, resume=resume, display=display, started_at=started_at) as parts:
+            started = launch(settings, resume=resume, restart=restart, display=display, started_at=started_at)
+            async with started as parts:
                 with stop_when_preempted(stopping):
-                    save = last_step_of(parts.checkpoints)
+                    save = parts.checkpoints.save_last
                     async with stopping.saving(save, finished=lambda: parts.journal.step):
                         return await train_loop(settings, parts)
 
@@ -127,8 +143,10 @@ def evaluate(
 
         source = find_policy(policy) if policy else None
         chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
-        base = str(source.run / CONFIG) if source and source.run and config == "tiny" else config
-        settings = resolve_paths(load_config(base, [*(overrides or []), *chosen]))
+        given = [*(overrides or []), *chosen]
+        run_folder = source.run if source and config == "tiny" else None
+        loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
+        settings = resolve_paths(loaded)
         make_missing_data(settings)
         heldout, display = Dataset.open(settings.data.heldout), Display(settings)
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.data.dataset import Dataset, PromptCursor, SkipLedger
+from actors.data.dataset import Dataset, PromptCursor
 from actors.errors import RolloutError, RunError, VisionThinkError
 from actors.fleet.pool import RolloutPool
 from cluster.checkpoints import Checkpoints, DriverParts
@@ -25,9 +25,10 @@ from cluster.identity import identify
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import Check, check_judge, check_run
 from cluster.records.events import EventLog
-from cluster.records.files import lock_run_folder, run_id, write_atomically
+from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
-from cluster.resuming import check_checkpoints
+from cluster.runs.lease import Lease, take_lease
+from cluster.runs.resuming import check_resumption, find_start, recall
 from cluster.runtime.connect import check_address, connect
 from cluster.runtime.logs import RunLogs
 from cluster.runtime.placement import Placement, check_capacity, place
@@ -107,20 +108,24 @@ class Parts:
 
 
 @contextlib.asynccontextmanager
-async def launch(config: Config, *, resume: bool, display: Display, started_at: float) -> AsyncIterator[Parts]:
+async def launch(
+    config: Config, *, resume: bool, display: Display, started_at: float, restart: bool = False
+) -> AsyncIterator[Parts]:
     """Start all components of a run, with `resume` from its latest checkpoint; they are shut down on any exit.
 
     Raises:
+        RunError: another driver holds the run, or its folder has one that `restart` should set aside.
         ValueError: the cluster cannot hold the run, or its judge cannot be asked.
         CheckpointError: nothing to resume from.
         RolloutError, LearnerError: a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    more = [check_address, *_judge_checks(config.judge, display)]
-    await asyncio.to_thread(check_run, config, more=more, then=[lambda: check_checkpoints(config, resume=resume)])
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
+    await asyncio.to_thread(check_run, config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
-        cleanup.enter_context(lock_run_folder(folder))
+        held = await _hold(folder, display, cleanup)
+        resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
         logs = _connect(cleanup, display, folder / "logs")
         placement = _place(config)
         workers = start_workers(config, placement)
@@ -133,34 +138,34 @@ async def launch(config: Config, *, resume: bool, display: Display, started_at: 
         watch = JudgeWatch(judges, config, warn=display.warn, count_replicas=lambda: count_judges(app_name))
         cleanup.push_async_callback(watch.close)
         prompts = PromptCursor(dataset=config.data.train, num_rows=len(train_set), seed=config.run.seed)
-        skips = SkipLedger(max_skipped_fraction=config.data.max_skipped_fraction)
-        driver = DriverParts(identity=identify(config, train_set), prompts=prompts, skips=skips, judge_watch=watch)
-        checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn)
-        cleanup.push_async_callback(checkpoints.close)
-        step = await checkpoints.restore() if resume else 0
-        write_atomically(folder / CONFIG, to_yaml(config))
+        checkpoints = _checkpoints(config, train_set, learner, prompts, watch, display, events, held, cleanup)
+        step = await checkpoints.restore() if resumes else 0
+        skips = recall(folder, config, step, prompts, display)
+        _write_config(folder, config, held)
         fleet = Fleet(rollouts=_pool(config, workers), judges=judges)
-        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s)
+        weights = WeightChannel(learner, fleet.rollouts, timeout_s=config.weights.timeout_s, before_publish=held.check)
         updates = UpdateStream(learner, min_groups=config.learner.ranks.maximum)
+        collector = Collector(
+            fleet,
+            config,
+            prompts=prompts,
+            skips=skips,
+            judge_watch=watch,
+            published=weights.published,
+            last_step=step,
+            on_trained=updates.add if config.streams_updates else None,
+            on_group=display.group_done,
+            on_batch=display.batch_done,
+        )
+        clock = RunClock(started_at)
         yield Parts(
             fleet=fleet,
             learner=learner,
             weights=weights,
-            collector=Collector(
-                fleet,
-                config,
-                prompts=prompts,
-                skips=skips,
-                judge_watch=watch,
-                published=weights.published,
-                last_step=step,
-                on_trained=updates.add if config.streams_updates else None,
-                on_group=display.group_done,
-                on_batch=display.batch_done,
-            ),
+            collector=collector,
             updates=updates,
             checkpoints=checkpoints,
-            journal=Journal(folder, config, step=step, clock=RunClock(started_at), judge_watch=watch, display=display),
+            journal=Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held),
             heldout=heldout,
             display=display,
         )
@@ -178,6 +183,38 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         cleanup.push_async_callback(_shut_down, workers)
         await _all_up(config, [worker.serve_loaded_weights() for worker in workers], logs)
         yield Fleet(rollouts=_pool(config, workers), judges=judges)
+
+
+async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
+    """Take the lease on the run until all of it is shut down."""
+    held = await asyncio.to_thread(take_lease, folder, say=display.say)
+    cleanup.callback(held.release)
+    held.report_to(EventLog(folder, say=lambda _: None, warn=lambda _: None).add)  # the error is shown
+    return held
+
+
+def _checkpoints(
+    config: Config,
+    train_set: Dataset,
+    learner: LearnerGroup,
+    prompts: PromptCursor,
+    watch: JudgeWatch,
+    display: Display,
+    events: EventLog,
+    held: Lease,
+    cleanup: contextlib.AsyncExitStack,
+) -> Checkpoints:
+    driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
+    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
+    cleanup.push_async_callback(checkpoints.close)
+    return checkpoints
+
+
+def _write_config(folder: Path, config: Config, held: Lease) -> None:
+    """From here on the run counts as started."""
+    held.check()
+    with stop_on_full_disk(folder):
+        write_atomically(folder / CONFIG, to_yaml(config))
 
 
 def _connect(cleanup: contextlib.AsyncExitStack, display: Display, folder: Path | None) -> RunLogs:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
 from cluster.folders import CONFIG, checkpoints_url
-from configs.load import load_config
+from configs.load import load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
 from learner.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
@@ -40,7 +40,7 @@ def config_of(run: Path) -> Config:
     """
     if not (run / CONFIG).is_file():
         raise RunError(f"{run} is no run: it has no {CONFIG}")
-    saved = resolve_paths(load_config(str(run / CONFIG)))
+    saved = resolve_paths(load_saved(run / CONFIG)[0])
     place = run.absolute()
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(place.parent), name=place.name))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from actors.errors import CheckpointError, VisionThinkError
+from actors.errors import VisionThinkError
 
 RESUMABLE = 75
 """Exit code of a run that was stopped with its last finished step saved (EX_TEMPFAIL of sysexits.h)."""
@@ -30,7 +30,7 @@ ECHO_S = 1.0
 """A terminal and a program around the command (`uv run`, `srun`) each pass the same signal on: that is one signal."""
 MARK = "stopped by "
 """How the last line of a stopped command begins; `visionthink stop` looks for it."""
-CONTINUE = "the same command continues the run"
+CONTINUE = "the same command with this run.name continues the run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,13 +209,3 @@ class Stopping:
         shown_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display hides it
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), f"{shown_cursor}{text}\n".encode())
-
-
-def last_step_of(checkpoints: object) -> Callable[[], Awaitable[int | None]]:
-    """How to save the last finished step of a run: by its checkpoints, where they can at any moment."""
-    save: Callable[[], Awaitable[int | None]] | None = getattr(checkpoints, "save_last", None)
-    return save or _cannot_save
-
-
-async def _cannot_save() -> int | None:
-    raise CheckpointError("its checkpoints cannot be written between two of train.checkpoint_every")

@@ -31,13 +31,13 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
                 update = await updates.finish(batch)
             published = await weights.publish()  # version = the learner's optimizer step
             journal.record_step(step, batch, update, published)
-            await checkpoints.reached(step, batch)
+            await checkpoints.reached(step, batch.cursor)
             if journal.is_complete:
                 break
             if config.train.eval_every and step % config.train.eval_every == 0:
                 journal.record_evaluation(await evaluate(fleet, parts.heldout, config, parts.display))
     await checkpoints.save_last()  # whatever happens in the evaluation
+    await parts.learner.export_hf(journal.folder / "export")  # first: the evaluation may fail, and can be repeated
     evaluation = await evaluate(fleet, parts.heldout, config, parts.display)
     journal.record_evaluation(evaluation)
-    await parts.learner.export_hf(journal.folder / "export")
     return await journal.finish(evaluation)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -54,7 +54,15 @@ class _PhaseFailed(Exception):
 class WeightChannel:
     """Publishes the learner's weights to all rollout workers."""
 
-    def __init__(self, learner: LearnerGroup, rollouts: RolloutPool, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        rollouts: RolloutPool,
+        *,
+        timeout_s: float,
+        before_publish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_publish = before_publish
         self.published = PublishedVersions()
         self._learner = learner
         self._rollouts = rollouts
@@ -71,6 +79,7 @@ class WeightChannel:
             WeightSyncError: no worker has the version, or the learner cannot send it.
             LearnerError: a rank died.
         """
+        self._before_publish()
         started = time.monotonic()
         self.published.add(self._learner.version)
         failures: Counter[str] = Counter()

@@ -51,7 +51,10 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
             The message names the key, the value and the remedy.
     """
     file = find_config(path or DEFAULT)
-    merged = _merge(OmegaConf.structured(Config), _read(file), str(file))
+    return _finished(_merge(OmegaConf.structured(Config), _read(file), str(file)), overrides, file)
+
+
+def _finished(merged: DictConfig, overrides: Sequence[str], file: Path) -> Config:
     for override in overrides:
         merged = _merge(merged, _parse_override(override), _shown(override))
     try:
@@ -60,6 +63,21 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{file.name}: {_explain(error, {})}; {HELP}") from error
     assert isinstance(config, Config)
     return config
+
+
+def load_saved(file: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """The config that a run wrote, by this version or an earlier one, with overrides on top.
+
+    Returns it with the keys of the file that this version does not have: their settings are left out.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    content = OmegaConf.to_container(_read(file))
+    assert isinstance(content, dict)
+    kept, removed = _split_known({str(key): value for key, value in content.items()}, Config)
+    merged = _merge(OmegaConf.structured(Config), OmegaConf.create(kept), str(file))
+    return _finished(merged, overrides, file), removed
 
 
 def to_yaml(config: Config) -> str:
@@ -99,6 +117,20 @@ def _sections(owner: type[Any] = Config, path: str = "") -> Iterator[tuple[type[
             inner = f"{path}.{name}".lstrip(".")
             yield cast(type[Any], hint), inner
             yield from _sections(cast(type[Any], hint), inner)
+
+
+def _split_known(content: Mapping[str, Any], section: type[Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The settings that the schema has, and the keys of the others."""
+    hints, kept, removed = get_type_hints(section), {}, []
+    for name, value in content.items():
+        if name not in hints:
+            removed.append(f"{path}{name}")
+        elif is_dataclass(hints[name]) and isinstance(value, dict):
+            kept[name], inner = _split_known(value, cast(type[Any], hints[name]), f"{path}{name}.")
+            removed += inner
+        else:
+            kept[name] = value
+    return kept, removed
 
 
 def _read(file: Path) -> DictConfig:

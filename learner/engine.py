@@ -32,6 +32,7 @@ from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
 from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
 from learner.partition import MOMENTS, Partition
+from learner.rendezvous import meet_on_loopback
 from learner.sharding import learner_settings, part_sizes
 
 GATHER_ELEMENTS = 2**27
@@ -65,6 +66,8 @@ def join_process_group(*, rank: int, world_size: int, address: str, port: int, t
     deepspeed = import_deepspeed(on_gpu=on_gpu)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world_size)
     if not dist.is_initialized():
+        if not on_gpu:
+            meet_on_loopback(rank=rank, world_size=world_size, address=address, port=port, timeout_s=timeout_s)
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,

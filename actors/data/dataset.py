@@ -129,6 +129,10 @@ class PromptCursor:
         return [self._next() for _ in range(num_prompts)]
 
     @property
+    def num_rows(self) -> int:
+        return self._num_rows
+
+    @property
     def num_taken(self) -> int:
         """Rows drawn since the first epoch began."""
         return self._epoch * self._num_rows + self._position
@@ -161,20 +165,6 @@ class PromptCursor:
         return np.random.default_rng(words).permutation(self._num_rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SkipCounts:
-    """Rows read so far."""
-
-    num_skipped: int
-    """Unusable ones."""
-    num_usable: int
-
-    def plus(self, other: SkipCounts) -> SkipCounts:
-        return SkipCounts(
-            num_skipped=self.num_skipped + other.num_skipped, num_usable=self.num_usable + other.num_usable
-        )
-
-
 @dataclass(kw_only=True)
 class SkipLedger:
     """Records unusable rows, and stops a run that has too many. Pure."""
@@ -185,22 +175,11 @@ class SkipLedger:
     """In order of occurrence, with the reason."""
     num_usable: int = 0
     """Rows read that could be used."""
-    num_skipped_before: int = 0
-    """Unusable rows before the run was resumed."""
-
-    @property
-    def num_skipped(self) -> int:
-        """Unusable rows so far."""
-        return self.num_skipped_before + len(self.skipped)
 
     @property
     def num_read(self) -> int:
         """Rows read so far, usable or not."""
-        return self.num_usable + self.num_skipped
-
-    def restore(self, counts: SkipCounts) -> None:
-        """Continue counting from a checkpoint."""
-        self.num_skipped_before, self.num_usable = counts.num_skipped, counts.num_usable
+        return self.num_usable + len(self.skipped)
 
     def count_read(self) -> None:
         """Count a row that could be used."""
@@ -213,7 +192,7 @@ class SkipLedger:
             DataError: at least `MIN_SKIPPED` rows and more than the allowed share were unusable.
         """
         self.skipped.append((ref, reason))
-        count = self.num_skipped
+        count = len(self.skipped)
         if count >= MIN_SKIPPED and count > self.max_skipped_fraction * self.num_read:
             last = "; ".join(_named(skipped, why) for skipped, why in self.skipped[-NUM_REASONS_SHOWN:])
             raise DataError(

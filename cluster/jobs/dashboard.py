@@ -18,6 +18,7 @@ from ray.job_submission import JobSubmissionClient
 from actors.causes import root_cause
 from actors.errors import RunError
 from cluster.runtime.addresses import bypass_proxies, own_hosts
+from cluster.runtime.exposure import refuse_open_dashboard
 
 UNREACHABLE = (ConnectionError, RuntimeError, OSError, RayError, aiohttp.ClientError, requests.RequestException)
 """Errors of Ray's client when the dashboard, or a proxy in front of it, does not respond."""
@@ -41,11 +42,12 @@ def open_dashboard(address: str) -> JobSubmissionClient:
 
     Raises:
         ValueError: not the URL of a dashboard.
-        RunError: it does not answer, or wants a token.
+        RunError: it does not answer, wants a token, or wants none although others can reach it.
     """
     url = dashboard_url(address)
     logging.getLogger("ray").setLevel(logging.WARNING)  # it logs the end of each stream
     os.environ.update(bypass_proxies(os.environ, own_hosts(url)))
+    refuse_open_dashboard(url)
     with explained(url), _address_of(url):
         return _Client(url)
 

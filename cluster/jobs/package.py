@@ -35,6 +35,7 @@ EXCLUDES = (*LARGE, *SECRETS)
 KEY_FILE = "judge.llm.api_key_file"
 PATH_SETTINGS = (
     "run.dir",
+    "train.checkpoint_dir",
     "model.path",
     "data.train",
     "data.heldout",
@@ -42,7 +43,7 @@ PATH_SETTINGS = (
     KEY_FILE,
 )
 """Settings whose path may be in a folder that is not uploaded."""
-RESULTS = ("run.dir", "judge.cache", KEY_FILE)
+RESULTS = ("run.dir", "train.checkpoint_dir", "judge.cache", KEY_FILE)
 """Settings whose path must not be in the job's temporary folder."""
 START = "cluster/jobs/start.sh"
 """Finds the interpreter of the cluster's environment."""
@@ -152,4 +153,4 @@ def check_outlives_job(config: Config, environment: Mapping[str, str]) -> None:
 
 
 def _is_relative(path: str) -> bool:
-    return bool(path) and not path.startswith(("/", "~"))
+    return bool(path) and not path.startswith(("/", "~")) and "://" not in path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from cluster.jobs.package import (
     mark_of,
     size_problem,
 )
+from cluster.runtime.exposure import ALLOW_OPEN
 from cluster.shell import print_json, warn_user
 from configs.load import load_config
 from configs.schema import Config
@@ -129,10 +131,14 @@ def job_metadata(command: str, added: Sequence[str], config: Config | None) -> d
 
 
 def job_environment(config: Config | None, mark: Path | None) -> dict[str, str]:
-    """Ray ends a job by SIGTERM, and by SIGKILL after 3 s unless it is told otherwise: a run needs its grace time."""
+    """Ray ends a job by SIGTERM, and by SIGKILL after 3 s unless it is told otherwise: a run needs its grace time.
+
+    A cluster that this command may use without a token, its job may use as well.
+    """
     grace_s = config.run.stop_grace_s if config else 0.0
     wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s + STOP_MARGIN_S))}
-    return wait if mark is None else {**wait, MARK_VARIABLE: str(mark)}
+    allowed = {ALLOW_OPEN: os.environ[ALLOW_OPEN]} if os.environ.get(ALLOW_OPEN) else {}
+    return {**wait, **allowed} if mark is None else {**wait, **allowed, MARK_VARIABLE: str(mark)}
 
 
 def how_to_go_on(job: str, url: str) -> str:

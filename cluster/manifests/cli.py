@@ -49,6 +49,18 @@ def plan(
             print_json(asdict(found))
 
 
+def _kubernetes(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Kubernetes")
+
+
+def _cloud(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="AWS and Google Cloud")
+
+
+def _slurm(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Slurm")
+
+
 @cluster_app.command(name="render")
 def render_command(
     kind: Annotated[Kind, typer.Option(help="kuberay: a standing cluster. rayjob: one run with its own cluster.")],
@@ -57,38 +69,24 @@ def render_command(
     out: Annotated[Path | None, typer.Option(help="Output file. Default: stdout.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cluster or job. Default: run.name.")] = None,
     image: Annotated[str | None, typer.Option(help="Image of all nodes. Default: visionthink:gpu or :cpu.")] = None,
-    namespace: Annotated[str, typer.Option(help="Namespace.", rich_help_panel="Kubernetes")] = "default",
     mount: Annotated[str, typer.Option(help="Folder of the shared storage on every node.")] = "/mnt/visionthink",
-    storage_gib: Annotated[
-        int, typer.Option(help="Size of the claim for the shared storage.", rich_help_panel="Kubernetes")
-    ] = 500,
-    storage_class: Annotated[
-        str, typer.Option(help="Its storage class, which must support ReadWriteMany.", rich_help_panel="Kubernetes")
-    ] = "",
-    claim: Annotated[str, typer.Option(help="An existing claim to use instead.", rich_help_panel="Kubernetes")] = "",
-    secret: Annotated[
-        str, typer.Option(help="Secret with the judge's key, by name.", rich_help_panel="Kubernetes")
-    ] = "visionthink",
-    queue: Annotated[str, typer.Option(help="LocalQueue of Kueue.", rich_help_panel="Kubernetes")] = "",
-    region: Annotated[str, typer.Option(help="Region.", rich_help_panel="AWS and Google Cloud")] = "",
-    zone: Annotated[str, typer.Option(help="Availability zone.", rich_help_panel="AWS and Google Cloud")] = "",
-    project: Annotated[str, typer.Option(help="Project of Google Cloud.", rich_help_panel="AWS and Google Cloud")] = "",
-    nfs: Annotated[
-        str, typer.Option(help="HOST:/PATH of the shared storage.", rich_help_panel="AWS and Google Cloud")
-    ] = "",
-    spot: Annotated[
-        bool,
-        typer.Option("--spot", help="Rollouts and judges on spot machines.", rich_help_panel="AWS and Google Cloud"),
-    ] = False,
-    partition: Annotated[str, typer.Option(help="Partition.", rich_help_panel="Slurm")] = "",
-    account: Annotated[str, typer.Option(help="Account.", rich_help_panel="Slurm")] = "",
-    time_limit: Annotated[str, typer.Option(help="Time limit of one job.", rich_help_panel="Slurm")] = "24:00:00",
-    retries: Annotated[
-        int,
-        typer.Option(help="rayjob: new clusters after a failure; each resumes the run.", rich_help_panel="Kubernetes"),
-    ] = 3,
     gpus_per_node: GpusPerNode = 8,
     from_zero: FromZero = False,
+    namespace: Annotated[str, _kubernetes("Namespace.")] = "default",
+    storage_gib: Annotated[int, _kubernetes("Size of the claim for the shared storage.")] = 500,
+    storage_class: Annotated[str, _kubernetes("Its storage class, which must support ReadWriteMany.")] = "",
+    claim: Annotated[str, _kubernetes("An existing claim to use instead.")] = "",
+    secret: Annotated[str, _kubernetes("Secret with the judge's key, by name.")] = "visionthink",
+    queue: Annotated[str, _kubernetes("LocalQueue of Kueue.")] = "",
+    retries: Annotated[int, _kubernetes("rayjob: new clusters after a failure; each resumes the run.")] = 3,
+    region: Annotated[str, _cloud("Region.")] = "",
+    zone: Annotated[str, _cloud("Availability zone.")] = "",
+    project: Annotated[str, _cloud("Project of Google Cloud.")] = "",
+    nfs: Annotated[str, _cloud("HOST:/PATH of the shared storage.")] = "",
+    spot: Annotated[bool, _cloud("Rollouts and judges on spot machines.")] = False,
+    partition: Annotated[str, _slurm("Partition.")] = "",
+    account: Annotated[str, _slurm("Account.")] = "",
+    time_limit: Annotated[str, _slurm("Time limit of one job.")] = "24:00:00",
     as_json: Json = False,
 ) -> None:
     """Write the file that brings up a cluster for a config.

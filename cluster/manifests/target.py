@@ -108,7 +108,7 @@ def on_cluster(config: Config, target: Target) -> Config:
 
 def grace_s(config: Config) -> int:
     """Seconds from the notice to the end of a node."""
-    return math.ceil(float(getattr(config.run, "stop_grace_s", 30.0))) + SHUTDOWN_S
+    return math.ceil(config.run.stop_grace_s) + SHUTDOWN_S
 
 
 def needs_key(judge: JudgeConfig) -> bool:

@@ -1,15 +1,15 @@
-"""Atomic file writes, and the lock on a run folder."""
+"""Writes to a run folder: a file is replaced as a whole, a line is added as a whole; a full disk is one line."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from actors.errors import RunError
 
@@ -18,10 +18,12 @@ from actors.errors import RunError
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; after the body it is synced to disk and replaces `path`."""
     partial = path.with_name(f"{path.name}.tmp")
-    yield partial
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(partial.unlink, missing_ok=True)  # on a full disk, its space is wanted
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -30,20 +32,40 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def lock_run_folder(folder: Path) -> IO[str]:
-    """Lock the run folder for this driver (fault 23). The lock is released when the process ends, even by kill -9.
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add one JSON object as a line and sync it to disk. A line that does not fit is taken back."""
+    line = json.dumps(entry).encode() + b"\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.lseek(handle, 0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(handle, line[written:])
+            os.fsync(handle)
+        except OSError as error:
+            error.filename = str(path)
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, end)
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def stop_on_full_disk(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line. What was recorded before stays, and the run can be resumed from there.
 
     Raises:
-        RunError: another driver holds the lock.
+        RunError: the body could not write.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise RunError(f"{folder} is in use by another driver: wait for it, or set run.name") from error
-    return lock
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or folder} cannot be written: {error.strerror or error}; make room, then give the same "
+            f"command again with run.name={folder.name}: the run resumes from its newest checkpoint"
+        ) from error
 
 
 def run_id(folder: Path) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from cluster.display import Display
 from cluster.evaluate import Evaluation
 from cluster.judging.watch import JudgeWatch
-from cluster.records.files import write_atomically
+from cluster.records.files import stop_on_full_disk, write_atomically
 from cluster.records.metrics import summarize
 from cluster.records.recorder import Recorder
+from cluster.runs.lease import Lease
 from cluster.signal import NO_SIGNAL_CAUSES, SignalWatch, StepSignal
 from cluster.step import StepBatch
 from cluster.timekeeping import RunClock
@@ -21,11 +22,23 @@ from learner.update import UpdateReport
 
 
 class Journal:
-    """One per run; `step` is the last finished step."""
+    """One per run; `step` is the last finished step.
+
+    Looks at the lease before each write.
+    """
 
     def __init__(
-        self, folder: Path, config: Config, *, step: int, clock: RunClock, judge_watch: JudgeWatch, display: Display
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        step: int,
+        clock: RunClock,
+        judge_watch: JudgeWatch,
+        display: Display,
+        lease: Lease | None = None,
     ) -> None:
+        self._before_record = lease.check if lease else lambda: None
         self.folder = folder
         self.step = step
         self._config = config
@@ -47,6 +60,7 @@ class Journal:
 
     def record_step(self, step: int, batch: StepBatch, update: UpdateReport, published: Publication) -> None:
         """Record and display a finished step."""
+        self._before_record()
         self.step = step
         seconds = self._clock.end_step(sum(len(group.played.episodes) for group in batch.scored))
         figures = {
@@ -77,6 +91,7 @@ class Journal:
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
         """Record metrics and episodes of an evaluation under the last finished step."""
+        self._before_record()
         figures = {
             f"heldout/{name}": float(x) for name, x in evaluation.figures().items() if isinstance(x, int | float)
         }
@@ -89,16 +104,19 @@ class Journal:
         """Close the records and write the report; returns the summary of the run."""
         from cluster.records.report import write_report  # draws with matplotlib, which no other moment of a run needs
 
+        self._before_record()
         if self._signal.never_had_signal:
             self._display.warn(NO_SIGNAL_CAUSES)
         self._recorder.close()
         summary: dict[str, object] = {
             "run": str(self.folder),
             "steps": self.step,
+            "num_steps": self._config.train.num_steps,
             **self._clock.figures(),
             "judge": self._judge_watch.totals(),
             "heldout": evaluation.figures(),
         }
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))
-        await asyncio.to_thread(write_report, self.folder)
+        with stop_on_full_disk(self.folder):
+            await asyncio.to_thread(write_report, self.folder)
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))  # last: the run is complete
         return summary

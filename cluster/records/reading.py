@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from actors.episode import SampleRef
+
 Row = dict[str, Any]
 
 
@@ -19,15 +21,44 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """
     path = run_dir / "metrics.jsonl"
     steps: dict[float, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # also bytes that are not UTF-8
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
             figures = {str(key): float(value) for key, value in entry.items() if isinstance(value, int | float)}
             steps.setdefault(figures["step"], {}).update(figures)
     return [steps[step] for step in sorted(steps)]
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file of lines, and the number of damaged lines. A file that is not there has none."""
+    entries, num_damaged = [], 0
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        else:
+            num_damaged += 1
+    return entries, num_damaged
+
+
+def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[SampleRef, str]]]:
+    """Rows read in the steps up to this one: the number of usable ones, and the others with the reason."""
+    entries, _ = read_lines(run_dir / "lost.jsonl")
+    skipped = [
+        (SampleRef(dataset=dataset, row=entry["row"], uid=entry["sample"]), str(entry["reason"]))
+        for entry in entries
+        if entry["step"] <= step and isinstance(entry.get("row"), int)
+    ]
+    of_steps = [figures for figures in read_metrics(run_dir) if figures["step"] <= step]
+    lost = ("groups/lost", "groups/skipped")
+    num_usable = sum(f.get("groups/drawn", 0.0) - sum(f.get(name, 0.0) for name in lost) for f in of_steps)
+    return int(num_usable), skipped
 
 
 def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:

@@ -7,16 +7,13 @@ story: `ledger.jsonl` lists every sample that a step consumed, in the cursor's o
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.evaluate import HeldoutPlay
+from cluster.records.curves import Curves
 from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_episodes
-from cluster.records.files import write_atomically
-from cluster.records.reading import read_metrics
+from cluster.records.files import append_line, stop_on_full_disk, write_atomically
 from cluster.step import StepBatch
 
 
@@ -24,9 +21,12 @@ class Recorder:
     """Writes the files of one run. `step` is the step to resume from; 0 for a new run."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        from tensorboard.summary import Writer  # slow to import: only where a run is recorded
-
         self.folder = folder
+        with stop_on_full_disk(folder):
+            self._open(folder, step)
+            self._curves = Curves(folder)
+
+    def _open(self, folder: Path, step: int) -> None:
         (folder / "episodes").mkdir(parents=True, exist_ok=True)
         (folder / "heldout").mkdir(exist_ok=True)
         for stale in (*folder.glob("episodes/step-*.parquet"), *folder.glob("heldout/step-*.parquet")):
@@ -34,44 +34,48 @@ class Recorder:
                 stale.unlink()
         for name in ("metrics.jsonl", "ledger.jsonl", "lost.jsonl"):
             cut_after(folder / name, step)
-        # Event files cannot be truncated, so they are rewritten from the metrics that were kept.
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._tensorboard = Writer(str(folder / "tensorboard"))
-        for figures in read_metrics(folder):
-            self._plot(int(figures["step"]), figures)
 
     def record_step(self, step: int, batch: StepBatch, figures: Mapping[str, float]) -> None:
-        """Writes episodes first, then the ledger, then metrics: samples in the ledger have their episodes on disk."""
-        write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", rows_of_step(step, batch))
-        for group in batch.lost:
-            _append(self.folder / "lost.jsonl", {"step": step, "sample": group.ref.uid, "reason": group.reason})
-        _append(self.folder / "ledger.jsonl", {"step": step, "samples": [ref.uid for ref in batch.drawn]})
+        """Writes episodes first, then the ledger, then metrics: samples in the ledger have their episodes on disk.
+
+        Raises:
+            RunError: the disk is full; the steps before are whole.
+        """
+        with stop_on_full_disk(self.folder):
+            write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", rows_of_step(step, batch))
+            for group in batch.lost:
+                append_line(
+                    self.folder / "lost.jsonl",
+                    {
+                        "step": step,
+                        "sample": group.ref.uid,
+                        "reason": group.reason,
+                        "row": group.ref.row if group.is_skipped_row else None,
+                    },
+                )
+            append_line(self.folder / "ledger.jsonl", {"step": step, "samples": [ref.uid for ref in batch.drawn]})
         self.record_figures(step, figures)
 
     def record_evaluation(self, step: int, plays: Sequence[HeldoutPlay], figures: Mapping[str, float]) -> None:
         """Held-out episodes are written to separate files with the same columns."""
-        write_episodes(self.folder / "heldout" / f"step-{step:06d}.parquet", rows_of_evaluation(step, plays))
+        with stop_on_full_disk(self.folder):
+            write_episodes(self.folder / "heldout" / f"step-{step:06d}.parquet", rows_of_evaluation(step, plays))
         self.record_figures(step, figures)
 
     def record_figures(self, step: int, figures: Mapping[str, float]) -> None:
-        _append(self.folder / "metrics.jsonl", {"step": step, **figures})
-        self._plot(step, figures)
-
-    def _plot(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, figure in figures.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, figure, step)
-        self._tensorboard.flush()
+        with stop_on_full_disk(self.folder):
+            append_line(self.folder / "metrics.jsonl", {"step": step, **figures})
+        self._curves.add(step, figures)
 
     def close(self) -> None:
-        self._tensorboard.close()
+        self._curves.close()
 
 
 def cut_after(path: Path, step: int) -> None:
     """Keep the lines up to this step; a truncated last line is removed."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
     write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -80,10 +84,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    with path.open("a") as lines:
-        lines.write(json.dumps(entry) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())

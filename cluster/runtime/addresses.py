@@ -91,6 +91,22 @@ def explain_refused(address: ClusterAddress, message: str) -> str:
     )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host. A name counts as what it says, without asking a name server."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def explain_open(what: str, variable: str) -> str:
+    """Message for a cluster that serves whoever can reach it."""
+    return (
+        f"{what} asks for no token, so that whoever reaches it can run code there: start its head with "
+        f"RAY_AUTH_MODE=token (KubeRay: authOptions), or set {variable}=1 on a private network"
+    )
+
+
 def version_problem(address: ClusterAddress, here: Versions, there: Versions) -> str | None:
     """Message for a cluster with other versions; None if they are equal."""
     if here == there:

@@ -29,6 +29,7 @@ from cluster.runtime.addresses import (
     find_cluster,
     version_problem,
 )
+from cluster.runtime.exposure import keep_on_this_machine, refuse_open_head
 from cluster.runtime.probe import ANSWER_S
 from configs.paths import ROOT
 
@@ -48,7 +49,9 @@ def connect() -> None:
     """
     address = find_cluster(os.environ)
     os.environ.update(bypass_proxies(os.environ, [*LOOPBACK, *own_addresses(), *([address.host] if address else [])]))
-    if address is not None:
+    if address is None:
+        keep_on_this_machine()
+    else:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
     with _RayStart(what), signals_kept():
@@ -126,6 +129,7 @@ def check_cluster(address: ClusterAddress) -> None:
         raise RunError(explain_refused(address, found["refused"]))
     if "failed" in found:
         raise RunError(explain_unreachable(address, found["failed"]))
+    refuse_open_head(address)
     here = Versions(ray=ray.__version__, python=platform.python_version())
     if os.environ.get("RAY_IGNORE_VERSION_MISMATCH"):
         return  # Ray honours it as well

@@ -299,6 +299,7 @@ def start_learner(
             # By default a thread that waits for another spins, and keeps the core from it where others want cores too.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+    # Given where the actor class is made: `options` does not take concurrency groups.
     actor_class = ray.remote(concurrency_groups={WATCH: 1, MEMORY: 1, SAVING: 2})(RankHost)
     actor_class = actor_class.options(**actor_options(placement.rank, environment))
 

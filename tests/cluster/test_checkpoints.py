@@ -2,22 +2,27 @@
 
 import asyncio
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from actors.data.dataset import CursorState, PromptCursor, SkipCounts, SkipLedger
-from actors.episode import SampleRef
-from actors.errors import CheckpointError, DataError, LearnerError
-from cluster.checkpoints import Checkpoints, DriverParts, count_rows, read_state
+from actors.data.dataset import CursorState, PromptCursor
+from actors.errors import CheckpointError, LearnerError, RunError
+from cluster.checkpoints import Checkpoints, DriverParts, read_state
 from cluster.identity import Identity
 from configs.schema import Config, RunConfig, TrainConfig
 from learner.checkpoint import CheckpointFolder
 from learner.share_files import SavedLearner, write_share
 from learner.snapshot import Counters, Piece, Share
 
-IDENTITY = Identity(dataset="d", model="m", seed=0, packages={"ray": "2"})
+
+def identity(dataset):
+    return Identity(
+        dataset=dataset, chat_template="c", model="m", prompt="p", judge="j", packages={"ray": "2"}, settings={}
+    )
+
+
+IDENTITY = identity("d")
 SHAPES = {"w": (8,)}
 
 
@@ -87,26 +92,26 @@ class Watch:
 class World:
     """Checkpoints with everything around them."""
 
-    def __init__(self, url, *, identity=IDENTITY, **settings):
+    def __init__(self, url, *, identity=IDENTITY, before_save=lambda: None, **settings):
         self.learner, self.watch, self.events, self.warnings = ScriptedLearner(), Watch(), [], []
         self.prompts = PromptCursor(dataset="d", num_rows=100, seed=0)
-        self.skips = SkipLedger(max_skipped_fraction=0.5)
         self.folder = CheckpointFolder(f"{url}/run")
         settings = {"num_steps": 100, "checkpoint_every": 2, "keep_checkpoints": 10, **settings}
         config = Config(train=TrainConfig(**settings, checkpoint_dir=url), run=RunConfig(name="run"))
         self.checkpoints = Checkpoints(
             config,
             self.learner,
-            DriverParts(identity=identity, prompts=self.prompts, skips=self.skips, judge_watch=self.watch),
+            DriverParts(identity=identity, prompts=self.prompts, judge_watch=self.watch),
             on_event=self.events.append,
             warn=self.warnings.append,
+            before_save=before_save,
         )
 
     async def step(self, step):
-        """A step that draws three rows, one of them unusable."""
+        """A step that draws three rows."""
         self.learner.version = step
         self.prompts.take(3)
-        await self.checkpoints.reached(step, batch(self.prompts.state()))
+        await self.checkpoints.reached(step, self.prompts.state())
 
     async def steps(self, *steps):
         for step in steps:
@@ -114,12 +119,6 @@ class World:
 
     def kinds(self):
         return [event.kind for event in self.events]
-
-
-def batch(cursor):
-    scored = [SimpleNamespace(group=None)] * 2
-    lost = [SimpleNamespace(is_skipped_row=True, group=None)]
-    return SimpleNamespace(scored=scored, lost=lost, cursor=cursor)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -138,10 +137,9 @@ async def test_every_kth_step_is_saved_and_a_new_process_goes_on_from_the_newest
     assert later.learner.loaded == {4.0}
     assert later.prompts.state() == CursorState(seed=0, epoch=0, position=12)
     assert later.watch.restored == {"calls": 3.0}
-    assert (later.skips.num_skipped, later.skips.num_usable) == (4, 8)
     await later.steps(5, 6)
     await later.checkpoints.close()
-    assert read_state(later.folder, "step-00000006")["skips"] == {"num_skipped": 6, "num_usable": 12}
+    assert read_state(later.folder, "step-00000006")["cursor"] == {"seed": 0, "epoch": 0, "position": 18}
 
 
 async def test_the_last_step_of_a_run_is_saved(url):
@@ -250,13 +248,11 @@ async def test_a_damaged_checkpoint_is_passed_over_and_the_reason_said(tmp_path)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    (tmp_path / "run" / ".tmp-00000006").mkdir()
     later = World(str(tmp_path))
     assert await later.checkpoints.restore() == 2
-    assert later.warnings[0] == ".tmp-00000006 is incomplete: removed"
-    assert "step-00000004 fails verification: learner-00001-00000.safetensors has hash" in later.warnings[1]
+    assert "step-00000004 fails verification: learner-00001-00000.safetensors has hash" in later.warnings[0]
     (tmp_path / "run" / "step-00000002" / "manifest.json").write_text("")
-    with pytest.raises(CheckpointError, match="no valid checkpoint: start a new run without --resume"):
+    with pytest.raises(CheckpointError, match="no valid checkpoint: give --restart"):
         await World(str(tmp_path)).checkpoints.restore()
 
 
@@ -274,7 +270,7 @@ async def test_a_checkpoint_of_another_run_is_refused(url):
     world = World(url)
     await world.steps(1, 2)
     await world.checkpoints.close()
-    later = World(url, identity=Identity(dataset="other", model="m", seed=0, packages={"ray": "2"}))
+    later = World(url, identity=identity("other"))
     with pytest.raises(CheckpointError, match="dataset='d', this run has 'other'"):
         await later.checkpoints.restore()
     assert later.learner.loaded is None
@@ -294,14 +290,24 @@ async def test_between_checkpoints_nothing_is_copied_where_it_is_configured(url)
     assert await world.checkpoints.save_last() == 2
 
 
-def test_skipped_rows_are_counted_from_before_a_run_was_resumed():
-    ref = SampleRef(dataset="d", row=1, uid="0-1")
-    ledger = SkipLedger(max_skipped_fraction=0.5)
-    ledger.restore(SkipCounts(num_skipped=9, num_usable=10))
-    ledger.add(ref, "torn")
-    with pytest.raises(DataError, match="11 of the 21 rows"):
-        ledger.add(ref, "torn")
+async def test_a_driver_that_lost_the_run_writes_nothing(url):
+    def fenced():
+        raise RunError("driven by another driver")
+
+    world = World(url, before_save=fenced)
+    with pytest.raises(RunError, match="driven by another driver"):
+        await world.steps(1, 2)
+    assert world.folder.storage.folders() == []
 
 
-def test_only_rows_that_could_be_read_count_as_usable():
-    assert count_rows(batch(None)) == SkipCounts(num_skipped=1, num_usable=2)
+async def test_a_driver_that_loses_the_run_while_it_writes_does_not_seal(url):
+    checks = iter([None, RunError("driven by another driver")])
+
+    def check():
+        if error := next(checks):
+            raise error
+
+    world = World(url, before_save=check)
+    await world.steps(1, 2)
+    await world.checkpoints.close()
+    assert (world.kinds(), world.folder.list()) == (["save_failed"], [])

@@ -64,7 +64,7 @@ async def test_a_judge_that_cannot_be_asked_is_refused_before_ray_comes_up(
     [
         ({"dataset": "other"}, r"dataset='other'.*data\.train"),
         ({"model": "other"}, r"model='other'.*model\.path"),
-        ({"seed": 7}, r"seed=7.*this run has 0.*run\.seed"),
+        ({"settings": {"run.seed": 7}}, r"run\.seed=7.*this command has 0.*set run\.seed=7 again"),
     ],
 )
 async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change, words, config, tmp_path, shapes):
@@ -82,12 +82,3 @@ async def test_a_checkpoint_of_another_run_is_refused_before_ray_comes_up(change
         async with launch(config(), resume=True):
             pytest.fail("everything came up")
     assert unfinished.is_dir(), "another driver may be writing it: this one holds no lock yet"
-
-
-async def test_a_new_run_does_not_write_among_the_checkpoints_of_another(config, tmp_path):
-    checkpoints = CheckpointFolder(tmp_path / "elsewhere" / "tiny")
-    checkpoints.begin(5)
-    checkpoints.seal(5, {})
-    with pytest.raises(CheckpointError, match=r"holds checkpoints of another run up to step-00000005: set run\.name"):
-        async with launch(config(f"train.checkpoint_dir={tmp_path / 'elsewhere'}")):
-            pytest.fail("everything came up")

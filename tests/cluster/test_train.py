@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from actors.data.dataset import PromptCursor, SkipLedger
-from actors.errors import LearnerError
+from actors.errors import LearnerError, RunError
 from actors.fleet.pool import RolloutPool
 from cluster.collect import Collector
 from cluster.display import Display
 from cluster.fleet import Fleet
+from cluster.folders import read_summary
 from cluster.judging.watch import JudgeWatch
 from cluster.launch import Parts
 from cluster.records.journal import Journal
@@ -55,15 +56,15 @@ class FakeLearner(FakeWeightSource):
 
 class FakeCheckpoints:
     def __init__(self, every):
-        self.every, self.saved = every, []
+        self.every, self.saved, self.last = every, [], None
 
-    async def reached(self, step, batch):
+    async def reached(self, step, cursor):
         self.last = step
         if step % self.every == 0:
             self.saved.append(step)
 
     async def save_last(self):
-        if self.last not in self.saved:
+        if self.last is not None and self.last not in self.saved:
             self.saved.append(self.last)
 
 
@@ -79,7 +80,7 @@ class RunsDry(FakeWorker):
         return played, image
 
 
-async def trained(tmp_path, worker, *overrides, learner=None):
+async def trained(tmp_path, worker, *overrides, learner=None, step=0, lease=None):
     """Play a run; its summary, parts and what a person saw."""
     config = load_config("tiny", [*SETTINGS, *overrides])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -89,7 +90,8 @@ async def trained(tmp_path, worker, *overrides, learner=None):
     watch = JudgeWatch(judges, config, warn=display.warn)
     fleet = Fleet(rollouts=RolloutPool([worker], max_groups_in_flight=8, group_timeout_s=5), judges=judges)
     learner = learner or FakeLearner()
-    weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0)
+    before_publish = {"before_publish": lease.check} if lease else {}
+    weights = WeightChannel(learner, fleet.rollouts, timeout_s=1.0, **before_publish)
     updates = UpdateStream(learner, min_groups=1)
     collector = Collector(
         fleet,
@@ -98,7 +100,7 @@ async def trained(tmp_path, worker, *overrides, learner=None):
         skips=SkipLedger(max_skipped_fraction=0.01),
         judge_watch=watch,
         published=weights.published,
-        last_step=0,
+        last_step=step,
         on_trained=updates.add if config.streams_updates else None,
     )
     parts = Parts(
@@ -108,7 +110,9 @@ async def trained(tmp_path, worker, *overrides, learner=None):
         collector=collector,
         updates=updates,
         checkpoints=FakeCheckpoints(config.train.checkpoint_every),
-        journal=Journal(tmp_path, config, step=0, clock=RunClock(0.0), judge_watch=watch, display=display),
+        journal=Journal(
+            tmp_path, config, step=step, clock=RunClock(0.0), judge_watch=watch, display=display, lease=lease
+        ),
         heldout=range(500),
         display=display,
     )
@@ -141,6 +145,42 @@ async def test_a_run_learns_syncs_records_and_saves_each_step(tmp_path, depth, s
     assert [sorted(uids) for uids in parts.learner.learned] == [
         sorted(ref.uid for ref in cursor.take(8)) for _ in range(4)
     ]
+
+
+async def test_a_death_in_the_final_evaluation_costs_neither_the_export_nor_the_run(tmp_path, monkeypatch):
+    """The run is not complete without its evaluation: given again, the command evaluates and ends it."""
+
+    async def dies(*_):
+        raise RunError("killed")
+
+    learner = FakeLearner()
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.train.evaluate", dies)
+        with pytest.raises(RunError, match="killed"):
+            await trained(tmp_path, FakeWorker("a"), learner=learner)
+    assert learner.exported_to == [tmp_path / "export"]
+    assert not (tmp_path / "summary.json").exists()
+    summary, parts, _ = await trained(tmp_path, FakeWorker("a"), step=4)
+    assert (summary["steps"], summary["num_steps"]) == (4, 4)
+    assert parts.learner.learned == [], "nothing is learned twice"
+    assert read_summary(tmp_path) is not None
+
+
+async def test_a_driver_that_was_replaced_learns_and_saves_nothing_more(tmp_path):
+    class Replaced:
+        """From the second sync on."""
+
+        looks = 0
+
+        def check(self):
+            self.looks += 1
+            if self.looks > 2:
+                raise RunError("driven by another one")
+
+    lease = Replaced()
+    with pytest.raises(RunError, match="driven by another one"):
+        await trained(tmp_path, FakeWorker("a"), lease=lease)
+    assert not (tmp_path / "ledger.jsonl").exists(), "the first sync, the second one, then no record"
 
 
 async def test_a_learner_that_fails_ends_the_run_while_others_still_play(tmp_path):

@@ -1,4 +1,4 @@
-"""kill -9 of the driver at five random moments of the default run, resumed each time.
+"""kill -9 of the driver at five random moments of the default run, the same command given again each time.
 
 Run it with `pytest -n 0 -s -m slow tests/ray/test_kills.py`.
 """
@@ -6,7 +6,6 @@ Run it with `pytest -n 0 -s -m slow tests/ray/test_kills.py`.
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,17 +41,17 @@ def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_goo
     draw = random.Random(seed)
     shapes = make_shapes(tmp_path / "shapes", seed=0)
     settings = [
+        "run.name=tiny",
         f"run.dir={tmp_path}",
         f"data.train={shapes['train']}",
         f"data.heldout={shapes['heldout']}",
         f"train.max_staleness={max_staleness}",
     ]
     command = [sys.executable, "-m", "cluster.cli", "train", "--json", *settings]
-    flags: list[str] = []
     ledger = tmp_path / "tiny" / "ledger.jsonl"
     # Spread over the whole run: in the ledger's steps, then some seconds further, into any stage of the next step.
     for step in sorted(draw.sample(range(19), 5)):
-        process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_for_step(process, ledger, step)
         after_s = draw.uniform(0, 4) if step else draw.uniform(5, 60)
         time.sleep(after_s)
@@ -60,11 +59,8 @@ def test_five_random_kills_leave_no_gap_and_no_duplicate_and_the_run_ends_as_goo
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         print(f"killed {after_s:.1f} s after step {step}, {num_lines(ledger)} steps in the ledger", flush=True)
-        flags = ["--resume"] if (tmp_path / "tiny" / "config.yaml").exists() else []
-        if not flags:  # killed before its parts were up: there is nothing to resume, and its name is free again
-            shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
 
-    ended = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-3000:]
     summary = json.loads(ended.stdout.splitlines()[-1])
     print(summary)

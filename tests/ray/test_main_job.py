@@ -33,7 +33,7 @@ class Job:
         self.run = self.runs / "job"
         self.started_at = time.time()
 
-    def start(self, num_steps: int, *flags: str) -> subprocess.Popen[str]:
+    def start(self, num_steps: int) -> subprocess.Popen[str]:
         settings = [
             "run.name=job",
             f"run.dir={self.runs}",
@@ -47,11 +47,11 @@ class Job:
             "learner.stream=true",
             "rollout.group_size=4",
         ]
-        command = [sys.executable, "-m", "cluster.cli", "train", "--json", *flags, *settings]
+        command = [sys.executable, "-m", "cluster.cli", "train", "--json", *settings]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def finish(self, num_steps: int, *flags: str) -> dict:
-        process = self.start(num_steps, *flags)
+    def finish(self, num_steps: int) -> dict:
+        process = self.start(num_steps)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-4000:]
         return json.loads(out.splitlines()[-1])
@@ -145,7 +145,7 @@ def test_the_report_shows_pictures(summary, job):
 
 
 def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job):
-    process = job.start(5, "--resume")
+    process = job.start(5)  # the same command: its name says which run
     deadline = time.monotonic() + 240
     while len(job.lines("ledger.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -155,8 +155,9 @@ def test_killed_and_resumed_the_ledger_has_no_gap_and_no_duplicate(summary, job)
     checkpoints = CheckpointFolder(job.run / "checkpoints")
     assert any(checkpoints.find_flaw(name) is None for name in checkpoints.list())
 
-    resumed = job.finish(5, "--resume")
+    resumed = job.finish(5)
     assert resumed["steps"] == 5
+    assert job.finish(5) == resumed, "a run that is complete is not repeated"
     ledger = job.lines("ledger.jsonl")
     assert [entry["step"] for entry in ledger] == [1, 2, 3, 4, 5]
     consumed = [uid for entry in ledger for uid in entry["samples"]]

@@ -17,27 +17,11 @@ import pytest
 from actors.data.shapes import make_shapes
 from actors.weights.staging import PREFIX
 from configs.paths import ROOT
+from learner.checkpoint import CheckpointFolder, checkpoint_name
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRACE_S = 20
-PROGRAM = """
-import sys, tempfile
-from pathlib import Path
-from cluster.checkpoints import Checkpoints
-from cluster.cli import main
-
-async def save_last(self):  # what is to be seen here is that the learner can still be asked
-    with tempfile.TemporaryDirectory() as folder:
-        await self._learner.save(Path(folder))
-        assert list(Path(folder).iterdir())
-    return len((self._folder.parent / "ledger.jsonl").read_text().splitlines())
-
-if not hasattr(Checkpoints, "save_last"):
-    Checkpoints.save_last = save_last
-sys.argv[0] = "visionthink"
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +42,7 @@ def start(folder: Path, shapes, *overrides: str) -> subprocess.Popen[str]:
         f"run.stop_grace_s={GRACE_S}",
         *overrides,
     ]
-    command = [sys.executable, "-c", PROGRAM, "train", *settings]
+    command = [sys.executable, "-m", "cluster.cli", "train", *settings]
     # A session of its own: what tells the whole group, as a terminal that closes does, tells nobody else.
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -100,7 +84,11 @@ def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, 
     last = errors.splitlines()[-1]
     print(f"{number.name}: {seconds:.1f} s, code {process.returncode}, {last}", flush=True)
     assert process.returncode == 75, errors[-3000:]
-    assert re.fullmatch(rf"stopped by {number.name}: step \d+ is saved; the same command continues the run", last)
+    saved = re.fullmatch(rf"stopped by {number.name}: step (\d+) is saved; the same command continues the run", last)
+    assert saved is not None
+    checkpoints = CheckpointFolder(tmp_path / "tiny" / "checkpoints")
+    assert checkpoints.list() == [checkpoint_name(int(saved[1]))]
+    assert checkpoints.find_flaw(checkpoints.list()[0]) is None
     assert "Traceback" not in errors
     assert seconds < GRACE_S
     deadline = time.monotonic() + 30

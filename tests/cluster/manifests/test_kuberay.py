@@ -145,8 +145,10 @@ def test_only_own_pods_the_operator_and_metrics_pass_the_network_policy():
 
 
 def test_pods_end_no_sooner_than_the_run_has_saved():
-    for spec in pods(resource("kuberay", "tiny")):
-        assert spec["terminationGracePeriodSeconds"] >= 30 + getattr(CASES["tiny"].run, "stop_grace_s", 30)
+    config = load_config("tiny", ["run.stop_grace_s=200.5"])
+    *_, cluster = yaml.safe_load_all(render(request("kuberay", config), config, None))
+    for spec in pods(cluster):
+        assert spec["terminationGracePeriodSeconds"] == 231
 
 
 def test_runs_lie_on_the_shared_storage(tmp_path):

@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import resource
+import signal
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -8,8 +12,8 @@ from actors.data.dataset import CursorState
 from actors.episode import SampleRef, VersionSpan
 from actors.errors import RunError
 from cluster.evaluate import HeldoutPlay
-from cluster.records.files import lock_run_folder
 from cluster.records.metrics import summarize
+from cluster.records.reading import read_skips
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
 from configs.schema import RewardConfig
@@ -152,7 +156,73 @@ def test_tensorboard_is_told_anew_on_resume(tmp_path):
     assert [event.step for event in events.Tensors("reward/mean")] == [1, 2, 3]
 
 
-def test_a_folder_has_one_driver(tmp_path):
-    with lock_run_folder(tmp_path), pytest.raises(RunError, match="in use by another driver"):
-        lock_run_folder(tmp_path)
-    lock_run_folder(tmp_path).close()
+def test_a_full_disk_is_one_line_and_leaves_what_was_recorded_whole(tmp_path, monkeypatch):
+    """The disk takes the episodes of step 3 and half of its ledger line."""
+    write_steps(tmp_path, 1, 2)
+    recorder = Recorder(tmp_path, step=2)
+    write = os.write
+
+    def half(handle, content):
+        if b'"samples"' in content and len(content) > 8:
+            return write(handle, content[:8])
+        if content.endswith(b"\n"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        with pytest.raises(RunError, match=r"ledger\.jsonl cannot be written: No space left.*run\.name=") as stopped:
+            recorder.record_step(3, collected("0-3"), {})
+    assert "\n" not in str(stopped.value)
+    assert steps_of(tmp_path / "ledger.jsonl") == [1, 2]
+    assert steps_of(tmp_path / "metrics.jsonl") == [1, 2]
+    recorder.record_step(3, collected("0-3"), {})
+    recorder.close()
+    assert steps_of(tmp_path / "ledger.jsonl") == [1, 2, 3]
+
+
+def test_episodes_that_do_not_fit_leave_no_partial_file(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path, step=0)
+
+    def full(table, where, **_):
+        where.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(RunError, match="No space left on device; make room"):
+        recorder.record_step(1, collected("0-1"), {})
+    recorder.close()
+    assert list((tmp_path / "episodes").iterdir()) == []
+    assert not (tmp_path / "ledger.jsonl").exists(), "the ledger never lists a step without its episodes"
+
+
+def test_curves_that_do_not_fit_cost_nothing_else(tmp_path, capfd, caplog):
+    """A limit on the size of files, which the events of TensorBoard reach first."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    recorder = Recorder(tmp_path, step=0)
+    figures = {f"a/{number}": 1.0 for number in range(20)}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        for step in range(1, 9):
+            recorder.record_figures(step, figures)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    recorder.close()
+    assert steps_of(tmp_path / "metrics.jsonl") == list(range(1, 9))
+    assert caplog.text.count("no TensorBoard events from step") == 1
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_rows_that_were_unusable_are_counted_on_after_a_resumption(tmp_path):
+    skipped = LostGroup(
+        ref=SampleRef(dataset="d", row=7, uid="0-7"), reason="no image", is_skipped_row=True, group=None
+    )
+    failed = replace(skipped, ref=SampleRef(dataset="d", row=8, uid="0-8"), reason="late", is_skipped_row=False)
+    recorder = Recorder(tmp_path, step=0)
+    figures = {"groups/drawn": 5.0, "groups/lost": 1.0, "groups/skipped": 1.0}
+    for step in (1, 2):
+        recorder.record_step(step, replace(collected(f"0-{step}"), lost=(skipped, failed)), figures)
+    recorder.close()
+    assert read_skips(tmp_path, "d", 1) == (3, [(skipped.ref, "no image")])
+    assert read_skips(tmp_path, "d", 2) == (6, [(skipped.ref, "no image")] * 2)

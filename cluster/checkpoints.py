@@ -70,6 +70,7 @@ class Checkpoints:
         driver: DriverParts,
         *,
         on_event: OnEvent,
+        say: Callable[[str], None],
         warn: Callable[[str], None],
         before_save: Callable[[], None] = lambda: None,
     ) -> None:
@@ -78,6 +79,7 @@ class Checkpoints:
         self._learner = learner
         self._driver = driver
         self._on_event = on_event
+        self._say = say
         self._warn = warn
         self._before_save = before_save
         self._last: FinishedStep | None = None
@@ -104,6 +106,7 @@ class Checkpoints:
                     flaw = str(error)
                 else:
                     self._take_over(state)
+                    self._say(f"resumed from {name}")
                     return step_of(name)
             self._warn(f"{name} fails verification: {flaw}")
         raise CheckpointError(f"{self._folder.url} has no valid checkpoint: give --restart to start from step 0")
@@ -171,6 +174,8 @@ class Checkpoints:
         """Wait for the save in progress, which has a deadline of its own."""
         if self._save is not None:
             await asyncio.wait([self._save])
+            if not self._save.cancelled():
+                self._save.result()  # a bug in it stops the run
         if 0 < self._config.max_failed_saves <= self._num_failed:
             raise CheckpointError(
                 f"{self._num_failed} checkpoints in a row could not be written to {self._folder.url} "

@@ -205,7 +205,9 @@ def _checkpoints(
     cleanup: contextlib.AsyncExitStack,
 ) -> Checkpoints:
     driver = DriverParts(identity=identify(config, train_set), prompts=prompts, judge_watch=watch)
-    checkpoints = Checkpoints(config, learner, driver, on_event=events.add, warn=display.warn, before_save=held.check)
+    checkpoints = Checkpoints(
+        config, learner, driver, on_event=events.add, say=display.say, warn=display.warn, before_save=held.check
+    )
     cleanup.push_async_callback(checkpoints.close)
     return checkpoints
 

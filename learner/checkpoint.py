@@ -93,6 +93,16 @@ class CheckpointFolder:
         self.storage = open_storage(url)
         self.url = self.storage.url
 
+    def check_writable(self) -> None:
+        """Write a file and remove it again.
+
+        Raises:
+            CheckpointError: the storage refuses.
+        """
+        folder = self.begin(0)
+        write_json(self.storage, f"{folder}/probe.json", {})
+        self.discard(0)
+
     def begin(self, step: int) -> str:
         """Make room for the files of a checkpoint; returns the folder, inside the storage, to write them to.
 

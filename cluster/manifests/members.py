@@ -24,7 +24,7 @@ RANK_GIB, CPU_RANK_GIB = 8.0, 2.0
 UNKNOWN_ENGINE_GIB, UNKNOWN_RANK_GIB = 60.0, 120.0
 """Host memory per GPU where the model's shape is not known."""
 SAVED_BYTES = 12
-"""Per parameter: float32 weight and both moments, copied to host memory when a checkpoint is saved."""
+"""Per parameter: float32 weight and both moments, copied to host memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +125,10 @@ def _rank(config: Config, shape: ModelShape | None) -> Member:
         return Member(reserved=reserved, num_threads=num_threads, memory_gib=memory)
     sizes = rank_range(config)
     share = math.ceil(shape.num_parameters / sizes.minimum)
-    # A rank's copy of its own state, and of a peer's, from which a lost rank is restored.
-    saved = SAVED_BYTES * share * (1 if sizes.maximum == 1 else 2)
+    # A rank's last two copies of its own state, an earlier one while it is still being written, and the copies that it
+    # holds for a peer, from which a lost rank is restored.
+    num_copies = (3 if config.train.snapshot_every_step else 2) + (0 if sizes.maximum == 1 else 2)
+    saved = SAVED_BYTES * share * num_copies
     loaded = _item(config) * shape.num_parameters
     if on_gpu:
         state = 16 * share if learner.offload_optimizer else 0

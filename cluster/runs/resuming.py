@@ -40,7 +40,8 @@ def find_start(config: Config, *, resume: bool, restart: bool, display: Display)
     """Whether there is a checkpoint to resume from; else the run starts from step 0, with earlier records set aside.
 
     Raises:
-        CheckpointError: all checkpoints are damaged, or those of another run lie where this one would write.
+        CheckpointError: all checkpoints are damaged, those of another run lie where this one would write, or it cannot
+            write there.
         RunError: a new run would overwrite another one.
     """
     folder, checkpoints = Path(config.run.dir) / config.run.name, CheckpointFolder(checkpoints_url(config))
@@ -60,11 +61,13 @@ def find_start(config: Config, *, resume: bool, restart: bool, display: Display)
         raise RunError(f"{folder} has a run already: give --resume or --restart, or set run.name")
     if aside := set_aside(folder):
         display.say(f"earlier records are in {aside}")
-    if config.train.checkpoint_dir and (names := checkpoints.list()):
-        raise CheckpointError(
-            f"{checkpoints.url} holds checkpoints of an earlier run, up to {names[-1]}: remove them, or set run.name "
-            "or train.checkpoint_dir"
-        )
+    if config.train.checkpoint_dir:
+        if names := checkpoints.list():
+            raise CheckpointError(
+                f"{checkpoints.url} holds checkpoints of an earlier run, up to {names[-1]}: remove them, or set "
+                "run.name or train.checkpoint_dir"
+            )
+        checkpoints.check_writable()
     return False
 
 

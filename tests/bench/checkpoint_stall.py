@@ -64,7 +64,7 @@ async def measure(config: Config, repeats: int) -> dict[str, float]:
         prompts=prompts,
         judge_watch=SimpleNamespace(totals=dict),
     )
-    checkpoints = Checkpoints(config, learner, driver, on_event=events.append, warn=print)
+    checkpoints = Checkpoints(config, learner, driver, on_event=events.append, say=print, warn=print)
     found: dict[str, list[float]] = {"copy_s": [], "stall_s": [], "update_s": [], "update_beside_save_s": []}
     groups = [make_group(seed) for seed in range(2)]
     groups = [replace(group, image=ray.put(group.image)) for group in groups]

@@ -80,7 +80,7 @@ async def run(folder: Path, num_steps: int, *, model: Path, stop_after: int | No
     config = Config(
         run=RunConfig(name="run", dir=str(folder)), train=TrainConfig(num_steps=num_steps, checkpoint_every=3)
     )
-    checkpoints = Checkpoints(config, learner, driver, on_event=print, warn=print)
+    checkpoints = Checkpoints(config, learner, driver, on_event=print, say=print, warn=print)
     ledger = folder / "ledger.jsonl"
     folders = CheckpointFolder(checkpoints_url(config))
     folders.discard_incomplete()

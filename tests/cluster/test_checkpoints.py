@@ -93,7 +93,8 @@ class World:
     """Checkpoints with everything around them."""
 
     def __init__(self, url, *, identity=IDENTITY, before_save=lambda: None, **settings):
-        self.learner, self.watch, self.events, self.warnings = ScriptedLearner(), Watch(), [], []
+        self.learner, self.watch, self.events = ScriptedLearner(), Watch(), []
+        self.said, self.warnings = [], []
         self.prompts = PromptCursor(dataset="d", num_rows=100, seed=0)
         self.folder = CheckpointFolder(f"{url}/run")
         settings = {"num_steps": 100, "checkpoint_every": 2, "keep_checkpoints": 10, **settings}
@@ -103,6 +104,7 @@ class World:
             self.learner,
             DriverParts(identity=identity, prompts=self.prompts, judge_watch=self.watch),
             on_event=self.events.append,
+            say=self.said.append,
             warn=self.warnings.append,
             before_save=before_save,
         )
@@ -135,6 +137,7 @@ async def test_every_kth_step_is_saved_and_a_new_process_goes_on_from_the_newest
     later = World(url)
     assert await later.checkpoints.restore() == 4
     assert later.learner.loaded == {4.0}
+    assert later.said == ["resumed from step-00000004"]
     assert later.prompts.state() == CursorState(seed=0, epoch=0, position=12)
     assert later.watch.restored == {"calls": 3.0}
     await later.steps(5, 6)
@@ -311,3 +314,16 @@ async def test_a_driver_that_loses_the_run_while_it_writes_does_not_seal(url):
     await world.steps(1, 2)
     await world.checkpoints.close()
     assert (world.kinds(), world.folder.list()) == (["save_failed"], [])
+
+
+async def test_a_bug_while_saving_stops_the_run(url):
+    world = World(url)
+
+    async def broken(timeout_s):
+        raise KeyError("a bug")
+
+    world.learner.finish_save = broken
+    await world.steps(1, 2, 3)
+    with pytest.raises(KeyError, match="a bug"):
+        await world.step(4)
+    await asyncio.gather(*world.learner.writes)

@@ -194,6 +194,18 @@ def test_a_file_that_could_run_code_is_refused(checkpoints, name):
     assert checkpoints.list() == []
 
 
+def test_a_place_that_cannot_be_written_to_is_found_beforehand_and_a_check_leaves_nothing(checkpoints, monkeypatch):
+    checkpoints.check_writable()
+    assert checkpoints.storage.folders() == []
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(checkpoints.storage, "create", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        checkpoints.check_writable()
+
+
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(CheckpointError, match=r"nowhere://x cannot be opened: .*nowhere"):
         CheckpointFolder("nowhere://x")

@@ -74,7 +74,8 @@ class LearnerConfig:
     The first update of a process may take five times as long for a pass, for compilation."""
     copy_state: bool = True
     """After each update, copy every rank's share of the state to host memory: its own, and that of another node if
-    there is one. A lost rank then costs the step in flight; without copies it ends the run."""
+    there is one. A lost rank then costs the step in flight; without copies it ends the run, and ranks join at its start
+    only."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -118,13 +118,16 @@ class Formation:
         """
         while True:
             await self.ready(may_resize=may_resize)
+            generation = self.generation
             try:
                 result = await work()
             except AttemptFailedError as error:
                 self.failed(error)
-            else:
+                continue
+            if self._is_sound and self.generation == generation:
                 self._num_attempts = 0
                 return result
+            # Ranks were lost in another call at the same time: the state is now the one before this work.
 
     def failed(self, error: AttemptFailedError) -> None:
         """An attempt at something failed."""
@@ -141,7 +144,7 @@ class Formation:
         await asyncio.shield(self._forming)
 
     async def _make_ready(self, *, may_resize: bool) -> None:
-        until = loop_time() + self._config.update_timeout_s
+        until, told = loop_time() + self._config.update_timeout_s, 0
         while True:
             self._members.ask()
             if self._is_sound and not may_resize and all(map(self._members.is_up, self.serving)):
@@ -152,7 +155,10 @@ class Formation:
                     return
                 case GiveUp(reason=reason):
                     raise LearnerError(reason)
-                case Wait():
+                case Wait(num_missing=num_missing):
+                    if num_missing != told:
+                        told = num_missing
+                        self._tell("pending", "learner", f"waits for {num_missing} more ranks")
                     await self._wait(until)
                 case Form(members=numbers):
                     try:
@@ -241,6 +247,8 @@ class Formation:
         Skipped if that is still under way from the last time. A rank that is lost meanwhile shows in the next call.
         """
         if self._copying is None or self._copying.done():
+            if self._copying is not None and not self._copying.cancelled():
+                self._copying.result()  # a bug in it ends the run
             try:
                 await self._take_snapshot()
             except AttemptFailedError as error:
@@ -266,6 +274,8 @@ class Formation:
     async def _finish_copying(self) -> None:
         if self._copying is not None:
             await asyncio.wait([self._copying], timeout=COPYING_S)
+            self._copying.cancel()
+            await asyncio.wait([self._copying])
 
     def _dismiss_surplus(self) -> None:
         for member in self._members:

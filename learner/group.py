@@ -7,6 +7,7 @@ receivers of weights that `generation` has changed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,10 +118,14 @@ class LearnerGroup:
         Raises:
             LearnerError: too few ranks are there, or the same part failed again and again.
         """
-        update = self._log.current
-        await self._formation.until_done(
-            lambda: self._learn(groups, num_before=update.num_groups), may_resize=not update.parts
-        )
+        update, attempts = self._log.current, itertools.count()
+
+        async def attempt() -> None:
+            if next(attempts):
+                self._tell("replay", "learner", f"{len(groups)} groups that were in flight")
+            await self._learn(groups, num_before=update.num_groups)
+
+        await self._formation.until_done(attempt, may_resize=not update.parts)
         update.parts.append(groups)
 
     async def finish(self) -> UpdateReport:

@@ -46,6 +46,7 @@ class Members:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._by_number.values()))
@@ -88,7 +89,7 @@ class Members:
         if self._by_number.get(member.number) is not member:
             return
         self._drop(member, kind, reason)
-        if member.number < self._desired().maximum:
+        if member.number < self._desired().maximum and not self._is_closed:
             self._ask(member.number)
 
     def dismiss(self, member: Member) -> None:
@@ -97,6 +98,7 @@ class Members:
 
     async def close(self) -> None:
         """Stop asking for processes; those that are not up yet are killed."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

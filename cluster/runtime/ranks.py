@@ -120,7 +120,7 @@ class RankHost:
             return getattr(self._rank, method)(*given)
         except RuntimeError as error:
             if self._rank.is_cut_off(error):
-                raise InterruptedCallError(f"{method}: {error}") from None  # which would keep its tensors
+                raise InterruptedCallError(f"{method}: {error}") from error
             raise
 
 

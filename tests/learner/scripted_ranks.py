@@ -66,6 +66,8 @@ class ScriptedRank:
         self.world, self.number, self.node = world, number, node
         self.is_alive, self.is_stopped = True, False
         self.stuck_in: str | None = None
+        self.is_cut_off = False
+        """Once: the next call ends although everybody lives."""
         self.history: tuple[object, ...] = ()
         self.snapshots: dict[int, tuple[object, ...]] = {}
         self.meeting: Meeting | None = None
@@ -202,6 +204,9 @@ class ScriptedRank:
         self.num_passes += 1
         if self.stuck_in == what:
             await asyncio.Event().wait()
+        if self.is_cut_off:
+            self.is_cut_off = False
+            self.meeting.cut(f"rank {self.number} could not be reached")
         return await self.meeting.exchange(self.rank, brought)
 
     async def _unless_stopped(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from actors.errors import LearnerError, WeightSyncError
 from configs.ranges import Range
@@ -105,7 +107,8 @@ async def test_the_parts_of_a_streamed_update_are_replayed_in_order():
     assert report.metrics == {"size": 1}
     parts = (frozenset(range(3)), frozenset(range(3, 6)), "step", frozenset({6, 7}), "step")
     assert world.serving()[0].history == UPDATE + parts
-    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["6 groups in 2 parts"]
+    replayed = [detail for kind, _, detail in world.events if kind == "replay"]
+    assert replayed == ["6 groups in 2 parts", "2 groups that were in flight"]
     await learner.shutdown()
 
 
@@ -186,7 +189,8 @@ async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_t
     await learner.update(GROUPS)
     (left,) = world.serving()
     assert left.history == UPDATE * 3
-    assert [detail for kind, _, detail in world.events if kind == "replay"] == ["8 groups in 1 parts"]
+    replayed = [detail for kind, _, detail in world.events if kind == "replay"]
+    assert replayed == ["8 groups in 1 parts", "8 groups that were in flight"]
     await learner.shutdown()
 
 
@@ -251,6 +255,7 @@ async def test_fewer_than_the_fewest_are_waited_for_and_not_for_ever():
     await learner.update(GROUPS)
     assert 100 < now() - started < 120
     assert [rank.node for rank in world.serving()] == ["a", "c"]
+    assert [detail for kind, _, detail in world.events if kind == "pending"] == ["waits for 1 more ranks"]
     await asyncio.sleep(5)
     world.lose_node("a")
     with pytest.raises(LearnerError, match=r"1 of at least 2 learner ranks are up after .*update_timeout_s=600 s"):
@@ -335,5 +340,81 @@ async def test_a_cancelled_update_leaves_nothing_behind():
         async with asyncio.timeout(0.2):
             await learner.learn(GROUPS[:4])
     await learner.update(GROUPS)
+    assert all(rank.history == UPDATE * 2 for rank in world.serving())
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_rank_that_could_not_be_reached_for_a_moment_is_not_dead():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks=2)
+    world.on_call = once(lambda rank, called: called == "learn", lambda rank: setattr(rank, "is_cut_off", True))
+    await learner.update(GROUPS)
+    assert [rank.history for rank in world.ranks] == [UPDATE * 2] * 2, "the same two processes"
+    assert world.kinds.count("join") == 2
+    assert "leave" not in world.kinds
+    await learner.shutdown()
+
+
+def strike(rank, fault):
+    match fault:
+        case "kill":
+            rank.die()
+        case "stop":
+            rank.is_stopped = True
+        case "stick":
+            rank.stuck_in = "learn"
+        case "cut":
+            rank.is_cut_off = True
+
+
+FAULTS = st.tuples(
+    st.integers(0, 11),
+    st.sampled_from(["kill", "stop", "stick", "cut"]),
+    st.sampled_from(["form", "restore", "begin", "learn", "finish"]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FAULTS, max_size=4), st.integers(1, 3))
+def test_whatever_happens_to_processes_nothing_is_learned_twice_or_not_at_all(faults, maximum):
+    in_virtual_time(played)(faults, maximum)
+
+
+async def played(faults, maximum):
+    """Each fault strikes the rank of that number (of twelve, modulo those there are) at its next call of a kind."""
+    world = World("a", "b", "c", "d")
+    learner = await trained(world, 1, num_ranks=f"1..{maximum}")
+    waiting = list(faults)
+
+    def on_call(rank, called):
+        for fault in waiting:
+            number, kind, what = fault
+            if called == what and rank.rank == number % rank.meeting.size:
+                waiting.remove(fault)
+                strike(rank, kind)
+                return
+
+    world.on_call = on_call
+    for number in range(2, 5):
+        await learner.update(GROUPS)
+        assert all(member.history == UPDATE * number for member in world.serving())
+        await asyncio.sleep(3)
+    assert learner.version == 8
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_work_that_ended_as_another_call_lost_a_rank_is_done_again():
+    world = World("a", "b")
+    learner = await trained(world, 1, num_ranks="1..2")
+    learner.begin()
+    learning = asyncio.create_task(learner.learn(GROUPS))
+    await asyncio.sleep(0.9)  # in its last half second
+    opening = asyncio.create_task(learner.open_weights(1))
+    await asyncio.sleep(0)
+    world.ranks[0].die()
+    await asyncio.gather(learning, opening)
+    await learner.finish()
     assert all(rank.history == UPDATE * 2 for rank in world.serving())
     await learner.shutdown()

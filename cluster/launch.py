@@ -153,12 +153,6 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         yield Fleet(rollouts=pool, judges=judges)
 
 
-def _check(config: Config, display: Display, *, resume: bool) -> None:
-    """Reject a run that would fail, before anything is started."""
-    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
-    check_run(config, more=[check_address, *_judge_checks(config.judge, display)], then=then)
-
-
 async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:
     """Take the lease on the run until all of it is shut down."""
     held = await asyncio.to_thread(take_lease, folder, say=display.say)
@@ -170,7 +164,9 @@ async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitSta
 def _checkpoints(
     config: Config, learner: LearnerGroup, driver: DriverParts, observer: Observer, display: Display, held: Lease
 ) -> Checkpoints:
-    return Checkpoints(config, learner, driver, on_event=observer.add_event, warn=display.warn, before_save=held.check)
+    return Checkpoints(
+        config, learner, driver, on_event=observer.add_event, say=display.say, warn=display.warn, before_save=held.check
+    )
 
 
 def _observer(config: Config, folder: Path, display: Display) -> Observer:
@@ -223,11 +219,6 @@ def _collector(
         on_group=display.group_done,
         on_batch=display.batch_done,
     )
-
-
-def _journal(config: Config, step: int, clock: RunClock, watch: JudgeWatch, display: Display, held: Lease) -> Journal:
-    folder = Path(config.run.dir) / config.run.name
-    return Journal(folder, config, step=step, clock=clock, judge_watch=watch, display=display, lease=held)
 
 
 def _write_config(folder: Path, config: Config, held: Lease) -> None:

@@ -75,6 +75,7 @@ class Rank(ShareOwner, Protocol):
 StartRank = Callable[[int], Rank]
 """Asks for the process of a member, by its number. It may stay pending until there is a place for it."""
 
+
 class Tell(Protocol):
     """Is told what happens: kind of event, who, detail, and the seconds without progress that it cost, if any."""
 

@@ -1,0 +1,225 @@
+"""A run whose members come and go, against the same run left alone and against starting the whole job again (M15).
+
+    uv run python -m tests.bench.elastic --json [--parts calm elastic faults restart] [--folder DIR] [--picture PNG]
+
+Real runs of the tiny model on a Ray of three nodes. `calm` is left alone; in `elastic` ranks, workers and a node are
+killed, and both sizes change by `visionthink scale`; in `faults` a worker and a rank are killed in turn, once in ten
+steps, and in `restart` the same faults end the driver, and the same command is given again. Parts that DIR has the
+result of are not run again.
+
+`ledger_equal`: whether each step consumed the same samples as in `calm`. `loss_difference`: the loss of each step of
+`elastic`, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as
+every engine draws from a random stream of its own, so losses are compared on what was played. `useful_time`: the time
+of the same steps in `calm` over the time from the end of the first step to that of the last, restarts included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from actors.data.shapes import make_shapes
+from cluster.records.events import LoggedEvent
+from tests.bench.live_run import LiveRun
+from tests.bench.member_lines import draw_members
+from tests.bench.three_nodes import RANK, WORKER, ThreeNodes, is_in, three_nodes
+
+FAULT_EVERY, FIRST_FAULT = 10, 5
+SETTINGS = [
+    "train.num_steps=30",
+    "train.max_draws=1.0",  # each step then consumes the same samples, whatever was played
+    "eval.num_samples=50",
+    "learner.num_threads=1",
+    "learner.stall_timeout_s=20",
+    "rollout.max_restarts=10",
+]
+
+
+def reformed(logged: LoggedEvent) -> bool:
+    return logged.event.kind == "reform"
+
+
+def joined(logged: LoggedEvent) -> bool:
+    return logged.event.kind == "join" and "serves" in logged.event.detail
+
+
+class Drill:
+    """What is done to a run in the midst of its steps."""
+
+    def __init__(self, run: LiveRun, nodes: ThreeNodes) -> None:
+        self.run, self.nodes = run, nodes
+
+    def has(self, rollouts: int, learner: int) -> Callable[[], bool]:
+        return lambda: (self.run.num_working("rollouts"), self.run.num_working("learner")) == (rollouts, learner)
+
+    def scale(self, sizes: str, is_whole: Callable[[], bool]) -> None:
+        command = [sys.executable, "-m", "cluster.cli", "scale", str(self.run.folder), *sizes.split()]
+        self.run.strike(f"scale {sizes}", lambda: subprocess.run(command, check=True, stdout=sys.stderr), is_whole)
+
+    def kill_rank(self, is_whole: Callable[[], bool]) -> None:
+        """In mid-update."""
+        victim = self._working(RANK, "learn")
+        num = self.run.num_working("learner")
+        self.run.strike(f"kill -9 of one of {num} ranks in an update", victim.kill, is_whole, reformed)
+
+    def kill_worker(self, is_whole: Callable[[], bool]) -> None:
+        """While it plays."""
+        self.run.wait(lambda: any(each.in_flight for each in self.run.members), "groups are played")
+        victim, num = self.nodes.processes(WORKER)[-1], self.run.num_working("rollouts")
+        self.run.strike(f"kill -9 of one of {num} rollout workers in play", victim.kill, is_whole, joined)
+
+    def lose_node(self, is_whole: Callable[[], bool]) -> None:
+        """One with a rank, which is replaced by an empty one."""
+        node = self.nodes.node_of(RANK)
+
+        def replace_node() -> None:
+            self.nodes.remove_node(node)
+            self.nodes.add_node()
+
+        self.run.strike("a node with a rank is lost, another one comes", replace_node, is_whole, reformed)
+
+    def _working(self, title: str, call: str) -> psutil.Process:
+        found: list[psutil.Process] = []
+
+        def is_there() -> bool:
+            found[:] = [process for process in self.nodes.processes(title) if is_in(process, call)][-1:]
+            return bool(found)
+
+        self.run.wait(is_there, f"{title} is in {call}")
+        return found[0]
+
+
+def calm(run: LiveRun, nodes: ThreeNodes) -> None:
+    """Nothing is done."""
+
+
+def elastic(run: LiveRun, nodes: ThreeNodes) -> None:
+    """Rollouts 1 -> 3 -> 1, ranks 2 -> 1 -> 2 in three ways, and the only rank lost."""
+    drill = Drill(run, nodes)
+    run.wait(lambda: run.step >= 2 and drill.has(1, 2)(), "all members are there")
+    drill.scale("rollouts=1..3", drill.has(3, 2))
+    run.wait_steps(1)
+    drill.kill_rank(drill.has(3, 2))
+    run.wait_steps(1)
+    drill.kill_worker(drill.has(3, 2))
+    run.wait_steps(1)
+    drill.lose_node(drill.has(3, 2))
+    run.wait_steps(1)
+    drill.scale("rollouts=1 learner=1", drill.has(1, 1))
+    run.wait_steps(1)
+    drill.kill_rank(drill.has(1, 1))
+    drill.scale("learner=1..2", drill.has(1, 2))
+
+
+def strike_in_turn(run: LiveRun, strike: Callable[[int], None]) -> None:
+    for number, step in enumerate(range(FIRST_FAULT, 30, FAULT_EVERY)):
+        run.wait(lambda step=step: run.step >= step, f"step {step}")  # type: ignore[misc]
+        strike(number)
+
+
+def faults(run: LiveRun, nodes: ThreeNodes) -> None:
+    """A worker and a rank are killed in turn, and the run replaces them."""
+    drill = Drill(run, nodes)
+    strike_in_turn(run, lambda number: (drill.kill_rank if number % 2 else drill.kill_worker)(drill.has(2, 2)))
+
+
+def restart(run: LiveRun, nodes: ThreeNodes) -> None:
+    """The same faults; the job ends with each, and the same command is given again."""
+
+    def again(number: int) -> None:
+        step = run.step
+
+        def kill_all() -> None:
+            run.kill()
+            run.start()
+
+        run.strike(f"the job is killed in step {step + 1}", kill_all, lambda: run.step > step and run.is_live)
+
+    strike_in_turn(run, again)
+
+
+PARTS = {"calm": (calm, 2), "elastic": (elastic, 1), "faults": (faults, 2), "restart": (restart, 2)}
+"""What is done, and the number of rollout workers at the start."""
+
+
+def play_part(name: str, folder: Path, overrides: list[str]) -> None:
+    act, num_workers = PARTS[name]
+    shapes = make_shapes(folder / "shapes", train_rows=2000, heldout_rows=200, seed=0)
+    data = [f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
+    size = [f"rollout.num_workers={num_workers}", "learner.num_ranks=1..2"]
+    with three_nodes() as nodes, LiveRun(name, folder, nodes, [*SETTINGS, *data, *size, *overrides]) as run:
+        act(run, nodes)
+        run.finish(600)
+        (folder / f"{name}.json").write_text(json.dumps(run.result()))
+
+
+def differences(losses: list[float | None], replayed: list[float | None]) -> list[float]:
+    assert len(losses) == len(replayed), (len(losses), len(replayed))
+    return [abs(a - b) for a, b in zip(losses, replayed, strict=True) if a is not None and b is not None]
+
+
+def useful_time(calm: dict[str, Any], struck: dict[str, Any]) -> float:
+    """Of the time after the first step, the share that the same steps take where nobody disturbs them."""
+    return float(sum(calm["step_s"][1:]) / (struck["wall_s"][-1] - struck["wall_s"][0]))
+
+
+def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"heldout": {name: part["heldout"] for name, part in parts.items()}}
+    calm_ = parts.get("calm")
+    for name, part in parts.items():
+        consumed = [sample for samples in part["ledger"] for sample in samples]
+        assert len(set(consumed)) == len(consumed), f"{name}: a sample was consumed twice"
+        found.setdefault("useful_time_metric", {})[name] = part["useful_time_metric"]
+    if "elastic" in parts:
+        part = parts["elastic"]
+        found["recovery_s"] = part["recovery_s"]
+        off = differences(part["losses"], part["replayed"])
+        found |= {"loss_difference": max(off), "losses_compared": len(off)}
+        if picture is not None:
+            draw_members(part, picture)
+    if calm_ is not None:
+        others = {name: part for name, part in parts.items() if name != "calm"}
+        found["ledger_equal"] = all(part["ledger"] == calm_["ledger"] for part in others.values())
+        for name, key in (("faults", "useful_time"), ("restart", "restart_useful_time")):
+            if name in parts:
+                found[key] = useful_time(calm_, parts[name])
+                found[f"{name}_recovery_s"] = parts[name]["recovery_s"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--folder", type=Path, help="keeps the runs and the results of their parts")
+    parser.add_argument("--picture", type=Path, help="PNG of the members over time")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="as for `visionthink train`")
+    arguments = parser.parse_intermixed_args()
+    folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="elastic-"))).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["RAY_DEDUP_LOGS"] = "0"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for name in arguments.parts:
+        if not (folder / f"{name}.json").exists():
+            play_part(name, folder, arguments.overrides)
+    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in arguments.parts}
+    found = report(parts, arguments.picture)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        for key, value in found.items():
+            print(f"{key:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

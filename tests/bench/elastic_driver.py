@@ -1,0 +1,92 @@
+"""`visionthink train`, and after it the same updates by one undisturbed rank: what `tests.bench.elastic` starts.
+
+    python -m tests.bench.elastic_driver FILE [section.key=value ...]
+
+Writes FILE: for each update the loss that one rank of this process computes on the groups that the run's learner got,
+in its order, from the model's files on. The engine draws tokens from a random stream of its own, so that runs with
+other workers play other episodes: only on the same groups can the losses of two learners be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from actors.images import ViewSpec
+from cluster.cli import app
+from configs.load import load_config
+from configs.paths import resolve_paths
+from configs.schema import Config
+from configs.seeds import derive_seed
+from learner.batch import TrainingGroup
+from learner.group import LearnerGroup
+from learner.pictures import PictureReader, pictures_of
+from learner.plan import plan_mini_batches
+
+Part = Sequence[TrainingGroup]
+
+
+def record_updates() -> list[list[Part]]:
+    """Of every learner of this process: the parts of its updates, as they are given to it."""
+    updates: list[list[Part]] = []
+    begin, learn = LearnerGroup.begin, LearnerGroup.learn
+
+    def begin_recorded(self: LearnerGroup) -> None:
+        updates.append([])
+        begin(self)
+
+    async def learn_recorded(self: LearnerGroup, groups: Part) -> None:
+        updates[-1].append(groups)
+        await learn(self, groups)
+
+    LearnerGroup.begin, LearnerGroup.learn = begin_recorded, learn_recorded  # type: ignore[method-assign]
+    return updates
+
+
+def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | None]:
+    """The loss of each update by one rank; None where nothing was learned."""
+    from learner.worker import LearnerRank
+
+    model, learner = config.model, config.learner
+    reader = PictureReader(
+        ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels), config.data
+    )
+    rank = LearnerRank(
+        learner, model, seed=derive_seed(config.run.seed, "learner"), temperature=config.rollout.temperature
+    )
+    rank.form(0, 1, "127.0.0.1", rank.rendezvous()[1])
+    losses: list[float | None] = []
+    for parts in updates:
+        num_before = 0
+        for groups in parts:
+            (plan,) = plan_mini_batches(
+                groups,
+                prompts_per_mini_batch=learner.prompts_per_mini_batch,
+                num_ranks=1,
+                max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+                max_tokens_per_vision_pass=learner.max_tokens_per_vision_pass,
+                num_before=num_before % learner.prompts_per_mini_batch,
+            )
+            if not num_before:
+                rank.begin()
+            rank.learn(plan, [reader.read(picture) for picture in pictures_of(plan, groups)])
+            num_before += len(groups)
+        losses.append(rank.finish().metrics["learner/loss"] if num_before else None)
+    rank.shutdown()
+    return losses
+
+
+def main() -> None:
+    out, overrides = Path(sys.argv[1]), sys.argv[2:]
+    updates = record_updates()
+    typer.main.get_command(app)(["train", "--json", *overrides], standalone_mode=False)
+    config = resolve_paths(load_config("tiny", overrides))
+    out.write_text(json.dumps(replay(config, updates)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

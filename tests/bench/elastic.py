@@ -1,14 +1,14 @@
 """A run whose members come and go, against the same run left alone and against starting the whole job again (M15).
 
-    uv run python -m tests.bench.elastic --json [--parts calm elastic faults restart] [--folder DIR] [--picture PNG]
+    uv run python -m tests.bench.elastic --json [--parts calm elastic losses ...] [--folder DIR] [--picture PNG]
 
-Real runs of the tiny model on a Ray of three nodes. `calm` is left alone; in `elastic` ranks, workers and a node are
-killed, and both sizes change by `visionthink scale`; in `faults` a worker and a rank are killed in turn, once in ten
-steps, and in `restart` the same faults end the driver, and the same command is given again. Parts that DIR has the
-result of are not run again.
+Real runs of the tiny model on a Ray of three nodes. `calm` is left alone. In `elastic` the rollouts go from 1 to 3 to 1
+by `visionthink scale`, and a rank of two is killed and comes back; in `losses` the only rank, a worker and a node are
+lost. In `faults` a worker and a rank are killed in turn, once in ten steps; in `restart` the same faults end the whole
+job, and the same command is given again. Parts that DIR has the result of are not run again.
 
 `ledger_equal`: whether each step consumed the same samples as in `calm`. `loss_difference`: the loss of each step of
-`elastic`, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as
+each part, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as
 every engine draws from a random stream of its own, so losses are compared on what was played. `useful_time`: the time
 of the same steps in `calm` over the time from the end of the first step to that of the last, restarts included.
 """
@@ -26,8 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from actors.data.shapes import make_shapes
 from cluster.records.events import LoggedEvent
 from tests.bench.live_run import LiveRun
@@ -39,6 +37,7 @@ SETTINGS = [
     "train.num_steps=30",
     "train.max_draws=1.0",  # each step then consumes the same samples, whatever was played
     "eval.num_samples=50",
+    "learner.learning_rate=1e-4",  # so that there is something to learn from up to the last steps
     "learner.num_threads=1",
     "learner.stall_timeout_s=20",
     "rollout.max_restarts=10",
@@ -62,14 +61,19 @@ class Drill:
     def has(self, rollouts: int, learner: int) -> Callable[[], bool]:
         return lambda: (self.run.num_working("rollouts"), self.run.num_working("learner")) == (rollouts, learner)
 
-    def scale(self, sizes: str, is_whole: Callable[[], bool]) -> None:
+    def scale(self, sizes: str, is_whole: Callable[[], bool]) -> Callable[[], None]:
         command = [sys.executable, "-m", "cluster.cli", "scale", str(self.run.folder), *sizes.split()]
-        self.run.strike(f"scale {sizes}", lambda: subprocess.run(command, check=True, stdout=sys.stderr), is_whole)
+
+        def act() -> None:
+            subprocess.run(command, check=True, stdout=sys.stderr)
+
+        return self.run.begin_strike(f"scale {sizes}", act, is_whole)
 
     def kill_rank(self, is_whole: Callable[[], bool]) -> None:
         """In mid-update."""
-        victim = self._working(RANK, "learn")
-        num = self.run.num_working("learner")
+        ranks, num = self.nodes.processes(RANK), self.run.num_working("learner")
+        victim = ranks[-1]
+        self.run.wait(lambda: any(is_in(rank, "learn") for rank in ranks), "a rank learns")
         self.run.strike(f"kill -9 of one of {num} ranks in an update", victim.kill, is_whole, reformed)
 
     def kill_worker(self, is_whole: Callable[[], bool]) -> None:
@@ -88,37 +92,33 @@ class Drill:
 
         self.run.strike("a node with a rank is lost, another one comes", replace_node, is_whole, reformed)
 
-    def _working(self, title: str, call: str) -> psutil.Process:
-        found: list[psutil.Process] = []
-
-        def is_there() -> bool:
-            found[:] = [process for process in self.nodes.processes(title) if is_in(process, call)][-1:]
-            return bool(found)
-
-        self.run.wait(is_there, f"{title} is in {call}")
-        return found[0]
-
 
 def calm(run: LiveRun, nodes: ThreeNodes) -> None:
     """Nothing is done."""
 
 
 def elastic(run: LiveRun, nodes: ThreeNodes) -> None:
-    """Rollouts 1 -> 3 -> 1, ranks 2 -> 1 -> 2 in three ways, and the only rank lost."""
+    """Rollouts 1 -> 3 -> 1, ranks 2 -> 1 -> 2."""
     drill = Drill(run, nodes)
     run.wait(lambda: run.step >= 2 and drill.has(1, 2)(), "all members are there")
-    drill.scale("rollouts=1..3", drill.has(3, 2))
+    grown = drill.scale("rollouts=1..3", lambda: run.num_working("rollouts") == 3)
     run.wait_steps(1)
-    drill.kill_rank(drill.has(3, 2))
-    run.wait_steps(1)
-    drill.kill_worker(drill.has(3, 2))
-    run.wait_steps(1)
-    drill.lose_node(drill.has(3, 2))
-    run.wait_steps(1)
-    drill.scale("rollouts=1 learner=1", drill.has(1, 1))
-    run.wait_steps(1)
+    drill.kill_rank(lambda: run.num_working("learner") == 2)
+    grown()
+    run.wait_steps(2)
+    drill.scale("rollouts=1", drill.has(1, 2))()
+
+
+def losses(run: LiveRun, nodes: ThreeNodes) -> None:
+    """The only rank, a rollout worker and a node are lost."""
+    drill = Drill(run, nodes)
+    run.wait(lambda: run.step >= 2 and drill.has(1, 1)(), "all members are there")
     drill.kill_rank(drill.has(1, 1))
-    drill.scale("learner=1..2", drill.has(1, 2))
+    run.wait_steps(1)
+    drill.kill_worker(drill.has(1, 1))
+    drill.scale("learner=1..2", drill.has(1, 2))()
+    run.wait_steps(1)
+    drill.lose_node(drill.has(1, 2))
 
 
 def strike_in_turn(run: LiveRun, strike: Callable[[int], None]) -> None:
@@ -148,15 +148,21 @@ def restart(run: LiveRun, nodes: ThreeNodes) -> None:
     strike_in_turn(run, again)
 
 
-PARTS = {"calm": (calm, 2), "elastic": (elastic, 1), "faults": (faults, 2), "restart": (restart, 2)}
-"""What is done, and the number of rollout workers at the start."""
+PARTS = {
+    "calm": (calm, 2, "1..2"),
+    "elastic": (elastic, 1, "1..2"),
+    "losses": (losses, 1, "1"),
+    "faults": (faults, 2, "1..2"),
+    "restart": (restart, 2, "1..2"),
+}
+"""What is done, and the numbers of rollout workers and ranks at the start."""
 
 
 def play_part(name: str, folder: Path, overrides: list[str]) -> None:
-    act, num_workers = PARTS[name]
+    act, num_workers, num_ranks = PARTS[name]
     shapes = make_shapes(folder / "shapes", train_rows=2000, heldout_rows=200, seed=0)
     data = [f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
-    size = [f"rollout.num_workers={num_workers}", "learner.num_ranks=1..2"]
+    size = [f"rollout.num_workers={num_workers}", f"learner.num_ranks={num_ranks}"]
     with three_nodes() as nodes, LiveRun(name, folder, nodes, [*SETTINGS, *data, *size, *overrides]) as run:
         act(run, nodes)
         run.finish(600)
@@ -180,20 +186,19 @@ def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, 
         consumed = [sample for samples in part["ledger"] for sample in samples]
         assert len(set(consumed)) == len(consumed), f"{name}: a sample was consumed twice"
         found.setdefault("useful_time_metric", {})[name] = part["useful_time_metric"]
-    if "elastic" in parts:
-        part = parts["elastic"]
-        found["recovery_s"] = part["recovery_s"]
-        off = differences(part["losses"], part["replayed"])
-        found |= {"loss_difference": max(off), "losses_compared": len(off)}
-        if picture is not None:
-            draw_members(part, picture)
+        found.setdefault("recovery_s", {})[name] = part["recovery_s"]
+        if part["replayed"] and name != "restart":
+            off = differences(part["losses"], part["replayed"])
+            found.setdefault("loss_difference", {})[name] = max(off)
+            found.setdefault("losses_compared", {})[name] = len(off)
+    if "elastic" in parts and picture is not None:
+        draw_members(parts["elastic"], picture)
     if calm_ is not None:
         others = {name: part for name, part in parts.items() if name != "calm"}
         found["ledger_equal"] = all(part["ledger"] == calm_["ledger"] for part in others.values())
         for name, key in (("faults", "useful_time"), ("restart", "restart_useful_time")):
             if name in parts:
                 found[key] = useful_time(calm_, parts[name])
-                found[f"{name}_recovery_s"] = parts[name]["recovery_s"]
     return found
 
 

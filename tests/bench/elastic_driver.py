@@ -24,6 +24,7 @@ from configs.schema import Config
 from configs.seeds import derive_seed
 from learner.batch import TrainingGroup
 from learner.group import LearnerGroup
+from learner.memory import learns_in_rounds
 from learner.pictures import PictureReader, pictures_of
 from learner.plan import plan_mini_batches
 
@@ -70,6 +71,7 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | No
                 max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
                 max_tokens_per_vision_pass=learner.max_tokens_per_vision_pass,
                 num_before=num_before % learner.prompts_per_mini_batch,
+                in_rounds=learns_in_rounds(learner),
             )
             if not num_before:
                 rank.begin()
@@ -83,7 +85,8 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | No
 def main() -> None:
     out, overrides = Path(sys.argv[1]), sys.argv[2:]
     updates = record_updates()
-    typer.main.get_command(app)(["train", "--json", *overrides], standalone_mode=False)
+    if failed := typer.main.get_command(app)(["train", "--json", *overrides], standalone_mode=False):
+        sys.exit(failed)
     config = resolve_paths(load_config("tiny", overrides))
     out.write_text(json.dumps(replay(config, updates)), encoding="utf-8")
 

@@ -20,6 +20,8 @@ from cluster.status.views import WORKING, MemberView, Role
 from tests.bench.three_nodes import ThreeNodes, wait_until
 
 LOOK_S = 0.2
+SHOWN_S = 2.0
+"""After which the status of a run shows what has happened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class LiveRun:
         self.seen: list[tuple[float, tuple[MemberView, ...]]] = []
         """Wall-clock time and members, at each change."""
         self.strikes: list[Strike] = []
+        self._unsettled: list[Callable[[], bool]] = []
         self._step_ends: list[float] = []
         self._is_over = threading.Event()
 
@@ -107,6 +110,8 @@ class LiveRun:
 
     def wait(self, is_true: Callable[[], bool], what: str, within_s: float = 240.0) -> None:
         def is_true_or_ended() -> bool:
+            for is_over in self._unsettled:
+                is_over()
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode} before {what}")
             return is_true()
@@ -129,21 +134,44 @@ class LiveRun:
         Args:
             goes_on: the event that says that the run makes progress again; by default, that it is whole.
         """
+        self.begin_strike(what, act, is_whole, goes_on)()
+
+    def begin_strike(
+        self,
+        what: str,
+        act: Callable[[], Any],
+        is_whole: Callable[[], bool],
+        goes_on: Callable[[LoggedEvent], bool] | None = None,
+    ) -> Callable[[], None]:
+        """Do something; the result waits until the run is whole again."""
         at, started = time.time(), time.monotonic()
         act()
         _say(f"{what}, after step {self.step}")
         went_on: list[float] = []
 
+        whole_at: list[float] = []
+
         def is_over() -> bool:
             if goes_on is not None and not went_on:
                 went_on.extend([logged.time - at for logged in self.events(at) if goes_on(logged)][:1])
-            return (goes_on is None or bool(went_on)) and is_whole()
+            if whole_at:
+                return True
+            is_shown = time.time() - at - (went_on[0] if went_on else 0.0) > SHOWN_S
+            if is_shown and (goes_on is None or went_on) and is_whole():
+                whole_at.append(time.monotonic())
+            return bool(whole_at)
 
-        self.wait(is_over, f"recovery from: {what}")
-        seconds = time.monotonic() - started
-        strike = Strike(what=what, at=at, recovery_s=seconds, lost_s=went_on[0] if went_on else seconds)
-        _say(f"  goes on after {strike.lost_s:.1f} s, whole after {strike.recovery_s:.1f} s")
-        self.strikes.append(strike)
+        def settle() -> None:
+            self._unsettled.remove(is_over)
+            if not whole_at:
+                self.wait(is_over, f"recovery from: {what}")
+            seconds = whole_at[0] - started
+            strike = Strike(what=what, at=at, recovery_s=seconds, lost_s=went_on[0] if went_on else seconds)
+            _say(f"{what}: goes on after {strike.lost_s:.1f} s, whole after {strike.recovery_s:.1f} s")
+            self.strikes.append(strike)
+
+        self._unsettled.append(is_over)
+        return settle
 
     def result(self) -> dict[str, Any]:
         """What the run left behind."""

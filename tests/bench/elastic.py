@@ -1,16 +1,16 @@
 """A run whose members come and go, against the same run left alone and against starting the whole job again (M15).
 
-    uv run python -m tests.bench.elastic --json [--parts calm elastic losses ...] [--folder DIR] [--picture PNG]
+    uv run python -m tests.bench.elastic --json [--parts calm elastic ...] [--folder DIR] [--picture PNG]
 
-Real runs of the tiny model on a Ray of three nodes. `calm` is left alone. In `elastic` the rollouts go from 1 to 3 to 1
-by `visionthink scale`, and a rank of two is killed and comes back; in `losses` the only rank, a worker and a node are
-lost. In `faults` a worker and a rank are killed in turn, once in ten steps; in `restart` the same faults end the whole
-job, and the same command is given again. Parts that DIR has the result of are not run again.
+Real runs of the tiny model on a Ray of three nodes; `calm` and `steady` are left alone. In `elastic` the rollouts go
+from 1 to 3 to 1 by `visionthink scale`, and a rank of two is killed and comes back; in `losses` the only rank, a worker
+and a node are lost. In `faults` a worker and a rank are killed in turn, once in ten steps; in `restart` the same faults
+end the whole job, and the same command is given again. Parts that DIR has the result of are not run again.
 
-`ledger_equal`: whether each step consumed the same samples as in `calm`. `loss_difference`: the loss of each step of
-each part, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as
-every engine draws from a random stream of its own, so losses are compared on what was played. `useful_time`: the time
-of the same steps in `calm` over the time from the end of the first step to that of the last, restarts included.
+`ledger_equal`: whether each step consumed the same samples as in the run left alone. `loss_difference`: the loss of each
+step, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as every
+engine draws from a random stream of its own, so losses are compared on what was played. `useful_time`: the time of the
+same steps in `steady` over the time from the end of the first step to that of the last, restarts included.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ from tests.bench.three_nodes import RANK, WORKER, ThreeNodes, is_in, three_nodes
 
 FAULT_EVERY, FIRST_FAULT = 10, 5
 SETTINGS = [
-    "train.num_steps=30",
     "train.max_draws=1.0",  # each step then consumes the same samples, whatever was played
     "eval.num_samples=50",
-    "learner.learning_rate=1e-4",  # so that there is something to learn from up to the last steps
     "learner.num_threads=1",
     "learner.stall_timeout_s=20",
     "rollout.max_restarts=10",
 ]
+SHORT = ["train.num_steps=30", "learner.learning_rate=1e-4"]
+"""Something to learn from up to the last steps."""
+LONG_STEPS = 20
+LONG = [f"train.num_steps={LONG_STEPS}", "train.prompts_per_step=96", "learner.learning_rate=1e-6"]
+"""All steps alike, and as long as two cores allow, since a process takes as long to start as in a large run."""
 
 
 def reformed(logged: LoggedEvent) -> bool:
@@ -122,7 +125,7 @@ def losses(run: LiveRun, nodes: ThreeNodes) -> None:
 
 
 def strike_in_turn(run: LiveRun, strike: Callable[[int], None]) -> None:
-    for number, step in enumerate(range(FIRST_FAULT, 30, FAULT_EVERY)):
+    for number, step in enumerate(range(FIRST_FAULT, LONG_STEPS, FAULT_EVERY)):
         run.wait(lambda step=step: run.step >= step, f"step {step}")  # type: ignore[misc]
         strike(number)
 
@@ -148,22 +151,25 @@ def restart(run: LiveRun, nodes: ThreeNodes) -> None:
     strike_in_turn(run, again)
 
 
-PARTS = {
-    "calm": (calm, 2, "1..2"),
-    "elastic": (elastic, 1, "1..2"),
-    "losses": (losses, 1, "1"),
-    "faults": (faults, 2, "1..2"),
-    "restart": (restart, 2, "1..2"),
+TWO = ["rollout.num_workers=2", "learner.num_ranks=1..2"]
+PARTS: dict[str, tuple[Callable[[LiveRun, ThreeNodes], None], list[str]]] = {
+    "calm": (calm, [*SHORT, *TWO]),
+    "elastic": (elastic, [*SHORT, "rollout.num_workers=1", "learner.num_ranks=1..2"]),
+    "losses": (losses, [*SHORT, "rollout.num_workers=1", "learner.num_ranks=1"]),
+    "steady": (calm, [*LONG, *TWO]),
+    "faults": (faults, [*LONG, *TWO]),
+    "restart": (restart, [*LONG, *TWO]),
 }
-"""What is done, and the numbers of rollout workers and ranks at the start."""
+"""What is done to a run, and its settings."""
+COMPARED = {"elastic": "calm", "losses": "calm", "faults": "steady", "restart": "steady"}
+"""A run, and the one like it that is left alone."""
 
 
 def play_part(name: str, folder: Path, overrides: list[str]) -> None:
-    act, num_workers, num_ranks = PARTS[name]
+    act, settings = PARTS[name]
     shapes = make_shapes(folder / "shapes", train_rows=2000, heldout_rows=200, seed=0)
     data = [f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
-    size = [f"rollout.num_workers={num_workers}", f"learner.num_ranks={num_ranks}"]
-    with three_nodes() as nodes, LiveRun(name, folder, nodes, [*SETTINGS, *data, *size, *overrides]) as run:
+    with three_nodes() as nodes, LiveRun(name, folder, nodes, [*SETTINGS, *settings, *data, *overrides]) as run:
         act(run, nodes)
         run.finish(600)
         (folder / f"{name}.json").write_text(json.dumps(run.result()))
@@ -174,14 +180,13 @@ def differences(losses: list[float | None], replayed: list[float | None]) -> lis
     return [abs(a - b) for a, b in zip(losses, replayed, strict=True) if a is not None and b is not None]
 
 
-def useful_time(calm: dict[str, Any], struck: dict[str, Any]) -> float:
+def useful_time(steady: dict[str, Any], struck: dict[str, Any]) -> float:
     """Of the time after the first step, the share that the same steps take where nobody disturbs them."""
-    return float(sum(calm["step_s"][1:]) / (struck["wall_s"][-1] - struck["wall_s"][0]))
+    return float(sum(steady["step_s"][1:]) / (struck["wall_s"][-1] - struck["wall_s"][0]))
 
 
 def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {"heldout": {name: part["heldout"] for name, part in parts.items()}}
-    calm_ = parts.get("calm")
     for name, part in parts.items():
         consumed = [sample for samples in part["ledger"] for sample in samples]
         assert len(set(consumed)) == len(consumed), f"{name}: a sample was consumed twice"
@@ -193,12 +198,12 @@ def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, 
             found.setdefault("losses_compared", {})[name] = len(off)
     if "elastic" in parts and picture is not None:
         draw_members(parts["elastic"], picture)
-    if calm_ is not None:
-        others = {name: part for name, part in parts.items() if name != "calm"}
-        found["ledger_equal"] = all(part["ledger"] == calm_["ledger"] for part in others.values())
-        for name, key in (("faults", "useful_time"), ("restart", "restart_useful_time")):
-            if name in parts:
-                found[key] = useful_time(calm_, parts[name])
+    pairs = {name: other for name, other in COMPARED.items() if name in parts and other in parts}
+    if pairs:
+        found["ledger_equal"] = all(parts[name]["ledger"] == parts[other]["ledger"] for name, other in pairs.items())
+    for name, key in (("faults", "useful_time"), ("restart", "restart_useful_time")):
+        if name in pairs:
+            found[key] = useful_time(parts["steady"], parts[name])
     return found
 
 

@@ -7,7 +7,7 @@ from 1 to 3 to 1 by `visionthink scale`, and a rank of two is killed and comes b
 and a node are lost. In `faults` a worker and a rank are killed in turn, once in ten steps; in `restart` the same faults
 end the whole job, and the same command is given again. Parts that DIR has the result of are not run again.
 
-`ledger_equal`: whether each step consumed the same samples as in the run left alone. `loss_difference`: the loss of each
+`ledger_equal`: whether each step consumed the same samples as in the run left alone. `loss_difference`: the loss of a
 step, against one undisturbed rank that learns from the same groups. Two runs do not play the same episodes, as every
 engine draws from a random stream of its own, so losses are compared on what was played. `useful_time`: the time of the
 same steps in `steady` over the time from the end of the first step to that of the last, restarts included.
@@ -40,7 +40,7 @@ SETTINGS = [
     "learner.stall_timeout_s=20",
     "rollout.max_restarts=10",
 ]
-SHORT = ["train.num_steps=30", "learner.learning_rate=1e-4"]
+SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4"]
 """Something to learn from up to the last steps."""
 LONG_STEPS = 20
 LONG = [f"train.num_steps={LONG_STEPS}", "train.prompts_per_step=96", "learner.learning_rate=1e-6"]

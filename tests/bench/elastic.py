@@ -164,11 +164,17 @@ PARTS: dict[str, tuple[Callable[[LiveRun, ThreeNodes], None], list[str]]] = {
 """What is done to a run, and its settings."""
 
 
+REPLAYED = (elastic, losses)
+
+
 def play_part(name: str, folder: Path, overrides: list[str]) -> None:
     act, settings = PARTS[name]
     shapes = make_shapes(folder / "shapes", train_rows=2000, heldout_rows=200, seed=0)
     data = [f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
-    with three_nodes() as nodes, LiveRun(name, folder, nodes, [*SETTINGS, *settings, *data, *overrides]) as run:
+    with (
+        three_nodes() as nodes,
+        LiveRun(name, folder, nodes, [*SETTINGS, *settings, *data, *overrides], replays=act in REPLAYED) as run,
+    ):
         act(run, nodes)
         run.finish(600)
         (folder / f"{name}.json").write_text(json.dumps(run.result()))
@@ -193,7 +199,7 @@ def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, 
         assert len(set(consumed)) == len(consumed), f"{name}: a sample was consumed twice"
         found.setdefault("useful_time_metric", {})[name] = part["useful_time_metric"]
         found.setdefault("recovery_s", {})[name] = part["recovery_s"]
-        if part["replayed"] and name != "restart":
+        if part["replayed"]:
             off = differences(part["losses"], part["replayed"])
             found.setdefault("loss_difference", {})[name] = max(off)
             found.setdefault("losses_compared", {})[name] = len(off)

@@ -2,9 +2,9 @@
 
     python -m tests.bench.elastic_driver FILE [section.key=value ...]
 
-Writes FILE: for each update the loss that one rank of this process computes on the groups that the run's learner got,
-in its order, from the model's files on. The engine draws tokens from a random stream of its own, so that runs with
-other workers play other episodes: only on the same groups can the losses of two learners be equal.
+Writes FILE, unless it is `-`: for each update the loss that one rank of this process computes on the groups that the
+run's learner got, in its order, from the model's files on. An engine draws tokens from a random stream of its own, so
+that runs with other workers play other episodes: only on the same groups can the losses of two learners be equal.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | No
 
 
 def main() -> None:
-    out, overrides = Path(sys.argv[1]), sys.argv[2:]
+    out, overrides = sys.argv[1], sys.argv[2:]
     updates = record_updates()
     if failed := typer.main.get_command(app)(["train", "--json", *overrides], standalone_mode=False):
         sys.exit(failed)
-    config = resolve_paths(load_config("tiny", overrides))
-    out.write_text(json.dumps(replay(config, updates)), encoding="utf-8")
+    if out != "-":
+        config = resolve_paths(load_config("tiny", overrides))
+        Path(out).write_text(json.dumps(replay(config, updates)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,13 +42,17 @@ def _say(line: str) -> None:
 
 
 class LiveRun:
-    """The command, and what its folder says while it runs. Leaving the context ends it."""
+    """The command, and what its folder says while it runs. Leaving the context ends it.
 
-    def __init__(self, name: str, folder: Path, nodes: ThreeNodes, overrides: Sequence[str]) -> None:
+    Args:
+        replays: whether its updates are done once more at the end, to compare losses.
+    """
+
+    def __init__(self, name: str, folder: Path, nodes: ThreeNodes, overrides: Sequence[str], *, replays: bool) -> None:
         self.name, self.folder = name, folder / name
         self._losses = folder / f"{name}.losses.json"
         self._nodes = nodes
-        self._command = [sys.executable, "-m", "tests.bench.elastic_driver", str(self._losses)]
+        self._command = [sys.executable, "-m", "tests.bench.elastic_driver", str(self._losses) if replays else "-"]
         self._command += [f"run.name={name}", f"run.dir={folder}", *overrides]
         self.seen: list[tuple[float, tuple[MemberView, ...]]] = []
         """Wall-clock time and members, at each change."""

@@ -317,7 +317,7 @@ class RolloutPool:
         if self._members.get(member.worker) is member:
             del self._members[member.worker]
             self._by_load[member.num_in_flight].pop(member, None)
-            logger.warning("rollout worker %s dropped: %s", member.worker.name, cause)
+            logger.warning("%s is dropped: %s", member.worker.name, cause)
             member.dropped.set_result(cause)
             member.worker.kill()
             self.on_drop(member.worker, cause)

@@ -30,6 +30,7 @@ from typing import Any
 
 from actors.data.shapes import make_shapes
 from cluster.records.events import LoggedEvent
+from tests.bench.elastic_driver import COMPARED
 from tests.bench.live_run import LiveRun
 from tests.bench.member_lines import draw_members
 from tests.bench.three_nodes import RANK, WORKER, ThreeNodes, is_in, three_nodes
@@ -180,9 +181,17 @@ def play_part(name: str, folder: Path, overrides: list[str]) -> None:
         (folder / f"{name}.json").write_text(json.dumps(run.result()))
 
 
-def differences(losses: list[float | None], replayed: list[float | None]) -> list[float]:
-    assert len(losses) == len(replayed), (len(losses), len(replayed))
-    return [abs(a - b) for a, b in zip(losses, replayed, strict=True) if a is not None and b is not None]
+def differences(part: dict[str, Any]) -> dict[str, Any]:
+    """From one undisturbed rank that learned from the same groups: of losses, of gradient norms (as a share), and of the
+    last weights."""
+    both = [(ours, theirs) for ours, theirs in zip(part["learned"], part["replayed"]["steps"], strict=True) if theirs]
+    loss, norm = COMPARED
+    return {
+        "steps_compared": len(both),
+        "loss_difference": max(abs(ours[loss] - theirs[loss]) for ours, theirs in both),
+        "grad_norm_difference": max(abs(ours[norm] / theirs[norm] - 1) for ours, theirs in both),
+        "weight_difference": part["replayed"]["weight_difference"],
+    }
 
 
 def useful_time(part: dict[str, Any]) -> float:
@@ -200,9 +209,8 @@ def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, 
         found.setdefault("useful_time_metric", {})[name] = part["useful_time_metric"]
         found.setdefault("recovery_s", {})[name] = part["recovery_s"]
         if part["replayed"]:
-            off = differences(part["losses"], part["replayed"])
-            found.setdefault("loss_difference", {})[name] = max(off)
-            found.setdefault("losses_compared", {})[name] = len(off)
+            for key, figure in differences(part).items():
+                found.setdefault(key, {})[name] = figure
     if "elastic" in parts and picture is not None:
         draw_members(parts["elastic"], picture)
     alike = [parts[name]["ledger"] for name in ("calm", "elastic", "losses") if name in parts]

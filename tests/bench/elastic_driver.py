@@ -2,19 +2,24 @@
 
     python -m tests.bench.elastic_driver FILE [section.key=value ...]
 
-Writes FILE, unless it is `-`: for each update the loss that one rank of this process computes on the groups that the
-run's learner got, in its order, from the model's files on. An engine draws tokens from a random stream of its own, so
-that runs with other workers play other episodes: only on the same groups can the losses of two learners be equal.
+Writes FILE, unless it is `-`: for each update the loss and the gradient norm that one rank of this process computes on
+the groups that the run's learner got, in its order, from the model's files on, and how far its last weights are from
+the run's. An engine draws tokens from a random stream of its own, so that runs with other workers play other episodes:
+only on the same groups can two learners be equal.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import typer
+from safetensors.numpy import load_file
 
 from actors.images import ViewSpec
 from cluster.cli import app
@@ -29,6 +34,7 @@ from learner.pictures import PictureReader, pictures_of
 from learner.plan import plan_mini_batches
 
 Part = Sequence[TrainingGroup]
+COMPARED = ("learner/loss", "learner/grad_norm")
 
 
 def record_updates() -> list[list[Part]]:
@@ -48,8 +54,8 @@ def record_updates() -> list[list[Part]]:
     return updates
 
 
-def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | None]:
-    """The loss of each update by one rank; None where nothing was learned."""
+def replay(config: Config, updates: Sequence[Sequence[Part]]) -> dict[str, Any]:
+    """Figures of each update by one rank, None where nothing was learned, and the difference of the last weights."""
     from learner.worker import LearnerRank
 
     model, learner = config.model, config.learner
@@ -60,7 +66,7 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | No
         learner, model, seed=derive_seed(config.run.seed, "learner"), temperature=config.rollout.temperature
     )
     rank.form(0, 1, "127.0.0.1", rank.rendezvous()[1])
-    losses: list[float | None] = []
+    steps: list[dict[str, float] | None] = []
     for parts in updates:
         num_before = 0
         for groups in parts:
@@ -77,9 +83,16 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> list[float | No
                 rank.begin()
             rank.learn(plan, [reader.read(picture) for picture in pictures_of(plan, groups)])
             num_before += len(groups)
-        losses.append(rank.finish().metrics["learner/loss"] if num_before else None)
+        metrics = rank.finish().metrics if num_before else None
+        steps.append({name: metrics[name] for name in COMPARED} if metrics else None)
+    with tempfile.TemporaryDirectory() as folder:
+        rank.export_hf(folder)
+        run = Path(config.run.dir) / config.run.name / "export"
+        found, expected = (load_file(each / "model.safetensors") for each in (run, Path(folder)))
     rank.shutdown()
-    return losses
+    assert found.keys() == expected.keys()
+    off = max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
+    return {"steps": steps, "weight_difference": off}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
 from cluster.status.files import read_snapshot
 from cluster.status.views import WORKING, MemberView, Role
+from tests.bench.elastic_driver import COMPARED
 from tests.bench.three_nodes import ThreeNodes, wait_until
 
 LOOK_S = 0.2
@@ -186,8 +187,8 @@ class LiveRun:
             "step_s": [row["time/step_s"] for row in steps],
             "wall_s": [row["run/wall_s"] for row in steps],
             "useful_time_metric": steps[-1]["run/useful_time"],
-            "losses": [row.get("learner/loss") for row in steps],
-            "replayed": json.loads(self._losses.read_text()) if self._losses.exists() else [],
+            "learned": [{name: row.get(name) for name in COMPARED} for row in steps],
+            "replayed": json.loads(self._losses.read_text()) if self._losses.exists() else None,
             "heldout": json.loads((self.folder / "summary.json").read_text())["heldout"],
             "recovery_s": [
                 {

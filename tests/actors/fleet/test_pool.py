@@ -230,7 +230,7 @@ async def test_a_worker_that_is_dropped_is_killed_once_and_its_groups_are_played
         pool.drop(late, "it missed a version, again")
     await asyncio.gather(*groups)
     assert (sound.num_played, late.num_kills, pool.workers) == (4, 1, [sound])
-    assert caplog.messages == ["rollout worker late dropped: it missed a version"]
+    assert caplog.messages == ["late is dropped: it missed a version"]
 
 
 async def test_a_pool_is_starved_from_the_moment_that_groups_wait_and_no_worker_may_get_any():
@@ -277,4 +277,4 @@ async def test_a_worker_that_does_not_fall_asleep_is_dropped(caplog, step, reaso
     with caplog.at_level(logging.WARNING):
         await pool.sleep()
     assert (pool.workers, restless.is_killed, sound.is_asleep) == ([sound], True, True)
-    assert caplog.messages == [f"rollout worker restless dropped: falling asleep: {reason}"]
+    assert caplog.messages == [f"restless is dropped: falling asleep: {reason}"]

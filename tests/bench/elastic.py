@@ -182,7 +182,7 @@ def play_part(name: str, folder: Path, overrides: list[str]) -> None:
 
 
 def differences(part: dict[str, Any]) -> dict[str, Any]:
-    """From an undisturbed rank with the same groups: of losses, of gradient norms (as a share) and of the last weights."""
+    """From an undisturbed rank with the same groups: losses, gradient norms (as a share of them), the last weights."""
     both = [(ours, theirs) for ours, theirs in zip(part["learned"], part["replayed"]["steps"], strict=True) if theirs]
     loss, norm = COMPARED
     return {

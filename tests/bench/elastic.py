@@ -45,8 +45,7 @@ SETTINGS = [
 ]
 SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4"]
 """Something to learn from up to the last steps."""
-LONG_STEPS = 20
-LONG = [f"train.num_steps={LONG_STEPS}", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
+LONG = ["train.num_steps=20", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
 """All steps alike, and as long as two cores allow, since a process takes as long to start as in a large run."""
 
 
@@ -128,7 +127,8 @@ def losses(run: LiveRun, nodes: ThreeNodes) -> None:
 
 
 def strike_in_turn(run: LiveRun, strike: Callable[[int], None]) -> None:
-    for number, step in enumerate(range(FIRST_FAULT, LONG_STEPS, FAULT_EVERY)):
+    run.wait(lambda: run.step >= 1, "the first step")
+    for number, step in enumerate(range(FIRST_FAULT, run.num_steps, FAULT_EVERY)):
         run.wait(lambda step=step: run.step >= step, f"step {step}")  # type: ignore[misc]
         strike(number)
 

@@ -92,6 +92,11 @@ class LiveRun:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     @property
+    def num_steps(self) -> int:
+        """Steps that the run is to have."""
+        return read_snapshot(self.folder).status.num_steps
+
+    @property
     def members(self) -> tuple[MemberView, ...]:
         try:
             return read_snapshot(self.folder).status.members

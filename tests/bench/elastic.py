@@ -4,19 +4,21 @@
 
 Real runs of the tiny model on a Ray of three nodes. `calm` is left alone. In `elastic` the rollouts go from 1 to 3 to 1
 by `visionthink scale`, and a rank of two is killed and comes back; in `losses` the only rank, a worker and a node are
-lost. In `faults` a worker and a rank are killed in turn, once in ten steps; in `restart` the same faults end the whole
-job, and the same command is given again. Parts that DIR has the result of are not run again.
+lost. In `faults` a worker, a rank and the whole job are killed in turn, once in ten steps; the job is started again by
+the same command. Parts that DIR has the result of are not run again.
 
-`ledger_equal`: whether each step of `elastic` and `losses` consumed the same samples as in `calm`. `loss_difference`:
-the loss of each step, against one undisturbed rank that learns from the same groups. Two runs do not play the same
-episodes, as every engine draws from a random stream of its own, so losses are compared on what was played.
-`useful_time`: from the end of the first step to that of the last, the share of time that so many steps take by the
-median of those before the first fault. `useful_time_metric` is the run's own `run/useful_time`, its start included.
+`ledger_equal`: whether each step of `elastic` and `losses` consumed the same samples as in `calm`. `loss_difference`
+and its like: of each step, against one undisturbed rank that learns from the same groups. Two runs do not play the same
+episodes, as every engine draws from a random stream of its own, so learners are compared on what was played.
+`useful_time`: the share that the steps from a fault to the next would have taken of their time without it, for members
+that are replaced; `restart_useful_time` the same for the job. `useful_time_metric` is the run's own `run/useful_time`,
+its start included.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -25,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import harmonic_mean, median
 from typing import Any
 
 from actors.data.shapes import make_shapes
@@ -35,7 +37,8 @@ from tests.bench.live_run import LiveRun
 from tests.bench.member_lines import draw_members
 from tests.bench.three_nodes import RANK, WORKER, ThreeNodes, is_in, three_nodes
 
-FAULT_EVERY, FIRST_FAULT = 10, 6
+FAULT_EVERY, FIRST_FAULT = 10, 4
+JOB_KILLED = "kill -9 of the driver; the same command is given again"
 SETTINGS = [
     "train.max_draws=1.0",  # each step then consumes the same samples, whatever was played
     "eval.num_samples=50",
@@ -45,7 +48,7 @@ SETTINGS = [
 ]
 SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4"]
 """Something to learn from up to the last steps."""
-LONG = ["train.num_steps=20", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
+LONG = [f"train.num_steps={FIRST_FAULT + 3 * FAULT_EVERY}", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
 """All steps alike, and as long as two cores allow, since a process takes as long to start as in a large run."""
 
 
@@ -126,32 +129,22 @@ def losses(run: LiveRun, nodes: ThreeNodes) -> None:
     drill.lose_node(drill.has(1, 2))
 
 
-def strike_in_turn(run: LiveRun, strike: Callable[[int], None]) -> None:
-    run.wait(lambda: run.step >= 1, "the first step")
-    for number, step in enumerate(range(FIRST_FAULT, run.num_steps, FAULT_EVERY)):
-        run.wait(lambda step=step: run.step >= step, f"step {step}")  # type: ignore[misc]
-        strike(number)
-
-
 def faults(run: LiveRun, nodes: ThreeNodes) -> None:
-    """A worker and a rank are killed in turn, and the run replaces them."""
+    """A worker and a rank are killed in turn and replaced; then the job, and the same command is given again."""
     drill = Drill(run, nodes)
-    strike_in_turn(run, lambda number: (drill.kill_rank if number % 2 else drill.kill_worker)(drill.has(2, 2)))
 
+    def start_again() -> None:
+        run.kill()
+        run.start()
 
-def restart(run: LiveRun, nodes: ThreeNodes) -> None:
-    """The same faults; the job ends with each, and the same command is given again."""
-
-    def again(number: int) -> None:
-        step = run.step
-
-        def kill_all() -> None:
-            run.kill()
-            run.start()
-
-        run.strike(f"the job is killed in step {step + 1}", kill_all, lambda: run.step > step and run.is_live)
-
-    strike_in_turn(run, again)
+    strikes: list[Callable[[], None]] = [
+        lambda: drill.kill_worker(drill.has(2, 2)),
+        lambda: drill.kill_rank(drill.has(2, 2)),
+        lambda: run.strike(JOB_KILLED, start_again, lambda: run.is_live and drill.has(2, 2)()),
+    ]
+    for number, strike in enumerate(strikes):
+        run.wait_for(FIRST_FAULT + number * FAULT_EVERY)
+        strike()
 
 
 TWO = ["rollout.num_workers=2", "learner.num_ranks=1..2"]
@@ -160,12 +153,10 @@ PARTS: dict[str, tuple[Callable[[LiveRun, ThreeNodes], None], list[str]]] = {
     "elastic": (elastic, [*SHORT, "rollout.num_workers=1", "learner.num_ranks=1..2"]),
     "losses": (losses, [*SHORT, "rollout.num_workers=1", "learner.num_ranks=1"]),
     "faults": (faults, [*LONG, *TWO]),
-    "restart": (restart, [*LONG, *TWO]),
 }
 """What is done to a run, and its settings."""
-
-
 REPLAYED = (elastic, losses)
+"""At their ends, the updates are done once more by one rank."""
 
 
 def play_part(name: str, folder: Path, overrides: list[str]) -> None:
@@ -193,11 +184,23 @@ def differences(part: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def useful_time(part: dict[str, Any]) -> float:
-    """Of the time after the first step, the share that its steps would have taken without faults."""
-    undisturbed = median(part["step_s"][1:FIRST_FAULT])
-    ends = part["step_ends"]
-    return float((len(ends) - 1) * undisturbed / (ends[-1] - ends[0]))
+def useful_times(part: dict[str, Any]) -> list[tuple[str, float]]:
+    """What was done, and the share that the steps until the next fault would have taken of their time without it.
+
+    Without it, each would have taken the median of the steps after the first in which nobody was missing.
+    """
+    ends, strikes = part["step_ends"], part["recovery_s"]
+    steps = list(itertools.pairwise(ends))
+    whole = [
+        end - begin
+        for begin, end in steps
+        if all(end <= strike["at"] or begin >= strike["at"] + strike["recovery_s"] for strike in strikes)
+    ]
+    struck = [next(i for i, end in enumerate(ends) if end > strike["at"]) - 1 for strike in strikes]
+    return [
+        (strike["what"], (last - first) * median(whole) / (ends[last] - ends[first]))
+        for strike, (first, last) in zip(strikes, itertools.pairwise([*struck, len(ends) - 1]), strict=True)
+    ]
 
 
 def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, Any]:
@@ -215,9 +218,11 @@ def report(parts: dict[str, dict[str, Any]], picture: Path | None) -> dict[str, 
     alike = [parts[name]["ledger"] for name in ("calm", "elastic", "losses") if name in parts]
     if len(alike) > 1:
         found["ledger_equal"] = all(ledger == alike[0] for ledger in alike)
-    for name, key in (("faults", "useful_time"), ("restart", "restart_useful_time")):
-        if name in parts:
-            found[key] = useful_time(parts[name])
+    if "faults" in parts:
+        times = useful_times(parts["faults"])
+        found["useful_time_by_fault"] = dict(times)
+        found["useful_time"] = harmonic_mean(share for what, share in times if what != JOB_KILLED)
+        found["restart_useful_time"] = dict(times)[JOB_KILLED]
     return found
 
 

@@ -92,11 +92,6 @@ class LiveRun:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     @property
-    def num_steps(self) -> int:
-        """Steps that the run is to have."""
-        return read_snapshot(self.folder).status.num_steps
-
-    @property
     def members(self) -> tuple[MemberView, ...]:
         try:
             return read_snapshot(self.folder).status.members
@@ -128,9 +123,11 @@ class LiveRun:
 
         wait_until(is_true_or_ended, what, within_s)
 
+    def wait_for(self, step: int) -> None:
+        self.wait(lambda: self.step >= step, f"step {step}")
+
     def wait_steps(self, number: int) -> None:
-        until = self.step + number
-        self.wait(lambda: self.step >= until, f"step {until}")
+        self.wait_for(self.step + number)
 
     def strike(
         self,

@@ -1,6 +1,6 @@
 """The rollout fleet on a Ray of three nodes, with scripted engines: what dies, hangs or leaves is replaced.
 
-Run it with `pytest -n 0 -s tests/ray/test_fleet_faults.py` to see the recovery times.
+Run it with `pytest -n 0 -s tests/faults/test_fleet_faults.py` to see the recovery times.
 """
 
 import asyncio
@@ -18,9 +18,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from actors.errors import LostBucketError
 from actors.fleet.pool import RolloutPool
-from actors.fleet.worker import end_on_sigterm
 from actors.weights.layout import WeightOffer
-from actors.weights.receiver import WeightReceiver
 from cluster.runtime import nodes
 from cluster.runtime import workers as ray_workers
 from cluster.runtime.members import Members
@@ -33,7 +31,8 @@ from configs.ranges import Range
 from configs.schema import Config, RolloutConfig
 from learner.pictures import Picture
 from tests.actors.fleet.test_pool import request
-from tests.fakes import FakeWeightSource, make_episode, make_group
+from tests.fakes import FakeWeightSource
+from tests.faults.scripted import RowReader, ScriptedWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -45,64 +44,8 @@ QUICK_DEATHS = {
 }
 """A lost node is seen in 0.6 s, not in 14 s."""
 STORE_BYTES = 100_000_000
-GROUP_S = 1.0
+GROUP_S = ScriptedWorker.group_s
 CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.0, max_restarts=10))
-
-
-class Target:
-    """What an engine holds."""
-
-    is_staged = True
-
-    async def connect_weights(self, link): ...
-    async def receive_weights(self, offer): ...
-    async def commit_weights(self, version, digests):
-        return 0.0
-
-    async def disconnect_weights(self): ...
-
-
-class ScriptedWorker:
-    """Stands for `actors.fleet.worker.RolloutWorker`: plays groups of a second."""
-
-    def __init__(self, **settings):
-        end_on_sigterm()
-        self._receiver = WeightReceiver(Target())
-        self._is_wedged = False
-
-    async def play(self, asked):
-        assert self._receiver.takes_groups
-        await asyncio.sleep(10_000 if self._is_wedged else GROUP_S)
-        episodes = [make_episode(version=self._receiver.version, index=i) for i in range(asked.num_episodes)]
-        return make_group(episodes, ref=asked.ref), np.full((600, 600, 3), asked.ref.row, np.uint8)
-
-    async def check_health(self):
-        if self._is_wedged:
-            await asyncio.sleep(10_000)
-
-    async def wedge(self):
-        self._is_wedged = True
-
-    async def pid(self):
-        return os.getpid()
-
-    async def connect_weights(self, link):
-        await self._receiver.connect(link)
-        return True
-
-    async def receive_weights(self, offer, *buckets):
-        await self._receiver.receive(offer)
-
-    async def commit_weights(self, version, digests):
-        return await self._receiver.commit(version, digests)
-
-    async def disconnect_weights(self):
-        await self._receiver.disconnect()
-
-    async def wait_for_ever(self):
-        await asyncio.Event().wait()
-
-    async def shutdown(self): ...
 
 
 @pytest.fixture(scope="module")
@@ -260,18 +203,11 @@ def test_a_node_that_is_about_to_be_preempted_gets_no_more_groups_and_its_member
     cluster.remove_node(two_nodes[0], allow_graceful=False)
 
 
-class RowReader:
-    """Stands for the data set."""
-
-    def read(self, picture):
-        return np.full((600, 600, 3), picture.ref.row, np.uint8)
-
-
 class Rank:
     """Takes the pictures of an update as a learner's rank does."""
 
     def learn(self, pictures):
-        views = FetchedViews(pictures, RowReader())
+        views = FetchedViews(pictures, RowReader(), patience_s=10.0)
         return [int(views[number][0, 0, 0]) for number in range(len(pictures))]
 
 

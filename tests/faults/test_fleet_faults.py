@@ -1,6 +1,6 @@
 """The rollout fleet on a Ray of three nodes, with scripted engines: what dies, hangs or leaves is replaced.
 
-Run it with `pytest -n 0 -s tests/faults/test_fleet_faults.py` to see the recovery times.
+Recovery times are printed: `pytest -n 0 -s -m "slow or not slow" tests/faults/test_fleet_faults.py`.
 """
 
 import asyncio
@@ -160,24 +160,22 @@ async def fail_and_recover(run, how):
     assert {view.version for view in run.members.members()} == {0}
 
 
-def test_a_member_that_is_killed_or_wedged_costs_no_group_keeps_nothing_and_is_replaced(two_nodes):
+def test_a_member_that_is_killed_costs_no_group_keeps_nothing_and_is_replaced(two_nodes):
     async def check():
         async with fleet(2, 2) as run:
             await fail_and_recover(run, "SIGKILL")
             assert "wedged" not in run.kinds()
-            await fail_and_recover(run, "wedged")
-            assert run.kinds().count("wedged") == 1
 
     asyncio.run(check())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGSTOP"])
-def test_a_member_that_is_asked_to_end_or_stands_still_is_replaced_too(two_nodes, how):
+@pytest.mark.parametrize("how", ["wedged", "SIGTERM", "SIGSTOP"])
+def test_so_is_a_member_that_is_wedged_asked_to_end_or_stands_still(two_nodes, how):
     async def check():
         async with fleet(2, 2) as run:
             await fail_and_recover(run, how)
-            assert run.kinds().count("wedged") == (how == "SIGSTOP")
+            assert run.kinds().count("wedged") == (how != "SIGTERM")
 
     asyncio.run(check())
 
@@ -242,11 +240,10 @@ class Located:
 
 def test_the_only_worker_and_the_only_rank_are_on_two_nodes_where_there_are_two(two_nodes):
     options = actor_options(Resources(num_cpus=0.5, num_gpus=0), {})
-    for _ in range(3):
-        pair = [ray.remote(Located).options(**options).remote() for _ in range(2)]
-        assert len(set(ray.get([actor.node.remote() for actor in pair], timeout=60))) == 2
-        for actor in pair:
-            ray.kill(actor)
+    pair = [ray.remote(Located).options(**options).remote() for _ in range(2)]
+    assert len(set(ray.get([actor.node.remote() for actor in pair], timeout=60))) == 2
+    for actor in pair:
+        ray.kill(actor)
 
 
 class Sender:
@@ -255,6 +252,7 @@ class Sender:
         return np.zeros(1000, np.uint8)
 
 
+@pytest.mark.slow
 def test_a_bucket_of_a_sender_that_died_is_not_the_receivers_fault(two_nodes):
     async def check():
         async with fleet(1, 1) as run:

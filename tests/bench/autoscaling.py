@@ -53,7 +53,8 @@ def configuration(gcs_address: str) -> dict[str, Any]:
         "upscaling_speed": 100.0,
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",  # the wheel lacks the defaults of `fake_multinode`
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
             "gcs_address": gcs_address,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from actors.errors import VisionThinkError
+from actors.errors import LearnerError, VisionThinkError
 
 RESUMABLE = 75
 """Exit code of a run that was stopped with its last finished step saved (EX_TEMPFAIL of sysexits.h)."""
@@ -146,7 +146,7 @@ class Stopping:
     async def saving(
         self, save: Callable[[], Awaitable[int | None]], *, finished: Callable[[], int]
     ) -> AsyncIterator[None]:
-        """The body is a run: where it is stopped, its last finished step is saved.
+        """The body is a run: where it is stopped, or fails by itself, its last finished step is saved.
 
         Args:
             save: saves it; returns the step of the newest checkpoint, None if there is none.
@@ -158,7 +158,9 @@ class Stopping:
         self._has_steps = True
         try:
             yield
-        except (asyncio.CancelledError, VisionThinkError):
+        except (asyncio.CancelledError, VisionThinkError) as error:
+            if self.reason is None and isinstance(error, VisionThinkError) and not isinstance(error, LearnerError):
+                await self._try(save)  # the learner is well, and holds the last finished step
             if self.reason is None:
                 raise
             task = asyncio.current_task()
@@ -166,6 +168,17 @@ class Stopping:
             task.uncancel()
             self._outcome = await self._saved(save, finished, self.reason)
             raise self._outcome from None
+
+    async def _try(self, save: Callable[[], Awaitable[int | None]]) -> None:
+        """Save a run that has failed, if that is still possible: its error counts, whatever becomes of this."""
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await save()
+        except asyncio.CancelledError:
+            if self.reason is None:
+                raise
+        except (TimeoutError, VisionThinkError, OSError):
+            pass
 
     async def _saved(
         self, save: Callable[[], Awaitable[int | None]], finished: Callable[[], int], reason: Reason

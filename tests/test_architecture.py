@@ -282,7 +282,7 @@ def test_importing_the_pure_files_loads_no_framework():
 
 def test_every_folder_of_the_tests_mirrors_one_of_the_code():
     folders = {file.parent.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").glob("*/**/test_*.py")}
-    assert folders <= {*ORDER, "ray", "gpu", "bench"}
+    assert folders <= {*ORDER, "ray", "faults", "gpu", "bench"}
 
 
 def import_graph() -> dict[str, set[str]]:

@@ -98,10 +98,10 @@ def _nodes_of(actor_ids: Sequence[str]) -> dict[str, str | None]:
 
 
 def placed_on(entry: Mapping[str, Any]) -> str | None:
-    """The node of an entry of the actor table. Before it has room there, Ray writes where it has asked for it, without
-    the port of a process."""
-    address = entry.get("Address", {})
-    return address.get("NodeID") if address.get("Port") else None
+    """The node of an entry of the actor table. Before it has room there, Ray writes the node that it has asked for it,
+    with the address of that node's own process."""
+    node: str | None = entry.get("Address", {}).get("NodeID")
+    return node if entry.get("Pid") else None
 
 
 def cluster_size() -> ClusterSize:

@@ -10,7 +10,7 @@ import time
 import pytest
 import typer
 
-from actors.errors import CheckpointError, LearnerError
+from actors.errors import CheckpointError, LearnerError, RunError
 from cluster.runtime.notices import NOTICE, stop_when_preempted
 from cluster.shell import report_errors, run_async
 from cluster.stopping import CONTINUE, ECHO_S, RESUMABLE, Reason, RunStopped, Stopping
@@ -79,6 +79,51 @@ async def test_a_failure_of_a_run_that_nobody_stopped_is_no_stop(stopping):
 
     with pytest.raises(LearnerError, match="rank 0 died"):
         await stopping.run(fails())
+
+
+async def test_a_run_that_fails_while_its_learner_is_well_is_saved_and_ends_with_its_own_error(stopping):
+    saved = []
+
+    async def save():
+        saved.append(3)
+        return 3
+
+    async def fails():
+        async with stopping.saving(save, finished=lambda: 3):
+            raise RunError("no rollout worker is left")
+
+    with pytest.raises(RunError, match="no rollout worker is left"):
+        await stopping.run(fails())
+    assert saved == [3]
+
+
+@pytest.mark.parametrize("error", [CheckpointError("no space left"), TimeoutError()])
+async def test_a_failed_run_that_cannot_be_saved_ends_with_its_own_error(stopping, error):
+    async def save():
+        raise error
+
+    async def fails():
+        async with stopping.saving(save, finished=lambda: 3):
+            raise RunError("no rollout worker is left")
+
+    with pytest.raises(RunError, match="no rollout worker is left"):
+        await stopping.run(fails())
+
+
+async def test_a_signal_while_a_failed_run_is_saved_is_a_stop_that_saves(stopping):
+    calls = []
+
+    async def save():
+        calls.append(3)
+        await asyncio.sleep(60 if len(calls) == 1 else 0)
+        return 3
+
+    async def fails():
+        async with stopping.saving(save, finished=lambda: 3):
+            raise RunError("no rollout worker is left")
+
+    outcome = await stopped(stopping, fails())
+    assert (outcome.code, len(calls)) == (RESUMABLE, 2)
 
 
 async def test_a_cancellation_by_others_is_no_stop(stopping):
@@ -182,7 +227,7 @@ async def test_a_shutdown_that_hangs_after_the_save_ends_with_the_code_of_a_save
         try:
             await train(stopping, lambda: saves(7))
         finally:
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)  # well past the grace time, also on a loaded machine
 
     outcome = await stopped(stopping, main())
     assert codes == [RESUMABLE] == [outcome.code]

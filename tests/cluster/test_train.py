@@ -223,6 +223,25 @@ async def test_what_is_lost_masked_or_played_again_is_told_and_counted(tmp_path)
     assert useful == pytest.approx(list(itertools.accumulate(line["time/step_s"] for line in metrics)))
 
 
+async def test_a_call_that_fails_after_it_ran_counts_once(tmp_path):
+    """Ray may lose the answer of a call that ran: its group is played again, and nothing is learned twice."""
+
+    class LosesAnswers(FakeWorker):
+        num_lost = 0
+
+        async def play(self, request):
+            answer = await super().play(request)
+            if self.num_lost < 3:
+                self.num_lost += 1
+                raise SampleError("lost") if self.num_lost == 1 else RolloutError("its answer was lost")
+            return answer
+
+    _, parts, _ = await trained(tmp_path, LosesAnswers("a"), others=[FakeWorker("b")])
+    learned = [uid for step in parts.learner.learned for uid in step]
+    assert len(learned) == len(set(learned)) == 4 * 8
+    assert ledger_steps(tmp_path) == [1, 2, 3, 4]
+
+
 async def test_episodes_without_a_verdict_are_an_event_of_their_step(tmp_path):
     class Mute(ExactBackend):
         """On the first answer that it sees."""

@@ -51,8 +51,9 @@ async def test_a_cluster_that_does_not_answer_is_asked_once_and_keeps_nothing_wa
     ("entry", "expected"),
     [
         ({}, None),
-        ({"Address": {"NodeID": "9f3a", "Port": 0}}, None),
-        ({"Address": {"NodeID": "9f3a", "Port": 10002}}, "9f3a"),
+        ({"Address": {"NodeID": "9f3a", "Port": 0}, "Pid": 0}, None),
+        ({"Address": {"NodeID": "9f3a", "Port": 34037}, "Pid": 0}, None),  # that of the node, which was asked
+        ({"Address": {"NodeID": "9f3a", "Port": 10002}, "Pid": 4711}, "9f3a"),
     ],
 )
 def test_an_actor_has_room_once_it_has_a_process(entry, expected):

@@ -1,6 +1,6 @@
 """Learner ranks on a real Ray that are killed and stopped: DeepSpeed over gloo, compared with an undisturbed run.
 
-Recovery times are printed: `pytest -n 0 -s -m "slow or not slow" tests/ray/test_elastic_learner.py`.
+Recovery times are printed: `pytest -n 0 -s -m "slow or not slow" tests/faults/test_elastic_learner.py`.
 """
 
 import asyncio

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from cluster.runtime.placement import Placement, Resources
 from configs.schema import ModelConfig
+from tests.faults.test_elastic_learner import SIZE, Disturbed, configured, largest_difference, undisturbed
 from tests.learner.builders import save_model, small_model
-from tests.ray.test_elastic_learner import SIZE, Disturbed, configured, largest_difference, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 WHOLE_CPU = Resources(num_cpus=1.0, num_gpus=0.0)

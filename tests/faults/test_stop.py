@@ -1,6 +1,6 @@
 """Signals to a real run: Ray, vLLM and DeepSpeed up, the learner asked to save while a step is under way.
 
-Run it with `pytest -n 0 -s -m slow tests/ray/test_stop.py`.
+Run it with `pytest -n 0 -s -m slow tests/faults/test_stop.py`.
 """
 
 import os

@@ -1,6 +1,6 @@
 """kill -9 of the driver at five random moments of the default run, the same command given again each time.
 
-Run it with `pytest -n 0 -s -m slow tests/ray/test_kills.py`.
+Run it with `pytest -n 0 -s -m slow tests/faults/test_kills.py`.
 """
 
 import json

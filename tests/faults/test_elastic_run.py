@@ -1,6 +1,6 @@
 """The whole command while its members come and go: ranks, a worker and a node are lost, and both sizes change.
 
-Run it with `pytest -n 0 -s -m slow tests/ray/test_elastic_run.py`.
+Run it with `pytest -n 0 -s -m slow tests/faults/test_elastic_run.py`.
 """
 
 import json

@@ -76,6 +76,7 @@ class Checkpoints:
     ) -> None:
         self._folder = CheckpointFolder(checkpoints_url(config))
         self._config = config.train
+        self._copies_every_step = config.learner.copy_state
         self._learner = learner
         self._driver = driver
         self._on_event = on_event
@@ -124,7 +125,7 @@ class Checkpoints:
             RunError: another driver has taken the run.
         """
         is_due = step % self._config.checkpoint_every == 0 or step == self._config.num_steps
-        if not (is_due or self._config.snapshot_every_step):
+        if not (is_due or self._copies_every_step):
             return
         started_at = time.monotonic()
         await self._learner.snapshot()

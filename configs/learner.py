@@ -74,8 +74,9 @@ class LearnerConfig:
     The first update of a process may take five times as long for a pass, for compilation."""
     copy_state: bool = True
     """After each update, copy every rank's share of the state to host memory: its own, and that of another node if
-    there is one. A lost rank then costs the step in flight; without copies it ends the run, and ranks join at its start
-    only."""
+    there is one. A lost rank then costs the step in flight, and a run that is stopped saves its last finished step.
+    Without copies a lost rank ends the run, ranks join at its start only, and only steps of `train.checkpoint_every`
+    are saved. A rank holds up to three copies of its share, 12 bytes per parameter each."""
 
     def __post_init__(self) -> None:
         for name in (

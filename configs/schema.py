@@ -239,9 +239,6 @@ class TrainConfig:
     """Timeout for a checkpoint to be written, beside the training."""
     max_failed_saves: int = 0
     """Stop after this many checkpoints in a row that could not be written; 0 goes on whatever happens."""
-    snapshot_every_step: bool = True
-    """Copy the learner's state to host memory after every step, so that it can be saved when the run is interrupted.
-    False copies it for checkpoints only. A rank holds up to three copies of its part, 12 bytes per parameter each."""
     eval_every: int = 0
     """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
     stop_without_signal: int = 0

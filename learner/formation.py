@@ -63,6 +63,8 @@ class Formation:
         self._is_warm = False
         """Whether this group has finished an update."""
         self._num_attempts = 0
+        self._lost_since: float | None = None
+        """When the work began that was discarded, until it is begun again."""
         self._copying: asyncio.Task[None] | None = None
         self._forming: asyncio.Task[None] | None = None
         self._load: Callable[[Rank], Coroutine[Any, Any, int]] | None = None
@@ -118,20 +120,22 @@ class Formation:
         """
         while True:
             await self.ready(may_resize=may_resize)
-            generation = self.generation
+            generation, started = self.generation, loop_time()
             try:
                 result = await work()
             except AttemptFailedError as error:
-                self.failed(error)
+                self.failed(error, since=started)
                 continue
             if self._is_sound and self.generation == generation:
                 self._num_attempts = 0
                 return result
             # Ranks were lost in another call at the same time: the state is now the one before this work.
 
-    def failed(self, error: AttemptFailedError) -> None:
-        """An attempt at something failed."""
+    def failed(self, error: AttemptFailedError, *, since: float | None = None) -> None:
+        """An attempt at something failed, which made no progress since then."""
         self._num_attempts += 1
+        if self._lost_since is None:
+            self._lost_since = loop_time() if since is None else since
         logger.warning("the learner discards what it does: %s", error)
 
     async def ready(self, *, may_resize: bool = False) -> None:
@@ -206,12 +210,14 @@ class Formation:
         else:
             self.step = 0
         seconds = loop_time() - started
+        lost_since, self._lost_since = self._lost_since, loop_time()
         if before:
             origin = "memory" if shares else "disk"
             self._tell(
                 "reform",
                 "learner",
                 f"{before} -> {len(group)} ranks in {seconds:.1f} s, with the state of step {self.step} from {origin}",
+                self._lost_since - (started if lost_since is None else lost_since),
             )
         restored = source.snapshot if source is not None else 0
         updates = self._log.since(restored)
@@ -219,7 +225,7 @@ class Formation:
         if before and self._config.copy_state:
             await self._take_snapshot(restored)  # what the lost ranks held is gone
         await self._replay(updates)
-        self._is_sound = True
+        self._is_sound, self._lost_since = True, None
 
     async def load(self, load: Callable[[Rank], Coroutine[Any, Any, int]]) -> None:
         """Take over a state that all ranks can read."""

@@ -16,6 +16,7 @@ from actors.errors import CheckpointError, LearnerError, WeightSyncError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig
 from configs.ranges import Range
+from judge.limits import loop_time
 from learner.attempt import AttemptFailedError
 from learner.batch import TrainingGroup
 from learner.copies import Copies, ListNodes, StartHolder
@@ -45,7 +46,7 @@ class LearnerGroup:
 
     Args:
         desired: how many ranks there may be, if not `config.ranks`; asked between updates.
-        tell: is told what happens to members: kind of event, who, detail.
+        tell: is told what happens to members.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LearnerGroup:
         *,
         list_nodes: ListNodes = _no_other_nodes,
         desired: Callable[[], Range] | None = None,
-        tell: Tell = lambda kind, who, detail: None,
+        tell: Tell = lambda kind, who, detail, seconds=None: None,
     ) -> None:
         self._config = config
         self._log = UpdateLog()
@@ -163,9 +164,7 @@ class LearnerGroup:
 
     async def _replay(self, updates: Sequence[Update]) -> None:
         """Do again what was done since the state that was restored."""
-        parts = sum(len(update.parts) for update in updates)
-        if parts:
-            self._tell("replay", "learner", f"{sum(update.num_groups for update in updates)} groups in {parts} parts")
+        started, parts = loop_time(), sum(len(update.parts) for update in updates)
         for update in updates:
             num_before = 0
             for groups in update.parts:
@@ -173,6 +172,9 @@ class LearnerGroup:
                 num_before += len(groups)
             if update.is_finished:
                 await self._finish()
+        if parts:
+            what = f"{sum(update.num_groups for update in updates)} groups in {parts} parts"
+            self._tell("replay", "learner", what, loop_time() - started)
 
     async def open_weights(self, num_receivers: int) -> WeightLink:
         """Prepare to send weights to this number of receiving processes."""

@@ -74,5 +74,9 @@ class Rank(ShareOwner, Protocol):
 
 StartRank = Callable[[int], Rank]
 """Asks for the process of a member, by its number. It may stay pending until there is a place for it."""
-Tell = Callable[[str, str, str], None]
-"""(kind of event, who, detail)"""
+
+
+class Tell(Protocol):
+    """Is told what happens: kind of event, who, detail, and the seconds without progress that it cost, if any."""
+
+    def __call__(self, kind: str, who: str, detail: str, seconds: float | None = None) -> None: ...

@@ -114,6 +114,7 @@ class RolloutPool:
         self._group_timeout_s = group_timeout_s
         self._health_timeout_s = health_timeout_s
         self._waiting: deque[asyncio.Future[_Member | None]] = deque()
+        self._starved_since: float | None = None
         self._failure: BaseException | None = None
         for worker in workers:
             self._members[worker] = _Member(worker=worker, dropped=asyncio.Future())
@@ -133,11 +134,17 @@ class RolloutPool:
         member = self._members.get(worker)
         return None if member is None else Load(num_groups=member.num_in_flight, progress_at=member.progress_at)
 
+    @property
+    def starved_s(self) -> float:
+        """Seconds for which groups have waited while no worker could play them; 0 if one can."""
+        return 0.0 if self._starved_since is None else _now() - self._starved_since
+
     def add(self, worker: Worker) -> None:
         """Give groups to a worker that serves the current version of the weights."""
         member = _Member(worker=worker, dropped=asyncio.Future(), progress_at=_now())
         self._members[worker] = member
         self._by_load[0][member] = None
+        self._starved_since = None
         self._assign_workers()
 
     def drain(self, worker: Worker) -> None:
@@ -273,6 +280,8 @@ class RolloutPool:
             member = self._least_loaded()
             is_hopeless = self._failure is not None or not (self._members or self.refills)
             if member is None and not is_hopeless:
+                if self._starved_since is None and not any(self._by_load):
+                    self._starved_since = _now()
                 return
             turn = self._waiting.popleft()
             if turn.done():  # cancelled
@@ -308,7 +317,7 @@ class RolloutPool:
         if self._members.get(member.worker) is member:
             del self._members[member.worker]
             self._by_load[member.num_in_flight].pop(member, None)
-            logger.warning("rollout worker %s dropped: %s", member.worker.name, cause)
+            logger.warning("%s is dropped: %s", member.worker.name, cause)
             member.dropped.set_result(cause)
             member.worker.kill()
             self.on_drop(member.worker, cause)

@@ -7,8 +7,10 @@ import contextlib
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import typer
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
@@ -43,6 +45,27 @@ MAX_UPLOAD_BYTES = min(GCS_STORAGE_MAX_SIZE, DASHBOARD_CLIENT_MAX_SIZE)
 """The limit of the dashboard is lower than that of the store behind it."""
 LOST = 69
 """Exit code where a job can be followed no longer but goes on (EX_UNAVAILABLE of sysexits.h)."""
+NO_AGENT = "No available agent"
+"""What the dashboard of a head says that has just started."""
+AGENT_S, AGENT_PAUSE_S = 30.0, 0.5
+
+
+class Submits(Protocol):
+    """The part of Ray's client needed to submit a job."""
+
+    def submit_job(self, **job: Any) -> str: ...
+
+
+def submit_when_ready(client: Submits, *, wait_s: float = AGENT_S, **job: Any) -> str:
+    """Submit a job; returns its id. The head answers before its agent, which starts the jobs, is up."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() >= end:
+                raise
+        time.sleep(AGENT_PAUSE_S)
 
 
 def submit_job(arguments: Sequence[str], address: str, *, follow: bool = True, as_json: bool = False) -> int:
@@ -69,7 +92,8 @@ def submit_job(arguments: Sequence[str], address: str, *, follow: bool = True, a
     if problem := size_problem(measure_package(folder, excludes), folder, MAX_UPLOAD_BYTES):
         raise RunError(problem)
     with _marked(mark_of(added, secrets.token_hex(4)) if RUN in metadata else None) as mark, explained(url):
-        job = client.submit_job(
+        job = submit_when_ready(
+            client,
             entrypoint=entrypoint(command),
             runtime_env={
                 "working_dir": str(folder),

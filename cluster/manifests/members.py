@@ -127,7 +127,7 @@ def _rank(config: Config, shape: ModelShape | None) -> Member:
     share = math.ceil(shape.num_parameters / sizes.minimum)
     # A rank's last two copies of its own state, an earlier one while it is still being written, and the copies that it
     # holds for a peer, from which a lost rank is restored.
-    num_copies = (3 if config.train.snapshot_every_step else 2) + (0 if sizes.maximum == 1 else 2)
+    num_copies = (3 if learner.copy_state else 2) + (0 if sizes.maximum == 1 else 2)
     saved = SAVED_BYTES * share * num_copies
     loaded = _item(config) * shape.num_parameters
     if on_gpu:

@@ -34,7 +34,8 @@ class Event:
     """What, and why."""
     step: int | None = None
     seconds: float | None = None
-    """What it cost the run, where that was measured: of a `reform` and a `replay` the time without progress."""
+    """What it cost the run, where that was measured: of a `reform` and a `replay` the time without progress, and of a
+    `join` the time for which groups had waited while no worker was there."""
 
     def line(self) -> str:
         """One line for the display."""

@@ -129,7 +129,7 @@ class Journal:
         events, episodes = self._observer.events, [e for group in batch.scored for e in group.played.episodes]
         num_replays, self._num_replays = events.num("replay") - self._num_replays, events.num("replay")
         return {
-            **self._work.step_done(seconds, events.seconds("reform", "replay")),
+            **self._work.step_done(seconds, events.seconds("reform", "replay", "join")),
             "waste/episodes_again": float(sum(episode.id.attempt > 0 for episode in episodes)),
             "waste/updates_replayed": float(num_replays),
         }

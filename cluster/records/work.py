@@ -51,7 +51,8 @@ class WorkMeter:
         """Metrics after a step of `seconds`.
 
         Args:
-            lost_s: seconds of this driver so far that a re-forming or repeated learner made no progress.
+            lost_s: seconds of this driver so far in which a re-forming or repeated learner made no progress, or groups
+                waited for the first worker to come back.
         """
         lost_in_step = min(seconds, lost_s - self._lost_before)
         self._lost_before = lost_s

@@ -275,8 +275,9 @@ class Members:
         assert self._weights.confirmed(seat.worker) == self._weights.version
         self._weights.leave(seat.worker)
         seat.state, seat.since = State.SERVING, _now()
+        starved_s = self._pool.starved_s
         self._pool.add(seat.worker)
-        self._tell("join", seat.worker.name, f"serves version {self._weights.version}")
+        self._tell("join", seat.worker.name, f"serves version {self._weights.version}", starved_s or None)
 
     def _drain(self, seat: Seat, decision: Drain) -> None:
         kind: Kind = "drain" if seat.leaves_at is None else "preempted"
@@ -374,8 +375,8 @@ class Members:
             self._up.set_exception(error)
         self._pool.fail(error)
 
-    def _tell(self, kind: Kind, who: str, detail: str) -> None:
-        self._emit(Event(kind=kind, who=who, detail=detail))
+    def _tell(self, kind: Kind, who: str, detail: str, seconds: float | None = None) -> None:
+        self._emit(Event(kind=kind, who=who, detail=detail, seconds=seconds))
 
 
 def _now() -> float:

@@ -316,8 +316,8 @@ def start_learner(
         )
         return RayRank(actor, f"learner rank {number}")
 
-    def tell(kind: str, who: str, detail: str) -> None:
-        on_event(Event(kind=cast(Any, kind), who=who, detail=detail))
+    def tell(kind: str, who: str, detail: str, seconds: float | None = None) -> None:
+        on_event(Event(kind=cast(Any, kind), who=who, detail=detail, seconds=seconds))
 
     return LearnerGroup(config.learner, start_rank, _start_holder, list_nodes=_list_nodes, desired=desired, tell=tell)
 

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--config", default="tiny")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    config = resolve_run(arguments.config, ["run.name=bench-stages", *arguments.overrides], resume=False)
+    config = resolve_run(arguments.config, ["run.name=bench-stages", *arguments.overrides], resume=False).config
     make_missing_data(config)
     print(json.dumps(asyncio.run(measure(config, arguments.kind, arguments.steps))))
 

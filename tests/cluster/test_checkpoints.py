@@ -10,6 +10,7 @@ from actors.data.dataset import CursorState, PromptCursor
 from actors.errors import CheckpointError, LearnerError, RunError
 from cluster.checkpoints import Checkpoints, DriverParts, read_state
 from cluster.identity import Identity
+from configs.learner import LearnerConfig
 from configs.schema import Config, RunConfig, TrainConfig
 from learner.checkpoint import CheckpointFolder
 from learner.share_files import SavedLearner, write_share
@@ -92,13 +93,17 @@ class Watch:
 class World:
     """Checkpoints with everything around them."""
 
-    def __init__(self, url, *, identity=IDENTITY, before_save=lambda: None, **settings):
+    def __init__(self, url, *, identity=IDENTITY, before_save=lambda: None, copy_state=True, **settings):
         self.learner, self.watch, self.events = ScriptedLearner(), Watch(), []
         self.said, self.warnings = [], []
         self.prompts = PromptCursor(dataset="d", num_rows=100, seed=0)
         self.folder = CheckpointFolder(f"{url}/run")
         settings = {"num_steps": 100, "checkpoint_every": 2, "keep_checkpoints": 10, **settings}
-        config = Config(train=TrainConfig(**settings, checkpoint_dir=url), run=RunConfig(name="run"))
+        config = Config(
+            train=TrainConfig(**settings, checkpoint_dir=url),
+            run=RunConfig(name="run"),
+            learner=LearnerConfig(copy_state=copy_state),
+        )
         self.checkpoints = Checkpoints(
             config,
             self.learner,
@@ -287,7 +292,7 @@ async def test_the_newest_and_every_kth_are_kept(url):
 
 
 async def test_between_checkpoints_nothing_is_copied_where_it_is_configured(url):
-    world = World(url, snapshot_every_step=False)
+    world = World(url, copy_state=False)
     await world.steps(1, 2, 3)
     assert world.learner.snapshots == [2]
     assert await world.checkpoints.save_last() == 2

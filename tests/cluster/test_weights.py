@@ -155,7 +155,7 @@ def test_a_worker_that_dies_is_dropped_and_the_others_get_the_version(phase, is_
     with caplog.at_level(logging.WARNING):
         check()
     assert caplog.messages[-1] == (
-        "rollout worker dying dropped: dying: ActorDiedError: killed; asked to leave: ActorDiedError: killed"
+        "dying is dropped: dying: ActorDiedError: killed; asked to leave: ActorDiedError: killed"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_worker_that_fails_twice_is_dropped(phase, caplog):
 
     with caplog.at_level(logging.WARNING):
         check()
-    assert caplog.messages[-1] == "rollout worker unwell dropped: unwell: NCCL error 5"
+    assert caplog.messages[-1] == "unwell is dropped: unwell: NCCL error 5"
 
 
 @in_virtual_time
@@ -224,7 +224,7 @@ def test_a_worker_that_hangs_is_dropped_when_it_does_not_even_leave(phase, caplo
     with caplog.at_level(logging.WARNING):
         check()
     assert caplog.messages[-1] == (
-        "rollout worker hung dropped: hung: no reply within weights.timeout_s=100; asked to leave: no answer"
+        "hung is dropped: hung: no reply within weights.timeout_s=100; asked to leave: no answer"
     )
 
 

@@ -260,6 +260,8 @@ class World:
         self.meetings: dict[int, Meeting] = {}
         self.disk: dict[str, tuple[object, ...]] = {}
         self.events: list[tuple[str, str, str]] = []
+        self.lost_s: dict[str, float] = {}
+        """Seconds without progress, by kind of event."""
         self.num_failing_starts = 0
         self.on_call: Callable[[ScriptedRank, str], None] = lambda rank, what: None
         self._taken: dict[str, ScriptedRank] = {}
@@ -276,7 +278,7 @@ class World:
             self._start_holder,
             list_nodes=nodes,
             desired=desired,
-            tell=lambda *event: self.events.append(event),
+            tell=self._tell,
         )
 
     @property
@@ -310,6 +312,10 @@ class World:
 
     def new_meeting(self) -> int:
         return len(self.meetings) + 1
+
+    def _tell(self, kind: str, who: str, detail: str, seconds: float | None = None) -> None:
+        self.events.append((kind, who, detail))
+        self.lost_s[kind] = self.lost_s.get(kind, 0.0) + (seconds or 0.0)
 
     def _start_rank(self, number: int) -> ScriptedRank:
         self.ranks.append(ScriptedRank(self, number, ""))

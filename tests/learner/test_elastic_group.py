@@ -130,6 +130,7 @@ async def test_a_wedged_rank_is_found_in_seconds_and_the_others_are_freed(stoppe
     wedged = [event for event in world.events if event[0] == "wedged"]
     assert [who for _, who, _ in wedged] == ["learner rank 1"]
     assert ("no answer" if stopped else "no progress") in wedged[0][2]
+    assert 10 < world.lost_s["reform"] < now() - started, "all that was waited for in vain is lost time"
     assert all(rank.history == UPDATE * 2 for rank in world.serving())
     await learner.shutdown()
 
@@ -191,6 +192,7 @@ async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_t
     assert left.history == UPDATE * 3
     replayed = [detail for kind, _, detail in world.events if kind == "replay"]
     assert replayed == ["8 groups in 1 parts", "8 groups that were in flight"]
+    assert world.lost_s["replay"] >= 0.5, "a pass was done once more"
     await learner.shutdown()
 
 

@@ -230,7 +230,25 @@ async def test_a_worker_that_is_dropped_is_killed_once_and_its_groups_are_played
         pool.drop(late, "it missed a version, again")
     await asyncio.gather(*groups)
     assert (sound.num_played, late.num_kills, pool.workers) == (4, 1, [sound])
-    assert caplog.messages == ["rollout worker late dropped: it missed a version"]
+    assert caplog.messages == ["late is dropped: it missed a version"]
+
+
+async def test_a_pool_is_starved_from_the_moment_that_groups_wait_and_no_worker_may_get_any():
+    leaves, comes = FakeWorker("leaves", seconds=0.01), FakeWorker("comes")
+    pool = make_pool(leaves, most=1)
+    pool.refills = True
+    groups = [asyncio.create_task(pool.play(request(row))) for row in range(3)]
+    await asyncio.sleep(0.005)
+    assert pool.starved_s == 0, "they wait for a worker that is there"
+    pool.drain(leaves)
+    await asyncio.sleep(0.1)
+    assert pool.starved_s >= 0.1
+    pool.add(comes)
+    assert pool.starved_s == 0
+    await asyncio.gather(*groups)
+    pool.drain(comes)
+    await asyncio.sleep(0.01)
+    assert pool.starved_s == 0, "nobody waits"
 
 
 async def test_when_the_last_worker_is_dropped_waiting_groups_end():
@@ -259,4 +277,4 @@ async def test_a_worker_that_does_not_fall_asleep_is_dropped(caplog, step, reaso
     with caplog.at_level(logging.WARNING):
         await pool.sleep()
     assert (pool.workers, restless.is_killed, sound.is_asleep) == ([sound], True, True)
-    assert caplog.messages == [f"rollout worker restless dropped: falling asleep: {reason}"]
+    assert caplog.messages == [f"restless is dropped: falling asleep: {reason}"]

@@ -12,7 +12,7 @@ from cluster.jobs import submit
 from cluster.jobs.control import COMMAND, RUN, RUN_DIR
 from cluster.jobs.follow import Ended
 from cluster.jobs.package import START, check_outlives_job
-from cluster.jobs.submit import LOST, submit_job
+from cluster.jobs.submit import LOST, submit_job, submit_when_ready
 from configs.load import load_config
 from tests.cluster.jobs.builders import make_details
 
@@ -192,3 +192,34 @@ class TestWhatARunLeaves:
         package = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd")
         with pytest.raises(ValueError, match="temporary folder of this job"):
             check_outlives_job(load_config("tiny", [f"run.dir={package / name}"]), {})
+
+
+class JustStarted:
+    """A head whose agent comes up while it is asked, or never."""
+
+    def __init__(
+        self, num_refusals: int, reason: str = "No available agent to submit job, please try again later."
+    ) -> None:
+        self.num_refusals, self.reason, self.num_calls = num_refusals, reason, 0
+
+    def submit_job(self, **job: object) -> str:
+        self.num_calls += 1
+        if self.num_calls <= self.num_refusals:
+            raise RuntimeError(f"Request failed with status code 500: {self.reason}")
+        return str(job["submission_id"])
+
+
+def test_a_head_that_has_just_started_is_given_time(monkeypatch):
+    monkeypatch.setattr(submit, "AGENT_PAUSE_S", 0.0)
+    head = JustStarted(2)
+    assert submit_when_ready(head, submission_id="a") == "a"
+    assert head.num_calls == 3
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit_when_ready(JustStarted(10**9), wait_s=0.05, submission_id="a")
+
+
+def test_another_refusal_is_told_at_once():
+    head = JustStarted(1, "the upload is damaged")
+    with pytest.raises(RuntimeError, match="damaged"):
+        submit_when_ready(head, submission_id="a")
+    assert head.num_calls == 1

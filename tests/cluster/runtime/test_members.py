@@ -201,6 +201,9 @@ async def test_where_nothing_is_kept_a_replacement_gets_the_version_again_if_it_
         await run.pool.play(request())
         assert run.states() == [("0", "serving", 0)]
         assert run.kinds() == ["join", "leave", "restart", "join"]
+        first, *_, last = run.events
+        assert first.seconds is None
+        assert last.seconds > 1, "a group had waited for it, which is no useful time"
 
 
 @in_virtual_time

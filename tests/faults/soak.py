@@ -277,7 +277,7 @@ def soak(num_steps: int, seed: int) -> dict[str, object]:
     """Run it on a Ray of its own; what was found."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_workers, "RolloutWorker", QuickWorker)
-        with ray_on_this_machine(object_store_memory=STORE_BYTES):
+        with ray_on_this_machine(address="local", object_store_memory=STORE_BYTES):
             before, started = held(psutil.Process()), time.monotonic()
             run = Soak(Path(folder), num_steps, seed)
             ended = asyncio.run(run.run())

@@ -4,8 +4,7 @@
 
 Loop, collection, pool, fleet, weight channel, records and Ray are real; engines, judge and learner are scripted, so
 that a step takes a tenth of a second. Faults are drawn from the seed: a worker is killed, stopped, asked to end or
-wedged, is slow to take a version or fails a sample; the fleet shrinks and grows; the owner of pictures dies before the
-learner has them.
+wedged, is slow to take a version or fails a sample; the fleet shrinks and grows.
 """
 
 import argparse
@@ -60,7 +59,7 @@ STORE_BYTES = 80_000_000
 PROMPTS_PER_STEP = 4
 FAULT_SHARE = 0.15
 """Of the steps."""
-KINDS = ("kill", "stop", "terminate", "wedge", "slow sync", "failed sample", "scale", "lost picture")
+KINDS = ("kill", "stop", "terminate", "wedge", "slow sync", "failed sample", "scale")
 SIZES = (Range(minimum=1, maximum=2), Range(minimum=1, maximum=3))
 NUM_LOOKS = 10
 
@@ -75,23 +74,19 @@ class Rank:
         views = FetchedViews(pictures, self._reader, patience_s=10.0)
         for number, picture in enumerate(pictures):
             assert (views[number] == picture_of(picture.ref.row)).all()
-        return self._reader.num_read
 
 
 class ScriptedLearner(FakeWeightSource):
     """Fetches the pictures, checks the versions of what it is given, and makes a step."""
 
-    def __init__(self, before_learning):
+    def __init__(self):
         super().__init__(keeps_last=True)
         self.num_ranks = 1
-        self.num_read_again = 0
-        self._before_learning = before_learning
         self._rank = ray.remote(Rank).options(num_cpus=0).remote()
 
     def begin(self): ...
 
     async def learn(self, groups):
-        await self._before_learning()
         pictures = []
         for group in groups:
             played = group.played
@@ -99,7 +94,7 @@ class ScriptedLearner(FakeWeightSource):
             assert len(versions) == 1, f"a group of versions {versions}"
             assert self.version - 1 <= versions.pop() <= self.version
             pictures.append(Picture(handle=group.image, ref=played.ref, full_size=(SIDE, SIDE), image_sha256=""))
-        self.num_read_again = await self._rank.learn.remote(pictures)
+        await self._rank.learn.remote(pictures)
 
     async def finish(self):
         start, self.version = self.version, self.version + 1
@@ -136,7 +131,7 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.looks: list[dict[str, float]] = []
         self.events: Counter[str] = Counter()
-        self._size, self._kills_owner, self._workers = SIZES[1], False, []
+        self._size, self._workers = SIZES[1], []
         self._me = psutil.Process()
         self.config = load_config("tiny", [
             f"train.num_steps={num_steps}", f"train.prompts_per_step={PROMPTS_PER_STEP}", "train.max_staleness=1",
@@ -153,7 +148,7 @@ class Soak:
         pool = RolloutPool(max_groups_in_flight=4, group_timeout_s=30.0)
         judges = JudgePool(None, config.judge, local=[ExactBackend()])
         watch = JudgeWatch(judges, config, warn=display.warn)
-        fleet, learner = Fleet(rollouts=pool, judges=judges), ScriptedLearner(self._before_learning)
+        fleet, learner = Fleet(rollouts=pool, judges=judges), ScriptedLearner()
         weights, updates = WeightChannel(learner, pool, timeout_s=2.0), UpdateStream(learner, min_groups=1)
         desk = SizeDesk(folder, config)
         observer = Observer(folder, config, desk=desk, screen=display, publish=lambda readings: None)
@@ -190,7 +185,7 @@ class Soak:
                 learner.close()
                 for worker in self._workers:
                     worker.kill()
-        return {"steps": summary["steps"], "read_again": learner.num_read_again}
+        return {"steps": summary["steps"]}
 
     def _members(self, pool, weights, observer) -> Members:
         placement = Placement(worker=Resources(num_cpus=0.5, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
@@ -221,8 +216,6 @@ class Soak:
         self.faults[kind] += 1
         if kind == "scale":
             self._size = SIZES[SIZES.index(self._size) - 1]
-        elif kind == "lost picture":
-            self._kills_owner = True
         elif (victim := self._victim()) is not None:
             actor = victim.worker._actor
             match kind:
@@ -246,13 +239,6 @@ class Soak:
         except (TimeoutError, ray.exceptions.RayError, ProcessLookupError):
             self.faults["came too late"] += 1  # the last fault was this worker's too
 
-    async def _before_learning(self) -> None:
-        if self._kills_owner:
-            self._kills_owner = False
-            for seat in [seat for seat in self.members._seats.values() if seat.state.value == "serving"]:
-                await self._signal(seat, "SIGKILL")
-            await asyncio.sleep(0.3)
-
     def _look(self, step: int) -> None:
         self.looks.append({"step": step, "tasks": len(asyncio.all_tasks()), **held(self._me)})
         print(json.dumps(self.looks[-1]), flush=True)
@@ -273,12 +259,13 @@ def held(process: psutil.Process) -> dict[str, float]:
 
 
 def own_shared_memory(process: psutil.Process) -> int:
-    """Bytes of files under /dev/shm that a process of ours maps or keeps open, each counted once."""
+    """Bytes of files under /dev/shm that a process of ours keeps open, each once; without Ray's own store."""
     sizes = {}
     for one in (process, *process.children(recursive=True)):
         for link in Path(f"/proc/{one.pid}/fd").glob("*"):
             try:
-                if os.readlink(link).startswith("/dev/shm/"):
+                name = os.readlink(link)
+                if name.startswith("/dev/shm/") and "plasma" not in name:
                     stat = link.stat()
                     sizes[stat.st_ino] = stat.st_blocks * 512
             except OSError:
@@ -290,7 +277,7 @@ def soak(num_steps: int, seed: int) -> dict[str, object]:
     """Run it on a Ray of its own; what was found."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_workers, "RolloutWorker", QuickWorker)
-        with ray_on_this_machine(object_store_memory=STORE_BYTES):
+        with ray_on_this_machine(address="local", object_store_memory=STORE_BYTES):
             before, started = held(psutil.Process()), time.monotonic()
             run = Soak(Path(folder), num_steps, seed)
             ended = asyncio.run(run.run())

@@ -225,7 +225,7 @@ def test_a_node_lost_between_play_and_update_costs_no_group_and_a_new_node_is_us
                 while "pending" not in run.kinds():  # the replacement has no room
                     await asyncio.sleep(0.1)
             assert [view.node for view in run.members.members()].count(None) == 1
-            await asyncio.to_thread(add_node, cluster)
+            add_node(cluster)  # here: Ray sets signal handlers, which only the main thread may
             print(f"joined {await run.serving(2):.1f} s after a node came")
             assert len({view.node for view in run.members.members()}) == 2
         ray.kill(rank)

@@ -49,7 +49,7 @@ def verify(run: Run, step: Step = None, as_json: Json = False) -> None:
     """
     with report_errors():
         from cluster.policies import checkpoints_of
-        from learner.checkpoint import checkpoint_name
+        from learner.state.checkpoint import checkpoint_name
 
         checkpoints = checkpoints_of(run)
         names = checkpoints.list() if step is None else [checkpoint_name(step)]
@@ -102,7 +102,7 @@ def prune(
     """
     with report_errors():
         from cluster.policies import checkpoints_of
-        from learner.checkpoint import step_of
+        from learner.state.checkpoint import step_of
 
         checkpoints = checkpoints_of(run)
         newest = max(map(step_of, checkpoints.list()), default=0)
@@ -120,8 +120,8 @@ def _described(run: Path) -> Iterator[dict[str, Any]]:
 
     from cluster.checkpoints import read_state
     from cluster.policies import checkpoints_of
-    from learner.checkpoint import step_of
-    from learner.share_files import LEARNER
+    from learner.state.checkpoint import step_of
+    from learner.state.share_files import LEARNER
 
     checkpoints = checkpoints_of(run)
     for name in checkpoints.list():

@@ -15,9 +15,9 @@ from cluster.identity import Identity, check_identity
 from cluster.judging.watch import JudgeWatch
 from cluster.records.events import Event, OnEvent
 from configs.schema import Config
-from learner.checkpoint import CheckpointFolder, checkpoint_name, step_of, write_json
 from learner.group import LearnerGroup
-from learner.share_files import complete_state
+from learner.state.checkpoint import CheckpointFolder, checkpoint_name, step_of, write_json
+from learner.state.share_files import complete_state
 
 STATE = "state.json"
 WHO = "checkpoints"

@@ -12,7 +12,7 @@ from cluster.folders import CONFIG, checkpoints_url
 from configs.load import load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
-from learner.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
+from learner.state.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
 
 EXPORT = "export"
 EXPORTS = "exports"

@@ -10,7 +10,7 @@ from configs.schema import Config
 from judge.reward import Reward
 from judge.verdict import Outcome
 from learner.advantage import has_signal
-from learner.batch import TrainingGroup
+from learner.batches.batch import TrainingGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

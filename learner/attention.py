@@ -1,4 +1,4 @@
-"""Attention of packed sequences, by segments without padding (`learner.segments`).
+"""Attention of packed sequences, by segments without padding (`learner.batches.segments`).
 
 The function is registered with transformers, whose layers run unchanged and hand the segments on as a keyword.
 
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from learner.segments import PaddedSegments, Segments, VarlenSegments
+from learner.batches.segments import PaddedSegments, Segments, VarlenSegments
 
 PACKED = "packed_families"
 """Name of the attention function in transformers' registry."""

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from actors.errors import InterruptedCallError
 from configs.learner import LearnerConfig
-from learner.gathering import GatherOrders
 from learner.memory import deepspeed_stage
-from learner.optimizer import ClippedAdamW, adamw_settings, learning_rate
-from learner.partition import MOMENTS, Partition
 from learner.rendezvous import meet_on_loopback
-from learner.sharding import learner_settings, part_sizes
+from learner.state.partition import MOMENTS, Partition
+from learner.zero.gathering import GatherOrders
+from learner.zero.optimizer import ClippedAdamW, adamw_settings, learning_rate
+from learner.zero.sharding import learner_settings, part_sizes
 
 GATHER_ELEMENTS = 2**27
 """Parameters gathered together from ZeRO-3 shards; as many again are in flight."""

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from learner.checkpoint import CheckpointFolder
 from learner.hf_folder import save_hf
-from learner.share_files import SavedLearner
-from learner.weight_sender import checkpoint_name
+from learner.state.checkpoint import CheckpointFolder
+from learner.state.share_files import SavedLearner
+from learner.sync.sender import checkpoint_name
 
 POLICY = "model."
 """Prefix of the policy's parameters in a learner's state."""

@@ -1,7 +1,7 @@
 """The learner as seen from the driver: one call per stage, one result or one error.
 
-Lost, wedged and new ranks are dealt with inside of it (`learner.formation`): a caller sees that a call took longer, and
-receivers of weights that `generation` has changed.
+Lost, wedged and new ranks are dealt with inside of it (`learner.elastic.formation`): a caller sees that a call took
+longer, and receivers of weights that `generation` has changed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig
 from configs.ranges import Range
 from judge.limits import loop_time
-from learner.attempt import AttemptFailedError
-from learner.batch import TrainingGroup
-from learner.copies import Copies, ListNodes, StartHolder
-from learner.elastic import MemberView
-from learner.formation import Formation
-from learner.history import Update, UpdateLog
-from learner.members import Members
+from learner.batches.batch import TrainingGroup
+from learner.batches.pictures import pictures_of
+from learner.batches.plan import RankPlan, plan_mini_batches
+from learner.elastic.attempt import AttemptFailedError
+from learner.elastic.copies import Copies, ListNodes, StartHolder
+from learner.elastic.decisions import MemberView
+from learner.elastic.formation import Formation
+from learner.elastic.history import Update, UpdateLog
+from learner.elastic.members import Members
+from learner.elastic.remote import Rank, StartRank, Tell
 from learner.memory import learns_in_rounds
-from learner.pictures import pictures_of
-from learner.plan import RankPlan, plan_mini_batches
-from learner.remote import Rank, StartRank, Tell
-from learner.share_files import WrittenShare
+from learner.state.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")

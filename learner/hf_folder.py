@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.shards import write_shards
-from learner.weight_sender import checkpoint_name
+from learner.state.shards import write_shards
+from learner.sync.sender import checkpoint_name
 
 COPIED_FILES = (
     "config.json",

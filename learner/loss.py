@@ -1,7 +1,7 @@
 """The multi-turn GRPO loss (VisionThink Eq. 3) on the generated tokens of a micro-batch.
 
-Every token carries its share of the mini-batch's mean as a weight (`learner.batch.weight_episodes`), so that losses of
-micro-batches and ranks add up: the sum is the mini-batch's loss however it was split.
+Every token carries its share of the mini-batch's mean as a weight (`learner.batches.batch.weight_episodes`), so that
+losses of micro-batches and ranks add up: the sum is the mini-batch's loss however it was split.
 
 Legend: N generated tokens of a micro-batch.
 """

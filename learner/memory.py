@@ -122,7 +122,7 @@ def rank_bytes(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool) -
     stage, item = deepspeed_stage(config, in_bfloat16=in_bfloat16), 2 if in_bfloat16 else 4
     total = shape.num_parameters
     share = -(-total // config.ranks.minimum)
-    # Gathered layers and the output layer (`learner.sharding`).
+    # Gathered layers and the output layer (`learner.zero.sharding`).
     shards_reference = config.kl_coefficient > 0 and (config.zero_stage == 3 or config.offload_reference)
     live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or shards_reference else 0
     optimizer = {0: 8 * total}.get(stage, 0 if config.offload_optimizer else 12 * share)

@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForC
 from transformers.initialization import no_init_weights
 
 from learner.attention import use_packed_attention
-from learner.collate import MicroBatch, VisionPass
+from learner.batches.collate import MicroBatch, VisionPass
+from learner.batches.segments import Segments
 from learner.layers import use_fused_layers
-from learner.loading import CheckpointWeights, RandomWeights, fill
 from learner.scoring import ScoringHead
-from learner.segments import Segments
 from learner.vision import PatchProjection, encode_views, install_fast_vision_attention
+from learner.zero.loading import CheckpointWeights, RandomWeights, fill
 
 
 def load_policy(

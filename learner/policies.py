@@ -21,7 +21,7 @@ from learner.engine import ShardedForward, construction
 from learner.memory import memory_problem, read_shape
 from learner.model import Policy, load_policy
 from learner.recompute import Recomputation, device_room
-from learner.sharding import learner_settings, part_sizes, reference_settings, shards_reference
+from learner.zero.sharding import learner_settings, part_sizes, reference_settings, shards_reference
 
 
 class Policies:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from actors.errors import LearnerError
 from configs.learner import LearnerConfig
-from learner.collate import Collator, MicroBatch, VisionPass
+from learner.batches.collate import Collator, MicroBatch, VisionPass
+from learner.batches.plan import PiecePlan, piece_without_a_finite_loss
+from learner.batches.prefetch import prefetch_one
 from learner.engine import LearnerEngine
 from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
-from learner.plan import PiecePlan, piece_without_a_finite_loss
-from learner.prefetch import prefetch_one
 from learner.recompute import Recomputation
 from learner.timing import StageClock
 

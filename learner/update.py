@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from learner.plan import Workload
+from learner.batches.plan import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

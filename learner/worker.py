@@ -22,7 +22,9 @@ from actors.errors import CheckpointError
 from actors.weights.layout import SentWeights, WeightLink
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.schema import ModelConfig
-from learner.collate import Collator, FullViews
+from learner.batches.collate import Collator, FullViews
+from learner.batches.plan import PiecePlan, RankPlan
+from learner.batches.segments import choose_kernel
 from learner.engine import (
     LearnerEngine,
     ShardedForward,
@@ -34,15 +36,13 @@ from learner.engine import (
 )
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
-from learner.plan import PiecePlan, RankPlan
 from learner.policies import Policies
-from learner.saving import StateKeeper
-from learner.segments import choose_kernel
-from learner.share_files import WrittenShare
-from learner.snapshot import Share
+from learner.state.saving import StateKeeper
+from learner.state.share_files import WrittenShare
+from learner.state.snapshot import Share
+from learner.sync.sender import WeightSender
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
-from learner.weight_sender import WeightSender
 
 
 class LearnerRank:

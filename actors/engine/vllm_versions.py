@@ -37,7 +37,7 @@ def known_fields(init_info: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class WithoutSendingHalf:
-    """Mixed into a `WeightTransferEngine`, whose sending half is abstract up to 0.28. Ours is `learner.transports`."""
+    """For a `WeightTransferEngine`, whose sending half is abstract up to 0.28. Ours is `learner.sync.transports`."""
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:

@@ -16,7 +16,7 @@ from cluster.records.reading import read_skips
 from cluster.records.repair import repair_records
 from cluster.runs.attempts import set_aside
 from configs.schema import Config
-from learner.checkpoint import CheckpointFolder
+from learner.state.checkpoint import CheckpointFolder
 
 
 def check_resumption(config: Config, *, warn: Callable[[str], None]) -> None:

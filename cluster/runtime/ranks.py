@@ -23,10 +23,10 @@ from configs.learner import LearnerConfig
 from configs.ranges import Range
 from configs.schema import Config, DataConfig, ModelConfig
 from configs.seeds import derive_seed
+from learner.batches.pictures import Picture, PictureReader
+from learner.batches.plan import RankPlan
 from learner.group import LearnerGroup
-from learner.pictures import Picture, PictureReader
-from learner.plan import RankPlan
-from learner.share_files import WrittenShare
+from learner.state.share_files import WrittenShare
 from learner.update import UpdateReport
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ PICTURE_PATIENCE_S = 30.0
 
 
 class FetchedViews:
-    """`learner.collate.FullViews` of a plan: from the object store, or from the data set if the store lost them."""
+    """`learner.batches.collate.FullViews` of a plan: from the object store, or from the data set if it lost them."""
 
     def __init__(self, pictures: Sequence[Picture], reader: PictureReader, patience_s: float) -> None:
         self._pictures = pictures
@@ -168,7 +168,7 @@ class RayActor:
 
 
 class RayRank(RayActor):
-    """`learner.remote.Rank` over a Ray actor."""
+    """`learner.elastic.remote.Rank` over a Ray actor."""
 
     async def up(self) -> str:
         node: str = await self._await_remote(self._actor.up.remote())
@@ -261,7 +261,7 @@ class RayRank(RayActor):
 
 
 class RayHolder(RayActor):
-    """`learner.remote.Holder` over a Ray actor."""
+    """`learner.elastic.remote.Holder` over a Ray actor."""
 
     def share(self, snapshot: int, index: int) -> object:
         return self._actor.share.remote(snapshot, index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.runtime import seats
 from cluster.status.views import MemberView
-from learner import elastic
+from learner.elastic import decisions as elastic
 
 
 def worker_view(worker: seats.MemberView, now: float) -> MemberView:

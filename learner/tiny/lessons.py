@@ -23,7 +23,7 @@ from torch import Tensor
 from actors.data.shapes import COLOURS, QUESTIONS, SHAPES, SIDE, WAYS, ShapesRow, paint
 from actors.images import ViewSpec, quarter_view
 from actors.prompts import TOOL_CALL, TURN_END, ChatRenderer, PromptStyle
-from learner.collate import mrope_positions
+from learner.batches.collate import mrope_positions
 from learner.vision import Grid, patchify
 
 Form = Literal["direct", "ask", "plain_quarter", "plain_full"]

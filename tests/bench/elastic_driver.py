@@ -27,11 +27,11 @@ from configs.load import load_config
 from configs.paths import resolve_paths
 from configs.schema import Config
 from configs.seeds import derive_seed
-from learner.batch import TrainingGroup
+from learner.batches.batch import TrainingGroup
+from learner.batches.pictures import PictureReader, pictures_of
+from learner.batches.plan import plan_mini_batches
 from learner.group import LearnerGroup
 from learner.memory import learns_in_rounds
-from learner.pictures import PictureReader, pictures_of
-from learner.plan import plan_mini_batches
 
 Part = Sequence[TrainingGroup]
 COMPARED = ("learner/loss", "learner/grad_norm")

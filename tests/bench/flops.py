@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from learner.family import Family
-from learner.plan import PiecePlan
+from learner.batches.family import Family
+from learner.batches.plan import PiecePlan
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, side: int, repeats: int = 20) -> float:

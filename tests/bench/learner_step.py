@@ -25,9 +25,9 @@ import torch
 
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
-from learner.batch import PlannedEpisode, TrainingGroup
+from learner.batches.batch import PlannedEpisode, TrainingGroup
+from learner.batches.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.memory import learns_in_rounds
-from learner.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
 from learner.worker import LearnerRank
 from tests.bench.flops import matmul_peak, update_flops, wait
 from tests.bench.plain_loop import PlainLoop
@@ -97,7 +97,9 @@ def start_rank(folder: Path, config: LearnerConfig, *, random: bool) -> LearnerR
 
 def plan(groups: Sequence[TrainingGroup], config: LearnerConfig, *, shares: bool, budget: int) -> RankPlan:
     """The plan of one rank; without sharing, every episode is computed from its first token."""
-    separate = mock.patch("learner.family.shared_length", lambda rows: rows[0].num_tokens if len(rows) == 1 else 0)
+    separate = mock.patch(
+        "learner.batches.family.shared_length", lambda rows: rows[0].num_tokens if len(rows) == 1 else 0
+    )
     with contextlib.nullcontext() if shares else separate:
         (planned,) = plan_mini_batches(
             groups,

@@ -20,8 +20,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.images import View_HW3
 from configs.learner import LearnerConfig
-from learner.batch import PlannedEpisode
-from learner.collate import cut_views
+from learner.batches.batch import PlannedEpisode
+from learner.batches.collate import cut_views
 from learner.loss import LossInputs, grpo_loss
 from learner.vision import grid_of, patchify
 from tests.learner.builders import FORBIDDEN_IDS, IMAGE_ID, SPEC

@@ -26,7 +26,7 @@ from cluster.display import Display
 from cluster.folders import resolve_run
 from cluster.launch import Parts, launch
 from configs.schema import Config
-from learner.batch import TrainingGroup
+from learner.batches.batch import TrainingGroup
 
 
 async def play(run: Parts, cursor: PromptCursor, config: Config, kind: Kind, step: int) -> list[TrainingGroup]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from learner.batch import TrainingGroup
+from learner.batches.batch import TrainingGroup
 from tests.bench.model_shape import write_shape
 from tests.learner.builders import make_group, save_model, small_model
 from tests.learner.ranks import play

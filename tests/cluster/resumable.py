@@ -22,7 +22,7 @@ from cluster.folders import checkpoints_url
 from cluster.identity import Identity
 from configs.learner import LearnerConfig
 from configs.schema import Config, ModelConfig, RunConfig, TrainConfig
-from learner.checkpoint import CheckpointFolder
+from learner.state.checkpoint import CheckpointFolder
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, make_group, plan_of, save_model, small_model
 

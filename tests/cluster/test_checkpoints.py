@@ -12,9 +12,9 @@ from cluster.checkpoints import Checkpoints, DriverParts, read_state
 from cluster.identity import Identity
 from configs.learner import LearnerConfig
 from configs.schema import Config, RunConfig, TrainConfig
-from learner.checkpoint import CheckpointFolder
-from learner.share_files import SavedLearner, write_share
-from learner.snapshot import Counters, Piece, Share
+from learner.state.checkpoint import CheckpointFolder
+from learner.state.share_files import SavedLearner, write_share
+from learner.state.snapshot import Counters, Piece, Share
 
 
 def identity(dataset):

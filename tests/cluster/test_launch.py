@@ -15,7 +15,7 @@ from cluster.identity import identify
 from cluster.status.files import read_snapshot
 from cluster.status.scaling import configured_sizes
 from configs.load import load_config
-from learner.checkpoint import CheckpointFolder, write_json
+from learner.state.checkpoint import CheckpointFolder, write_json
 
 NO_WORDING = ["judge.chain=[rules,openai]", "judge.llm.model=m", "judge.llm.prompt=no-such-wording"]
 NO_KEY = ["judge.chain=[openai]", "judge.llm.model=m", "judge.llm.api_key_env=UNSET_JUDGE_KEY"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from actors.errors import CheckpointError, RunError
 from cluster.policies import find_policy, materialize
 from configs.load import load_config, to_yaml
-from learner.checkpoint import CheckpointFolder
 from learner.model import load_policy
-from learner.share_files import write_share
-from learner.snapshot import Counters, Piece, Share
+from learner.state.checkpoint import CheckpointFolder
+from learner.state.share_files import write_share
+from learner.state.snapshot import Counters, Piece, Share
 from tests.learner.builders import TINY
 from tests.learner.saved import seal
 

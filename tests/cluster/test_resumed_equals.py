@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import CheckpointFolder
+from learner.state.checkpoint import CheckpointFolder
 from tests.cluster.resumable import make_model, run
 
 ROOT = Path(__file__).resolve().parents[2]

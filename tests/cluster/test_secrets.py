@@ -15,7 +15,7 @@ from cluster.records.events import Event, EventLog
 from cluster.records.recorder import Recorder
 from cluster.runs.lease import lease
 from configs.load import load_config, to_yaml
-from learner.checkpoint import CheckpointFolder, write_json
+from learner.state.checkpoint import CheckpointFolder, write_json
 
 KEY = "sk-planted-9b41f7d2c0"
 LLM = ["judge.chain=[rules,openai]", "judge.llm.model=m"]

@@ -48,7 +48,7 @@ from configs.load import load_config, to_yaml
 from configs.ranges import Range
 from judge.pool import JudgePool
 from judge.verdict import Verdict
-from learner.pictures import Picture
+from learner.batches.pictures import Picture
 from learner.update import UpdateReport
 from tests.fakes import ExactJudges, FakeWeightSource
 from tests.faults.scripted import SIDE, QuickWorker, RowReader, picture_of

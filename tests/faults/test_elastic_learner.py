@@ -19,7 +19,7 @@ from cluster.runtime.ranks import start_learner
 from configs.learner import LearnerConfig
 from configs.schema import Config, ModelConfig, RolloutConfig
 from configs.seeds import derive_seed
-from learner.plan import plan_mini_batches
+from learner.batches.plan import plan_mini_batches
 from learner.worker import LearnerRank
 from tests.learner.builders import images_of, make_group, save_model, small_model
 

@@ -29,7 +29,7 @@ from cluster.runtime.workers import RayWorker, worker_starter
 from cluster.weights import WeightChannel
 from configs.ranges import Range
 from configs.schema import Config, RolloutConfig
-from learner.pictures import Picture
+from learner.batches.pictures import Picture
 from tests.actors.fleet.test_pool import request
 from tests.fakes import FakeWeightSource
 from tests.faults.scripted import RowReader, ScriptedWorker

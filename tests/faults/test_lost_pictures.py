@@ -18,7 +18,7 @@ from cluster.runtime.placement import place
 from cluster.runtime.ranks import start_learner
 from configs.learner import LearnerConfig
 from configs.schema import Config, DataConfig, ModelConfig
-from learner.checkpoint import CheckpointFolder
+from learner.state.checkpoint import CheckpointFolder
 from tests.learner.builders import make_group, save_model, small_model
 from tests.learner.saved import seal
 from tests.local_ray import ray_on_this_machine

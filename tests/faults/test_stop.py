@@ -18,7 +18,7 @@ from actors.data.shapes import make_shapes
 from actors.weights.staging import PREFIX
 from cluster.stopping import CONTINUE
 from configs.paths import ROOT
-from learner.checkpoint import CheckpointFolder, checkpoint_name
+from learner.state.checkpoint import CheckpointFolder, checkpoint_name
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -20,12 +20,12 @@ from actors.episode import PlayedGroup, SampleRef
 from actors.images import num_visual_tokens
 from actors.prompts import load_tokenizer, vision_token_ids
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup
-from learner.collate import Collator
+from learner.batches.batch import TrainingGroup
+from learner.batches.collate import Collator
+from learner.batches.plan import plan_mini_batches
+from learner.batches.segments import choose_kernel
 from learner.hf_folder import save_hf
 from learner.model import load_policy, token_logprobs
-from learner.plan import plan_mini_batches
-from learner.segments import choose_kernel
 from tests.bench.model_shape import write_shape
 from tests.bench.playing import bench_config, noise_views, start_player
 from tests.learner.builders import features_of

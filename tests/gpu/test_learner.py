@@ -5,9 +5,9 @@ import torch
 
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
-from learner.collate import Collator
+from learner.batches.collate import Collator
+from learner.batches.segments import choose_kernel
 from learner.model import load_policy, token_logprobs
-from learner.segments import choose_kernel
 from learner.worker import LearnerRank
 from tests.learner.builders import (
     FORBIDDEN_IDS,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.checkpoint import CheckpointFolder
-from learner.share_files import SavedLearner
-from learner.snapshot import Piece
+from learner.state.checkpoint import CheckpointFolder
+from learner.state.share_files import SavedLearner
+from learner.state.snapshot import Piece
 from tests.bench.model_shape import write_shape
 from tests.learner.builders import make_group
 from tests.learner.ranks import play

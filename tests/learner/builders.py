@@ -14,10 +14,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
 from actors.images import ViewSpec, quarter_view
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup
-from learner.collate import Collator
-from learner.family import share
-from learner.plan import plan_mini_batches
+from learner.batches.batch import TrainingGroup
+from learner.batches.collate import Collator
+from learner.batches.family import share
+from learner.batches.plan import plan_mini_batches
 from learner.vision import encode_views
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"

@@ -22,10 +22,10 @@ from actors.errors import CheckpointError
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner import engine, scoring
+from learner.batches.plan import plan_mini_batches
 from learner.engine import leave_process_group
-from learner.plan import plan_mini_batches
-from learner.sharding import learner_settings
 from learner.worker import LearnerRank
+from learner.zero.sharding import learner_settings
 from tests.learner.builders import collated, images_of, piece_without_pictures, plan_of
 from tests.learner.whole_state import whole_state
 

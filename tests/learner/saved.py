@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from learner.checkpoint import CheckpointFolder, write_json
-from learner.share_files import complete_state
+from learner.state.checkpoint import CheckpointFolder, write_json
+from learner.state.share_files import complete_state
 
 
 def save(checkpoints, ranks, *, step=1, **state):

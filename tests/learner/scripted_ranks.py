@@ -60,7 +60,7 @@ class Meeting:
 
 
 class ScriptedRank:
-    """`learner.remote.Rank`. Its state is what it has learned: row numbers, and `step` for each optimizer step."""
+    """`learner.elastic.remote.Rank`. Its state is what it learned: row numbers, and `step` for each optimizer step."""
 
     def __init__(self, world: World, number: int, node: str) -> None:
         self.world, self.number, self.node = world, number, node
@@ -228,7 +228,7 @@ class ScriptedRank:
 
 
 class ScriptedHolder:
-    """`learner.remote.Holder`."""
+    """`learner.elastic.remote.Holder`."""
 
     def __init__(self, node: str) -> None:
         self.node = node

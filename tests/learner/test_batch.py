@@ -1,6 +1,6 @@
 import pytest
 
-from learner.batch import weight_episodes
+from learner.batches.batch import weight_episodes
 from tests.learner.builders import make_group
 
 

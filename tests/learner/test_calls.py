@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from actors.errors import WeightSyncError
-from learner.calls import CallThread, result_within
+from learner.sync.calls import CallThread, result_within
 
 
 @pytest.fixture

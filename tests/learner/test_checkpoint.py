@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import CheckpointError
-from learner.checkpoint import CheckpointFolder, hashed_file, write_json
+from learner.state.checkpoint import CheckpointFolder, hashed_file, write_json
 
 CONTENT = {"learner.json": b'{"step": 1}', "learner-00000.safetensors": b"\x01" * 5000, "state.json": b"{}"}
 
@@ -216,7 +216,7 @@ def test_a_kill_at_any_boundary_leaves_a_whole_checkpoint(tmp_path, monkeypatch,
     """Every file-system call of a save is in turn the last one that happens."""
     import os
 
-    import learner.storage as module
+    import learner.state.storage as module
 
     last, finished = 0, False
     while not finished:
@@ -254,7 +254,7 @@ def test_a_kill_at_any_boundary_leaves_a_whole_checkpoint(tmp_path, monkeypatch,
 
 def test_a_kill_at_any_boundary_on_an_object_store_leaves_a_whole_checkpoint(monkeypatch):
     """There every file is there whole or not at all, and the manifest is the last."""
-    from learner.storage import RemoteStorage
+    from learner.state.storage import RemoteStorage
 
     for last in range(8):
         checkpoints = CheckpointFolder(f"memory://cut-{last}")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.ranges import Range
-from learner.elastic import (
+from learner.elastic.decisions import (
     FIRST_FACTOR,
     MAX_ATTEMPTS,
     Beat,

@@ -8,10 +8,10 @@ from torch import nn
 from configs.learner import LearnerConfig
 from learner import engine as engine_module
 from learner.engine import LearnerEngine, join_process_group
-from learner.optimizer import learning_rate
-from learner.sharding import learner_settings
-from learner.snapshot import ROWS, copy_rows, plan_copies
+from learner.state.snapshot import ROWS, copy_rows, plan_copies
 from learner.worker import LearnerRank
+from learner.zero.optimizer import learning_rate
+from learner.zero.sharding import learner_settings
 from tests.learner.whole_state import whole_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

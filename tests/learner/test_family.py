@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from learner.batch import PromptPart, weight_episodes
-from learner.family import share, shared_length
+from learner.batches.batch import PromptPart, weight_episodes
+from learner.batches.family import share, shared_length
+from learner.batches.segments import choose_kernel, segments_of
 from learner.model import token_logprobs, use_fast_layers
-from learner.segments import choose_kernel, segments_of
 from tests.learner.builders import (
     FIRST_WORD,
     FORBIDDEN_IDS,

@@ -7,8 +7,8 @@ import pytest
 from actors.errors import CheckpointError, LearnerError
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from configs.learner import LearnerConfig
+from learner.batches.plan import RankPlan
 from learner.group import LearnerGroup
-from learner.plan import RankPlan
 from learner.update import UpdateReport
 from tests.learner.builders import make_group
 
@@ -23,7 +23,7 @@ SENT = SentWeights(offer=WeightOffer(version=7, num_buckets=1, delivery={}), dig
 
 
 class FakeRank:
-    """`learner.remote.Rank`: records its calls, and hangs or fails where it is told to."""
+    """`learner.elastic.remote.Rank`: records its calls, and hangs or fails where it is told to."""
 
     def __init__(self, number):
         self.rank = number

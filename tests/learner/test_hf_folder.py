@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner import shards
 from learner.hf_folder import save_hf
+from learner.state import shards
 from tests.learner.builders import save_model, small_model
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.history import UpdateLog
+from learner.elastic.history import UpdateLog
 
 OPERATIONS = st.lists(st.sampled_from(["update", "part", "snapshot", "forget"]), max_size=30)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from configs.learner import LearnerConfig
 from learner.engine import construction, join_process_group, leave_process_group
 from learner.model import load_policy
-from learner.sharding import learner_settings
+from learner.zero.sharding import learner_settings
 from tests.learner.builders import save_model, small_model
 
 SHARDED = learner_settings(LearnerConfig(zero_stage=3), torch.float32)

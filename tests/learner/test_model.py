@@ -9,8 +9,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.errors import LearnerError
 from learner import scoring
-from learner.batch import weight_episodes
-from learner.collate import mrope_positions, placeholder_spans
+from learner.batches.batch import weight_episodes
+from learner.batches.collate import mrope_positions, placeholder_spans
 from learner.model import Policy, load_policy, token_logprobs, use_fast_layers
 from learner.scoring import FORBIDDEN_LOGIT
 from learner.vision import encode_views, grid_of, grouped_attention, install_fast_vision_attention, patchify

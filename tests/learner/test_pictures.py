@@ -10,7 +10,7 @@ from actors.episode import SampleRef
 from actors.errors import LearnerError
 from actors.images import ViewSpec, check_and_decode, full_view
 from configs.schema import DataConfig
-from learner.pictures import Picture, PictureReader, pictures_of
+from learner.batches.pictures import Picture, PictureReader, pictures_of
 from tests.learner.builders import make_group, plan_of
 
 SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=112 * 112)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.learner import LearnerConfig
-from learner.batch import weight_episodes
+from learner.batches.batch import weight_episodes
+from learner.batches.plan import IMBALANCE, balance, families_of
 from learner.memory import learns_in_rounds
-from learner.plan import IMBALANCE, balance, families_of
 from tests.learner.builders import make_group, plan_of, rows_of
 
 GROUPS = [make_group(seed, group_size=4, size=(112, 112)) for seed in range(9)]

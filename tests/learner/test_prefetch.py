@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from learner.prefetch import prefetch_one
+from learner.batches.prefetch import prefetch_one
 
 
 class Item:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from learner.snapshot import ROWS, fill_from_shares
+from learner.state.snapshot import ROWS, fill_from_shares
 from tests.learner.builders import make_group, save_model, small_model
 from tests.learner.ranks import play, run_script
 

@@ -6,7 +6,7 @@ import torch
 from actors.errors import WeightSyncError
 from actors.weights.buckets import slot_tensor
 from actors.weights.layout import TensorSpec
-from learner.resident import find_resident
+from learner.sync.resident import find_resident
 
 SHAPES = {"a": (50, 30), "b": (7,), "c": (), "d": (4, 3)}
 SPECS = [TensorSpec(name=name, dtype="bfloat16", shape=shape) for name, shape in SHAPES.items()]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from configs.learner import LearnerConfig
-from learner.sharding import learner_settings, part_sizes, reference_settings
+from learner.zero.sharding import learner_settings, part_sizes, reference_settings
 from tests.learner.builders import small_model
 
 

@@ -4,8 +4,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actors.errors import CheckpointError
-from learner import shards
-from learner.shards import write_shards
+from learner.state import shards
+from learner.state.shards import write_shards
 
 
 @pytest.mark.parametrize(("shard_bytes", "num_files"), [(1, 5), (800, 3), (10**6, 1)])

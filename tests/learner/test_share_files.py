@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.errors import CheckpointError
-from learner import share_files
-from learner.checkpoint import CheckpointFolder
-from learner.share_files import SavedLearner, complete_state, write_share
-from learner.snapshot import Piece
+from learner.state import share_files
+from learner.state.checkpoint import CheckpointFolder
+from learner.state.share_files import SavedLearner, complete_state, write_share
+from learner.state.snapshot import Piece
 from tests.learner.test_snapshot import ONE, SHAPES, THREE, TWO, share
 
 

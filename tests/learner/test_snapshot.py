@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from actors.errors import CheckpointError
-from learner.buffers import HostBuffers
-from learner.snapshot import Counters, Piece, Share, fill_from_shares, plan_copies, rng_for
+from learner.state.buffers import HostBuffers
+from learner.state.snapshot import Counters, Piece, Share, fill_from_shares, plan_copies, rng_for
 
 SHAPES = {"a": (2, 5), "b": (7,)}
 

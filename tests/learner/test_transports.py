@@ -11,8 +11,8 @@ import torch
 from actors.errors import WeightSyncError
 from actors.weights.layout import TensorSpec, lay_out
 from actors.weights.staging import file_identity
-from learner import transports
-from learner.transports import SharedMemoryEnd, open_end
+from learner.sync import transports
+from learner.sync.transports import SharedMemoryEnd, open_end
 
 LAYOUT = lay_out(
     [TensorSpec(name=f"t{number}", dtype="float32", shape=(1024,)) for number in range(3)], bucket_bytes=4096

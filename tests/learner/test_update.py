@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from learner import update
-from learner.plan import Workload
+from learner.batches.plan import Workload
 from learner.update import UpdateInParts
 
 

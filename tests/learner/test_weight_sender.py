@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
-from learner.weight_sender import WeightSender, checkpoint_name
+from learner.sync.sender import WeightSender, checkpoint_name
 from tests.learner.builders import small_model
 
 

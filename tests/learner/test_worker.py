@@ -16,12 +16,12 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
-from learner.checkpoint import CheckpointFolder
-from learner.collate import Collator
+from learner.batches.collate import Collator
 from learner.loss import LossInputs, grpo_loss
 from learner.memory import language_bytes, read_shape
 from learner.model import load_policy, token_logprobs
-from learner.resident import find_resident
+from learner.state.checkpoint import CheckpointFolder
+from learner.sync.resident import find_resident
 from learner.update import summarize_steps
 from learner.worker import LearnerRank
 from tests.learner.builders import (

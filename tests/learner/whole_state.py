@@ -8,7 +8,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 
 from learner.engine import LearnerEngine
-from learner.partition import MOMENTS
+from learner.state.partition import MOMENTS
 
 
 def whole_state(engine: LearnerEngine) -> Iterator[tuple[str, Tensor]]:

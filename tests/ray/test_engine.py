@@ -26,12 +26,12 @@ from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RunConfig
 from learner.advantage import group_advantages
-from learner.batch import TrainingGroup
-from learner.collate import Collator
+from learner.batches.batch import TrainingGroup
+from learner.batches.collate import Collator
+from learner.batches.plan import plan_mini_batches
 from learner.model import load_policy, token_logprobs
-from learner.plan import plan_mini_batches
+from learner.sync.sender import WeightSender
 from learner.vision import encode_views
-from learner.weight_sender import WeightSender
 
 pytestmark = [
     pytest.mark.ray,

@@ -18,7 +18,7 @@ import pytest
 
 from actors.data.dataset import Dataset, PromptCursor
 from actors.data.shapes import make_shapes
-from learner.checkpoint import CheckpointFolder
+from learner.state.checkpoint import CheckpointFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 

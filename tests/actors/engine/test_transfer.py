@@ -13,8 +13,8 @@ import torch
 
 from actors.engine import parameters
 from actors.weights.staging import write_version
-from learner import transports
-from learner.weight_sender import WeightSender
+from learner.sync import transports
+from learner.sync.sender import WeightSender
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from cluster.display import Display
 from cluster.runs.attempts import set_aside
 from cluster.runs.resuming import find_start, recall
 from configs.load import load_config
-from learner.checkpoint import CheckpointFolder, write_json
+from learner.state.checkpoint import CheckpointFolder, write_json
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
-from learner.resident import find_resident
-from learner.transports import ResidentEnd, SendingEnd, open_end
+from learner.sync.resident import find_resident
+from learner.sync.transports import ResidentEnd, SendingEnd, open_end
 
 RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Of a parameter in memory, and in the checkpoint."""

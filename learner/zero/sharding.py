@@ -6,7 +6,7 @@ What DeepSpeed 0.19.8 does under ZeRO-3, as far as the settings depend on it:
   activations are recomputed. A module marked as a leaf has them for itself and its children together.
 - From the third forward pass on, the order of modules is known. A module's hook then gathers the parameters that come
   after it, up to `prefetch_bucket_size` elements, unless `max_live_parameters` are already gathered. The order is
-  forgotten if modules come in another order, so `learner.gathering` keeps one for vision passes and one for
+  forgotten if modules come in another order, so `learner.zero.gathering` keeps one for vision passes and one for
   micro-batches, each of which calls its modules once.
 - The host waits for the oldest of three gathers, and of three reductions. Without `overlap_comm` these are on the
   stream of the computation, so that the host cannot run ahead of the device.
@@ -23,7 +23,7 @@ from torch import nn
 
 from configs.learner import LearnerConfig
 from learner.memory import LIVE_LAYERS, deepspeed_stage
-from learner.optimizer import adamw_settings
+from learner.zero.optimizer import adamw_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from actors.errors import LearnerError
-from learner.elastic import Held, Source, holder_node, newest_whole
-from learner.members import Member, Members
-from learner.remote import Holder, ShareOwner
+from learner.elastic.decisions import Held, Source, holder_node, newest_whole
+from learner.elastic.members import Member, Members
+from learner.elastic.remote import Holder, ShareOwner
 
 StartHolder = Callable[[str], Holder]
 """Starts a holder on a node."""

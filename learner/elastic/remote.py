@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from actors.weights.layout import SentWeights, WeightLink
-from learner.pictures import Picture
-from learner.plan import RankPlan
-from learner.share_files import WrittenShare
+from learner.batches.pictures import Picture
+from learner.batches.plan import RankPlan
+from learner.state.share_files import WrittenShare
 from learner.update import UpdateReport
 
 
 class ShareOwner(Protocol):
-    """A process that keeps shares of the learner's state (`learner.snapshot.Share`)."""
+    """A process that keeps shares of the learner's state (`learner.state.snapshot.Share`)."""
 
     def share(self, snapshot: int, index: int) -> object:
         """Handle of a share; its bytes go directly to who reads it, not through the driver."""

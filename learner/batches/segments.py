@@ -1,7 +1,7 @@
 """Which tokens of a packed sequence attend to which, as tensors for two attention kernels.
 
-A sequence is made of families (`learner.family`): a beginning of P tokens, then the remainders of its rows. A beginning
-attends causally to itself, a remainder to the whole beginning and causally to itself.
+A sequence is made of families (`learner.batches.family`): a beginning of P tokens, then the remainders of its rows. A
+beginning attends causally to itself, a remainder to the whole beginning and causally to itself.
 
 Legend: P shared tokens of a family, T tokens of the sequence, F keys of all segments (those of a beginning once per
 remainder); B segments of a padded batch, Q their queries and K their keys with padding.

@@ -9,7 +9,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 
-from learner.family import Family
+from learner.batches.family import Family
 
 LEAST_FILLED = 1 / 8
 """Tokens of a round, as a share of the largest micro-batch, below which no rounds are made."""

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from actors.errors import LearnerError
 from actors.images import View_HW3, ViewSpec, quarter_view
-from learner.batch import PlannedEpisode
-from learner.family import Family, ViewKey
-from learner.plan import MicroBatchPlan, VisionPassPlan
-from learner.segments import Kernel, Segments, segments_of
+from learner.batches.batch import PlannedEpisode
+from learner.batches.family import Family, ViewKey
+from learner.batches.plan import MicroBatchPlan, VisionPassPlan
+from learner.batches.segments import Kernel, Segments, segments_of
 from learner.vision import Grid, grid_of, patchify
 
 

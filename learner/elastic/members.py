@@ -9,8 +9,8 @@ from typing import Any
 
 from actors.errors import LearnerError, RankLostError
 from configs.ranges import Range
-from learner.elastic import MAX_START_FAILURES
-from learner.remote import Rank, StartRank, Tell
+from learner.elastic.decisions import MAX_START_FAILURES
+from learner.elastic.remote import Rank, StartRank, Tell
 
 MAX_PAUSE_S = 60.0
 """Between restarts of a process that dies before it is up."""

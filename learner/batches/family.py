@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.episode import View
-from learner.batch import PlannedEpisode
+from learner.batches.batch import PlannedEpisode
 
 ViewKey = tuple[int, View]
 """(index of an image in the plan, which of its views)."""

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from actors.errors import CheckpointError
-from learner.buffers import HostBuffers
 from learner.engine import LearnerEngine
-from learner.rng import restore_rng, rng_states
-from learner.share_files import SavedLearner, WrittenShare, write_share
-from learner.snapshot import Counters, Piece, RngStates, Share, fill_from_shares, rng_for
-from learner.storage import open_storage
+from learner.state.buffers import HostBuffers
+from learner.state.rng import restore_rng, rng_states
+from learner.state.share_files import SavedLearner, WrittenShare, write_share
+from learner.state.snapshot import Counters, Piece, RngStates, Share, fill_from_shares, rng_for
+from learner.state.storage import open_storage
 from learner.trainer import Trainer
 
 NUM_KEPT = 2

@@ -22,9 +22,9 @@ from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
 from actors.weights.staging import check_room, file_identity, staging_root
 from configs.learner import Transport
-from learner.calls import CallThread, result_within
 from learner.host import free_port, own_address
-from learner.resident import ResidentWeights
+from learner.sync.calls import CallThread, result_within
+from learner.sync.resident import ResidentWeights
 
 SENDING = "broadcasting weights"
 POLL_S = 5e-5

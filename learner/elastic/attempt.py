@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 from actors.errors import InterruptedCallError, LearnerError, RankLostError, VisionThinkError
-from learner.elastic import Beat, wedged
-from learner.members import Member, Members
+from learner.elastic.decisions import Beat, wedged
+from learner.elastic.members import Member, Members
 
 T = TypeVar("T")
 

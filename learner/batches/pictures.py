@@ -15,8 +15,8 @@ from actors.episode import SampleRef
 from actors.errors import DataError, LearnerError
 from actors.images import View_HW3, ViewSpec, check_and_decode, full_view
 from configs.schema import DataConfig
-from learner.batch import TrainingGroup
-from learner.plan import RankPlan
+from learner.batches.batch import TrainingGroup
+from learner.batches.plan import RankPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

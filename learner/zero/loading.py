@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from configs.seeds import derive_seed
-from learner.weight_sender import checkpoint_name
+from learner.sync.sender import checkpoint_name
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

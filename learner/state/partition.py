@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from learner.snapshot import ROWS, Piece
+from learner.state.snapshot import ROWS, Piece
 
 MOMENTS = ROWS[1:]
 

@@ -3,7 +3,7 @@
 Ranks are plain actors that receive their share of each batch, not Ray Train workers that pull it. Ray Train restarts a
 training function that owns the loop, from the last report on disk; here the loop belongs to `cluster/train.py`, and a
 resize is: all discard what they did since the last finished update, meet again in the number that is there, read the
-state from memory (`learner.copies`), and do the updates since once more, planned for their number.
+state from memory (`learner.elastic.copies`), and do the updates since once more, planned for their number.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from actors.errors import CheckpointError, LearnerError
 from configs.learner import LearnerConfig
 from configs.ranges import Range
 from judge.limits import loop_time
-from learner.attempt import Attempt, AttemptFailedError
-from learner.copies import Copies
-from learner.elastic import Form, GiveUp, Go, MemberView, Observation, Wait, decide
-from learner.history import Update, UpdateLog
-from learner.members import Member, Members
-from learner.remote import Rank, Tell
+from learner.elastic.attempt import Attempt, AttemptFailedError
+from learner.elastic.copies import Copies
+from learner.elastic.decisions import Form, GiveUp, Go, MemberView, Observation, Wait, decide
+from learner.elastic.history import Update, UpdateLog
+from learner.elastic.members import Member, Members
+from learner.elastic.remote import Rank, Tell
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

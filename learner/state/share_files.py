@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from actors.errors import CheckpointError
-from learner.checkpoint import WrittenFile, hashed_file, read_json, read_manifest, read_verified, write_json
-from learner.snapshot import ROWS, Counters, Piece, Shapes, Share, check_shapes, copy_rows, plan_copies
-from learner.storage import Storage
+from learner.state.checkpoint import WrittenFile, hashed_file, read_json, read_manifest, read_verified, write_json
+from learner.state.snapshot import ROWS, Counters, Piece, Shapes, Share, check_shapes, copy_rows, plan_copies
+from learner.state.storage import Storage
 
 LEARNER, FORMAT = "learner.json", 2
 FILE_BYTES = 1 << 29

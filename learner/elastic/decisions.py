@@ -4,7 +4,7 @@
 
 An update is attempted by the serving ranks. If one of them is lost, all drop what they did, form a group of those that
 are there, restore the state of the last finished update and replay the groups since. Which rank computes what is
-planned anew for each size (`learner.plan`), so the results do not depend on it.
+planned anew for each size (`learner.batches.plan`), so the results do not depend on it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from learner.batch import TrainingGroup
+from learner.batches.batch import TrainingGroup
 
 
 @dataclass(eq=False, slots=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import CheckpointError
-from learner.storage import Storage, open_storage
+from learner.state.storage import Storage, open_storage
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -86,7 +86,7 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     Args:
-        url: a path, or a URL of `learner.storage`.
+        url: a path, or a URL of `learner.state.storage`.
     """
 
     def __init__(self, url: str | Path) -> None:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from learner.batch import PlannedEpisode, TrainingGroup, weight_episodes
-from learner.family import Family, ViewKey, share
-from learner.rounds import num_visual_tokens, split_rounds
+from learner.batches.batch import PlannedEpisode, TrainingGroup, weight_episodes
+from learner.batches.family import Family, ViewKey, share
+from learner.batches.rounds import num_visual_tokens, split_rounds
 
 IMBALANCE = 1.05
 """Cost of the busiest rank over the mean above which a group is split."""
@@ -143,7 +143,7 @@ def plan_mini_batches(
 
     Args:
         num_before: groups that the first mini-batch already has, from earlier parts.
-        in_rounds: whether activations of the vision tower may stay during micro-batches (`learner.rounds`).
+        in_rounds: whether activations of the vision tower may stay during micro-batches (`learner.batches.rounds`).
     """
     assert groups, "an update needs at least one group"
     assert num_before < prompts_per_mini_batch, "a full mini-batch takes no more"

@@ -1,6 +1,6 @@
 """The rows of an update: scored episodes with their token weights. Pure, without tensors.
 
-    groups --weight_episodes--> PlannedEpisode per scored episode --learner.plan--> micro-batches per rank
+    groups --weight_episodes--> PlannedEpisode per scored episode --plan--> micro-batches per rank
 
 Legend: T tokens of an episode, N generated tokens of an episode, G episodes of a group.
 """
@@ -26,7 +26,7 @@ class TrainingGroup:
     advantages: tuple[float | None, ...]
     """[G] None where the reward is."""
     image: object
-    """Handle of the full view uint8 [H, W, 3], as in `learner.pictures.Picture`."""
+    """Handle of the full view uint8 [H, W, 3], as in `learner.batches.pictures.Picture`."""
 
     def __post_init__(self) -> None:
         sizes = (len(self.played.episodes), len(self.rewards), len(self.advantages))

@@ -18,7 +18,7 @@ WHOLE_CPU = Resources(num_cpus=1.0, num_gpus=0.0)
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
-    "health_check_timeout_ms": 200,
+    "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import LostBucketError
 from actors.fleet.pool import RolloutPool
@@ -39,10 +40,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarni
 QUICK_DEATHS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
-    "health_check_timeout_ms": 200,
+    "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-"""A lost node is seen in 0.6 s, not in 14 s."""
+"""A lost node is seen in 0.6 s, not in 14 s. A busy one has longer to answer."""
 STORE_BYTES = 100_000_000
 GROUP_S = ScriptedWorker.group_s
 CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.0, max_restarts=10))
@@ -211,7 +212,8 @@ class Rank:
 
 def test_a_node_lost_between_play_and_update_costs_no_group_and_a_new_node_is_used(cluster, two_nodes):
     async def check():
-        rank = ray.remote(Rank).options(num_cpus=0).remote()
+        elsewhere = NodeAffinitySchedulingStrategy(node_id=cluster.head_node.node_id, soft=False)
+        rank = ray.remote(Rank).options(num_cpus=0, scheduling_strategy=elsewhere).remote()
         async with fleet(2, 2) as run:
             played = await asyncio.gather(*(run.pool.play(request(row)) for row in range(4)))
             lost_at = time.monotonic()

@@ -66,7 +66,7 @@ def test_nothing_is_left_after_close_and_it_can_be_closed_twice(root):
 def test_another_process_reads_it_and_a_killed_owner_leaves_nothing(root):
     program = (
         "import sys, time\n"
-        "from learner import transports\n"
+        "from learner.sync import transports\n"
         "from pathlib import Path\n"
         "from tests.learner.test_transports import LAYOUT, send\n"
         f"transports.staging_root = lambda: Path({str(root)!r})\n"

@@ -26,7 +26,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, shapes, monkeypatch):
     """As `config("model.path=...")`: the settings of a run that would work but for the overrides."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever other cluster is on this machine
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setattr(SharedMemory, "look_up", lambda: ROOMY)
 
@@ -96,6 +96,7 @@ def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch, t
     note = tmp_path / "ray" / "ray_current_cluster"
     note.parent.mkdir()
     note.write_text("127.0.0.1:6379")
+    monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     check_run(config())  # the memory of this machine says nothing about the others of that cluster
 

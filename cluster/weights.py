@@ -19,8 +19,8 @@ from typing import Any
 from actors.errors import LearnerError, LostBucketError, RolloutError, WeightSyncError
 from actors.fleet.pool import RolloutPool, Worker
 from actors.weights.layout import SentWeights, WeightLink, WeightOffer
-from cluster.phases import GRACE_S, LEARNER, PhaseFailed, together
 from cluster.staleness import PublishedVersions
+from cluster.sync_phase import GRACE_S, LEARNER, PhaseFailed, together
 from learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
@@ -297,9 +297,8 @@ class WeightChannel:
         The learner is asked first: if it is dead, no worker is to blame.
         """
         self._forget_link()
-        with contextlib.suppress(
-            WeightSyncError
-        ):  # it has a second chance; its deadlines are its own, as it may re-form
+        # The learner has a second chance; its deadlines are its own, as it may re-form.
+        with contextlib.suppress(WeightSyncError):
             await self._learner.close_weights()
 
         async def leave(worker: Worker) -> None:

@@ -125,7 +125,7 @@ PURE = (
     "cluster/preflight/checks.py",
     "cluster/runtime/probe.py",
     "cluster/runtime/placement.py",
-    "cluster/phases.py",
+    "cluster/sync_phase.py",
     "cluster/policies.py",
     "cluster/records/events.py",
     "cluster/records/work.py",

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 
 from cluster.runtime.placement import Resources, place
-from configs.ranges import Range, parse_range
 from configs.schema import Config
 from judge.llm.served_model import num_gpus_wanted
 from learner.memory import GIB, ModelShape, rank_bytes
@@ -49,14 +48,6 @@ class Team:
     maximum: int
 
 
-def worker_range(config: Config) -> Range:
-    return parse_range("rollout.num_workers", config.rollout.num_workers)
-
-
-def rank_range(config: Config) -> Range:
-    return parse_range("learner.num_ranks", config.learner.num_ranks)
-
-
 def sized(config: Config, *, num_workers: int, num_ranks: int) -> Config:
     """The config with plain sizes in place of ranges."""
     return replace(
@@ -68,7 +59,7 @@ def sized(config: Config, *, num_workers: int, num_ranks: int) -> Config:
 
 def shares_one_gpu(config: Config) -> bool:
     """Whether all members sit on one GPU even at full size, so that weights go by CUDA IPC."""
-    workers, ranks = worker_range(config).maximum, rank_range(config).maximum
+    workers, ranks = config.rollout.workers.maximum, config.learner.ranks.maximum
     return sized(config, num_workers=workers, num_ranks=ranks).transport == "ipc"
 
 
@@ -78,7 +69,7 @@ def teams(config: Config, shape: ModelShape | None) -> list[Team]:
     Args:
         shape: of the policy; None where its config.json is not at hand.
     """
-    workers, ranks = worker_range(config), rank_range(config)
+    workers, ranks = config.rollout.workers, config.learner.ranks
     found = [
         Team(name="rollouts", member=_worker(config, shape), minimum=workers.minimum, maximum=workers.maximum),
         Team(name="learner", member=_rank(config, shape), minimum=ranks.minimum, maximum=ranks.maximum),
@@ -98,7 +89,7 @@ def weight_gib(config: Config, shape: ModelShape | None) -> float:
 
 def rank_gpu_gib(config: Config, shape: ModelShape) -> float:
     """Estimated GPU memory of a rank when the fewest ranks share the state."""
-    fewest = replace(config.learner, num_ranks=rank_range(config).minimum)
+    fewest = replace(config.learner, num_ranks=config.learner.ranks.minimum)
     return sum(rank_bytes(shape, fewest, in_bfloat16=config.model.dtype == "bfloat16").values()) / GIB
 
 
@@ -123,7 +114,7 @@ def _rank(config: Config, shape: ModelShape | None) -> Member:
     if shape is None:
         memory = UNKNOWN_RANK_GIB * learner.num_gpus if on_gpu else UNKNOWN_RANK_GIB
         return Member(reserved=reserved, num_threads=num_threads, memory_gib=memory)
-    sizes = rank_range(config)
+    sizes = config.learner.ranks
     share = math.ceil(shape.num_parameters / sizes.minimum)
     # A rank's last two copies of its own state, an earlier one while it is still being written, and the copies that it
     # holds for a peer, from which a lost rank is restored.

@@ -11,11 +11,9 @@ from cluster.manifests.members import (
     Member,
     Team,
     rank_gpu_gib,
-    rank_range,
     shares_one_gpu,
     teams,
     weight_gib,
-    worker_range,
 )
 from configs.schema import Config
 from learner.memory import ModelShape
@@ -228,11 +226,11 @@ def _notes(config: Config, shape: ModelShape | None, *, is_cloud: bool) -> list[
     elif config.learner.num_gpus:
         notes.append(
             f"a learner rank needs about {rank_gpu_gib(config, shape):.0f} GiB of GPU memory with "
-            f"{rank_range(config).minimum} ranks"
+            f"{config.learner.ranks.minimum} ranks"
         )
     if "cluster" not in config.judge.chain:
         notes.append("judges reserve no CPU and no GPU: they run beside the others")
-    sizes = (worker_range(config), rank_range(config))
+    sizes = (config.rollout.workers, config.learner.ranks)
     if all(size.minimum == size.maximum for size in sizes):
         notes.append("all sizes are fixed: ranges such as rollout.num_workers=2..6 let nodes come and go")
     if is_cloud:

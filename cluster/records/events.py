@@ -6,13 +6,14 @@ Each is a line of RUN/events.jsonl and a line on the display. Counters of them a
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from cluster.records.files import append_line
 
 FILE = "events.jsonl"
 
@@ -46,10 +47,7 @@ OnEvent = Callable[[Event], None]
 
 
 class EventLog:
-    """Appends events to RUN/events.jsonl, shows them and counts them.
-
-    Each line is written by one call, so that a killed run leaves whole lines but for the last one.
-    """
+    """Appends events to RUN/events.jsonl, shows them and counts them."""
 
     def __init__(self, folder: Path, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
         self._path = folder / FILE
@@ -62,13 +60,8 @@ class EventLog:
         """Record an event. A disk that is full costs the line in the file, not the run."""
         self._counts[event.kind] += 1
         self._seconds[event.kind] += event.seconds or 0.0
-        line = json.dumps({"time": time.time(), **asdict(event)}) + "\n"
         try:
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, line.encode())
-            finally:
-                os.close(handle)
+            append_line(self._path, {"time": time.time(), **asdict(event)})
         except OSError as error:
             self._warn(f"{self._path} cannot be written: {error.strerror}")
         (self._warn if event.kind in WARNINGS else self._say)(event.line())

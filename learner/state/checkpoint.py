@@ -128,9 +128,9 @@ class CheckpointFolder:
                 _check_listed(file, sizes.get(file), files.get(file), self.url)
             listed = {file: asdict(written) for file, written in sorted(files.items())}
             write_json(self.storage, f"{folder}/{MANIFEST}", {"format": FORMAT, "step": step, "files": listed})
-            if self.storage.renames:
+            if folder != name:
                 self._remove(name)
-                self.storage.rename(folder, name)
+            self.storage.finish(folder, name)
         return name
 
     def discard(self, step: int) -> None:

@@ -22,7 +22,7 @@ class Storage(Protocol):
     url: str
     """The root, as other processes open it."""
     renames: bool
-    """Whether `rename` is there, and atomic."""
+    """Whether a folder gets its name by an atomic rename. Where it does not, it is written under its final name."""
 
     def create(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """A new file in an existing folder. When the body ends it is on the disk, or sent."""
@@ -42,7 +42,8 @@ class Storage(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all in it; nothing happens if there is none."""
 
-    def rename(self, folder: str, name: str) -> None: ...
+    def finish(self, folder: str, name: str) -> None:
+        """Give a complete folder its final name, which it has already where nothing is renamed."""
 
 
 def open_storage(url: str | Path) -> Storage:
@@ -106,7 +107,7 @@ class LocalStorage:
         else:
             place.unlink(missing_ok=True)
 
-    def rename(self, folder: str, name: str) -> None:
+    def finish(self, folder: str, name: str) -> None:
         _force_to_disk(self._root / folder)
         (self._root / folder).rename(self._root / name)
         _force_to_disk(self._root)
@@ -157,8 +158,8 @@ class RemoteStorage:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm(f"{self._root}/{path}", recursive=True)
 
-    def rename(self, folder: str, name: str) -> None:
-        raise NotImplementedError(f"{self.url} has no atomic rename")
+    def finish(self, folder: str, name: str) -> None:
+        assert folder == name, (folder, name)
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from actors.errors import LearnerError, RolloutError, WeightSyncError
 from actors.fleet.pool import RolloutPool
-from cluster.phases import GRACE_S
+from cluster.sync_phase import GRACE_S
 from cluster.weights import Publication, WeightChannel
 from tests.fakes import FakeWeightSource, FakeWorker
 from tests.virtual_time import in_virtual_time, now

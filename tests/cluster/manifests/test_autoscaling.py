@@ -13,7 +13,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LABEL_OPERATOR_IN
 
 from cluster.manifests.kuberay import ROLE
-from cluster.manifests.members import rank_range, teams, worker_range
+from cluster.manifests.members import teams
 from cluster.manifests.render import plan_for, render
 from cluster.runtime.placement import Resources, place
 from configs.schema import Config
@@ -48,7 +48,7 @@ def launched(config: Config, wanted: list[Resources], *, role: str | None = None
 
 def members(config: Config, *, at_most: bool) -> list[Resources]:
     """What the pending actors of a run reserve, at its smallest or largest size."""
-    workers, ranks = worker_range(config), rank_range(config)
+    workers, ranks = config.rollout.workers, config.learner.ranks
     num_workers = workers.maximum if at_most else workers.minimum
     num_ranks = ranks.maximum if at_most else ranks.minimum
     engines = [team for team in teams(config, None) if team.name == "judges"]

@@ -1,4 +1,4 @@
-"""Settings of the learner and of the way of its weights to the rollout workers."""
+"""Settings of the learner and of the weight sync to the rollout workers."""
 
 from __future__ import annotations
 

@@ -118,4 +118,4 @@ def stop(
             )
         else:
             where = f"; run folder {found.run_dir}/{found.run}" if found.run else ""
-            warn_user(f"job {found.job}: {ended.line or 'ended without a word'}{where}")
+            warn_user(f"job {found.job}: {ended.line or 'ended without a message'}{where}")

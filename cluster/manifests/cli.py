@@ -22,8 +22,8 @@ from learner.memory import ModelShape, read_shape
 
 cluster_app = typer.Typer(no_args_is_help=True, help="Plan a cluster for a config and write its manifests.")
 
-GpusPerNode = Annotated[int, typer.Option(min=1, help="Most GPUs of one node.")]
-FromZero = Annotated[bool, typer.Option("--from-zero", help="No standing nodes: they come when a run asks for them.")]
+GpusPerNode = Annotated[int, typer.Option(min=1, help="Maximum GPUs per node.")]
+FromZero = Annotated[bool, typer.Option("--from-zero", help="Scale from zero: nodes come only when a run needs them.")]
 
 
 @cluster_app.command()
@@ -73,11 +73,11 @@ def render_command(
     gpus_per_node: GpusPerNode = 8,
     from_zero: FromZero = False,
     namespace: Annotated[str, _kubernetes("Namespace.")] = "default",
-    storage_gib: Annotated[int, _kubernetes("Size of the claim for the shared storage.")] = 500,
-    storage_class: Annotated[str, _kubernetes("Its storage class, which must support ReadWriteMany.")] = "",
-    claim: Annotated[str, _kubernetes("An existing claim to use instead.")] = "",
+    storage_gib: Annotated[int, _kubernetes("Size in GiB of the PersistentVolumeClaim for the shared storage.")] = 500,
+    storage_class: Annotated[str, _kubernetes("Storage class of that claim; it must support ReadWriteMany.")] = "",
+    claim: Annotated[str, _kubernetes("Use this existing PersistentVolumeClaim instead of creating one.")] = "",
     secret: Annotated[str, _kubernetes("Secret with the judge's key, by name.")] = "visionthink",
-    queue: Annotated[str, _kubernetes("LocalQueue of Kueue.")] = "",
+    queue: Annotated[str, _kubernetes("Kueue LocalQueue for the job.")] = "",
     retries: Annotated[int, _kubernetes("rayjob: new clusters after a failure; each resumes the run.")] = 3,
     region: Annotated[str, _cloud("Region.")] = "",
     zone: Annotated[str, _cloud("Availability zone.")] = "",

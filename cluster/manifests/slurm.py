@@ -69,7 +69,7 @@ def slurm(plan: Plan, config: Config, target: Target, *, train: Sequence[str], h
         header: comment lines.
     """
     for option, value in (("--partition", target.partition), ("--account", target.account)):
-        require(not value or shlex.quote(value) == value, option, value, "must be one plain word")
+        require(not value or shlex.quote(value) == value, option, value, "must not contain spaces or shell characters")
     require(shlex.quote(target.time_limit) == target.time_limit, "--time-limit", target.time_limit, "must be HH:MM:SS")
     size = allocate(plan, gpus_per_node)
     nodes = f"{size.min_nodes}-{size.max_nodes}" if size.min_nodes < size.max_nodes else str(size.max_nodes)

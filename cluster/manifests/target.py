@@ -61,12 +61,12 @@ class Target:
         for option in ("image", "namespace", "mount", "claim", "secret", "queue", "nfs", "storage_class"):
             text = getattr(self, option)
             is_word = re.fullmatch(r"[\w./:@-]*", text) is not None
-            require(is_word, f"--{option.replace('_', '-')}", text, "must be one plain word")
+            require(is_word, f"--{option.replace('_', '-')}", text, "may contain only letters, digits and _ . / : @ -")
         require(self.storage_gib >= 1, "--storage-gib", self.storage_gib, "must be at least 1")
         require(self.retries >= 0, "--retries", self.retries, "must be at least 0")
 
 
-_NAME = "must consist of small letters, digits and dashes, with a letter first"
+_NAME = "must consist of lowercase letters, digits and dashes, start with a letter and end with a letter or digit"
 
 
 def cluster_name(run_name: str) -> str:

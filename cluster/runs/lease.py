@@ -162,7 +162,7 @@ def look(folder: Path) -> Seen | None:
         claim = Claim.parse(text)
         # Processes of other users may be hidden.
         return Seen(token=token, text=text, pulse=_pulse(claim) if claim and user == os.getuid() else "unknown")
-    raise RunError(f"{folder} lists claims that cannot be read: is its file system well?")
+    raise RunError(f"{folder} has claims that cannot be read: check its file system")
 
 
 def make_claim(folder: Path, token: int, claim: Claim) -> bool:

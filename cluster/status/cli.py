@@ -105,7 +105,7 @@ def ask(
     """
     before = read_snapshot(run)
     if not is_alive(run, before):
-        raise RunError(f"{run} does not run: {_why_not(before)}; a run that is started can be scaled")
+        raise RunError(f"{run} is not running: {_why_not(before)}; only a running run can be scaled")
     request = ScaleRequest(id=secrets.token_hex(8), time=time.time(), sizes=sizes)
     write_request(run, request)
     try:
@@ -126,7 +126,7 @@ def _answer_to(
             if found.scale is not None and found.scale.id == request.id:
                 return found.scale
             if found.is_over:
-                raise RunError(f"{run} has ended meanwhile: {found.cause or found.state}")
+                raise RunError(f"{run} ended before it answered: {found.cause or found.state}")
         if (asked := read_request(run)) is not None and asked.id != request.id:
             raise RunError(f"another request for {run} replaced this one: see `visionthink status {run}`")
     raise TimeoutError

@@ -77,8 +77,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
 
 def configured_sizes(config: Config) -> dict[str, Range]:
     return {
-        "rollouts": parse_range(SETTINGS["rollouts"], config.rollout.num_workers),
-        "learner": parse_range(SETTINGS["learner"], config.learner.num_ranks),
+        "rollouts": config.rollout.workers,
+        "learner": config.learner.ranks,
     }
 
 

@@ -16,9 +16,9 @@ from cluster.status.files import Snapshot
 from cluster.status.views import WAITING, MemberView, encode_status
 from configs.ranges import parse_range
 
-KILLED = "its driver left without a word: it was killed, or its machine is gone"
+KILLED = "its driver stopped without reporting: it was killed, or its machine was lost"
 NUM_EVENTS = 8
-STYLES = {"serving": "green", "active": "green", "pending": "yellow", "gone": "red"}
+STYLES = {"serving": "green", "pending": "yellow"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Look:
 
     @property
     def cause(self) -> str:
-        """Why the run does not run; empty while it does, or ended as it should."""
+        """Why the run is not running; empty while it is, or ended as it should."""
         if self.snapshot.status.is_over or self.is_alive:
             return self.snapshot.status.cause
         stops = [logged.event.line() for logged in self.events if logged.event.kind in ("stop", "fenced", "preempted")]
@@ -114,7 +114,7 @@ def _missing(look: Look) -> str:
     status = look.snapshot.status
     lines = ""
     for role, size in status.wanted.items():
-        present = [m for m in status.members if m.role == role and m.state not in (*WAITING, "gone")]
+        present = [m for m in status.members if m.role == role and m.state not in WAITING]
         if status.members and len(present) < (least := parse_range(role, size).minimum):
             lines += f"\n{role}: {len(present)} of at least {least} are there"
     return lines

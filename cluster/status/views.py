@@ -11,9 +11,9 @@ from configs.ranges import Range
 
 Role = Literal["rollouts", "learner", "judges"]
 RunState = Literal["starting", "running", "ended", "stopped", "failed"]
-WORKING = ("serving", "active")
-"""States of members that do their work: rollout workers serve, learner ranks are active."""
-WAITING = ("pending", "starting", "syncing")
+WORKING = "serving"
+"""State of members that do their work."""
+WAITING = ("pending", "starting", "syncing", "spare")
 """States of members that are not there yet."""
 
 
@@ -128,11 +128,11 @@ def members_line(members: Sequence[MemberView], wanted: Mapping[str, Range], num
         states = Counter(member.state for member in members if member.role == role)
         if not states:
             continue
-        working = sum(states[state] for state in WORKING)
+        working = states[WORKING]
         most = wanted[role].maximum if role in wanted else states.total()
         size = str(working) if role == "learner" and working == most else f"{working}/{most}"
         noun = "rank" if size == "1" and role == "learner" else noun
-        others = [f"{num} {state}" for state, num in sorted(states.items()) if state not in WORKING]
+        others = [f"{num} {state}" for state, num in sorted(states.items()) if state != WORKING]
         parts.append(", ".join([f"{role} {size} {noun}", *others]))
     if num_judges is not None:
         parts.append(f"judges {num_judges}")

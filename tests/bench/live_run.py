@@ -108,7 +108,7 @@ class LiveRun:
         return snapshot.pid == self.process.pid and snapshot.status.state == "running"
 
     def num_working(self, role: Role) -> int:
-        return sum(each.role == role and each.state in WORKING for each in self.members)
+        return sum(each.role == role and each.state == WORKING for each in self.members)
 
     def events(self, since: float = 0.0) -> list[LoggedEvent]:
         return [logged for logged in read_log(self.folder) if logged.time >= since]

@@ -31,7 +31,7 @@ def draw_members(part: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(11, 4.4), dpi=110)
     for (at, members), until in zip(looks, [*(look[0] for look in looks[1:]), end], strict=True):
         for name, role, state in members:
-            colour = SERVING[role] if state in ("serving", "active") else COLOURS.get(state, "#e34a33")
+            colour = SERVING[role] if state == "serving" else COLOURS.get(state, "#e34a33")
             axes.barh(rows[name], until - at, left=at - start, height=0.7, color=colour, linewidth=0)
     for number, strike in enumerate(strikes, start=1):
         axes.axvline(strike["at"] - start, color="#de2d26", linewidth=1.2)

@@ -103,7 +103,7 @@ def test_a_killed_driver_is_gone_whatever_its_file_says(tmp_path):
     )
     shown = call("status", tmp_path).stdout
     assert "run tiny: gone, step 3/20" in shown
-    assert "it was killed, or its machine is gone; driver: preempted: soon" in " ".join(shown.split())
+    assert "it was killed, or its machine was lost; driver: preempted: soon" in " ".join(shown.split())
     assert json.loads(call("status", tmp_path, "--json").stdout)["waiting"] == [], "nobody waits for it"
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_ends_before_it_answers_is_told_with_its_cause(tmp_path):
     def ends(seconds):
         write(tmp_path, replace(RUNNING, state="failed", cause="disk full"))
 
-    with pytest.raises(RunError, match="has ended meanwhile: disk full"):
+    with pytest.raises(RunError, match="ended before it answered: disk full"):
         ask(tmp_path, {"rollouts": "3"}, timeout_s=10, clock=lambda: 0.0, sleep=ends)
     assert not (tmp_path / REQUEST).exists()
 
@@ -200,7 +200,7 @@ def test_a_run_that_ends_before_it_answers_is_told_with_its_cause(tmp_path):
     [
         (replace(RUNNING, state="ended"), "it ended"),
         (replace(RUNNING, state="failed", cause="no worker left"), "it failed: no worker left"),
-        (RUNNING, "its driver left without a word"),
+        (RUNNING, "its driver stopped without reporting"),
     ],
 )
 def test_what_does_not_run_is_not_scaled(tmp_path, status, words):

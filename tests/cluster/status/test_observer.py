@@ -52,7 +52,7 @@ def seen(tmp_path):
 
 
 async def test_members_steps_and_versions_reach_file_display_and_metrics(seen, tmp_path):
-    members = [*rollouts("serving", "pending"), *ranks("active", "active")]
+    members = [*rollouts("serving", "pending"), *ranks("serving", "serving")]
     async with seen.observer as observer:
         assert read_snapshot(tmp_path).status.state == "starting"
         observer.watch(lambda: members, num_judges=lambda: 3)

@@ -55,14 +55,14 @@ def test_what_a_step_does_not_have_is_left_out():
 def test_members_are_counted_by_role_and_state_and_leave_no_trace_when_they_go():
     series = StatusReadings()
     up = [replace(member, version=3) for member in rollouts("serving", "serving")]
-    found = flat(series.of(replace(STATUS, members=(*up, *ranks("active")))))
+    found = flat(series.of(replace(STATUS, members=(*up, *ranks("serving")))))
     assert found["members", "rollouts", "serving"] == 2
     assert found["member_version", "rollouts", "rollout worker 1"] == 3
     assert ("member_version", "learner", "learner rank 0") not in found, "it has none"
     assert found["judge_replicas",] == 2
     found = flat(series.of(replace(STATUS, members=(up[0], replace(up[1], state="draining")))))
     assert (found["members", "rollouts", "serving"], found["members", "rollouts", "draining"]) == (1, 1)
-    assert found["members", "learner", "active"] == 0
+    assert found["members", "learner", "serving"] == 0
     found = flat(series.of(replace(STATUS, members=(up[0],))))
     assert found["members", "rollouts", "draining"] == 0
     assert math.isnan(found["member_version", "rollouts", "rollout worker 1"])

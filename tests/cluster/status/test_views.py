@@ -70,8 +70,8 @@ def test_what_is_no_status_is_refused(change):
     [
         ([], None, ""),
         (rollouts("serving", "serving", "serving", "pending"), None, "rollouts 3/4 serving, 1 pending"),
-        (rollouts("serving") + ranks("active", "active"), 3, "rollouts 1/4 serving; learner 2 ranks; judges 3"),
-        (ranks("active", "starting"), 0, "learner 1/2 ranks, 1 starting; judges 0"),
+        (rollouts("serving") + ranks("serving", "serving"), 3, "rollouts 1/4 serving; learner 2 ranks; judges 3"),
+        (ranks("serving", "starting"), 0, "learner 1/2 ranks, 1 starting; judges 0"),
     ],
 )
 def test_the_line_of_the_display_counts_members_against_what_is_wanted(members, judges, line):
@@ -79,4 +79,4 @@ def test_the_line_of_the_display_counts_members_against_what_is_wanted(members, 
 
 
 def test_a_learner_of_one_is_one_rank():
-    assert members_line(ranks("active"), {"learner": Range(minimum=1, maximum=1)}) == "learner 1 rank"
+    assert members_line(ranks("serving"), {"learner": Range(minimum=1, maximum=1)}) == "learner 1 rank"

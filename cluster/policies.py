@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
-from cluster.folders import CONFIG, checkpoints_url
+from cluster.folders import CONFIG, checkpoints_url, read_summary
 from configs.load import load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
@@ -87,8 +86,8 @@ def _newest_policy(run: Path) -> PolicySource:
     checkpoints = checkpoints_of(run)
     newest = next((name for name in reversed(checkpoints.list()) if checkpoints.find_flaw(name) is None), None)
     step = None if newest is None else step_of(newest)
-    summary = run / "summary.json"
-    ended_at = json.loads(summary.read_text())["steps"] if summary.is_file() else None
+    summary = read_summary(run)
+    ended_at = summary["steps"] if summary else None
     if ended_at is not None and any((run / EXPORT).glob("*.safetensors")) and (step is None or ended_at >= step):
         return PolicySource(model=run / EXPORT, run=run, step=ended_at)
     if newest is None:

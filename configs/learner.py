@@ -70,8 +70,8 @@ class LearnerConfig:
     update_timeout_s: float = 1800.0
     """Timeout for one update on all ranks, with `stream` for each part of it; also for missing ranks to come back."""
     stall_timeout_s: float = 60.0
-    """A rank that does not answer for so long, or during an update finishes no pass over a micro-batch, is restarted.
-    The first update of a process may take five times as long for a pass, for compilation."""
+    """A rank is restarted if it does not answer for this long, or during an update finishes no pass over a micro-batch
+    for this long. The first update of a process may take five times as long for a pass, for compilation."""
     copy_state: bool = True
     """After each update, copy every rank's share of the state to host memory: its own, and that of another node if
     there is one. A lost rank then costs the step in flight, and a run that is stopped saves its last finished step.
@@ -138,8 +138,8 @@ class WeightsConfig:
     """Timeout of each phase of a weight sync: connecting, sending and receiving, committing."""
     in_flight: Literal["drain", "keep", "recompute"] = "drain"
     """Turns in flight when a version arrives. `drain`: new turns wait until they have ended. `keep`: they go on under
-    the new weights with the KV cache that they have. `recompute`: they go on, and their KV cache is recomputed. Only
-    with `train.max_staleness` above 0 are there any."""
+    the new weights with the KV cache that they have. `recompute`: they go on, and their KV cache is recomputed. There
+    are such turns only with `train.max_staleness` above 0."""
     bucket_mib: int = 512
     """Maximum size of the buckets in which weights are sent; the learner needs two of them beside the model."""
 

@@ -97,8 +97,8 @@ class RolloutConfig:
     max_prompt_tokens: int = 512
     """Maximum prompt tokens of a turn, visual tokens included; an episode that would exceed it ends as truncated."""
     num_workers: int | str = 1
-    """Number of rollout workers, one vLLM engine each: a number, or MIN..MAX. All of MAX are asked of the cluster, the
-    run starts with MIN, and whoever comes up later joins."""
+    """Number of rollout workers, one vLLM engine each: a number, or MIN..MAX. MAX workers are requested from the
+    cluster; the run starts once MIN are up, and the others join later."""
     max_groups_in_flight: int = 16
     """Maximum groups that one worker generates concurrently."""
     group_timeout_s: float = 600.0
@@ -116,7 +116,7 @@ class RolloutConfig:
     when_none_left: Literal["wait", "stop"] = "wait"
     """When all workers have failed and none may be started again: wait up to `wait_timeout_s`, or stop at once."""
     wait_timeout_s: float = 1800.0
-    """Longest wait for the workers that the run needs, while none of those missing is starting."""
+    """Longest time the run waits while fewer workers than it needs are up or starting."""
     wait_for_nodes: Literal["auto", "always", "never"] = "auto"
     """Whether to wait for nodes if the cluster has too few resources now; `auto`: if it has an autoscaler."""
     num_gpus: float = 0.0

@@ -22,7 +22,7 @@ from learner.batches.pictures import pictures_of
 from learner.batches.plan import RankPlan, plan_mini_batches
 from learner.elastic.attempt import AttemptFailedError
 from learner.elastic.copies import Copies, ListNodes, StartHolder
-from learner.elastic.decisions import MemberView
+from learner.elastic.decisions import RankView
 from learner.elastic.formation import Formation
 from learner.elastic.history import Update, UpdateLog
 from learner.elastic.members import Members
@@ -91,7 +91,7 @@ class LearnerGroup:
         """Ranks that serve at present."""
         return len(self._formation.serving)
 
-    def members(self) -> list[MemberView]:
+    def members(self) -> list[RankView]:
         """All members: those that serve, are up, or were asked for."""
         return self._formation.views()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.state.shards import write_shards
+from learner.hf_files import write_shards
 from learner.sync.sender import checkpoint_name
 
 COPIED_FILES = (

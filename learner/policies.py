@@ -49,14 +49,14 @@ class Policies:
         return tuple(vision_token_ids(AutoTokenizer.from_pretrained(self._model.path, local_files_only=True)))
 
     @cached_property
-    def _shape(self) -> dict[str, Any]:
+    def _config_json(self) -> dict[str, Any]:
         """The model's config.json."""
         found: dict[str, Any] = json.loads((Path(self._model.path) / "config.json").read_text())
         return found
 
     def recomputation(self, layers: Sequence[Any]) -> Recomputation:
         """Decides which activations of these layers of the language model are kept."""
-        shape, item = read_shape(self._shape), self.dtype.itemsize
+        shape, item = read_shape(self._config_json), self.dtype.itemsize
         on_gpu = self._device.type == "cuda"
         room = device_room(self._device, self._config, shape, item=item) if on_gpu else None
         return Recomputation(layers, self._config, shape, item=item, room=room)
@@ -75,7 +75,7 @@ class Policies:
         if self._device.type != "cuda":
             return
         problem = memory_problem(
-            self._shape,
+            self._config_json,
             self._config,
             in_bfloat16=self.dtype == torch.bfloat16,
             gpu_bytes=torch.cuda.mem_get_info()[1],

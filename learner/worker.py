@@ -361,8 +361,8 @@ class LearnerRank:
     def restore(self, shares: Sequence[Share]) -> int:
         """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
 
-        Each rank needs only the shares with its pieces of the state (`Partition.wanted`), under ZeRO 0 all of them.
-        Returns the optimizer step.
+        Every rank is given all shares, and takes its pieces of the state from them (`Partition.wanted`). Returns the
+        optimizer step.
 
         Raises:
             CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.

@@ -130,8 +130,13 @@ def mark_of(added: Sequence[str], token: str) -> Path | None:
     Args:
         added: the settings with absolute paths that the job gets.
     """
-    run_dirs = [setting.removeprefix("run.dir=") for setting in added if setting.startswith("run.dir=")]
-    return Path(run_dirs[-1]) / f".submit-{token}" if run_dirs else None
+    folder = added_run_dir(added)
+    return Path(folder) / f".submit-{token}" if folder else None
+
+
+def added_run_dir(added: Sequence[str]) -> str | None:
+    """Where the settings that a job gets put its runs, if they say so."""
+    return next((each.removeprefix("run.dir=") for each in reversed(added) if each.startswith("run.dir=")), None)
 
 
 def check_outlives_job(config: Config, environment: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from cluster.jobs.package import (
     Package,
     absolute_arguments,
     absolute_settings,
+    added_run_dir,
     entrypoint,
     key_patterns,
     mark_of,
@@ -150,8 +151,7 @@ def job_metadata(command: str, added: Sequence[str], config: Config | None) -> d
     """
     if config is None or command != "train":
         return {COMMAND: command}
-    run_dirs = [setting.removeprefix("run.dir=") for setting in added if setting.startswith("run.dir=")]
-    folder = run_dirs[-1] if run_dirs else config.run.dir
+    folder = added_run_dir(added) or config.run.dir
     return {COMMAND: command, RUN: config.run.name, RUN_DIR: folder, GRACE: f"{config.run.stop_grace_s:g}"}
 
 

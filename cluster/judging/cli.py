@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, report_errors, run_async, warn_user
-from configs.load import load_config
+from configs.load import load_config, load_saved
 
 judge_app = typer.Typer(no_args_is_help=True, help="Evaluate and benchmark the judges.")
 
@@ -56,7 +56,7 @@ def replay(
 
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{run} has no config.yaml: give a run folder")
-        config = load_config(str(run / "config.yaml"), overrides or [])
+        config = load_saved(run / "config.yaml", overrides or [])[0]
         with progress_bar("steps") as advance:
             report = run_async(replay_run(run, config.judge, advance=advance, warn=warn_user))
         _show(replay_tables(report), replay_summary(report), report.figures(), as_json)

@@ -32,9 +32,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file of lines, and the number of damaged lines. A file that is not there has none."""
-    entries, num_damaged = [], 0
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines, without damaged ones. A file that is not there has none."""
+    entries = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
@@ -42,14 +42,12 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             entry = None
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
-        else:
-            num_damaged += 1
-    return entries, num_damaged
+    return entries
 
 
 def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[SampleRef, str]]]:
     """Rows read in the steps up to this one: the number of usable ones, and the others with the reason."""
-    entries, _ = read_lines(run_dir / "lost.jsonl")
+    entries = read_lines(run_dir / "lost.jsonl")
     skipped = [
         (SampleRef(dataset=dataset, row=entry["row"], uid=entry["sample"]), str(entry["reason"]))
         for entry in entries

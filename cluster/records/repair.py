@@ -33,7 +33,7 @@ def repair_records(folder: Path, step: int, order: Sequence[str]) -> list[str]:
         order: the samples that these steps drew, in order.
     """
     metrics = {int(figures["step"]): figures for figures in read_metrics(folder)}
-    entries, _ = read_lines(folder / LEDGER)
+    entries = read_lines(folder / LEDGER)
     counts = {at: int(figures["groups/drawn"]) for at, figures in metrics.items() if "groups/drawn" in figures}
     ledger = repair_ledger(entries, step, order, counts)
     if ledger.problems:

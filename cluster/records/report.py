@@ -26,7 +26,7 @@ from cluster.records.events import LoggedEvent, read_log
 from cluster.records.files import write_atomically
 from cluster.records.plots import CHARTS, chart_svg
 from cluster.records.reading import Row, choose_episodes, read_episodes, read_metrics
-from configs.load import load_config
+from configs.load import load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
 
@@ -70,13 +70,13 @@ def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run's folder and return its path; an older one is replaced atomically.
 
     Raises:
-        ValueError: not a run folder, or its config cannot be read by this version.
+        ValueError: not a run folder.
     """
     run_dir = Path(run_dir)
     saved = run_dir / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{run_dir} has no config.yaml: give a run folder")
-    config = resolve_paths(load_config(str(saved)))
+    config = resolve_paths(load_saved(saved)[0])
     metrics = read_metrics(run_dir)
     episodes = choose_episodes(read_episodes(run_dir), EPISODES_PER_STEP)
     page = render_page(config, metrics, episodes, partial(load_views, config, {}), read_log(run_dir))

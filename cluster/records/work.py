@@ -22,7 +22,6 @@ class EarlierWork:
     wall_s: float = 0.0
     repeated_steps: tuple[int, ...] = ()
     """Recorded after the checkpoint that the run goes on from."""
-    repeated_s: float = 0.0
 
 
 def earlier_work(metrics: Sequence[Mapping[str, float]], step: int) -> EarlierWork:
@@ -34,7 +33,6 @@ def earlier_work(metrics: Sequence[Mapping[str, float]], step: int) -> EarlierWo
         useful_s=kept[-1][USEFUL] if kept else 0.0,
         wall_s=timed[-1][WALL] if timed else 0.0,
         repeated_steps=tuple(int(figures["step"]) for figures in repeated),
-        repeated_s=sum(figures["time/step_s"] for figures in repeated),
     )
 
 

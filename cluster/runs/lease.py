@@ -118,7 +118,7 @@ def take_lease(run: Path, *, say: Callable[[str], None]) -> Lease:
     folder = run / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _take(folder, _own_claim(), say)
+        return _take(folder, own_claim(), say)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}; set run.dir to a folder that can be") from error
 
@@ -211,7 +211,8 @@ def _path(folder: Path, token: int) -> Path:
     return folder / f"{token:08d}.json"
 
 
-def _own_claim() -> Claim:
+def own_claim() -> Claim:
+    """Of this process."""
     pid = os.getpid()
     return Claim(
         driver=secrets.token_hex(8),

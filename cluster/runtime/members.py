@@ -34,7 +34,7 @@ from actors.fleet.membership import (
 )
 from actors.fleet.pool import RolloutPool, Worker
 from cluster.records.events import Event, Kind, OnEvent
-from cluster.runtime.seats import Cluster, MemberView, MemberWorker, Seat, Weights
+from cluster.runtime.seats import Cluster, MemberWorker, Seat, Weights, WorkerView
 from configs.ranges import Range
 
 logger = logging.getLogger(__name__)
@@ -118,11 +118,11 @@ class Members:
                 seat.worker.kill()
         await asyncio.gather(*goodbyes)
 
-    def members(self) -> tuple[MemberView, ...]:
+    def members(self) -> tuple[WorkerView, ...]:
         """All members, by slot."""
         now = _now()
         return tuple(
-            MemberView(
+            WorkerView(
                 name=seat.worker.name,
                 state=seat.state.value,
                 version=self._weights.confirmed(seat.worker),

@@ -63,7 +63,7 @@ def check_capacity(config: Config, available: Mapping[str, float]) -> None:
 
 
 def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:
-    """What is missing for the run to start with its minimum of workers; None if nothing is."""
+    """What is missing for the run to start at its smallest size; None if nothing is."""
     needed = place(config).least(config)
     for kind, num in (("CPU", needed.num_cpus), ("GPU", needed.num_gpus)):
         held = available.get(kind, 0.0)

@@ -50,7 +50,7 @@ class Cluster(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberView:
+class WorkerView:
     """One member, for `visionthink status` and gauges."""
 
     name: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cluster.runtime import seats
+from cluster.runtime.seats import WorkerView
 from cluster.status.views import MemberView
-from learner.elastic import decisions as elastic
+from learner.elastic.decisions import RankView
 
 
-def worker_view(worker: seats.MemberView, now: float) -> MemberView:
+def worker_view(worker: WorkerView, now: float) -> MemberView:
     """A rollout worker at `now`, in wall-clock seconds; without a node it waits for one."""
     return MemberView(
         name=worker.name,
@@ -21,7 +21,7 @@ def worker_view(worker: seats.MemberView, now: float) -> MemberView:
     )
 
 
-def rank_view(rank: elastic.MemberView, version: int) -> MemberView:
+def rank_view(rank: RankView, version: int) -> MemberView:
     """A member of the learner, which holds `version` of the weights if it is one of the ranks."""
     is_rank = rank.rank is not None
     return MemberView(

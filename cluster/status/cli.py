@@ -82,7 +82,6 @@ def look(run: Path) -> Look:
     return Look(
         snapshot=snapshot,
         is_alive=alive,
-        age_s=snapshot.age_s(time.time()),
         now=time.time(),
         owner=lease_owner(run),
         events=read_log(run, last=NUM_EVENTS),

@@ -6,17 +6,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from actors.errors import RunError
+from cluster.runs.claims import Seen
+from cluster.runs.lease import FOLDER, look
 from cluster.status.views import RunStatus, decode_status, encode_status
 
 STATUS = "status.json"
-LEASE = "lease"
-"""Folder with the claims of the drivers that held the run, numbered."""
 HEARTBEAT_S = 5.0
 """The driver writes at least this often, so that a file that no longer changes tells that it is gone."""
 STALE_S = 3 * HEARTBEAT_S
@@ -93,7 +92,8 @@ def is_alive(
     """
     if snapshot.status.is_over:
         return False
-    if snapshot.host == socket.gethostname() and not psutil.pid_exists(snapshot.pid):
+    seen = _claim_seen(folder)
+    if seen is not None and seen.pulse == "dead":
         return False
     if abs(now() - snapshot.written_at) <= STALE_S:
         return True
@@ -109,13 +109,14 @@ def is_alive(
 
 
 def lease_owner(folder: Path) -> str:
-    """Who holds the run, by the newest claim in its folder; empty where there is none."""
-    claims = [path for path in (folder / LEASE).glob("*.json") if path.stem.isdigit()]
+    """Who holds the run, by the newest claim in its folder; empty where nobody does."""
+    seen = _claim_seen(folder)
+    claim = seen.claim if seen is not None else None
+    return "" if claim is None or claim.is_released else str(claim)
+
+
+def _claim_seen(folder: Path) -> Seen | None:
     try:
-        claim = json.loads(max(claims, key=lambda path: int(path.stem)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    if not isinstance(claim, Mapping) or claim.get("is_released"):
-        return ""
-    named = [f"{name} {claim[name]}" for name in ("host", "pid", "since") if claim.get(name)]
-    return ", ".join(named)
+        return look(folder / FOLDER)
+    except (OSError, RunError):
+        return None

@@ -27,13 +27,16 @@ class Look:
 
     snapshot: Snapshot
     is_alive: bool
-    age_s: float
-    """Of the snapshot."""
     now: float
     owner: str
     """Who holds the lease; empty without one."""
     events: Sequence[LoggedEvent]
     """The last ones."""
+
+    @property
+    def age_s(self) -> float:
+        """Of the snapshot."""
+        return self.snapshot.age_s(self.now)
 
     @property
     def state(self) -> str:

@@ -32,7 +32,6 @@ class StatusWriter:
 
     Args:
         on_status: called with each status that differs from the one before.
-        clock: wall-clock time, for people.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class StatusWriter:
         on_event: OnEvent,
         on_status: Callable[[RunStatus], None],
         warn: Callable[[str], None],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.state: RunState = "starting"
         self._folder = folder
@@ -53,7 +51,6 @@ class StatusWriter:
         self._on_event = on_event
         self._on_status = on_status
         self._warn = warn
-        self._clock = clock
         self._beat = 0
         self._last: RunStatus | None = None
         self._written_at = 0.0
@@ -116,7 +113,7 @@ class StatusWriter:
     async def _write(self, status: RunStatus) -> None:
         self._beat += 1
         snapshot = Snapshot(
-            status=status, written_at=self._clock(), beat=self._beat, host=socket.gethostname(), pid=os.getpid()
+            status=status, written_at=time.time(), beat=self._beat, host=socket.gethostname(), pid=os.getpid()
         )
         self._last, self._written_at = status, time.monotonic()
         with contextlib.suppress(FileNotFoundError):  # the folder was moved away under a living run

@@ -17,7 +17,7 @@ from learner.elastic.members import Member, Members
 
 T = TypeVar("T")
 
-MAX_PAUSE_S = 2.0
+MAX_QUESTION_PAUSE_S = 2.0
 """Between two questions to a rank."""
 QUESTION_S = 2.0
 """Deadline of an answer when a call has failed."""
@@ -136,7 +136,7 @@ class Attempt:
     ) -> dict[Member, tuple[str, str]]:
         """Returns when members are gone or wedged: which, the kind of event, and why."""
         loop = asyncio.get_running_loop()
-        pause_s = min(MAX_PAUSE_S, self._stall_s / 10)
+        pause_s = min(MAX_QUESTION_PAUSE_S, self._stall_s / 10)
         now = loop.time()
         beats = {member: Beat(answered_at=now, num_passes=0, moved_at=now) for member in tasks}
         lost: dict[Member, tuple[str, str]] = {}

@@ -189,7 +189,7 @@ State = Literal["pending", "spare", "serving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberView:
+class RankView:
     """One member of the learner, for `visionthink status`."""
 
     number: int
@@ -198,5 +198,3 @@ class MemberView:
     """Of a serving one."""
     node: str
     """Empty while pending."""
-    step: int
-    """Optimizer steps of the learner."""

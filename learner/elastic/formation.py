@@ -19,7 +19,7 @@ from configs.ranges import Range
 from judge.limits import loop_time
 from learner.elastic.attempt import Attempt, AttemptFailedError
 from learner.elastic.copies import Copies
-from learner.elastic.decisions import Form, GiveUp, Go, MemberView, Observation, Wait, decide
+from learner.elastic.decisions import Form, GiveUp, Go, Observation, RankView, Wait, decide
 from learner.elastic.history import Update, UpdateLog
 from learner.elastic.members import Member, Members
 from learner.elastic.remote import Rank, Tell
@@ -297,16 +297,15 @@ class Formation:
             )
         await self._members.wait(min(60.0, until - loop_time()))
 
-    def views(self) -> list[MemberView]:
+    def views(self) -> list[RankView]:
         """All members."""
         ranks = {id(member): rank for rank, member in enumerate(self.serving)}
         return [
-            MemberView(
+            RankView(
                 number=member.number,
                 state="pending" if not member.node else "serving" if id(member) in ranks else "spare",
                 rank=ranks.get(id(member)),
                 node=member.node,
-                step=self.step,
             )
             for member in self._members
         ]

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from learner import hf_files
 from learner.hf_folder import save_hf
-from learner.state import shards
 from tests.learner.builders import save_model, small_model
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 50_000])
 def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(hf_files, "SHARD_BYTES", shard_bytes)
     source, target = tmp_path / "source", tmp_path / "target"
     model = small_model(seed=0)
     save_model(source, small_model(seed=1))
@@ -30,7 +30,7 @@ def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch
 
 
 def test_a_model_of_several_files_comes_with_an_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 50_000)
+    monkeypatch.setattr(hf_files, "SHARD_BYTES", 50_000)
     save_model(tmp_path / "source", small_model())
     save_hf(small_model().named_parameters(), tmp_path / "target", source=tmp_path / "source")
     index = json.loads((tmp_path / "target" / "model.safetensors.index.json").read_text())

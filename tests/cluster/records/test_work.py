@@ -34,12 +34,12 @@ def recorded(num_steps: int) -> list[dict[str, float]]:
 
 def test_a_resumed_run_keeps_what_is_kept_and_pays_for_what_is_repeated():
     before = earlier_work(recorded(7), step=5)
-    assert before == EarlierWork(useful_s=40.0, wall_s=70.0, repeated_steps=(6, 7), repeated_s=16.0)
+    assert before == EarlierWork(useful_s=40.0, wall_s=70.0, repeated_steps=(6, 7))
     meter = WorkMeter(before, started_at=1000.0, clock=lambda: 1010.0)
     assert meter.step_done(8.0, lost_s=0.0)["run/useful_time"] == pytest.approx(48 / 80)
 
 
 def test_a_run_that_starts_over_keeps_nothing():
-    assert earlier_work(recorded(2), step=0) == EarlierWork(wall_s=20.0, repeated_steps=(1, 2), repeated_s=16.0)
+    assert earlier_work(recorded(2), step=0) == EarlierWork(wall_s=20.0, repeated_steps=(1, 2))
     assert earlier_work([], step=0) == EarlierWork()
     assert earlier_work([{"step": 3.0, "time/step_s": 1.0}], step=3) == EarlierWork(), "an older version's metrics"

@@ -19,10 +19,11 @@ from actors.errors import RunError
 from cluster.cli import app
 from cluster.records.events import Event, EventLog
 from cluster.status.cli import ask
-from cluster.status.files import LEASE, Snapshot, write_snapshot
+from cluster.status.files import Snapshot, write_snapshot
 from cluster.status.scaling import REQUEST, ScaleRequest, SizeDesk, read_request, write_request
 from cluster.status.table import short_time
 from configs.load import load_config
+from tests.cluster.status.claims import dead_pid, write_claim
 from tests.cluster.status.test_views import STATUS as RUNNING
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,17 +38,11 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def dead_pid() -> int:
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    return int(done.stdout)
-
-
 def test_a_living_run_shows_members_and_what_is_pending_and_why(tmp_path):
     write(tmp_path)
     log = EventLog(tmp_path, say=lambda _: None, warn=lambda _: None)
     log.add(Event(kind="join", who="rollout worker 0", detail="serves version 3"))
-    (tmp_path / LEASE).mkdir()
-    (tmp_path / LEASE / "00000001.json").write_text(json.dumps({"host": "n1", "pid": 7, "is_released": False}))
+    write_claim(tmp_path, host="n1", since="12:00")
     shown = call("status", tmp_path).stdout
     for words in (
         "run tiny: running, step 3/20, version 3, ETA 0:01:02",
@@ -57,7 +52,7 @@ def test_a_living_run_shows_members_and_what_is_pending_and_why(tmp_path):
         "no node has 1 GPU",
         "rollouts: 1 of at least 2 are there",
         "rollout worker 0: join: serves version 3",
-        "held by host n1, pid 7",
+        "held by the driver on n1",
     ):
         assert words in shown, shown
 
@@ -97,7 +92,8 @@ def test_a_run_that_is_over_says_so_with_its_cause(tmp_path, state, cause, words
 
 
 def test_a_killed_driver_is_gone_whatever_its_file_says(tmp_path):
-    write(tmp_path, pid=dead_pid())
+    write(tmp_path)
+    write_claim(tmp_path, pid=dead_pid())
     EventLog(tmp_path, say=lambda _: None, warn=lambda _: None).add(
         Event(kind="preempted", who="driver", detail="soon")
     )
@@ -204,7 +200,8 @@ def test_a_run_that_ends_before_it_answers_is_told_with_its_cause(tmp_path):
     ],
 )
 def test_what_does_not_run_is_not_scaled(tmp_path, status, words):
-    write(tmp_path, status, pid=dead_pid())
+    write(tmp_path, status)
+    write_claim(tmp_path, pid=dead_pid())
     done = call("scale", tmp_path, "rollouts=2")
     assert done.exit_code == 1
     assert words in done.stderr

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
+from cluster.runs.lease import FOLDER
 from cluster.status.files import (
-    LEASE,
     STALE_S,
     STATUS,
     Snapshot,
@@ -21,6 +18,7 @@ from cluster.status.files import (
     read_snapshot,
     write_snapshot,
 )
+from tests.cluster.status.claims import dead_pid, write_claim
 from tests.cluster.status.test_views import STATUS as RUNNING
 
 NOW = 1_000_000.0
@@ -73,8 +71,13 @@ def test_a_run_that_is_over_is_not_alive_however_fresh(tmp_path):
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    assert alive(tmp_path, replace(HERE, pid=int(child.stdout))) == (False, 0)
+    write_claim(tmp_path, pid=dead_pid())
+    assert alive(tmp_path, HERE) == (False, 0)
+
+
+def test_a_process_of_another_container_with_this_host_name_says_nothing(tmp_path):
+    write_claim(tmp_path, pid=dead_pid(), machine="the same name, other process numbers")
+    assert alive(tmp_path, HERE) == (True, 0)
 
 
 def test_a_silent_driver_of_another_machine_is_waited_for_and_then_gone(tmp_path):
@@ -96,13 +99,10 @@ def test_a_run_that_ends_while_it_is_waited_for_is_over(tmp_path):
 
 def test_the_owner_is_the_newest_claim_that_was_not_given_back(tmp_path):
     assert lease_owner(tmp_path) == ""
-    claims = tmp_path / LEASE
-    claims.mkdir()
-    claim = {"driver": "x", "host": "n1", "pid": 7, "since": "12:00", "is_released": False}
-    (claims / "00000009.json").write_text(json.dumps(claim | {"host": "n9"}))
-    (claims / "00000010.json").write_text(json.dumps(claim) + " " * 100 + "\n")
-    assert lease_owner(tmp_path) == "host n1, pid 7, since 12:00"
-    (claims / "00000010.json").write_text(json.dumps(claim | {"is_released": True}))
+    write_claim(tmp_path, 9, host="n9")
+    write_claim(tmp_path, 10, host="n1", pid=7, since="12:00")
+    assert lease_owner(tmp_path) == "the driver on n1 (pid 7, since 12:00)"
+    write_claim(tmp_path, 10, host="n1", is_released=True)
     assert lease_owner(tmp_path) == ""
-    (claims / "00000011.json").write_text("{")
+    (tmp_path / FOLDER / "00000011.json").write_text("{")
     assert lease_owner(tmp_path) == ""

@@ -4,13 +4,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actors.errors import CheckpointError
-from learner.state import shards
-from learner.state.shards import write_shards
+from learner import hf_files
+from learner.hf_files import write_shards
 
 
 @pytest.mark.parametrize(("shard_bytes", "num_files"), [(1, 5), (800, 3), (10**6, 1)])
 def test_every_tensor_is_in_the_file_that_is_named_for_it(tmp_path, monkeypatch, shard_bytes, num_files):
-    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(hf_files, "SHARD_BYTES", shard_bytes)
     tensors = {f"t{i}": torch.full((100,), float(i)) for i in range(5)}
     files = write_shards(tensors.items(), tmp_path, "part")
     assert list(files) == list(tensors)
@@ -35,6 +35,6 @@ def test_a_disk_that_refuses_is_a_checkpoints_error_with_the_file(tmp_path, monk
     def refuse(*_, **__):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", refuse)
+    monkeypatch.setattr(hf_files, "save_file", refuse)
     with pytest.raises(CheckpointError, match=r"part-00000\.safetensors could not be written to .*No space left"):
         write_shards([("t", torch.zeros(1))], tmp_path, "part")

@@ -127,8 +127,17 @@ class NcclEnd:
     is_rendezvous = True
     keeps_last = False
 
-    def __init__(self, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        layout: WeightLayout,
+        resident: ResidentWeights | None,
+        *,
+        device: torch.device,
+        num_receivers: int,
+        timeout_s: float,
+    ) -> None:
         self._sizes = layout.bucket_sizes
+        self._resident = resident
         self._device = torch.device(device.type, torch.cuda.current_device())
         self._timeout_s = timeout_s
         self._address, self._port = own_address(), free_port()
@@ -148,18 +157,23 @@ class NcclEnd:
         self._group = result_within(self._thread.submit(join), self._timeout_s, "joining the rollout workers")
 
     def begin(self) -> None:
-        largest = max(self._sizes)
-        self._memory = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(2)]
+        if self._resident is None:
+            self._memory = list(torch.empty(2, max(self._sizes), dtype=torch.uint8, device=self._device))
         self._sending = {}
 
     def bucket(self, index: int) -> Tensor:
         if index >= len(self._memory):
             self._wait(index - len(self._memory))
+        return self._at(index)
+
+    def _at(self, index: int) -> Tensor:
+        if self._resident is not None:
+            return self._resident.buckets[index]
         return self._memory[index % len(self._memory)][: self._sizes[index]]
 
     def deliver(self, index: int) -> None:
         filled = torch.cuda.current_stream(self._device).record_event()
-        bucket, group = self._memory[index % len(self._memory)][: self._sizes[index]], self._group
+        bucket, group = self._at(index), self._group
         assert group is not None, "joined"
         self._sending[index] = self._thread.submit(lambda: group.broadcast(bucket, after=filled))
 
@@ -204,8 +218,7 @@ class ResidentEnd:
 
     def join(self) -> None: ...
 
-    def begin(self) -> None:
-        self._resident.check()
+    def begin(self) -> None: ...
 
     def bucket(self, index: int) -> Tensor:
         return self._resident.buckets[index]
@@ -257,9 +270,15 @@ class IpcEnd:
 
 
 def open_end(
-    transport: Transport, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float
+    transport: Transport,
+    layout: WeightLayout,
+    *,
+    resident: ResidentWeights | None,
+    device: torch.device,
+    num_receivers: int,
+    timeout_s: float,
 ) -> SendingEnd:
-    """The sending end for this number of receiving processes.
+    """The sending end for this number of receiving processes. `resident`: parameters that are sent from where they lie.
 
     Raises:
         WeightSyncError: no room for it.
@@ -268,6 +287,6 @@ def open_end(
         case "shared_memory":
             return SharedMemoryEnd(layout)
         case "nccl":
-            return NcclEnd(layout, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
+            return NcclEnd(layout, resident, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
         case "ipc":
-            return IpcEnd(layout, device=device)
+            return IpcEnd(layout, device=device) if resident is None else ResidentEnd(resident)

@@ -3,8 +3,8 @@
 All receive the buckets of `actors.weights.layout`, compute a digest of each on the engine's device, and write the
 tensors in the layout of the model's parameters. Where the memory allows it into a second set of them, so that
 generation goes on until the model changes over to it. Otherwise into the parameters themselves: at the commit where the
-learner keeps what it delivered, and as it comes where not, with the engine standing still meanwhile. vLLM's layerwise
-reloading is not used: it takes the model apart and builds it up again, which only quantised layers need.
+learner keeps in reach what it delivered, and as it comes where not, with the engine standing still meanwhile. vLLM's
+layerwise reloading is not used: it takes the model apart and builds it up again, which only quantised layers need.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
     """The part of a receiving end that does not depend on the transport."""
 
     update_info_cls = BucketUpdate
-    waits_for_commit = True
-    """Whether what the learner delivered stays as it is until the commit."""
+    stays_in_reach = False
+    """Whether the device reaches what the learner delivered until the commit, without memory of its own."""
     passing_buckets = 0
     """Buckets of device memory that versions come through."""
     _layout: WeightLayout
@@ -96,42 +96,39 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
     @property
     def is_staged(self) -> bool:
         """Whether the weights in use stay whole until the commit, so that the engine generates meanwhile."""
-        return self.waits_for_commit or self._views.has_spare
+        return self.stays_in_reach or self._views.has_spare
 
     def start_weight_update(self) -> None:
         self._digests: list[int] = []
-        self._waiting: list[Bucket] = []
+        self._in_reach: list[tuple[Bucket, Tensor]] = []
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
-        """Receive one version. Waits for the device."""
-        arriving = self._arriving(update_info.delivery)
-        if self._views.has_spare or not self.waits_for_commit:
-            self._digests = self._write(arriving)
+        """Receive one version. What stays in reach is not written yet, and its digests may still be under way."""
+        read = ((bucket, bucket_digest(bucket.content)) for bucket in self._arriving(update_info.delivery))
+        if self._views.has_spare or not self.stays_in_reach:
+            self._digests = self._write(read)
         else:
-            self._waiting = list(arriving)
+            self._in_reach = list(read)
 
-    def _write(self, arriving: Iterable[Bucket]) -> list[int]:
-        """Write the tensors where the next version belongs; returns the digests of the buckets.
+    def _write(self, read: Iterable[tuple[Bucket, Tensor]]) -> list[int]:
+        """Write the tensors where the next version belongs; returns the digests of the buckets. Waits for the device.
 
         Raises:
             WeightSyncError: other values are there than came. Compared for the first version; from then on the same
                 copies are made.
         """
         digests = []
-        for index, bucket in enumerate(arriving):
-            here = bucket
-            if bucket.content.device.type != self.device.type:
-                here = self._bucket(index, bucket.content.to(self.device, non_blocking=True))
-            digests.append(bucket_digest(here.content))
-            self._views.load(index, here.tensors)
+        for index, (bucket, digest) in enumerate(read):
+            self._views.load(index, bucket.tensors)
             if not self._is_proven:
-                self._views.prove(index, here.tensors)
+                self._views.prove(index, bucket.tensors)
+            digests.append(digest)
         self._is_proven = True
         return [int(digest) for digest in torch.stack(digests).cpu()]
 
     @abstractmethod
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
-        """The buckets of a version in their order. Of those that do not wait, one may overwrite another."""
+        """The buckets of a version in their order. If they do not stay in reach, one may overwrite another."""
 
     def _bucket(self, index: int, content: Tensor) -> Bucket:
         return Bucket(content, self._views.tensors(index, content))
@@ -140,9 +137,11 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
         return [self._bucket(index, content) for index, content in enumerate(contents)]
 
     def digests(self) -> list[int]:
-        """Of the buckets as they arrived. What still waits is read and written into the parameters now."""
-        if self._waiting:
-            self._digests, self._waiting = self._write(self._waiting), []
+        """Of the buckets as they arrived. What stayed in reach is written into the parameters now."""
+        if self._in_reach:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the digests were asked for by another thread
+            self._digests, self._in_reach = self._write(self._in_reach), []
         return self._digests
 
     def finish_weight_update(self) -> None:
@@ -162,6 +161,10 @@ class SharedMemoryReceiver(BucketReceiver):
 
     init_info_cls = FilesInfo
 
+    @property
+    def stays_in_reach(self) -> bool:  # type: ignore[override]
+        return bool(self.device.type == "cpu")
+
     def init_transfer_engine(self, init_info: FilesInfo) -> None:
         self._files = init_info.files
         self._mapped: dict[str, list[Bucket]] = {}
@@ -175,7 +178,9 @@ class SharedMemoryReceiver(BucketReceiver):
             buckets = self._buckets(torch.split(file, list(self._layout.bucket_sizes)))
             if path in self._files:
                 self._mapped[path] = buckets
-        return iter(buckets)
+        for index, bucket in enumerate(buckets):
+            is_here = self.device.type == "cpu"
+            yield bucket if is_here else self._bucket(index, bucket.content.to(self.device, non_blocking=True))
 
     def shutdown(self) -> None:
         self._mapped = {}
@@ -202,7 +207,6 @@ class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[mi
     While one bucket is read, the next one arrives.
     """
 
-    waits_for_commit = False
     passing_buckets = 2
     model_update_group: Any
 
@@ -248,6 +252,7 @@ class IpcReceiver(BucketReceiver):
     """Opens the learner's memory on the GPU that both share: once, or else the buckets of each version."""
 
     init_info_cls = HandlesInfo
+    stays_in_reach = True
 
     def _has_room(self) -> bool:
         return False  # the learner needs it more; where the engine sleeps, its parameters must stay in their place

@@ -201,56 +201,31 @@ class NcclEnd:
         self.release()
 
 
-class ResidentEnd:
-    """The learner's own parameters on the GPU that it shares with engines, which open them once.
+class IpcEnd:
+    """Memory on the GPU that learner and engines share: a copy of each version, or else the parameters themselves.
 
-    Nothing is sent: receivers read what the sender reads. It must not change before the last of them has committed.
+    Engines open those once, and read what the sender reads. They must not change before the last engine has committed.
     """
 
-    is_rendezvous = True
     keeps_last = False
 
-    def __init__(self, resident: ResidentWeights) -> None:
-        self._resident = resident
-
-    def settings(self) -> dict[str, Any]:
-        return {"handles": [export_handle(bucket) for bucket in self._resident.buckets]}
-
-    def join(self) -> None: ...
-
-    def begin(self) -> None: ...
-
-    def bucket(self, index: int) -> Tensor:
-        return self._resident.buckets[index]
-
-    def deliver(self, index: int) -> None: ...
-
-    def finish(self) -> dict[str, Any]:
-        return {}
-
-    def release(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class IpcEnd:
-    """Buckets on the GPU that learner and engines share, opened by the engines."""
-
-    is_rendezvous = False
-    keeps_last = False
-
-    def __init__(self, layout: WeightLayout, *, device: torch.device) -> None:
+    def __init__(self, layout: WeightLayout, resident: ResidentWeights | None, *, device: torch.device) -> None:
         self._sizes = layout.bucket_sizes
         self._device = device
-        self._buckets: list[Tensor] = []
+        self.is_rendezvous = resident is not None
+        self._buckets = list(resident.buckets) if resident is not None else []
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return self._handles()  # none, where every version has its own
+
+    def _handles(self) -> dict[str, Any]:
+        return {"handles": [export_handle(bucket) for bucket in self._buckets]}
 
     def join(self) -> None: ...
 
     def begin(self) -> None:
-        self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
+        if not self.is_rendezvous:
+            self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[index]
@@ -258,15 +233,18 @@ class IpcEnd:
     def deliver(self, index: int) -> None: ...
 
     def finish(self) -> dict[str, Any]:
+        if self.is_rendezvous:
+            return {}
         torch.cuda.synchronize(self._device)
-        return {"handles": [export_handle(bucket) for bucket in self._buckets]}
+        return self._handles()
 
     def release(self) -> None:
-        self._buckets = []
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+        if not self.is_rendezvous:
+            self.close()
 
     def close(self) -> None:
-        self.release()
+        self._buckets = []
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
 
 def open_end(
@@ -289,4 +267,4 @@ def open_end(
         case "nccl":
             return NcclEnd(layout, resident, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
         case "ipc":
-            return IpcEnd(layout, device=device) if resident is None else ResidentEnd(resident)
+            return IpcEnd(layout, resident, device=device)

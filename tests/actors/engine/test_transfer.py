@@ -240,7 +240,7 @@ def test_leaving_in_the_middle_writes_nothing_into_the_weights_in_use(extension,
 def test_without_room_beside_them_the_weights_in_use_are_written_as_the_buckets_come(extension, sender, monkeypatch):
     receiver = extension.weight_transfer_engine
     monkeypatch.setattr(receiver, "_has_room", lambda: False)
-    monkeypatch.setattr(receiver, "waits_for_commit", False)
+    monkeypatch.setattr(type(receiver), "stays_in_reach", False)
     connect(extension, sender)
     assert not extension.weights_are_staged()
     sent = sender.send(drawn(1).items(), 1)
@@ -370,10 +370,10 @@ def test_a_learner_that_goes_on_too_early_is_found_out_by_the_checksum(sharing, 
     link = sender.open("ipc", num_receivers=1, timeout_s=5, parameters=list(parameters.values()))
     sharing.connect_weights(link.layout.to_plain(), link.settings)
     assert failure_of(sharing) == ""
-    sent = sender.send((), 1)
-    receive(sharing, sent)
+    sharing.receive_weights({})
+    assert failure_of(sharing) == ""
     parameters["b.weight"][5] += 1
-    problem = sharing.commit_weights(list(sent.digests))
+    problem = sharing.commit_weights(list(sender.send((), 1).digests))
     assert problem == "the checksum of bucket 1 differs from what the learner sent"
 
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from concurrent.futures import Future
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,16 +31,17 @@ POLL_S = 5e-5
 """Between two questions whether a broadcast has ended."""
 
 
-class SendingEnd(Protocol):
+class SendingEnd:
     """One transport, for as long as the set of receivers stays the same."""
 
-    is_rendezvous: bool
-    """Whether `deliver` waits for the receivers; otherwise what was delivered waits to be fetched."""
-    keeps_last: bool
+    is_rendezvous = False
+    """Whether receivers take part in what is sent; otherwise what was delivered waits to be fetched."""
+    keeps_last = False
     """Whether the last version can be fetched until the next one begins, by any number of receivers."""
 
     def settings(self) -> dict[str, Any]:
         """What the receiving ends need in order to connect; plain types."""
+        return {}
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
@@ -50,12 +51,14 @@ class SendingEnd(Protocol):
 
     def bucket(self, index: int) -> Tensor:
         """Memory of a bucket, uint8 [num_bytes] on the learner's device or the host."""
+        raise NotImplementedError
 
     def deliver(self, index: int) -> None:
         """Pass on a filled bucket."""
 
     def finish(self) -> dict[str, Any]:
         """Wait until the version is delivered; returns what receivers need to fetch it."""
+        return {}
 
     def release(self) -> None:
         """Free what receivers have fetched."""
@@ -64,14 +67,13 @@ class SendingEnd(Protocol):
         """Leave the receivers, whatever is under way, and free all memory. Never fails."""
 
 
-class SharedMemoryEnd:
+class SharedMemoryEnd(SendingEnd):
     """Files without a name, which processes of this machine open through /proc and map.
 
     Nothing of them is left when this process ends, however it ends. Two take turns, so that the last version stays
     there to be read.
     """
 
-    is_rendezvous = False
     keeps_last = True
 
     def __init__(self, layout: WeightLayout) -> None:
@@ -100,20 +102,14 @@ class SharedMemoryEnd:
         files = [self._path(index) for index in range(len(self._files))]
         return {"file": files[0], "identity": file_identity(files[0]), "files": files}
 
-    def join(self) -> None: ...
-
     def begin(self) -> None:
         self._current = 1 - self._current
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[self._current][index]
 
-    def deliver(self, index: int) -> None: ...
-
     def finish(self) -> dict[str, Any]:
         return {"file": self._path(self._current)}
-
-    def release(self) -> None: ...
 
     def close(self) -> None:
         self._buckets = []
@@ -121,11 +117,10 @@ class SharedMemoryEnd:
             file.close()
 
 
-class NcclEnd:
+class NcclEnd(SendingEnd):
     """Broadcasts, on a thread: whatever they wait for, this process gives up in time."""
 
     is_rendezvous = True
-    keeps_last = False
 
     def __init__(
         self,
@@ -201,13 +196,11 @@ class NcclEnd:
         self.release()
 
 
-class IpcEnd:
+class IpcEnd(SendingEnd):
     """Memory on the GPU that learner and engines share: a copy of each version, or else the parameters themselves.
 
     Engines open those once, and read what the sender reads. They must not change before the last engine has committed.
     """
-
-    keeps_last = False
 
     def __init__(self, layout: WeightLayout, resident: ResidentWeights | None, *, device: torch.device) -> None:
         self._sizes = layout.bucket_sizes
@@ -221,16 +214,12 @@ class IpcEnd:
     def _handles(self) -> dict[str, Any]:
         return {"handles": [export_handle(bucket) for bucket in self._buckets]}
 
-    def join(self) -> None: ...
-
     def begin(self) -> None:
         if not self.is_rendezvous:
             self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[index]
-
-    def deliver(self, index: int) -> None: ...
 
     def finish(self) -> dict[str, Any]:
         if self.is_rendezvous:

@@ -43,7 +43,7 @@ from learner.host import free_port
 from tests.bench.model_shape import write_shape
 
 SETTINGS = {
-    0: ["model.dtype=float32"],
+    0: ["model.dtype=float32", "rollout.num_threads=2"],  # as the learner: each waits while the other works
     1: ["model.dtype=bfloat16", "rollout.num_gpus=0.3", "learner.num_gpus=0.7", "rollout.gpu_memory_fraction=0.25"],
     2: ["model.dtype=bfloat16", "rollout.num_gpus=1", "learner.num_gpus=1", "rollout.gpu_memory_fraction=0.6"],
 }

@@ -175,14 +175,14 @@ class Formation:
 
     async def _observe(self) -> Observation:
         numbers = tuple(member.number for member in self.serving if self._members.is_up(member))
-        is_sound = self._is_sound and len(numbers) == len(self.serving)
-        if not is_sound or len(self._members.up) != len(self.serving) or len(self.serving) not in self._desired():
+        is_sound, desired = self._is_sound and len(numbers) == len(self.serving), self._desired()
+        if not is_sound or len(self.serving) != min(len(self._members.up), desired.maximum):
             await self._finish_copying()
             await self._copies.refresh()
         return Observation(
             up=tuple(self._members.up),
             serving=numbers,
-            desired=self._desired(),
+            desired=desired,
             is_sound=is_sound,
             has_state=self._log.since(self._snapshot()) is not None,
             num_attempts=self._num_attempts,
@@ -285,7 +285,7 @@ class Formation:
 
     def _dismiss_surplus(self) -> None:
         for member in self._members:
-            if member not in self.serving and member.number >= self._desired().maximum:
+            if member not in self.serving and member.number >= self._members.num_wanted:
                 self._members.dismiss(member)
 
     async def _wait(self, until: float) -> None:

@@ -58,6 +58,9 @@ def configuration(gcs_address: str) -> dict[str, Any]:
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
             "gcs_address": gcs_address,
+            "use_node_id_as_ip": True,  # the nodes share one
+            "disable_node_updaters": True,  # nothing is installed over SSH
+            "disable_launch_config_check": True,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

@@ -297,6 +297,22 @@ async def test_the_learner_is_resized_by_hand_between_updates():
 
 
 @in_virtual_time
+async def test_a_spare_takes_the_place_of_a_lost_rank_at_once_and_is_replaced():
+    world = World("a", "b", "c")
+    learner = await trained(world, 1, num_ranks="1..2", num_spares=1)
+    assert sorted(view.state for view in learner.members()) == ["serving", "serving", "spare"]
+    world.on_call = once(lambda rank, called: rank.rank == 1 and called == "learn", lambda rank: rank.die())
+    assert (await learner.update(GROUPS)).metrics == {"size": 2}
+    assert (await learner.update(GROUPS)).metrics == {"size": 2}
+    assert all(rank.history == UPDATE * 3 for rank in world.serving())
+    await asyncio.sleep(20)
+    await learner.update(GROUPS)
+    assert learner.generation == 2, "formed anew once: there was no resize"
+    assert sorted(view.state for view in learner.members()) == ["serving", "serving", "spare"]
+    await learner.shutdown()
+
+
+@in_virtual_time
 async def test_receivers_connect_anew_after_ranks_have_changed():
     world = World("a", "b")
     learner = await trained(world, 1, num_ranks="1..2")

@@ -85,6 +85,7 @@ def growing_cluster() -> Iterator[str]:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",  # as `ray up` sets it: it tells a run that the cluster grows
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

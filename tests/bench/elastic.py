@@ -31,6 +31,8 @@ from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any
 
+import psutil
+
 from actors.data.shapes import make_shapes
 from cluster.records.events import LoggedEvent
 from tests.bench.elastic_driver import COMPARED
@@ -83,9 +85,14 @@ class Drill:
     def kill_rank(self, is_whole: Callable[[], bool]) -> None:
         """In mid-update."""
         ranks, num = self.nodes.processes(RANK), self.run.num_working("learner")
-        victim = ranks[-1]
-        self.run.wait(lambda: any(is_in(rank, "learn") for rank in ranks), "a rank learns")
-        self.run.strike(f"kill -9 of one of {num} ranks in an update", victim.kill, is_whole, reformed)
+        learning: list[psutil.Process] = []
+
+        def learns() -> bool:
+            learning.extend(rank for rank in ranks if is_in(rank, "learn"))
+            return bool(learning)
+
+        self.run.wait(learns, "a rank learns")
+        self.run.strike(f"kill -9 of one of {num} ranks in an update", learning[-1].kill, is_whole, reformed)
 
     def kill_worker(self, is_whole: Callable[[], bool]) -> None:
         """While it plays."""

@@ -1,9 +1,9 @@
-"""A run on a cluster that starts without any CPU: nodes come for its workers and ranks, and go when it has ended.
+"""A run submitted to a cluster without any CPU: nodes come for its workers and ranks, and go when it has ended.
 
     uv run python -m tests.bench.autoscaling [--png docs/autoscaling.png] [--json]
 
 Ray's autoscaler (v2) is the real one, with Ray's fake node provider: each node is a raylet of this machine. The run is
-the plain command with the tiny model: vLLM, DeepSpeed over gloo, and judges by Ray Serve.
+`visionthink submit` with the tiny model: vLLM, DeepSpeed over gloo, and judges by Ray Serve.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -72,11 +73,11 @@ def configuration(gcs_address: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def growing_cluster() -> Iterator[str]:
-    """The address of a head on loopback with an autoscaler; all of it is gone afterwards, and nothing else."""
+def growing_cluster() -> Iterator[tuple[str, str]]:
+    """Addresses of a head on loopback with an autoscaler, and of its dashboard; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vt-", dir="/tmp"))  # short: Ray's sockets are below it
-    port = free_port()
-    address = f"127.0.0.1:{port}"
+    port, dashboard_port = free_port(), free_port()
+    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     (folder / "autoscaler.yaml").write_text(json.dumps(configuration(address)))
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
@@ -92,7 +93,8 @@ def growing_cluster() -> Iterator[str]:
     }
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0", "--include-dashboard=false",
+        "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0", "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
         f"--autoscaling-config={folder / 'autoscaler.yaml'}",
     ]  # fmt: skip
     with (folder / "head.log").open("w") as log:
@@ -100,8 +102,8 @@ def growing_cluster() -> Iterator[str]:
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        wait_for(lambda: answers(address), 60.0, folder / "head.log")
-        yield address
+        wait_for(lambda: answers(address) and is_open(dashboard_port), 60.0, folder / "head.log")
+        yield address, dashboard
     finally:
         end_all(head, folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -121,6 +123,12 @@ def end_all(head: subprocess.Popen[bytes], folder: Path) -> None:
 def answers(address: str) -> bool:
     with contextlib.suppress(RpcError):
         return GcsClient(address=address).check_alive([], timeout=2) is not None
+    return False
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
     return False
 
 
@@ -148,10 +156,11 @@ def played_on(folder: Path) -> dict[str, str]:
 
 def measure() -> dict[str, Any]:
     """Start the cluster and the run, and look twice a second until every node has been given back."""
-    with growing_cluster() as address, tempfile.TemporaryDirectory() as runs:
+    with growing_cluster() as (address, dashboard), tempfile.TemporaryDirectory() as runs:
         shapes = make_shapes(Path(runs) / "shapes", train_rows=64, heldout_rows=8, seed=3)
         command = [
-            sys.executable, "-m", "cluster.cli", "train", "--json", "run.name=growing", f"run.dir={runs}",
+            sys.executable, "-m", "cluster.cli", "submit", f"--address={dashboard}", "--", "train",
+            "run.name=growing", f"run.dir={runs}",
             f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}", "rollout.num_workers=2",
             f"train.num_steps={NUM_STEPS}", "train.prompts_per_step=8", "learner.prompts_per_mini_batch=4",
             "rollout.group_size=4", "eval.num_samples=8",
@@ -160,13 +169,8 @@ def measure() -> dict[str, Any]:
         nodes_at_start = alive_nodes(gcs)
         errors = Path(runs) / "errors.log"
         with errors.open("w") as log:
-            run = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
+            environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+            run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         looks: list[dict[str, Any]] = []
         ended_at = None
         try:
@@ -183,10 +187,8 @@ def measure() -> dict[str, Any]:
                 time.sleep(0.5)
         finally:
             run.kill()
-        assert run.stdout is not None
-        output = run.stdout.read().decode()
         assert run.returncode == 0, errors.read_text()[-3000:]
-        steps = json.loads(output.splitlines()[-1])["steps"]
+        steps = len((Path(runs) / "growing" / "ledger.jsonl").read_text().splitlines())
     return report(nodes_at_start, looks, ended_at, steps)
 
 

@@ -82,6 +82,7 @@ def growing_cluster() -> Iterator[tuple[str, str]]:
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "RAY_AUTH_MODE": "disabled",  # as in this process, which asks the head as well
+        "VISIONTHINK_ALLOW_OPEN_CLUSTER": "1",  # which the job's driver inherits
         "RAY_TMPDIR": str(folder),
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",

@@ -166,6 +166,8 @@ class Formation:
                     await self._wait(until)
                 case Form(members=numbers):
                     try:
+                        if self._is_sound and self._is_behind():
+                            await self._keep_snapshot()  # takes less than to do again what came after the last one
                         await self._form([self._members.up[number] for number in numbers])
                     except AttemptFailedError as error:
                         self.failed(error)
@@ -187,6 +189,11 @@ class Formation:
             has_state=self._log.since(self._snapshot()) is not None,
             num_attempts=self._num_attempts,
         )
+
+    def _is_behind(self) -> bool:
+        """Whether something was learned since the snapshot that a new group would start from."""
+        updates = self._log.since(self._snapshot())
+        return updates is not None and any(update.parts for update in updates)
 
     def _snapshot(self) -> int:
         source = self._copies.source()
@@ -262,11 +269,17 @@ class Formation:
 
     async def _take_snapshot(self, restored: int | None = None) -> None:
         """Of the state between two updates, or of the one that was just restored from that snapshot."""
+        group = list(self.serving)
+        snapshot = await self._keep_snapshot(restored)
+        self._copying = asyncio.create_task(self._spread(snapshot, group))
+
+    async def _keep_snapshot(self, restored: int | None = None) -> int:
+        """The same, in the memory of the ranks alone."""
         group, snapshot, oldest = list(self.serving), self._copies.begin(), self._copies.newest
         await self.call("snapshot", lambda rank: rank.keep_snapshot(snapshot, oldest=oldest))
         self._copies.taken(snapshot, group)
         self._log.mark(snapshot, like=restored)
-        self._copying = asyncio.create_task(self._spread(snapshot, group))
+        return snapshot
 
     async def _spread(self, snapshot: int, group: Sequence[Member]) -> None:
         try:

@@ -303,7 +303,7 @@ def test_whoever_dies_in_a_sync_every_engine_is_wholly_old_or_wholly_new(two_nod
                 return [await worker._actor.held.remote() for worker in workers]
 
             source.starts_again = False
-            with pytest.raises(WeightSyncError, match="the learner: no bucket for .*: ActorDiedError"):
+            with pytest.raises(WeightSyncError, match=r"the learner: no bucket for .*: ActorDiedError"):
                 await publish(1, kill_sender)
             assert await held(run.workers) == [(0, (0,) * NUM_BUCKETS)] * 2
             source.starts_again = True

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from actors.errors import LearnerError, WeightSyncError
 from configs.ranges import Range
 from tests.learner.builders import make_group
-from tests.learner.scripted_ranks import World
+from tests.learner.scripted_ranks import ScriptedHolder, World
 from tests.virtual_time import in_virtual_time, now
 
 GROUPS = [make_group(seed) for seed in range(8)]
@@ -194,6 +194,24 @@ async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_t
     assert replayed == ["8 groups in 1 parts", "8 groups that were in flight"]
     assert world.lost_s["replay"] >= 0.5, "a pass was done once more"
     await learner.shutdown()
+
+
+def test_nothing_is_done_again_for_a_rank_that_joins_though_copies_take_longer_than_updates(monkeypatch):
+    monkeypatch.setattr(ScriptedHolder, "hold_s", 6.0)
+
+    @in_virtual_time
+    async def check():
+        world = World("a", "b")
+        learner = await trained(world, 2, num_ranks="1..3")
+        world.nodes["c"] = True
+        while learner.num_ranks < 3:
+            await learner.update(GROUPS)
+        assert learner.generation == 2
+        assert "replay" not in world.kinds
+        assert [rank.history for rank in world.serving()] == [UPDATE * (learner.version // 2)] * 3
+        await learner.shutdown()
+
+    check()
 
 
 @in_virtual_time

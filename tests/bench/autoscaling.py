@@ -55,7 +55,7 @@ def configuration(gcs_address: str) -> dict[str, Any]:
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
             "type": "external",  # the wheel lacks the defaults of `fake_multinode`
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.bench.growing_nodes.OwnFolders",
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
             "gcs_address": gcs_address,
@@ -84,6 +84,7 @@ def growing_cluster() -> Iterator[tuple[str, str]]:
         "RAY_AUTH_MODE": "disabled",  # as in this process, which asks the head as well
         "VISIONTHINK_ALLOW_OPEN_CLUSTER": "1",  # which the job's driver inherits
         "RAY_TMPDIR": str(folder),
+        "PYTHONPATH": str(ROOT),  # for the autoscaler, which loads the provider
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,

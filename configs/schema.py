@@ -354,7 +354,8 @@ class Config:
         """That all rollout workers and learner ranks take together."""
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
-        return rollout.workers.maximum * per_worker + learner.ranks.maximum * learner.num_gpus
+        num_ranks = learner.ranks.maximum + learner.num_spares
+        return rollout.workers.maximum * per_worker + num_ranks * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

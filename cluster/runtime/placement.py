@@ -30,7 +30,8 @@ class Placement:
 
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
-        return self._sum(config, config.rollout.workers.maximum, config.learner.ranks.maximum)
+        learner = config.learner
+        return self._sum(config, config.rollout.workers.maximum, learner.ranks.maximum + learner.num_spares)
 
     def least(self, config: Config) -> Resources:
         """What the run needs to start."""

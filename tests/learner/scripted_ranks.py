@@ -233,13 +233,15 @@ class ScriptedRank:
 class ScriptedHolder:
     """`learner.elastic.remote.Holder`."""
 
+    hold_s = PASS_S / 2
+
     def __init__(self, node: str) -> None:
         self.node = node
         self.is_alive = True
         self.held: dict[tuple[int, int], tuple] = {}
 
     async def hold(self, snapshot: int, index: int, share, *, oldest: int) -> None:
-        await asyncio.sleep(PASS_S / 2)
+        await asyncio.sleep(self.hold_s)
         if not self.is_alive:
             raise RankLostError("the holder is gone")
         self.held = {key: kept for key, kept in self.held.items() if key[0] >= oldest}

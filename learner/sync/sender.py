@@ -16,8 +16,8 @@ from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
 from learner.hf_files import name_in_files
-from learner.sync.resident import find_resident
-from learner.sync.transports import ResidentEnd, SendingEnd, open_end
+from learner.sync.resident import ResidentWeights, find_resident
+from learner.sync.transports import SendingEnd, open_end
 
 CACHED_BYTES = 16 << 20
 """Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
@@ -40,6 +40,7 @@ class WeightSender:
             for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
+        self._resident: ResidentWeights | None = None
         self._ahead: tuple[int, list[Tensor]] | None = None
         """Version and digests of the parameters that are read in place."""
 
@@ -55,17 +56,19 @@ class WeightSender:
             WeightSyncError: no room for it.
         """
         self.close()
-        resident = find_resident(self._tensors, parameters) if transport == "ipc" and parameters else None
-        end: SendingEnd
-        if resident is not None:
-            self._layout, end = resident.layout, ResidentEnd(resident)
-        else:
-            most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
-            self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
-            end = open_end(
-                transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s
-            )
-        self._end = end
+        most = min(self._bucket_bytes, CACHED_BYTES) if transport == "shared_memory" else self._bucket_bytes
+        self._resident = None
+        if transport != "shared_memory" and parameters:
+            self._resident = find_resident(self._tensors, parameters, bucket_bytes=most)
+        self._layout = self._resident.layout if self._resident else lay_out(self._tensors, bucket_bytes=most)
+        end = self._end = open_end(
+            transport,
+            self._layout,
+            resident=self._resident,
+            device=self._device,
+            num_receivers=num_receivers,
+            timeout_s=timeout_s,
+        )
         self.forget_digests()
         return WeightLink(
             transport=transport,
@@ -78,8 +81,8 @@ class WeightSender:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether receivers read the parameters themselves: `send` then takes none."""
-        return isinstance(self._end, ResidentEnd)
+        """Whether the parameters are sent from where they lie: `send` then takes none."""
+        return self._resident is not None
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
@@ -94,8 +97,11 @@ class WeightSender:
         started, end = time.monotonic(), self._opened
         end.begin()
         digests: list[Tensor] = []
-        if self.is_in_place:
-            self.digest_ahead(version)
+        if self._resident is not None:
+            self._resident.check()
+            for bucket in range(len(self._resident.buckets)):
+                end.deliver(bucket)
+            self.digest_ahead(version)  # while they travel
             assert self._ahead is not None, "of this version"
             digests = self._ahead[1]
         else:
@@ -107,10 +113,9 @@ class WeightSender:
         return SentWeights(offer=offer, digests=tuple(found), seconds=time.monotonic() - started)
 
     def digest_ahead(self, version: int) -> None:
-        """Start to compute the digests of parameters that are read in place, before they are asked for."""
-        if self.is_in_place and (self._ahead is None or self._ahead[0] != version):
-            buckets = range(len(self._layout.bucket_sizes))
-            self._ahead = version, [bucket_digest(self._opened.bucket(index)) for index in buckets]
+        """Start to compute the digests of parameters that are sent in place, before they are asked for."""
+        if self._resident is not None and (self._ahead is None or self._ahead[0] != version):
+            self._ahead = version, [bucket_digest(bucket) for bucket in self._resident.buckets]
 
     def forget_digests(self) -> None:
         """The parameters were written, under whatever version."""

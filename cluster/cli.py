@@ -11,6 +11,8 @@ from rich.console import Console
 
 from actors.errors import DataError
 from cluster.checkpoint_cli import checkpoint_app, export
+from cluster.datasets.cli import data_app
+from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
@@ -26,6 +28,7 @@ from cluster.shell import (
     progress_bar,
     report_errors,
     run_async,
+    warn_user,
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
@@ -40,7 +43,6 @@ app = typer.Typer(
     help="Train a vision-language model to answer from a quarter of the visual tokens and to request the full image "
     "only when the question needs it.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -93,6 +95,7 @@ def train(
                 print_json(chosen.summary)
             return
         check_outlives_job(settings, os.environ)
+        settings = fetch_named(settings, earlier=chosen.earlier, say=display.say)
         make_missing_data(settings)
         stopping = Stopping(grace_s=settings.run.stop_grace_s, is_run=True)
         resume, restart = chosen.resumes, chosen.restarts
@@ -149,7 +152,7 @@ def evaluate(
         given = [*(overrides or []), *chosen]
         run_folder = source.run if source and config == "tiny" else None
         loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-        settings = resolve_paths(loaded)
+        settings = fetch_named(resolve_paths(loaded), say=warn_user)
         make_missing_data(settings)
         heldout, display = Dataset.open(settings.data.heldout), Display(settings)
 

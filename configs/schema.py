@@ -35,7 +35,8 @@ class RunConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     path: str = "configs/tiny"
-    """Local Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family)."""
+    """Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family), or a name on the Hub:
+    `org/name` or `org/name@revision`."""
     load: Literal["weights", "random"] = "weights"
     """`weights` loads the checkpoint. `random` initializes from config.json alone, to measure speed and memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,7 +61,8 @@ class ModelConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     train: str = "data/shapes/train.parquet"
-    """Training set: a Parquet file, a folder or glob (`folder/train-*`) of them, or a `save_to_disk` folder."""
+    """Training set: a Parquet file, a folder or glob (`folder/train-*`) of them, a `save_to_disk` folder, or a name on
+    the Hub: `hf://org/name[@revision][/split, folder, file or glob]`."""
     heldout: str = "data/shapes/heldout.parquet"
     """Held-out set for evaluation, in the same formats."""
     max_skipped_fraction: float = 0.01

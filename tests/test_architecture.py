@@ -16,6 +16,7 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 OWNERS = {
+    "huggingface_hub": ("actors/hub.py",),
     "ray": ("cluster/", "judge/deployment.py", "judge/llm/server.py", "judge/llm/server_engine.py"),
     "vllm": (
         "actors/engine/vllm_engine.py",
@@ -55,7 +56,9 @@ PURE = (
     "actors/causes.py",
     "actors/errors.py",
     "actors/episode.py",
+    "actors/hub.py",
     "actors/images.py",
+    "actors/data/hub_files.py",
     "actors/prompts.py",
     "actors/play.py",
     "judge/calls.py",

@@ -15,6 +15,7 @@ from actors.data.tables import Rows, open_rows
 from actors.data.texts import is_blank
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
+from actors.hub import local_copy
 from actors.prompts import IMAGE_MARK, strip_special_tokens
 from configs.schema import DataConfig
 
@@ -47,7 +48,7 @@ class Dataset:
         """
         if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists() and not glob.glob(path):
             raise DataError(f"{path} does not exist: generate it with `visionthink data make`")
-        rows = open_rows(path)
+        rows = open_rows(local_copy(path))
         if not len(rows):
             raise DataError(f"{path} has no rows: give a file or a folder that has some")
         return cls(path, rows)

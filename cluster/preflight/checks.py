@@ -14,6 +14,7 @@ from pathlib import Path
 
 from actors.data.dataset import Dataset
 from actors.errors import DataError, RunError, VisionThinkError
+from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
     SharedMemory,
@@ -28,7 +29,6 @@ from cluster.preflight.model_files import (
     chat_problem,
     find_lfs_pointers,
     length_problem,
-    looks_like_hub_id,
     model_folder_problems,
     read_json,
     weight_bytes,
@@ -190,7 +190,7 @@ def _hub_remedy(path: str) -> str:
     name = os.path.relpath(file)
     if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
         return ""
-    return f"; to download it from the Hugging Face Hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+    return f"; for the data set of that name on the Hugging Face Hub: hf://{name}"
 
 
 def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:

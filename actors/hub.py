@@ -128,7 +128,7 @@ def download(name: HubName, *, out: Path | None = None, cache: Path | None = Non
         DataError: in one line, what is wrong and how to get it.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -44,6 +44,7 @@ class RolloutWorker:
     ) -> None:
         end_on_sigterm()
         self._rollout = rollout
+        self._data = data
         self._datasets: dict[str, Dataset] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
         model = replace(model, path=local_copy(model.path))
@@ -176,7 +177,7 @@ class RolloutWorker:
     async def _dataset(self, path: str) -> Dataset:
         def opened() -> Dataset:
             if path not in self._datasets:
-                self._datasets[path] = Dataset.open(path)
+                self._datasets[path] = Dataset.open(path, self._data.columns_of(path))
             return self._datasets[path]
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, opened)

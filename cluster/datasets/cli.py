@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cluster.shell import Json, print_json, report_errors
+from cluster.datasets.bars import bars
+from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
+from cluster.hub import fetch_named
+from cluster.shell import (
+    ConfigName,
+    Json,
+    Overrides,
+    print_json,
+    report_errors,
+    run_async,
+    warn_user,
+)
+from configs.load import load_config
+from configs.paths import resolve_paths
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, generate, check and select data sets.")
 
@@ -46,3 +59,69 @@ def get(
             print_json({"path": path, "rows": num_rows, "revision": pinned.revision if pinned else asked.revision})
         else:
             typer.echo(path)
+
+
+@data_app.command()
+def make(
+    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
+    train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
+    heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Generate the shapes task, in which it is known which questions need the full resolution."""
+    with report_errors():
+        make_data(out, train_rows, heldout_rows, seed)
+        if as_json:
+            print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
+        else:
+            typer.echo(str(out))
+
+
+@data_app.command()
+def select(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    out: Annotated[Path, typer.Option(help="Output folder; the same one again continues.")] = Path("data/selected"),
+    rows: Annotated[int | None, typer.Option(help="Rows of data.train to try, at random. Default: all.")] = None,
+    rollouts: Annotated[int, typer.Option(help="Rollouts on each view, at rollout.temperature.")] = 8,
+    margin: Annotated[
+        int | None,
+        typer.Option(help="Right answers that the full view must have more. Default: 6 of 8.", show_default=False),
+    ] = None,
+    per_class: Annotated[
+        int | None, typer.Option(help="Stop once both classes have this many. Default: try all rows.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Select training samples that teach when to ask for the full view, as in the paper.
+
+    The model of model.path answers each question of data.train several times on
+    the quarter view and as often on the full view, and the configured judge
+    decides. All right on both: the quarter view is enough. Right at least 6 of 8
+    times more often on the full view: it is needed. Both classes are balanced and
+    written to OUT/train.parquet, which data.train reads, with the counts as
+    columns. Samples that a judge failed on are excluded and counted.
+
+    After a kill the same command continues; every finished sample is kept.
+    """
+    with report_errors():
+        from cluster.datasets.select import run_selection
+        from cluster.datasets.selection import Rule
+        from cluster.display import Display
+
+        rule = Rule(num_rollouts=rollouts, margin=margin, per_class=per_class)
+        if rows is not None and rows < 1:
+            raise ValueError(f"--rows={rows} is invalid: must be at least 1")
+        settings = fetch_named(resolve_paths(load_config(config, overrides or [])), say=warn_user)
+        make_missing_data(settings)
+        summary = run_async(run_selection(settings, out.absolute(), rule, limit=rows, display=Display(settings)))
+        for line in bars(summary["histogram"], "right at full - right at quarter"):
+            typer.echo(line, err=as_json)
+        typer.echo(
+            f"{summary['num_selected']} samples in {summary['table']}: half need the full view "
+            f"({summary['num_full']} found), half do not ({summary['num_low']} found)",
+            err=as_json,
+        )
+        if as_json:
+            print_json(summary)

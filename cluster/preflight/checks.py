@@ -35,7 +35,7 @@ from cluster.preflight.model_files import (
 )
 from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
-from configs.schema import Config
+from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
 from learner.memory import memory_problem
 
@@ -60,8 +60,8 @@ def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = ()
         *_raised([lambda: load_prompt_style(config.model.prompt)]),
     ]
     if learns:
-        problems += _data_problems("data.train", config.data.train)
-    problems += _data_problems("data.heldout", config.data.heldout)
+        problems += _data_problems("data.train", config.data.train, config.data.columns)
+    problems += _data_problems("data.heldout", config.data.heldout, config.data.columns)
     dependent = () if problems else then
     raise_all([*problems, *_judge_problems(config.judge), *_raised([*more, *dependent])])
 
@@ -173,14 +173,14 @@ def _learner_problem(config: Config) -> str | None:
     return memory_problem(model, config.learner, in_bfloat16=config.model.dtype == "bfloat16", gpu_bytes=memory)
 
 
-def _data_problems(key: str, path: str) -> Iterator[Exception]:
+def _data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
     pointers: list[Path] = []
     yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in _raised([lambda: Dataset.open(path)]):
+    for error in _raised([lambda: Dataset.open(path, columns)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 

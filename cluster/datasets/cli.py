@@ -79,6 +79,41 @@ def make(
 
 
 @data_app.command()
+def check(
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    rows: Annotated[int | None, typer.Option(help="Rows of each set to read, evenly spread. Default: all.")] = None,
+    sheet: Annotated[Path, typer.Option(help="Contact sheet (PNG): both views, question and answer.")] = Path(
+        "data_check.png"
+    ),
+    shown: Annotated[int, typer.Option(help="Rows of data.train on the contact sheet; 0 draws none.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Read data.train and data.heldout as a run would, and report what is in them and what is wrong.
+
+    Unreadable rows by reason, duplicates (same picture and question), leakage
+    (held-out pictures or samples that are in the training set as well), visual
+    tokens of both views, the share of rows that need the full view. Pictures are
+    compared by their pixels. Exit code 1 if a run would stop or be spoiled.
+    """
+    with report_errors():
+        from cluster.datasets.report import check_sets, report_lines
+
+        for name, number, least in (("--rows", rows, 1), ("--shown", shown, 0)):
+            if number is not None and number < least:
+                raise ValueError(f"{name}={number} is invalid: must be at least {least}")
+        settings = fetch_named(resolve_paths(load_config(config, overrides or [])), say=warn_user)
+        make_missing_data(settings)
+        found = check_sets(settings, limit=rows, num_shown=shown, sheet=sheet)
+        for line in report_lines(found):
+            typer.echo(line, err=as_json)
+        if as_json:
+            print_json(found)
+        if found["problems"]:
+            raise typer.Exit(1)
+
+
+@data_app.command()
 def select(
     overrides: Overrides = None,
     config: ConfigName = "tiny",

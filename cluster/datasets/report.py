@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.errors import DataError
 from actors.images import ViewSpec
 from cluster.datasets.bars import bars
 from cluster.datasets.check import SetReport, leakage, problems_of, read_set
 from cluster.datasets.sheet import write_sheet
+from cluster.preflight.checks import data_problems, raise_all
 from cluster.preflight.model_files import model_folder_problems
 from cluster.shell import progress_bar
 from configs.schema import Config
@@ -24,22 +24,19 @@ def check_sets(config: Config, *, limit: int | None, num_shown: int, sheet: Path
         DataError: the training set cannot be read at all.
     """
     model = config.model
-    for problem in model_folder_problems("model.path", model.path, needs_weights=False):
-        raise ValueError(problem)
+    broken = model_folder_problems("model.path", model.path, needs_weights=False)
+    raise_all([*map(ValueError, broken), *data_problems("data.train", config.data.train, config.data.columns)])
     spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     found: dict[str, Any] = {}
     problems: list[str] = []
     reports: dict[str, SetReport] = {}
     for split, path in (("train", config.data.train), ("heldout", config.data.heldout)):
         key, num = f"data.{split}", num_shown if split == "train" else 0
-        try:
-            with progress_bar(key) as advance:
-                report = read_set(path, config, spec, limit=limit, num_shown=num, advance=advance)
-        except DataError as error:
-            if split == "train":
-                raise DataError(f"{key}: {error}") from error
-            problems.append(f"{key}: {error}")
+        if flaws := list(data_problems(key, path, config.data.columns)):
+            problems += map(str, flaws)
             continue
+        with progress_bar(key) as advance:
+            report = read_set(path, config, spec, limit=limit, num_shown=num, advance=advance)
         reports[split], found[split] = report, report.figures()
         problems += problems_of(key, report, config)
     if len(reports) == 2:

@@ -24,13 +24,15 @@ import pyarrow.parquet as pq
 from actors.data.columns import WRITTEN_HERE
 from actors.data.dataset import Dataset, PromptCursor, SkipLedger
 from actors.data.shapes import SCHEMA
-from actors.episode import PlayedGroup, SampleRef, SkippedSample
+from actors.episode import SampleRef, SkippedSample
 from actors.errors import RolloutError, RunError
 from actors.play import Kind, PlayRequest
 from cluster.datasets.selection import Need, Rule, Selected, Tried, figures, select_balanced
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.identity import identify
+from cluster.preflight.checks import data_problems, raise_all
+from cluster.preflight.model_files import model_folder_problems
 from cluster.records.files import append_line, replace_atomically, write_atomically
 from cluster.runs.lease import lease
 from configs.schema import Config
@@ -45,7 +47,8 @@ ROWS_PER_GROUP = 64
 MIN_LOST = 10
 """The fraction of lost samples is only checked from this many on."""
 TOLD_EVERY_S = 30.0
-KEPT_SETTINGS = ("data.", "model.m", "rollout.mode", "rollout.temperature", "rollout.max_turn", "rollout.max_prompt")
+VIEWS: tuple[Kind, Kind] = ("always_quarter", "always_full")
+KEPT_SETTINGS = ("data.", "model.", "judge.", "rollout.temperature", "rollout.max_turn", "rollout.max_prompt")
 """Prefixes of the settings that the counts depend on, beside data, model, prompt and judge themselves."""
 
 
@@ -102,9 +105,9 @@ def check_settings(folder: Path, config: Config, dataset: Dataset, rule: Rule) -
     path = folder / SETTINGS
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
     for name, value in wanted.items():
-        if found.get(name) != value:
+        if name in found and found[name] != value:
             raise RunError(
-                f"{folder} was started with {name}={found.get(name)!r}, this command has {value!r}: "
+                f"{folder} was started with {name}={found[name]!r}, this command has {value!r}: "
                 "give the same again, or another --out"
             )
     write_atomically(path, json.dumps(wanted, indent=1))
@@ -133,17 +136,13 @@ async def try_samples(
                 tried = await try_sample(fleet, ref, config, rule)
             except RolloutError as error:
                 lost.append(str(error))
-                display.warn(str(error))
+                display.warn(lost[-1])
                 if len(lost) >= max(MIN_LOST, config.train.max_lost_fraction * len(left)):
                     raise RunError(f"{len(lost)} samples were lost, the last: {error}") from error
-                continue
-            finally:
-                display.evaluation_played()
-            trials.add(tried)
-            if tried.status == "unreadable":
-                skips.add(ref, tried.reason)
             else:
-                skips.count_read()
+                trials.add(tried)
+                skips.add(ref, tried.reason) if tried.status == "unreadable" else skips.count_read()
+            display.evaluation_played()
             if time.monotonic() - told > TOLD_EVERY_S:
                 told = time.monotonic()
                 num_done = skips.num_read + len(lost)
@@ -160,28 +159,31 @@ async def try_samples(
 
 async def try_sample(fleet: Fleet, ref: SampleRef, config: Config, rule: Rule) -> Tried:
     """Roll one sample out on both views, and have all answers judged."""
-    kinds: tuple[Kind, ...] = ("always_quarter", "always_full")
-    plays = await asyncio.gather(*(_play(fleet, ref, kind, config, rule) for kind in kinds))
-    counts: list[int] = []
-    size = (0, 0)
-    for kind, played in zip(kinds, plays, strict=True):
-        if isinstance(played, SkippedSample):
-            return Tried(row=ref.row, status="unreadable", reason=played.reason)
-        size = played.full_size
-        if kind == "always_quarter" and played.episodes[0].turns[0].view == "full":
-            return Tried(row=ref.row, status="too_small", full_size=size, reason="the image is too small to quarter")
-        outcomes = await fleet.judge(played)
-        failed = next((outcome for outcome in outcomes if isinstance(outcome, NoVerdict)), None)
-        if failed is not None:
-            return Tried(row=ref.row, status="no_verdict", full_size=size, reason=failed.reason)
-        counts.append(sum(isinstance(outcome, Verdict) and outcome.is_correct for outcome in outcomes))
-    return Tried(row=ref.row, num_quarter=counts[0], num_full=counts[1], full_size=size)
+    views = (_try_view(fleet, ref, kind, config, rule) for kind in VIEWS)
+    quarter, full = await asyncio.gather(*views)
+    if isinstance(quarter, Tried):
+        return quarter
+    if isinstance(full, Tried):
+        return full
+    return Tried(row=ref.row, num_quarter=quarter[0], num_full=full[0], full_size=full[1])
 
 
-async def _play(fleet: Fleet, ref: SampleRef, kind: Kind, config: Config, rule: Rule) -> PlayedGroup | SkippedSample:
+async def _try_view(
+    fleet: Fleet, ref: SampleRef, kind: Kind, config: Config, rule: Rule
+) -> tuple[int, tuple[int, int]] | Tried:
+    """Right answers on one view, and the size of the full one; or why the sample is in no class."""
     run, num_episodes = config.run.name, rule.num_rollouts
     request = PlayRequest(ref=ref, kind=kind, greedy=False, num_episodes=num_episodes, run=run, step=0, attempt=0)
-    return (await fleet.rollouts.play(request))[0]
+    played, _ = await fleet.rollouts.play(request)
+    if isinstance(played, SkippedSample):
+        return Tried(row=ref.row, status="unreadable", reason=played.reason)
+    if kind == "always_quarter" and played.episodes[0].turns[0].view == "full":
+        return Tried(row=ref.row, status="too_small", reason="the image is too small to be quartered")
+    outcomes = await fleet.judge(played)
+    for outcome in outcomes:
+        if isinstance(outcome, NoVerdict):
+            return Tried(row=ref.row, status="no_verdict", reason=outcome.reason)
+    return sum(isinstance(outcome, Verdict) and outcome.is_correct for outcome in outcomes), played.full_size
 
 
 def drawing_order(config: Config, num_rows: int, limit: int | None) -> list[SampleRef]:
@@ -236,6 +238,8 @@ async def run_selection(
     from cluster.launch import launch_fleet
 
     started = time.monotonic()
+    flaws = model_folder_problems("model.path", config.model.path, needs_weights=config.model.load == "weights")
+    raise_all([*map(ValueError, flaws), *data_problems("data.train", config.data.train, config.data.columns)])
     dataset = Dataset.open(config.data.train, config.data.columns)
     data = replace(config.data, heldout=config.data.train)  # the only set that this command needs
     with lease(out, say=display.say):

@@ -60,8 +60,8 @@ def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = ()
         *_raised([lambda: load_prompt_style(config.model.prompt)]),
     ]
     if learns:
-        problems += _data_problems("data.train", config.data.train, config.data.columns)
-    problems += _data_problems("data.heldout", config.data.heldout, config.data.columns)
+        problems += data_problems("data.train", config.data.train, config.data.columns)
+    problems += data_problems("data.heldout", config.data.heldout, config.data.columns)
     dependent = () if problems else then
     raise_all([*problems, *_judge_problems(config.judge), *_raised([*more, *dependent])])
 
@@ -173,7 +173,8 @@ def _learner_problem(config: Config) -> str | None:
     return memory_problem(model, config.learner, in_bfloat16=config.model.dtype == "bfloat16", gpu_bytes=memory)
 
 
-def _data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
+def data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
+    """Why the data set of a setting cannot be read, with the remedy."""
     pointers: list[Path] = []
     yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:

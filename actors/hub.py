@@ -22,7 +22,7 @@ from actors.errors import DataError
 
 Kind = Literal["model", "dataset"]
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-"""No code and no pickles."""
+"""At the top of a repository: no code, no pickles, no second set of weights in a folder."""
 FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights", "export", "exports")
 """First parts of paths in a project, which are no owners of repositories."""
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -134,12 +134,18 @@ def download(name: HubName, *, out: Path | None = None, cache: Path | None = Non
         disable_progress_bars()
     with _in_one_line(name):
         commit = HfApi().resolve_revision(name.id, repo_type=name.kind, revision=name.revision, cache_dir=cache)
-        wanted, part = list(MODEL_FILES), ""
+        wanted, unwanted, part = list(MODEL_FILES), ["*/*"], ""
         if name.kind == "dataset":
             chosen = choose_files(str(name), _list_files(name, commit.resolved, cache), name.part.strip("/"))
-            wanted, part = [glob.escape(file) for file in chosen.files], chosen.path
+            wanted, unwanted, part = [glob.escape(file) for file in chosen.files], [], chosen.path
         folder = snapshot_download(
-            name.id, repo_type=name.kind, revision=commit, allow_patterns=wanted, local_dir=out, cache_dir=cache
+            name.id,
+            repo_type=name.kind,
+            revision=commit,
+            allow_patterns=wanted,
+            ignore_patterns=unwanted,
+            local_dir=out,
+            cache_dir=cache,
         )
     return os.path.join(folder, part) if part else str(folder)
 

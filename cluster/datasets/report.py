@@ -83,6 +83,7 @@ def _set_lines(key: str, figures: Mapping[str, Any]) -> Iterator[str]:
     if figures["num_too_small"]:
         yield f"  {figures['num_too_small']} pictures are too small to be quartered: shown in full at once"
     if figures["num_readable"]:
-        quarter = figures["quarter_tokens"]["mean"]
-        title = f"  visual tokens of the full view (mean {figures['full_tokens']['mean']:.0f}, quarter {quarter:.0f})"
-        yield from (f"  {line}" for line in bars(figures["full_tokens"]["histogram"], title.strip()))
+        for view in ("full", "quarter"):
+            tokens = figures[f"{view}_tokens"]
+            title = f"visual tokens of the {view} view, mean {tokens['mean']:.0f}"
+            yield from (f"  {line}" for line in bars(tokens["histogram"], title))

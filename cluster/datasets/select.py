@@ -9,11 +9,12 @@ OUT/samples.jsonl     a line for each finished sample: what a killed command goe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,8 @@ class Trials:
         return row in self.by_row and self.by_row[row].status != "no_verdict"
 
     def add(self, tried: Tried) -> None:
-        try:
+        with _told_of_disk(self._path):
             append_line(self._path, asdict(tried))
-        except OSError as error:
-            remedy = "make room, then give the same command again: it goes on"
-            raise RunError(f"{self._path} cannot be written: {error.strerror}; {remedy}") from error
         self._keep(tried)
 
     def _keep(self, tried: Tried) -> None:
@@ -90,6 +88,15 @@ class Trials:
             self.num_by_need[self._rule.need_of(self.by_row[tried.row])] -= 1
         self.by_row[tried.row] = tried
         self.num_by_need[self._rule.need_of(tried)] += 1
+
+
+@contextlib.contextmanager
+def _told_of_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room, then give the same command again: it goes on"
+        raise RunError(f"{error.filename or path} cannot be written: {error.strerror}; {remedy}") from error
 
 
 def check_settings(folder: Path, config: Config, dataset: Dataset, rule: Rule) -> None:
@@ -252,14 +259,22 @@ async def run_selection(
                 judging = fleet.judges.counters
         tried = [trials.by_row[ref.row] for ref in order if ref.row in trials.by_row]
         selected = select_balanced(tried, rule)
-        summary = {
-            **figures(tried, rule),
-            "num_lost": num_lost,
-            "num_selected": len(selected),
-            "table": str(write_selected(out, dataset, selected, config.data.train, rule)),
-            "llm_calls": judging.num_llm_calls,
-            "cost_usd": judging.cost_usd,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        write_atomically(out / SUMMARY, json.dumps(summary, indent=1))
+        counts = figures(tried, rule)
+        if not selected:
+            raise RunError(
+                f"nothing is selected: of {counts['num_judged']} judged samples the quarter view is enough for "
+                f"{counts['num_low']} and the full view is needed for {counts['num_full']}, and both are wanted; try "
+                "more rows (--rows) or a smaller --margin"
+            )
+        with _told_of_disk(out):
+            summary = {
+                **counts,
+                "num_lost": num_lost,
+                "num_selected": len(selected),
+                "table": str(write_selected(out, dataset, selected, config.data.train, rule)),
+                "llm_calls": judging.num_llm_calls,
+                "cost_usd": judging.cost_usd,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            write_atomically(out / SUMMARY, json.dumps(summary, indent=1))
     return summary

@@ -17,7 +17,13 @@ from actors.errors import DataError
 from actors.hub import HubName, download, local_copy, parse_name, pin, snapshot_of
 from tests.fake_hub import fake_hub
 
-MODEL = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "run.py": b"evil", "pytorch_model.bin": b"pickle"}
+MODEL = {
+    "config.json": b"{}",
+    "model.safetensors": b"w" * 5000,
+    "run.py": b"evil",
+    "pytorch_model.bin": b"pickle",
+    "x/y.json": b"{}",
+}
 
 
 def picture() -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,20 +12,22 @@ from rich.console import Console
 from actors.data.dataset import Dataset
 from actors.data.shapes import write_split
 from actors.episode import SampleRef, SkippedSample
-from actors.errors import RolloutError, RunError, SampleError
+from actors.errors import DataError, RolloutError, RunError, SampleError
 from actors.play import PlayRequest
 from cluster.datasets.select import (
     SAMPLES,
     Trials,
     check_settings,
     drawing_order,
+    run_selection,
     try_samples,
     write_selected,
 )
-from cluster.datasets.selection import Rule, figures, select_balanced
+from cluster.datasets.selection import Rule, Tried, figures, select_balanced
 from cluster.display import Display
 from cluster.fleet import Fleet
 from configs.load import load_config
+from configs.paths import resolve_paths
 from judge.pool import JudgePool
 from judge.verdict import Failure, Verdict
 from tests.fakes import make_episode, make_group, make_turn
@@ -198,6 +201,36 @@ def test_counts_of_other_settings_are_not_added_to(setup):
     ):
         with pytest.raises(RunError, match=told):
             check_settings(out, changed, dataset, rule)
+
+
+async def test_a_finished_selection_is_written_again_without_a_fleet_and_under_another_rule(setup, monkeypatch):
+    config, _, out = setup
+    config = resolve_paths(config)
+    display = Display(config, Console(file=io.StringIO()))
+    trials = Trials(out, Rule())
+    for row in range(NUM_ROWS):
+        trials.add(Tried(row=row, num_quarter=8 if row % 2 else 3, num_full=8, full_size=(224, 224)))
+    with pytest.raises(RunError, match=r"nothing is selected: of 40 .* for 20 .* needed for 0.*smaller --margin"):
+        await run_selection(config, out, Rule(), limit=None, display=display)
+    summary = await run_selection(config, out, Rule(margin=5, per_class=4), limit=None, display=display)
+    assert (summary["num_selected"], summary["num_full"], summary["llm_calls"]) == (8, 20, 0)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert len(Dataset.open(summary["table"])) == 8
+    with pytest.raises(DataError, match=r"data.train: /no/org/name does not exist"):
+        await run_selection(
+            replace(config, data=replace(config.data, train="/no/org/name")), out, Rule(), limit=None, display=display
+        )
+
+
+def test_a_full_disk_is_one_line(setup, monkeypatch):
+    _, _, out = setup
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cluster.datasets.select.append_line", full)
+    with pytest.raises(RunError, match=r"samples.jsonl cannot be written: No space left.*it goes on"):
+        Trials(out, Rule()).add(Tried(row=1))
 
 
 def test_a_damaged_line_is_named(setup):

@@ -128,11 +128,8 @@ def download(name: HubName, *, out: Path | None = None, cache: Path | None = Non
         DataError: in one line, what is wrong and how to get it.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    with _in_one_line(name):
+    with _in_one_line(name), _without_bars(cache is not None or not sys.stderr.isatty()):
         commit = HfApi().resolve_revision(name.id, repo_type=name.kind, revision=name.revision, cache_dir=cache)
         wanted, unwanted, part = list(MODEL_FILES), ["*/*"], ""
         if name.kind == "dataset":
@@ -161,6 +158,20 @@ def _list_files(name: HubName, commit: str, cache: Path | None) -> list[str]:
         tree = HfApi().list_repo_tree(name.id, recursive=True, revision=commit, repo_type=name.kind)
         kept = [file for file in tree if isinstance(file, RepoFile)]
     return [file.path for file in kept]
+
+
+@contextlib.contextmanager
+def _without_bars(is_quiet: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if not is_quiet or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextlib.contextmanager

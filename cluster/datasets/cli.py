@@ -46,18 +46,20 @@ def get(
     HF_HUB_OFFLINE=1 only the cache is looked at.
     """
     with report_errors():
-        from actors.data.dataset import Dataset
+        from actors.data.tables import open_rows
         from actors.hub import download, parse_name, snapshot_of
 
-        asked = parse_name("dataset", name)
+        asked = parse_name("dataset", name if "://" in name else f"hf://{name}")
         if asked is None:
             raise ValueError(f"NAME={name!r} is invalid: must be hf://org/name[@revision][/split]")
         path = download(asked, out=out)
-        num_rows = len(Dataset.open(path))
-        pinned = snapshot_of(path)
+        rows, pinned = open_rows(path), snapshot_of(path)
+        columns = [name for _, schema in list(rows.schemas.values())[:1] for name in schema.names]
         if as_json:
-            print_json({"path": path, "rows": num_rows, "revision": pinned.revision if pinned else asked.revision})
+            revision = pinned.revision if pinned else asked.revision
+            print_json({"path": path, "rows": len(rows), "columns": columns, "revision": revision})
         else:
+            warn_user(f"{len(rows)} rows with the columns {', '.join(columns)}; data.columns maps other names")
             typer.echo(path)
 
 

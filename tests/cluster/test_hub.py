@@ -99,13 +99,14 @@ def test_data_get_over_http_and_then_offline(hub, tmp_path):
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
     def get(**more):
-        command = [sys.executable, "-m", "cluster.cli", "data", "get", "hf://org/shapes/train", "--json"]
+        command = [sys.executable, "-m", "cluster.cli", "data", "get", "org/shapes/train", "--json"]
         return subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=60, check=False)
 
     done = get()
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["rows"], Path(found["path"]).name) == (6, "train.parquet")
+    assert found["columns"][:2] == ["problem", "images"]
     assert found["revision"] in found["path"]
     num_requests = len(hub.requests)
     assert json.loads(get(HF_HUB_OFFLINE="1").stdout) == found

@@ -147,7 +147,7 @@ def evaluate(
         given = [*(overrides or []), *chosen]
         run_folder = source.run if source and config == "tiny" else None
         loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-        settings = fetch_named(resolve_paths(loaded), say=warn_user)
+        settings = fetch_named(resolve_paths(loaded), keys=("model.path", "data.heldout"), say=warn_user)
         make_missing_data(settings)
         heldout = Dataset.open(settings.data.heldout, settings.data.columns)
         display = Display(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from actors.errors import DataError
@@ -10,13 +10,20 @@ from actors.hub import Kind, download, local_copy, parse_name, pin, snapshot_of
 from configs.schema import Config
 
 
-def fetch_named(config: Config, *, earlier: Config | None = None, say: Callable[[str], None]) -> Config:
+NAMES = ("model.path", "data.train", "data.heldout")
+"""Settings that may name something of the hub."""
+
+
+def fetch_named(
+    config: Config, *, keys: Collection[str] = NAMES, earlier: Config | None = None, say: Callable[[str], None]
+) -> Config:
     """The config with model and data sets as paths of this machine; names of the hub are downloaded.
 
     A path of the hub's cache holds the commit: a config that was saved with it goes on with the same commit anywhere.
 
     Args:
         config: with resolved paths.
+        keys: what the command needs; nothing else is downloaded.
         earlier: the saved config of the run that is resumed: a name without a revision stands for the commit in it.
 
     Raises:
@@ -25,6 +32,8 @@ def fetch_named(config: Config, *, earlier: Config | None = None, say: Callable[
     """
 
     def fetched(key: str, kind: Kind, path: str, pinned: tuple[str, ...]) -> str:
+        if key not in keys:
+            return path
         name = parse_name(kind, path)
         try:
             if name is None:

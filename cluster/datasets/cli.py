@@ -150,7 +150,8 @@ def select(
         rule = Rule(num_rollouts=rollouts, margin=margin, per_class=per_class)
         if rows is not None and rows < 1:
             raise ValueError(f"--rows={rows} is invalid: must be at least 1")
-        settings = fetch_named(resolve_paths(load_config(config, overrides or [])), say=warn_user)
+        wanted = ("model.path", "data.train")
+        settings = fetch_named(resolve_paths(load_config(config, overrides or [])), keys=wanted, say=warn_user)
         make_missing_data(settings)
         summary = run_async(run_selection(settings, out.absolute(), rule, limit=rows, display=Display(settings)))
         for line in bars(summary["histogram"], "right at full - right at quarter"):

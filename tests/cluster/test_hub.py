@@ -75,6 +75,13 @@ def test_the_commit_is_part_of_the_identity(hub):
     assert identify(resolve_paths(load_config("tiny")), Rows()).revisions == {}
 
 
+def test_only_what_a_command_needs_is_downloaded(hub):
+    config = fetch_named(resolve_paths(load_config("tiny", NAMED)), keys=("model.path",), say=lambda _: None)
+    assert snapshot_of(config.model.path)
+    assert config.data.train == "hf://org/shapes/train"
+    assert not any("shapes" in request for request in hub.requests)
+
+
 def test_a_path_stays_and_what_is_missing_names_its_setting(hub, tmp_path):
     local = fetched(["data.train=train.parquet", "data.heldout=train.parquet"])
     assert local.data.train == str(tmp_path / "train.parquet")

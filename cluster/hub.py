@@ -9,7 +9,6 @@ from actors.errors import DataError
 from actors.hub import Kind, download, local_copy, parse_name, pin, snapshot_of
 from configs.schema import Config
 
-
 NAMES = ("model.path", "data.train", "data.heldout")
 """Settings that may name something of the hub."""
 

@@ -131,7 +131,9 @@ def _column(path: str, schemas: Schemas, names: Sequence[str]) -> str:
     having = {file: any(name in schema.names for name in names) for file, schema in schemas.values()}
     if not any(having.values()):
         found = ", ".join(next(iter(schemas.values()))[1].names) or "none"
-        raise DataError(f"{path} has no column {wanted}: its columns are {found}; rename the intended one")
+        raise DataError(
+            f"{path} has no column {wanted}: its columns are {found}; rename the intended one, or name it in data.columns"
+        )
     found = "; ".join(f"{file} has {', '.join(schema.names)}" for file, schema in _two_unlike(schemas, names))
     raise DataError(f"{path} has no column {wanted} that all of its files share ({found}): give them the same columns")
 

@@ -132,7 +132,7 @@ def _column(path: str, schemas: Schemas, names: Sequence[str]) -> str:
     if not any(having.values()):
         found = ", ".join(next(iter(schemas.values()))[1].names) or "none"
         raise DataError(
-            f"{path} has no column {wanted}: its columns are {found}; rename the intended one, or name it in data.columns"
+            f"{path} has no column {wanted}: its columns are {found}; rename one, or name it in data.columns"
         )
     found = "; ".join(f"{file} has {', '.join(schema.names)}" for file, schema in _two_unlike(schemas, names))
     raise DataError(f"{path} has no column {wanted} that all of its files share ({found}): give them the same columns")

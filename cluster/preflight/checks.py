@@ -14,6 +14,7 @@ from pathlib import Path
 
 from actors.data.dataset import Dataset
 from actors.errors import DataError, RunError, VisionThinkError
+from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
     SharedMemory,
@@ -28,14 +29,13 @@ from cluster.preflight.model_files import (
     chat_problem,
     find_lfs_pointers,
     length_problem,
-    looks_like_hub_id,
     model_folder_problems,
     read_json,
     weight_bytes,
 )
 from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
-from configs.schema import Config
+from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
 from learner.memory import memory_problem
 
@@ -60,8 +60,8 @@ def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = ()
         *_raised([lambda: load_prompt_style(config.model.prompt)]),
     ]
     if learns:
-        problems += _data_problems("data.train", config.data.train)
-    problems += _data_problems("data.heldout", config.data.heldout)
+        problems += data_problems("data.train", config.data.train, config.data.columns)
+    problems += data_problems("data.heldout", config.data.heldout, config.data.columns)
     dependent = () if problems else then
     raise_all([*problems, *_judge_problems(config.judge), *_raised([*more, *dependent])])
 
@@ -173,14 +173,15 @@ def _learner_problem(config: Config) -> str | None:
     return memory_problem(model, config.learner, in_bfloat16=config.model.dtype == "bfloat16", gpu_bytes=memory)
 
 
-def _data_problems(key: str, path: str) -> Iterator[Exception]:
+def data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
+    """Why the data set of a setting cannot be read, with the remedy."""
     pointers: list[Path] = []
     yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in _raised([lambda: Dataset.open(path)]):
+    for error in _raised([lambda: Dataset.open(path, columns)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 
@@ -190,7 +191,7 @@ def _hub_remedy(path: str) -> str:
     name = os.path.relpath(file)
     if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
         return ""
-    return f"; to download it from the Hugging Face Hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+    return f"; for the data set of that name on the Hugging Face Hub: hf://{name}"
 
 
 def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:

@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import InterruptedCallError, LearnerError, RankLostError, VisionThinkError, root_cause
+from actors.hub import local_copy
 from actors.images import View_HW3, ViewSpec
 from actors.weights.layout import SentWeights, WeightLink
 from cluster.records.events import Event, OnEvent
@@ -73,6 +74,7 @@ class RankHost:
     def __init__(self, learner: LearnerConfig, model: ModelConfig, data: DataConfig, **settings: Any) -> None:
         from learner.worker import LearnerRank
 
+        model = replace(model, path=local_copy(model.path))
         self._rank = LearnerRank(learner, model, **settings)
         spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
         self._reader = PictureReader(spec, data)

@@ -26,7 +26,7 @@ def test_the_default_is_the_tiny_run_and_equals_the_schema():
 
 
 def test_the_7b_config_has_the_papers_settings():
-    config = load_config("visionthink_7b")
+    config = load_config("visionthink_7b_4x8gpu")
     assert (config.train.prompts_per_step, config.learner.prompts_per_mini_batch) == (512, 32)
     assert (config.rollout.group_size, config.rollout.temperature) == (16, 1.0)
     assert (config.learner.learning_rate, config.learner.kl_coefficient) == (1e-6, 0.001)
@@ -41,7 +41,7 @@ def test_the_7b_config_has_the_papers_settings():
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
-    config = load_config("visionthink_7b", ["train.num_steps=7", "reward.penalty=never", "train.num_steps=8"])
+    config = load_config("visionthink_7b_4x8gpu", ["train.num_steps=7", "reward.penalty=never", "train.num_steps=8"])
     assert (config.train.num_steps, config.reward.penalty) == (8, "never")
     assert config.train.prompts_per_step == 512
 
@@ -204,7 +204,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 def test_a_missing_file_is_refused_with_the_shipped_names():
-    with pytest.raises(ValueError, match="visionthink_7b"):
+    with pytest.raises(ValueError, match="visionthink_7b_4x8gpu"):
         load_config("visionthink_70b")
 
 

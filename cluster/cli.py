@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from actors.errors import DataError
 from cluster.checkpoint_cli import checkpoint_app, export
+from cluster.config_cli import show_config, show_version
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
+from cluster.planning.cli import plan
 from cluster.preflight.environment import fix_wheel_tags
 from cluster.shell import (
     ConfigName,
@@ -29,7 +30,7 @@ from cluster.shell import (
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
-from configs.load import describe_fields, load_config, load_saved, to_yaml
+from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
 
@@ -46,6 +47,9 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.add_typer(cluster_app, name="cluster")
+app.callback()(show_version)
+app.command(name="config")(show_config)
+app.command()(plan)
 app.command()(status)
 app.command()(scale)
 
@@ -215,32 +219,6 @@ def warmstart(
             console.print(f"{name:40} {figure:.3f}", highlight=False)
         if as_json:
             print_json(dict(figures))
-
-
-@app.command(name="config")
-def show_config(
-    overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    fields: Annotated[bool, typer.Option(help="List all settings with type, default and meaning instead.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Print the merged config of a run, or with --fields the reference of all settings."""
-    with report_errors():
-        if fields:
-            from rich.table import Table
-
-            table = Table("setting", "type", "default", "meaning")
-            for field in describe_fields():
-                table.add_row(field.key, field.type, field.default, field.doc)
-            Console().print(table)
-            return
-        settings = load_config(config, overrides or [])
-        if as_json:
-            from dataclasses import asdict
-
-            print_json(asdict(settings))
-        else:
-            typer.echo(to_yaml(settings), nl=False)
 
 
 @app.command()

@@ -5,20 +5,19 @@ from copy import copy
 from dataclasses import replace
 
 from cluster.manifests.render import Request, default_target
+from cluster.planning.models import published_model
 from configs.learner import LearnerConfig
 from configs.load import load_config
 from configs.paths import ROOT
 from configs.schema import Config, RolloutConfig
 from learner.memory import ModelShape, read_shape
-from tests.bench.model_shape import TEXT, VISION
 
 TINY = read_shape(json.loads((ROOT / "configs" / "tiny" / "config.json").read_text()))
 NFS = {"nfs": "fs.internal:/vt", "project": "some-project"}
 
 
 def published_shape(size: str) -> ModelShape:
-    vision = {**VISION, "spatial_merge_size": 2, "in_channels": 3, "temporal_patch_size": 2, "patch_size": 14}
-    return read_shape({"text_config": TEXT[size], "vision_config": vision})
+    return read_shape(published_model(size))
 
 
 def with_sizes(config: Config, workers: int | str, ranks: int | str) -> Config:

@@ -240,15 +240,22 @@ def compare(
     out: Annotated[Path, typer.Option(help="Output PNG.")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
-    """Plot tool-call rate and accuracy of several runs over steps (Fig. 3a of the paper)."""
+    """Plot several runs over steps (as in Fig. 3a of the paper), and print their last held-out figures."""
     with report_errors():
-        from cluster.records.plots import plot_penalties
+        from rich.table import Table
 
-        plot_penalties(runs, [run.name for run in runs], out)
+        from cluster.records.compare import heldout_figures, plot_runs
+
+        plot_runs(runs, out)
+        found = heldout_figures(runs)
         if as_json:
-            print_json({"picture": str(out)})
-        else:
-            typer.echo(str(out))
+            print_json({"picture": str(out), "heldout": found})
+            return
+        table = Table("run", *next(iter(found.values())), title="held-out, last evaluation")
+        for label, figures in found.items():
+            table.add_row(label, *("-" if figure is None else f"{figure:.4g}" for figure in figures.values()))
+        console.print(table)
+        typer.echo(str(out))
 
 
 add_job_commands(app)

@@ -98,8 +98,8 @@ def _engine_problems(shape: ModelShape, widths: ModelWidths, spec: ViewSpec, con
     least = engine.parts["weights"] + engine.parts["activations"] + kv_bytes(shape, config) * rollout.max_model_len
     if least > engine.room:
         yield (
-            f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} leaves an engine {engine.room / GIB:.0f} GiB, "
-            f"and weights, activations and one turn of rollout.max_prompt_tokens + rollout.max_turn_tokens="
+            f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} leaves an engine {engine.room / GIB:.0f} GiB "
+            f"where weights, activations and one turn of rollout.max_prompt_tokens + rollout.max_turn_tokens="
             f"{rollout.max_model_len} need {least / GIB:.0f}: {_engine_remedy(least, config, gpu)}"
         )
     per_gpu = min(1.0, rollout.num_gpus)

@@ -1,4 +1,4 @@
-"""What a run takes on a machine: memory by process, seconds by stage, bytes per weight sync, cost of the judge. Pure."""
+"""What a run takes on a machine: memory by process, seconds by stage, bytes per sync, cost of the judge. Pure."""
 
 from __future__ import annotations
 
@@ -121,8 +121,7 @@ def make_plan(
         turn_tokens: generated per turn, on average.
         judge_prompt: text of an LLM judge's prompt without the answer.
     """
-    shape, widths = read_shape(model), ModelWidths.from_config(model)
-    vision = model["vision_config"]
+    shape, vision = read_shape(model), model["vision_config"]
     spec = ViewSpec(
         patch_size=vision["patch_size"],
         merge_size=vision["spatial_merge_size"],
@@ -132,18 +131,7 @@ def make_plan(
     work = workload_of(
         config, style, pixels=pixels, turn_tokens=turn_tokens, ask_share=ask_share, token_side=spec.token_side
     )
-    processes: list[Process] = []
-    counts: list[int] = []
-    num_kept, found = shape.text.depth, []
-    if gpu is not None:
-        found = list(problems(shape, widths, spec, config, gpu))
-        if config.rollout.num_gpus:
-            processes.append(engine_process(shape, widths, spec, config, gpu))
-            counts.append(config.rollout.workers.minimum * config.rollout.tensor_parallel_size)
-        if config.learner.num_gpus:
-            rank, num_kept = rank_process(shape, config, gpu, work)
-            processes.append(rank)
-            counts.append(config.learner.ranks.minimum)
+    members, num_kept, found = _gpu_members(config, model, spec, gpu, work)
     held = math.inf if held_gpus is None else held_gpus
     if lacking := capacity_problem(config, {"CPU": math.inf, "GPU": held}):
         found.append(f"{lacking}: lower rollout.num_workers or learner.num_ranks, or choose another config")
@@ -151,8 +139,8 @@ def make_plan(
         gpu=gpu,
         num_gpus=place(config).least(config).num_gpus,
         work=work,
-        processes=tuple(processes),
-        counts=tuple(counts),
+        processes=tuple(process for process, _ in members),
+        counts=tuple(count for _, count in members),
         host_gib={team.name: team.member.memory_gib for team in teams(config, shape)},
         sync_bytes=item_size(config) * shape.num_parameters,
         transport=config.transport,
@@ -163,6 +151,23 @@ def make_plan(
         judge=_judge_cost(config, work, judge_prompt),
         problems=tuple(found),
     )
+
+
+def _gpu_members(
+    config: Config, model: Mapping[str, Any], spec: ViewSpec, gpu: Gpu | None, work: Workload
+) -> tuple[list[tuple[Process, int]], int, list[str]]:
+    """The processes on GPUs with their numbers, layers whose activations the learner keeps, and why it does not fit."""
+    shape, widths = read_shape(model), ModelWidths.from_config(model)
+    if gpu is None:
+        return [], shape.text.depth, []
+    members, num_kept = [], shape.text.depth
+    if config.rollout.num_gpus:
+        num_engines = config.rollout.workers.minimum * config.rollout.tensor_parallel_size
+        members.append((engine_process(shape, widths, spec, config, gpu), num_engines))
+    if config.learner.num_gpus:
+        rank, num_kept = rank_process(shape, config, gpu, work)
+        members.append((rank, config.learner.ranks.minimum))
+    return members, num_kept, list(problems(shape, widths, spec, config, gpu))
 
 
 def _judge_cost(config: Config, work: Workload, prompt: str) -> JudgeCost | None:
@@ -191,10 +196,11 @@ def plan_lines(plan: RunPlan) -> Sequence[str]:
         lines.append("Seconds of a step: unknown, as only the memory of the GPU is given (--gpu NAME)")
     else:
         time = plan.time
+        parts = ("vision", "reference", "learn", "optimizer")
+        update = ", ".join(f"{name} {getattr(time, f'{name}_s'):.1f}" for name in parts)
         lines.append(
-            f"A step: {plan.step_s:.1f} s (play {time.play_s:.1f}, update {time.update_s:.1f}: vision "
-            f"{time.vision_s:.1f}, reference {time.reference_s:.1f}, forward and backward {time.learn_s:.1f}, optimizer "
-            f"{time.optimizer_s:.1f}; publish {time.publish_s:.2f}{'; play and update overlap' * plan.overlaps})"
+            f"A step: {plan.step_s:.1f} s (play {time.play_s:.1f}; update {time.update_s:.1f}: {update}; publish "
+            f"{time.publish_s:.2f}{'; play and update overlap' * plan.overlaps})"
         )
     if plan.judge:
         cost = f"{plan.judge.usd:.2f} USD" if plan.judge.usd else "no price set (judge.llm.prompt_price, reply_price)"

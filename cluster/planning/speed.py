@@ -1,7 +1,7 @@
 """Seconds of a step by stage, from a workload, a model's shape and a GPU. Pure.
 
-Rates are those of a few measured runs of `docs/benchmarks.md`; `tests/cluster/planning/test_measured.py` says which, and
-holds the estimates against others. On GPUs that were not measured they are a guess.
+Rates are those of a few measured runs of `docs/benchmarks.md`; `tests/cluster/planning/test_measured.py` says which,
+and holds the estimates against others. On GPUs that were not measured they are a guess.
 """
 
 from __future__ import annotations

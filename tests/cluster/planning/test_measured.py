@@ -1,4 +1,4 @@
-"""The estimates of `visionthink plan` against measured runs of docs/benchmarks.md: memory within 15 %, time within 30 %.
+"""The estimates of `visionthink plan` against runs of docs/benchmarks.md: memory within 15 %, time within 30 %.
 
 `source` is a passage of that page. The constants of `cluster/planning/speed.py` were fitted to the rows of CALIBRATED
 (3B on two H200 by stage, the host's Adam of the 4-megapixel run, one update of 64 episodes, the medians of the tiny
@@ -70,8 +70,8 @@ SHARED = ("rollout.num_gpus=0.38", "learner.num_gpus=0.62", "learner.max_tokens_
 ALONE = (*GPU_3B, "learner.kl_coefficient=0", "learner.max_tokens_per_vision_pass=2048")
 TWO_RANKS = (*GPU_3B, "learner.kl_coefficient=0", "learner.num_ranks=2")
 SMALL_PICTURES = work(187, 356)
-"""Of `tests.bench.zero_stages`: means of its sizes (64, 256 and 240 tokens) and of its replies (50 to 900 words, of which
-three quarters are said)."""
+"""Of `tests.bench.zero_stages`: means of its sizes (64, 256 and 240 tokens) and of its replies (50 to 900 words, of
+which three quarters are said)."""
 
 CALIBRATED = [
     Run(
@@ -117,8 +117,8 @@ TESTED = [
     ),
     Run(
         name="the shipped configuration with 4-megapixel pictures",
-        source="play 11.0 s, update 30.7 s (vision 9.9 s, reference 3.5 s, forward and backward 6.0 s, optimizer on the "
-        "host 11.2 s), publish 0.046 s; 23,633 tokens/s learned, peak 94.9 GiB",
+        source="play 11.0 s, update 30.7 s (vision 9.9 s, reference 3.5 s, forward and backward 6.0 s, optimizer on "
+        "the host 11.2 s), publish 0.046 s; 23,633 tokens/s learned, peak 94.9 GiB",
         work=MEGAPIXELS_4,
         settings=(),
         config="visionthink_3b_2gpu",

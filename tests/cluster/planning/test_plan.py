@@ -38,7 +38,7 @@ def test_every_ready_config_fits_its_machine(name):
         (["--config", "visionthink_3b_2gpu", "--gpu", "a100-40", "learner.offload_optimizer=false"], "learner.offload"),
         (["--config", "visionthink_7b_8gpu", "learner.zero_stage=2", "learner.num_ranks=2"], "learner."),
         (["--config", "visionthink_7b_8gpu", "rollout.gpu_memory_fraction=0.2"], "rollout.gpu_memory_fraction="),
-        (["--config", "visionthink_7b_8gpu", "rollout.gpu_memory_fraction=0.9", "--gpu-memory", "16"], "rollout.tensor"),
+        (["--config", "visionthink_7b_8gpu", "rollout.gpu_memory_fraction=0.9", "--gpu-memory", "16"], "rollout.tens"),
         (["--config", "visionthink_3b_1gpu", "rollout.gpu_memory_fraction=0.9"], "rollout.gpu_memory_fraction="),
         (["--config", "visionthink_3b_1gpu", "--gpu", "h200", "learner.offload_optimizer=false",
           "rollout.gpu_memory_fraction=0.38", "learner.num_gpus=0.6", "learner.max_tokens_per_vision_pass=4096"],

@@ -222,6 +222,23 @@ def warmstart(
 
 
 @app.command()
+def doctor(overrides: Overrides = None, config: ConfigName = "tiny", as_json: Json = False) -> None:
+    """Check this machine and a config before a run: versions, GPUs, ports, Ray, data, judge, disk. Needs no GPU.
+
+    Prints one line per check, with the remedy where something is wrong, and ends with exit code 1 on an error.
+    With an LLM judge it asks for ten verdicts.
+    """
+    with report_errors():
+        from cluster.preflight.doctor import doctor_items, examine
+        from cluster.preflight.show import show_findings
+
+        settings = resolve_paths(load_config(config, overrides or []))
+        items = doctor_items(settings, makes_data=missing_shapes(settings.data) is not None)
+        if show_findings(examine(items), as_json=as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
     """Regenerate report.html of a run: curves, and episodes with their images."""
     with report_errors():

@@ -64,7 +64,7 @@ def view_problems(
 
 def _features(processor: Any, shown: ShownImage) -> int:
     grid = processor(images=[shown.picture], return_tensors="np")["image_grid_thw"]
-    return int(grid.prod()) // processor.merge_size**2
+    return int(grid.prod() // processor.merge_size**2)
 
 
 def _processor(path: str, max_pixels: int) -> Any:

@@ -1,9 +1,9 @@
 """The estimates of `visionthink plan` against runs of docs/benchmarks.md: memory within 15 %, time within 30 %.
 
-`source` is a passage of that page. The constants of `cluster/planning/speed.py` were fitted to the rows of CALIBRATED
-(3B on two H200 by stage, the host's Adam of the 4-megapixel run, one update of 64 episodes, the medians of the tiny
-run, one weight sync of each transport); the rows of TESTED were not looked at for that. No constant of the memory model
-was fitted to any of these rows but the width of a vision pass (`test_memory.py`).
+`source` is a passage of that page. The constants of `cluster/planning/speed.py` were fitted to the rows of CALIBRATED,
+to the host's Adam of the 4-megapixel run and to one weight sync of each transport; nothing was fitted to the rows of
+TESTED. No constant of the memory model was fitted to any row but the width of a vision pass (`test_memory.py`). Left
+out: 102 GiB without gradient checkpointing, of an earlier tree that made micro-batches in another way.
 """
 
 import json

@@ -87,7 +87,7 @@ def _tables(plan: RunPlan) -> list[Table | str]:
         return ["On CPUs: engines and ranks share cores, and take host memory alone"]
     title = f"On {plan.num_gpus:g} x {plan.gpu.name}"
     table = Table("process", "number", "GiB of GPU memory", "of", "made of", title=title, title_justify="left")
-    for process, count in zip(plan.processes, plan.counts, strict=True):
+    for process, count in plan.members:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in process.parts.items() if size)
         note = f" ({process.note})" if process.note else ""
         total, room = f"{process.total / GIB:.1f}", f"{process.room / GIB:.1f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learner.memory import GIB
 
@@ -56,12 +56,4 @@ def find_gpu(name: str | None, memory_gib: float | None) -> Gpu:
         assert memory_gib is not None, "the command gives one of the two"
         return Gpu(name=f"{memory_gib:g} GiB", memory_gib=memory_gib, tflops=None)
     known = GPUS[name]
-    if memory_gib is None:
-        return known
-    return Gpu(
-        name=known.name,
-        memory_gib=memory_gib,
-        tflops=known.tflops,
-        memory_gb_s=known.memory_gb_s,
-        link_gb_s=known.link_gb_s,
-    )
+    return known if memory_gib is None else replace(known, memory_gib=memory_gib)

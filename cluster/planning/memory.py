@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
 from actors.images import ViewSpec
@@ -32,6 +33,11 @@ class Process:
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    def figures(self) -> dict[str, Any]:
+        """For `--json`, in GiB."""
+        parts = {name: size / GIB for name, size in self.parts.items()}
+        return {"name": self.name, "gib": parts, "total_gib": self.total / GIB, "room_gib": self.room / GIB}
 
 
 def item_size(config: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from actors.engine.budget import ModelWidths
@@ -17,7 +17,7 @@ from cluster.planning.speed import StepTime, step_time
 from cluster.planning.workload import CHARACTERS_PER_TOKEN, Workload, workload_of
 from cluster.runtime.placement import capacity_problem, place
 from configs.schema import Config
-from learner.memory import GIB, read_shape
+from learner.memory import read_shape
 
 UNDECIDED_SHARE = 0.71
 """Of the answers, which rules in front of an LLM leave to it (`docs/benchmarks.md`, the rules as a judge: 0.288)."""
@@ -42,9 +42,8 @@ class RunPlan:
     num_gpus: float
     """That the run takes at its smallest size."""
     work: Workload
-    processes: tuple[Process, ...]
-    counts: tuple[int, ...]
-    """How many there are of each."""
+    members: tuple[tuple[Process, int], ...]
+    """The processes on GPUs, and how many there are of each."""
     host_gib: Mapping[str, float]
     """Host memory of one member, by kind."""
     sync_bytes: int
@@ -67,34 +66,18 @@ class RunPlan:
 
     def figures(self) -> dict[str, Any]:
         """The output of `--json`: memory in GiB, times in seconds."""
-        stages = ("play_s", "vision_s", "reference_s", "learn_s", "optimizer_s", "update_s", "publish_s")
         return {
             "fits": not self.problems,
-            "problems": list(self.problems),
+            "problems": self.problems,
             "gpu": self.gpu.name if self.gpu else None,
             "num_gpus": self.num_gpus,
-            "processes": [
-                {
-                    "name": process.name,
-                    "count": count,
-                    "gib": {name: round(size / GIB, 2) for name, size in process.parts.items()},
-                    "total_gib": round(process.total / GIB, 2),
-                    "room_gib": round(process.room / GIB, 2),
-                }
-                for process, count in zip(self.processes, self.counts, strict=True)
-            ],
-            "host_gib": {name: round(gib, 1) for name, gib in self.host_gib.items()},
+            "processes": [process.figures() | {"count": count} for process, count in self.members],
+            "host_gib": self.host_gib,
             "sync": {"bytes": self.sync_bytes, "transport": self.transport},
-            "step": {name: round(getattr(self.time, name), 4) for name in stages} if self.time else None,
-            "step_s": None if self.step_s is None else round(self.step_s, 3),
-            "judge": {name: getattr(self.judge, name) for name in JudgeCost.__dataclass_fields__}
-            if self.judge
-            else None,
-            "assumed": {
-                "visual_tokens": self.work.visual_tokens,
-                "turn_tokens": self.work.turn_tokens,
-                "asks": self.work.ask_share,
-            },
+            "step": asdict(self.time) | {"update_s": self.time.update_s} if self.time else None,
+            "step_s": self.step_s,
+            "judge": asdict(self.judge) if self.judge else None,
+            "assumed": asdict(self.work),
         }
 
 
@@ -139,8 +122,7 @@ def make_plan(
         gpu=gpu,
         num_gpus=place(config).least(config).num_gpus,
         work=work,
-        processes=tuple(process for process, _ in members),
-        counts=tuple(count for _, count in members),
+        members=tuple(members),
         host_gib={team.name: team.member.memory_gib for team in teams(config, shape)},
         sync_bytes=item_size(config) * shape.num_parameters,
         transport=config.transport,

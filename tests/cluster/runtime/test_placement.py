@@ -18,17 +18,17 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_what_it_has():
         r"rollout.num_workers=64.*need 32.5 CPUs, the cluster has 2", str(capacity_problem(config, {"CPU": 2.0}))
     )
     assert re.search(
-        "GPUs, the cluster has 0", str(capacity_problem(load_config("visionthink_7b", []), {"CPU": 999.0}))
+        "GPUs, the cluster has 0", str(capacity_problem(load_config("visionthink_7b_4x8gpu", []), {"CPU": 999.0}))
     )
 
 
 def test_the_paper_run_takes_four_nodes_of_eight():
-    config = load_config("visionthink_7b", [])
+    config = load_config("visionthink_7b_4x8gpu", [])
     assert place(config).total(config).num_gpus == 32
 
 
 def test_gpus_of_an_llm_judge_count_and_are_named():
-    config = load_config("visionthink_7b", [])
+    config = load_config("visionthink_7b_4x8gpu", [])
     llm = replace(config.judge.llm, model="judge")
     judge = replace(config.judge, chain=("rules", "cluster"), llm=llm)
     assert place(config).total(replace(config, judge=judge)).num_gpus == 33

@@ -11,7 +11,7 @@ import typer
 from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.config_cli import show_config, show_version
 from cluster.datasets.cli import data_app
-from cluster.datasets.shipped import make_missing_data
+from cluster.datasets.shipped import make_missing_data, missing_shapes
 from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job

@@ -15,21 +15,12 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
+from learner.hf_files import name_in_files
 from learner.sync.resident import ResidentWeights, find_resident
 from learner.sync.transports import SendingEnd, open_end
 
-RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
-"""Of a parameter in memory, and in the checkpoint."""
 CACHED_BYTES = 16 << 20
 """Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
-
-
-def checkpoint_name(name: str) -> str:
-    """Name of a parameter of Qwen2_5_VLForConditionalGeneration in a Hugging Face checkpoint."""
-    for prefix, renamed in RENAMED_PREFIXES:
-        if name.startswith(prefix):
-            return renamed + name.removeprefix(prefix)
-    return name
 
 
 class WeightSender:
@@ -45,7 +36,7 @@ class WeightSender:
         self._bucket_bytes = bucket_bytes
         kind = str(dtype).removeprefix("torch.")
         self._tensors = [
-            TensorSpec(name=checkpoint_name(name), dtype=kind, shape=tuple(map(int, shape)))
+            TensorSpec(name=name_in_files(name), dtype=kind, shape=tuple(map(int, shape)))
             for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
@@ -156,7 +147,7 @@ def _filled(
     """(index, memory) of each bucket once all its tensors are in it. What the iterable gives is read at once."""
     index, bucket = 0, end.bucket(0)
     for slot, (name, parameter) in zip(layout.slots, parameters, strict=True):
-        assert checkpoint_name(name) == slot.tensor.name, "parameters come in the order of the layout"
+        assert name_in_files(name) == slot.tensor.name, "parameters come in the order of the layout"
         if slot.bucket != index:
             yield index, bucket
             index, bucket = slot.bucket, end.bucket(slot.bucket)

@@ -46,7 +46,7 @@ MAY_CHANGE = (
     "rollout.enforce_eager", "learner.num_ranks", "learner.num_gpus", "learner.num_threads", "learner.zero_stage",
     "learner.param_persistence_threshold", "learner.offload_optimizer", "learner.offload_reference", "learner.stream",
     "learner.max_tokens_per_micro_batch", "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing",
-    "learner.num_spares", "learner.copy_state", "learner.max_skipped_updates", "judge.min_replicas",
+    "learner.num_spares", "learner.copy_state", "learner.compile", "learner.max_skipped_updates", "judge.min_replicas",
     "judge.max_replicas", "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share",
     "judge.canary_alarm", "judge.canary_stop", "judge.chain",
 )  # fmt: skip

@@ -128,6 +128,11 @@ class LearnerConfig:
         """`num_ranks`, parsed."""
         return parse_range("learner.num_ranks", self.num_ranks)
 
+    @property
+    def shards_reference(self) -> bool:
+        """Whether a reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
+        return self.kl_coefficient > 0 and (self.zero_stage == 3 or self.offload_reference)
+
 
 Transport = Literal["shared_memory", "nccl", "ipc"]
 InFlight = Literal["drain", "keep", "recompute"]

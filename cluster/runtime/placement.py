@@ -57,12 +57,6 @@ def place(config: Config) -> Placement:
     )
 
 
-def check_capacity(config: Config, available: Mapping[str, float]) -> None:
-    """Raise ValueError if these resources cannot hold what the run needs at least."""
-    if (problem := capacity_problem(config, available)) is not None:
-        raise ValueError(f"{problem}: reduce them or add nodes")
-
-
 def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:
     """What is missing for the run to start at its smallest size; None if nothing is."""
     needed = place(config).least(config)

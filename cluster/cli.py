@@ -29,6 +29,7 @@ from cluster.shell import (
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
+from cluster.viewer.cli import report, view
 from configs.load import describe_fields, load_config, load_saved, to_yaml
 from configs.paths import resolve_paths
 from configs.schema import Config, DataConfig
@@ -48,6 +49,8 @@ app.command()(export)
 app.add_typer(cluster_app, name="cluster")
 app.command()(status)
 app.command()(scale)
+app.command()(view)
+app.command()(report)
 
 DEFAULT_SHAPES = Path("data/shapes")
 """The default data set, which `train` generates when it is missing."""
@@ -241,19 +244,6 @@ def show_config(
             print_json(asdict(settings))
         else:
             typer.echo(to_yaml(settings), nl=False)
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
-    """Regenerate report.html of a run: curves, and episodes with their images."""
-    with report_errors():
-        from cluster.records.report import write_report
-
-        path = str(write_report(run))
-        if as_json:
-            print_json({"report": path})
-        else:
-            typer.echo(path)
 
 
 @app.command()

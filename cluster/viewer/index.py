@@ -1,0 +1,182 @@
+"""The episodes of a run in memory, without their turns: read from its Parquet files, and kept up with a live run.
+
+Texts and tokens of the turns stay on disk until somebody opens an episode.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.records.episodes import EPISODES
+from cluster.records.reading import Row
+
+SETS = {"training": "episodes", "heldout": "heldout"}
+"""Set to its folder below the run."""
+CHECK_S = 1.0
+"""Files are looked at again after this time."""
+NUM_READERS = 4
+FLAT = tuple(name for name in EPISODES.names if name != "turns")
+LEAVES = (
+    "turns.list.element.view",
+    "turns.list.element.num_visual_tokens",
+    "turns.list.element.version_spans.list.element.num_tokens",
+)
+"""All that is read of the turns: a leaf of a Parquet file is read without its neighbours."""
+TABLE = """
+CREATE TABLE episodes AS SELECT *, 0 AS visual_tokens, 0 AS full_tokens, 0::BIGINT AS generated_tokens,
+  0 AS direct_right, 0 AS full_right, 0 AS group_size FROM arriving LIMIT 0;
+ALTER TABLE episodes DROP COLUMN turns;
+CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
+"""
+# A quarter view has exactly a quarter of the full view's tokens, and one too small to quarter is shown full at once.
+INSERT = """
+INSERT INTO episodes SELECT * EXCLUDE (turns),
+  list_sum(list_transform(turns, lambda t: t.num_visual_tokens)),
+  turns[1].num_visual_tokens * CASE turns[1].view WHEN 'quarter' THEN 4 ELSE 1 END,
+  list_sum(list_transform(turns, lambda t: list_sum(list_transform(t.version_spans, lambda s: s.num_tokens)))),
+  count(*) FILTER (is_correct AND NOT asked AND turns[1].view = 'quarter') OVER same_sample,
+  count(*) FILTER (is_correct AND (asked OR turns[1].view = 'full')) OVER same_sample,
+  count(*) OVER same_sample
+FROM arriving WINDOW same_sample AS (PARTITION BY set, file, sample)
+"""
+DISPUTED = """
+INSERT INTO disputed SELECT question, reference, coalesce(answer, '') AS given FROM episodes
+WHERE is_correct IS NOT NULL GROUP BY question, reference, given HAVING bool_or(is_correct) AND bool_or(NOT is_correct)
+"""
+
+Stamp = tuple[int, int]
+"""Time of the last change in ns, and size: what tells a file from its successor."""
+
+
+class EpisodeIndex:
+    """Table `episodes` of one run, for any number of threads."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.unreadable: dict[str, str] = {}
+        """Files that are damaged or half copied, with the reason; they are tried again when they change."""
+        self._con = duckdb.connect(":memory:", config={"threads": 2, "enable_external_access": False})
+        self._files: dict[tuple[str, str], Stamp] = {}
+        self._lock = threading.Lock()
+        self._checked_at = float("-inf")
+        self._con.register("arriving", _empty())
+        self._con.execute(TABLE)
+        self._con.unregister("arriving")
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection to the table as it is now, for one thread."""
+        with self._lock:
+            if time.monotonic() - self._checked_at > CHECK_S:
+                self._refresh()
+                self._checked_at = time.monotonic()
+            return self._con.cursor()
+
+    def _refresh(self) -> None:
+        found = _files_of(self.run)
+        if found == self._files:
+            return
+        gone = [key for key, stamp in self._files.items() if found.get(key) != stamp]
+        new = [key for key, stamp in found.items() if self._files.get(key) != stamp]
+        self.unreadable = {name: why for name, why in self.unreadable.items() if name in {f"{s}/{f}" for s, f in found}}
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            tables = list(readers.map(lambda key: self._read(*key), new))
+        arrived = [table for table in tables if table is not None]
+        self._con.begin()
+        self._con.executemany("DELETE FROM episodes WHERE set = ? AND file = ?", gone) if gone else None
+        if arrived:
+            self._con.register("arriving", pa.concat_tables(arrived))
+            self._con.execute(INSERT)
+            self._con.unregister("arriving")
+        self._con.execute("DELETE FROM disputed")
+        self._con.execute(DISPUTED)
+        self._con.commit()
+        self._files = found
+
+    def _read(self, of_set: str, file: str) -> pa.Table | None:
+        name = f"{of_set}/{file}"
+        try:
+            table = _slim(_path(self.run, of_set, file))
+        except (OSError, pa.ArrowException) as error:
+            self.unreadable[name] = str(error).splitlines()[0][:200]
+            return None
+        self.unreadable.pop(name, None)
+        return table.append_column("set", _same(of_set, len(table))).append_column("file", _same(file, len(table)))
+
+    def read(self, row: Mapping[str, Any]) -> Row:
+        """An episode of the table with its turns.
+
+        Raises:
+            ValueError: its file is gone or damaged.
+        """
+        path = _path(self.run, row["set"], row["file"])
+        try:
+            stat = path.stat()
+            full: Row = _whole(path, stat.st_mtime_ns, stat.st_size).slice(row["ordinal"], 1).to_pylist()[0]
+        except (OSError, pa.ArrowException, IndexError) as error:
+            raise ValueError(f"{path} cannot be read any more: {error}") from error
+        return {**row, **full}
+
+
+def _files_of(run: Path) -> dict[tuple[str, str], Stamp]:
+    """Files that are there now; the recorder gives a file its name when it is whole."""
+    found = {}
+    for of_set, folder in SETS.items():
+        for path in sorted((run / folder).glob("*.parquet")):
+            try:
+                stat = path.stat()
+            except OSError:  # a resumed run has just removed it
+                continue
+            found[of_set, path.stem] = (stat.st_mtime_ns, stat.st_size)
+    return found
+
+
+def _path(run: Path, of_set: str, file: str) -> Path:
+    return run / SETS[of_set] / f"{file}.parquet"
+
+
+def _slim(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        there = set(file.schema_arrow.names)
+        table = file.read(columns=[*(there & set(FLAT)), *LEAVES], use_threads=False)
+    for name in FLAT:
+        if name not in there:  # of an older version
+            table = table.append_column(name, pa.nulls(len(table), EPISODES.field(name).type))
+    table = table.select([*FLAT, "turns"]).cast(_slim_schema())
+    return table.append_column("ordinal", pa.array(range(len(table)), pa.int64()))
+
+
+@lru_cache(maxsize=4)
+def _whole(path: Path, mtime_ns: int, size: int) -> pa.Table:
+    """A whole file: the episodes of a group are opened one after the other."""
+    return pq.read_table(path)
+
+
+@lru_cache(maxsize=1)
+def _slim_schema() -> pa.Schema:
+    turn = pa.struct(
+        [
+            ("view", pa.string()),
+            ("num_visual_tokens", pa.int32()),
+            ("version_spans", pa.list_(pa.struct([("num_tokens", pa.int32())]))),
+        ]
+    )
+    return pa.schema([*(EPISODES.field(name) for name in FLAT), ("turns", pa.list_(turn))])
+
+
+def _empty() -> pa.Table:
+    table = _slim_schema().empty_table().append_column("ordinal", pa.array([], pa.int64()))
+    return table.append_column("set", pa.array([], pa.string())).append_column("file", pa.array([], pa.string()))
+
+
+def _same(text: str, num: int) -> pa.Array:
+    return pa.array([text], pa.string()).take(pa.array([0] * num, pa.int8()))

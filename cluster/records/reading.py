@@ -1,13 +1,11 @@
-"""Reads the records of a run: metrics by step, and episodes."""
+"""Reads the records of a run: metrics by step, and files of lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from actors.episode import SampleRef
 
@@ -59,34 +57,7 @@ def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[
     return int(num_usable), skipped
 
 
-def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+def curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
     """(steps, values) of the steps that have this metric."""
     points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
     return [step for step, _ in points], [figure for _, figure in points]
-
-
-def read_episodes(run_dir: Path) -> list[Row]:
-    """Episodes of the first and the last recorded step."""
-    files = sorted((run_dir / "episodes").glob("*.parquet"))
-    ends = files if len(files) < 2 else [files[0], files[-1]]
-    return [row for file in ends for row in pq.read_table(file).to_pylist()]
-
-
-def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:
-    """Some episodes of each step, as diverse as possible.
-
-    The first of each kind (full view needed, tool call, correct) come first, then the first of each further sample.
-    """
-    chosen: list[Row] = []
-    for step in sorted({row["step"] for row in rows}):
-        of_step = [row for row in rows if row["step"] == step]
-        kinds = {_kind(row): row for row in reversed(of_step)}
-        first_of_kind = sorted(kinds.values(), key=of_step.index)
-        samples = {row["sample"]: row for row in reversed(of_step)}
-        others = [row for row in sorted(samples.values(), key=of_step.index) if row not in first_of_kind]
-        chosen += [*first_of_kind, *others][:num_per_step]
-    return chosen
-
-
-def _kind(row: Row) -> tuple[object, object, object]:
-    return row.get("needs_full"), row.get("asked"), row.get("is_correct")

@@ -29,7 +29,9 @@ def alerts(metrics: Metrics, *, prompts_per_step: int, unreadable: Mapping[str, 
     if steps and (last := steps[-1]):
         masked, scored = last.get("episodes/unscored", 0.0), last.get("episodes/scored", 0.0)
         if masked > MASKED_SHARE * (masked + scored):
-            lines.append(f"step {last['step']:g}: {masked:g} of {masked + scored:g} episodes have no verdict and are masked")
+            lines.append(
+                f"step {last['step']:g}: {masked:g} of {masked + scored:g} episodes have no verdict and are masked"
+            )
         if skipped := last.get("learner/skipped_updates", 0.0):
             lines.append(f"{skipped:g} optimizer steps were skipped: their loss or gradient was not finite")
         if passed := last.get("judge/canary_false_positive_rate", 0.0):
@@ -68,8 +70,12 @@ def _ends(steps: Metrics) -> list[str]:
 
 def _fall(steps: Metrics) -> str:
     found = [(figures["step"], figures["reward/accuracy"]) for figures in steps if "reward/accuracy" in figures]
-    means = [(found[end - 1][0], fmean(y for _, y in found[end - STRETCH : end])) for end in range(STRETCH, len(found) + 1)]
+    means = [
+        (found[end - 1][0], fmean(y for _, y in found[end - STRETCH : end])) for end in range(STRETCH, len(found) + 1)
+    ]
     if not means:
         return ""
     best_at, best = max(means, key=lambda pair: pair[1])
-    return "" if best - means[-1][1] < FALL else f"accuracy fell from {best:.1%} at step {best_at:g} to {means[-1][1]:.1%}"
+    return (
+        "" if best - means[-1][1] < FALL else f"accuracy fell from {best:.1%} at step {best_at:g} to {means[-1][1]:.1%}"
+    )

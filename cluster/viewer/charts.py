@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cluster.records.events import Event
 from cluster.records.reading import curve
 
 WIDTH, HEIGHT = 440, 220
@@ -14,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
 MAX_POINTS = 800
 """A longer line is thinned: of each stretch the lowest and the highest point stay."""
 NUM_TICKS = 5
+EVENTS_DRAWN = ("leave", "wedged", "preempted", "restart", "reform", "replay", "join", "scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +32,24 @@ class Panel:
     is_log: bool = False
     marks: tuple[tuple[float, str], ...] = ()
     """Horizontal reference lines: (value, label)."""
+    shows_events: bool = False
 
 
-NEED = (("policy/ask_share", "all"), ("policy/ask_share_needed", "full view needed"), ("policy/ask_share_unneeded", "not needed"))  # fmt: skip
 PANELS = (
-    Panel(title="Accuracy and format", is_share=True, curves=(("reward/accuracy", "accuracy"), ("reward/format", "well formed"))),
-    Panel(title="Tool-call rate", is_share=True, curves=NEED),
+    Panel(
+        title="Accuracy and format",
+        is_share=True,
+        curves=(("reward/accuracy", "accuracy"), ("reward/format", "well formed")),
+    ),
+    Panel(
+        title="Tool-call rate",
+        is_share=True,
+        curves=(
+            ("policy/ask_share", "all"),
+            ("policy/ask_share_needed", "full view needed"),
+            ("policy/ask_share_unneeded", "not needed"),
+        ),
+    ),
     Panel(
         title="Visual-token ratio",
         is_share=True,
@@ -43,25 +57,66 @@ PANELS = (
         marks=((1.0, "always full"), (0.25, "always quarter")),
     ),
     Panel(title="Reward", curves=(("reward/mean", "reward"), ("reward/penalty", "penalty"))),
-    Panel(title="Groups", curves=(("groups/trained", "trained"), ("groups/no_signal", "zero variance"), ("groups/lost", "lost"))),
+    Panel(
+        title="Groups",
+        curves=(("groups/trained", "trained"), ("groups/no_signal", "zero variance"), ("groups/lost", "lost")),
+    ),
     Panel(title="Sampled tokens per episode", curves=(("policy/completion_tokens", "tokens"),)),
-    Panel(title="KL divergence (k3)", curves=(("learner/reference_kl", "to the reference"), ("learner/policy_kl", "to the sampler"))),
-    Panel(title="Entropy and gradient norm", curves=(("learner/entropy", "entropy"), ("learner/grad_norm", "gradient norm"))),
+    Panel(
+        title="KL divergence (k3)",
+        curves=(("learner/reference_kl", "to the reference"), ("learner/policy_kl", "to the sampler")),
+    ),
+    Panel(
+        title="Entropy and gradient norm",
+        curves=(("learner/entropy", "entropy"), ("learner/grad_norm", "gradient norm")),
+    ),
     Panel(title="Loss", curves=(("learner/loss", "loss"),)),
-    Panel(title="Logprob mismatch, engine to learner", is_log=True, curves=(("learner/mismatch", "mean"), ("learner/mismatch_max", "maximum"))),
+    Panel(
+        title="Logprob mismatch, engine to learner",
+        is_log=True,
+        curves=(("learner/mismatch", "mean"), ("learner/mismatch_max", "maximum")),
+    ),
     Panel(
         title="Seconds per stage",
         place="system",
-        curves=(("time/step_s", "step"), ("time/collect_s", "rollout"), ("time/update_s", "update"), ("time/publish_s", "weight sync")),
+        curves=(
+            ("time/step_s", "step"),
+            ("time/collect_s", "rollout"),
+            ("time/update_s", "update"),
+            ("time/publish_s", "weight sync"),
+        ),
     ),
-    Panel(title="Useful time", place="system", is_share=True, curves=(("run/useful_time", "share since the start"),)),
+    Panel(
+        title="Useful time",
+        place="system",
+        shows_events=True,
+        is_share=True,
+        curves=(("run/useful_time", "share since the start"),),
+    ),
     Panel(title="Staleness of the oldest token (steps)", place="system", curves=(("policy/staleness_max", "maximum"),)),
     Panel(title="Peak memory of a rank (GiB)", place="system", curves=(("learner/peak_memory_gib", "GiB"),)),
-    Panel(title="LLM calls", place="judge", curves=(("judge/llm_calls", "calls"), ("judge/cache_hits", "from the cache"), ("judge/retries", "retries"))),
-    Panel(title="Without a verdict", place="judge", curves=(("episodes/unscored", "episodes"), ("judge/throttled", "throttled (429)"))),
-    Panel(title="Seconds to a verdict", place="judge", curves=(("judge/mean_s", "mean"), ("judge/queue_s", "in the queue"))),
-    Panel(title="Wrong canaries that passed", place="judge", is_share=True, curves=(("judge/canary_false_positive_rate", "rate"),)),
-)  # fmt: skip
+    Panel(
+        title="LLM calls",
+        place="judge",
+        curves=(("judge/llm_calls", "calls"), ("judge/cache_hits", "from the cache"), ("judge/retries", "retries")),
+    ),
+    Panel(
+        title="Without a verdict",
+        place="judge",
+        curves=(("episodes/unscored", "episodes"), ("judge/throttled", "throttled (429)")),
+    ),
+    Panel(
+        title="Seconds to a verdict",
+        place="judge",
+        curves=(("judge/mean_s", "mean"), ("judge/queue_s", "in the queue")),
+    ),
+    Panel(
+        title="Wrong canaries that passed",
+        place="judge",
+        is_share=True,
+        curves=(("judge/canary_false_positive_rate", "rate"),),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,27 +140,32 @@ class Chart:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     marks: tuple[tuple[float, str], ...] = ()
+    events: tuple[tuple[float, str], ...] = ()
+    """Where members left or came back: (x, kinds)."""
 
 
 Metrics = Sequence[Mapping[str, float]]
 
 
-def line_charts(runs: Mapping[str, Metrics], place: str) -> list[Chart]:
+def line_charts(runs: Mapping[str, Metrics], place: str, events: Sequence[Event] = ()) -> list[Chart]:
     """The charts of a page with all runs on one axis of steps; those without a value are left out.
 
-    Of several runs each has its colour and each metric its dash; of one run each metric has its colour.
+    Of several runs each has its colour and each metric its dash; of one run each metric has its colour. Events are
+    marked where they cost time.
     """
     steps = [figures["step"] for metrics in runs.values() for figures in metrics]
     x_range = (min(steps, default=0.0), max(steps, default=1.0))
     panels = [panel for panel in PANELS if panel.place == place]
-    return [chart for panel in panels if (chart := _chart(panel, runs, x_range))]
+    return [chart for panel in panels if (chart := _chart(panel, runs, x_range, events))]
 
 
-def _chart(panel: Panel, runs: Mapping[str, Metrics], x_range: tuple[float, float]) -> Chart | None:
+def _chart(
+    panel: Panel, runs: Mapping[str, Metrics], x_range: tuple[float, float], events: Sequence[Event]
+) -> Chart | None:
     found = []
     for r, (run, metrics) in enumerate(runs.items()):
         for c, (key, label) in enumerate(panel.curves):
-            points = [(x, y) for x, y in zip(*curve(list(metrics), key), strict=True) if _fits(y, panel.is_log)]
+            points = [(x, y) for x, y in zip(*curve(metrics, key), strict=True) if _fits(y, panel.is_log)]
             if points:
                 name = label if len(runs) == 1 else f"{run}: {label}" if len(panel.curves) > 1 else run
                 found.append((name, points, (c, 0) if len(runs) == 1 else (r, c)))
@@ -131,9 +191,18 @@ def _chart(panel: Panel, runs: Mapping[str, Metrics], x_range: tuple[float, floa
         title=panel.title,
         lines=tuple(lines),
         x_ticks=tuple((x_of(x), f"{x:g}") for x in ticks_of(*x_range) if x == int(x)),
-        y_ticks=tuple((y_of(y), f"{y:.4g}") for y in ticks),
+        y_ticks=tuple((y_of(y), tick(y)) for y in ticks),
         marks=tuple((y_of(y), label) for y, label in panel.marks if low <= y <= high),
+        events=_event_marks(events, x_of) if panel.shows_events else (),
     )
+
+
+def _event_marks(events: Sequence[Event], x_of: Callable[[float], float]) -> tuple[tuple[float, str], ...]:
+    kinds: dict[int, set[str]] = {}
+    for event in events:
+        if event.step is not None and event.kind in EVENTS_DRAWN:
+            kinds.setdefault(event.step, set()).add(event.kind)
+    return tuple((x_of(step), f"step {step}: {', '.join(sorted(found))}") for step, found in sorted(kinds.items()))
 
 
 def _fits(value: float, is_log: bool) -> bool:
@@ -159,6 +228,13 @@ def ticks_of(low: float, high: float) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(size))
     unit *= next(factor for factor in (1, 2, 5, 10) if factor * unit >= size * (1 - 1e-9))
     return [round(n * unit, 12) for n in range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)]
+
+
+def tick(value: float) -> str:
+    """Short enough for the margin."""
+    return (
+        f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
+    )
 
 
 def log_ticks(low: float, high: float) -> list[float]:

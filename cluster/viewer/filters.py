@@ -20,7 +20,6 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 EXACT = ("sample", "judge", "reason", "file")
 """Parameters that are compared as they are."""
 SORTS = ("step", "reward", "advantage", "visual_tokens", "generated_tokens", "question", "answer", "oldest_version")
-SEARCHED = ("question", "reference", "answer", "reason", "sample")
 STEPS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 MAX_TEXT = 500
 
@@ -118,8 +117,8 @@ class Filter:
             parts.append("step BETWEEN ? AND ?")
             bound += [int(match[1]), int(match[2] or match[1])]
         if text := self.get("q"):
-            parts.append(f"({' OR '.join(f'contains(lower({name}), lower(?))' for name in SEARCHED)})")
-            bound += [text] * len(SEARCHED)
+            parts.append("contains(searched, lower(?))")
+            bound.append(text)
         return " AND ".join(f"({part})" for part in parts), bound
 
     def order(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +26,9 @@ SETS = {"training": "episodes", "heldout": "heldout"}
 CHECK_S = 1.0
 """Files are looked at again after this time."""
 NUM_READERS = 4
-FLAT = tuple(name for name in EPISODES.names if name != "turns")
+OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version")
+"""Columns that only the page of an episode needs."""
+FLAT = tuple(name for name in EPISODES.names if name not in OPENED)
 LEAVES = (
     "turns.list.element.view",
     "turns.list.element.num_visual_tokens",
@@ -34,7 +37,7 @@ LEAVES = (
 """All that is read of the turns: a leaf of a Parquet file is read without its neighbours."""
 TABLE = """
 CREATE TABLE episodes AS SELECT *, 0 AS visual_tokens, 0 AS full_tokens, 0::BIGINT AS generated_tokens,
-  0 AS direct_right, 0 AS full_right, 0 AS group_size FROM arriving LIMIT 0;
+  0 AS direct_right, 0 AS full_right, '' AS searched FROM arriving LIMIT 0;
 ALTER TABLE episodes DROP COLUMN turns;
 CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
 """
@@ -46,7 +49,7 @@ INSERT INTO episodes SELECT * EXCLUDE (turns),
   list_sum(list_transform(turns, lambda t: list_sum(list_transform(t.version_spans, lambda s: s.num_tokens)))),
   count(*) FILTER (is_correct AND NOT asked AND turns[1].view = 'quarter') OVER same_sample,
   count(*) FILTER (is_correct AND (asked OR turns[1].view = 'full')) OVER same_sample,
-  count(*) OVER same_sample
+  lower(concat_ws(' ', question, reference, answer, reason, sample))
 FROM arriving WINDOW same_sample AS (PARTITION BY set, file, sample)
 """
 DISPUTED = """
@@ -151,8 +154,9 @@ def _slim(path: Path) -> pa.Table:
     for name in FLAT:
         if name not in there:  # of an older version
             table = table.append_column(name, pa.nulls(len(table), EPISODES.field(name).type))
-    table = table.select([*FLAT, "turns"]).cast(_slim_schema())
-    return table.append_column("ordinal", pa.array(range(len(table)), pa.int64()))
+    table = table.select([*FLAT, "turns"])
+    table = table if table.schema.equals(_slim_schema()) else table.cast(_slim_schema())
+    return table.append_column("ordinal", pa.array(np.arange(len(table))))
 
 
 @lru_cache(maxsize=4)

@@ -19,6 +19,7 @@ from cluster.viewer import queries
 from cluster.viewer.alerts import alerts
 from cluster.viewer.charts import line_charts, trade_off
 from cluster.viewer.filters import CHOICES, PRESETS, Filter
+from cluster.viewer.index import OPENED
 from cluster.viewer.queries import Score
 from cluster.viewer.runs import RunBook, RunFolder, differing_settings, flat_settings
 from cluster.viewer.text import load_tokenizer, spans_of, visible
@@ -34,6 +35,7 @@ PAGES = (
 )  # fmt: skip
 MAX_EVENTS = 500
 MAX_FLIPS = 200
+EVENT_FIELDS = ("log", "num_shown", "max_events", "warnings")
 
 
 def percent(share: float | None) -> str:
@@ -127,7 +129,6 @@ def run_page(run: RunFolder, page: str, title: str) -> dict[str, Any]:
         "pages": PAGES,
         "state": run.state,
         "live": run.pulse if run.state in ("running", "starting") else "",
-        "unreadable": run.episodes.unreadable,
     }
 
 
@@ -137,7 +138,11 @@ def overview(run: RunFolder) -> dict[str, Any]:
     last = [score for score in evaluations if score.file == evaluations[-1].file]
     found = [(KIND_NAMES[s.kind], s.kind, s) for s in last]
     found += [(f"step {s.step}", "earlier", s) for s in evaluations if s.kind == "policy" and s not in last]
-    points = [(name, style, _ratio(s), s.accuracy.share, s.accuracy.interval) for name, style, s in found]
+    points = [
+        (name, style, score.token_ratio, score.accuracy.share, score.accuracy.interval)
+        for name, style, score in found
+        if score.token_ratio is not None and score.accuracy.share is not None
+    ]
     wanted = config.train.prompts_per_step if isinstance(config, Config) else 0
     cause = look.cause if look else ""
     return {
@@ -146,18 +151,13 @@ def overview(run: RunFolder) -> dict[str, Any]:
         "step": int(run.last("step") or 0),
         "alerts": alerts(run.metrics, prompts_per_step=wanted, unreadable=run.episodes.unreadable, cause=cause),
         "scores": last,
-        "trade_off": trade_off([(a, b, c, d, e) for a, b, c, d, e in points if c is not None and d is not None]),
+        "trade_off": trade_off(points),
         "rollouts": _rollouts(queries.scores(con, "training")),
         "presets": PRESETS,
-        "preset_counts": queries.preset_counts(con, Filter(values={"set": "training"})),
+        "preset_counts": queries.counts(con, Filter(values={"set": "training"}))[1],
         "settings": flat_settings(config) if isinstance(config, Config) else {},
         "settings_error": "" if isinstance(config, Config) else config,
     }
-
-
-def _ratio(score: Score) -> float | None:
-    """Always-quarter and always-full by what they spent, the policy by that and by what it asked for."""
-    return score.token_ratio
 
 
 def _rollouts(scores: Sequence[Score]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def curves(run: RunFolder) -> dict[str, Any]:
 
 
 def system(run: RunFolder) -> dict[str, Any]:
-    charts = line_charts({run.name: run.metrics}, "system")
+    charts = line_charts({run.name: run.metrics}, "system", [logged.event for logged in run.events])
     return {**run_page(run, "system", "System"), "charts": charts, "look": run.look}
 
 
@@ -213,26 +213,24 @@ def events(run: RunFolder, kind: str) -> dict[str, Any]:
 
 
 def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
-    con = run.episodes.cursor()
+    """The frame of the table, which asks for its rows and counts itself."""
     return {
         **run_page(run, "episodes", "Episodes"),
         "filter": chosen,
         "choices": CHOICES,
         "presets": PRESETS,
-        "preset_counts": queries.preset_counts(con, chosen),
-        "total": queries.count(con, chosen),
     }
 
 
 def group(run: RunFolder, rows: Sequence[Row]) -> dict[str, Any]:
-    shown = [episode_view(run, run, row) for row in rows]
-    return {**run_page(run, "episodes", f"Group {rows[0]['sample']}"), "episodes": shown, "row": rows[0]}
+    shown = [episode_view(run, row) for row in rows]
+    return {**run_page(run, "episodes", f"Group {rows[0]['sample']}"), "episodes": shown, "row": shown[0]["row"]}
 
 
 def pair(run: RunFolder, found: Sequence[tuple[RunFolder, Row]]) -> dict[str, Any]:
     """One sample in two evaluations: a group of two, perhaps of two runs."""
-    shown = [{**episode_view(run, owner, row), "owner": owner.name} for owner, row in found]
-    return {**run_page(run, "heldout", f"Sample {found[0][1]['sample']}"), "episodes": shown, "row": found[0][1]}
+    shown = [episode_view(owner, row) for owner, row in found]
+    return {**run_page(run, "heldout", f"Sample {found[0][1]['sample']}"), "episodes": shown, "row": shown[0]["row"]}
 
 
 def episode(run: RunFolder, row: Row, chosen: Filter, position: int | None) -> dict[str, Any]:
@@ -254,8 +252,7 @@ def episode(run: RunFolder, row: Row, chosen: Filter, position: int | None) -> d
         around |= {"next": episode_url(run.name, siblings[here + 1])} if here + 1 < len(siblings) else {}
     return {
         **run_page(run, "episodes", f"Episode {row['sample']}/{row['index']}"),
-        **episode_view(run, run, row),
-        "row": row,
+        **episode_view(run, row),
         "siblings": siblings,
         "around": around,
         "list_query": chosen.query(),
@@ -267,16 +264,15 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in queries.KEY)
 
 
-def episode_view(run: RunFolder, owner: RunFolder, row: Row) -> dict[str, Any]:
+def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
     """What is shown of an episode: its turns with tokens, its reward in parts, and whether its picture is there."""
     config = owner.config
     try:
-        row |= owner.episodes.read(row)
-        problem = ""
+        row, problem = owner.episodes.read(row), ""
+        views = owner.pictures.views(row)
     except ValueError as error:
-        row |= {"turns": []}
-        problem = str(error)
-    views = owner.pictures.views(row)
+        row, problem = {**row, **dict.fromkeys(OPENED), "turns": []}, str(error)
+        views = problem
     tokenizer = load_tokenizer(config.model.path) if isinstance(config, Config) else None
     return {
         "row": row,
@@ -311,7 +307,12 @@ def _reward_parts(row: Row, config: Config | str) -> dict[str, float] | None:
         return None
     accuracy = config.reward.accuracy_weight * bool(row["is_correct"])
     form = config.reward.format_weight * bool(row["is_well_formed"])
-    return {"accuracy": accuracy, "format": form, "penalty": round(accuracy + form - row["reward"], 6), "total": row["reward"]}
+    return {
+        "accuracy": accuracy,
+        "format": form,
+        "penalty": round(accuracy + form - row["reward"], 6),
+        "total": row["reward"],
+    }
 
 
 def _why_trained(row: Row) -> str:
@@ -343,8 +344,10 @@ def heldout(run: RunFolder, book: RunBook, first: str, second: str, kind: str) -
         "kind": kind,
         "comparison": comparison,
         "max_flips": MAX_FLIPS,
-        "pair_url": lambda key: f"/r/{quote(run.name, safe='')}/pair?"
-        + urlencode({"a": first, "b": second, "kind": kind, "sample": key["sample"]}),
+        "pair_url": lambda key: (
+            f"/r/{quote(run.name, safe='')}/pair?"
+            + urlencode({"a": first, "b": second, "kind": kind, "sample": key["sample"]})
+        ),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import duckdb
 
@@ -72,12 +71,14 @@ def places(con: Connection, chosen: Filter) -> list[Row]:
     return select(con, f"SELECT set, file, ordinal FROM episodes WHERE {where} ORDER BY set, file, ordinal", bound)
 
 
-def preset_counts(con: Connection, chosen: Filter) -> dict[str, int]:
-    """How many episodes each preset has under the rest of a filter."""
+def counts(con: Connection, chosen: Filter) -> tuple[int, dict[str, int]]:
+    """How many episodes a filter has, and how many each preset would have under the rest of it. One pass."""
     rest = Filter(values={name: value for name, value in chosen.values.items() if name != "preset"})
     where, bound = rest.where()
     columns = ", ".join(f"count(*) FILTER ({preset.condition}) AS {name}" for name, preset in PRESETS.items())
-    return {name: int(num) for name, num in select(con, f"SELECT {columns} FROM episodes WHERE {where}", bound)[0].items()}
+    (found,) = select(con, f"SELECT {columns}, count(*) AS total FROM episodes WHERE {where}", bound)
+    total = found.pop("total")
+    return found.get(chosen.get("preset"), total), found
 
 
 def episode(con: Connection, key: Mapping[str, str]) -> Row | None:

@@ -14,7 +14,7 @@ from cluster.folders import CONFIG, read_summary
 from cluster.records.events import FILE as EVENTS
 from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
-from cluster.status.files import STATUS, is_alive, lease_owner, read_snapshot
+from cluster.status.files import is_alive, lease_owner, read_snapshot
 from cluster.status.table import Look
 from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.pictures import Pictures
@@ -164,7 +164,7 @@ def flat_settings(config: Config) -> dict[str, str]:
     """`section.key` to value, as text."""
 
     def walk(prefix: str, value: Mapping[str, Any]) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for name, inner in value.items():
             key = f"{prefix}{name}"
             found |= walk(f"{key}.", inner) if isinstance(inner, Mapping) else {key: str(inner)}

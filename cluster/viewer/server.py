@@ -145,8 +145,8 @@ class Viewer:
         for at, row in enumerate(queries.page(con, chosen, offset=offset, limit=limit), start=offset):
             cells: dict[str, Any] = {name: _cell(value) for name, value in row.items()}
             found.append(cells | {"url": pages.listed_url(run.name, row, chosen, at)})
-        counts = {"total": queries.count(con, chosen), "presets": queries.preset_counts(con, chosen)}
-        return JSONResponse({**counts, "offset": offset, "rows": found})
+        total, presets = queries.counts(con, chosen)
+        return JSONResponse({"total": total, "presets": presets, "offset": offset, "rows": found})
 
     def as_csv(self, request: Request) -> Response:
         con, chosen = self.run_of(request).episodes.cursor(), Filter.of(request.query_params)
@@ -194,7 +194,7 @@ class Viewer:
 
     def picture(self, request: Request) -> Response:
         run = self.run_of(request)
-        views = run.pictures.views(self.row_of(run, request.query_params))
+        views = run.pictures.views(run.episodes.read(self.row_of(run, request.query_params)))
         if isinstance(views, str):
             raise HTTPException(404, views)
         view = views[0] if request.query_params.get("view") == "quarter" else views[1]

@@ -18,8 +18,10 @@ import urllib.request
 from http.cookiejar import CookieJar
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -89,9 +91,10 @@ def draw_turns(asked: np.ndarray, step: int, num_tokens: int, rng: np.random.Gen
     ids = pa.array(rng.integers(0, 150_000, ends[-1]), pa.int32())
     logprobs = pa.array(-rng.exponential(0.2, ends[-1]), pa.float32())
     span = pa.StructArray.from_arrays(
-        [pa.array(np.full(num, step - 1), pa.int64()), pa.array(length, pa.int32())], fields=list(TURN["version_spans"].type.value_type)
+        [pa.array(np.full(num, step - 1), pa.int64()), pa.array(length, pa.int32())],
+        fields=list(TURN["version_spans"].type.value_type),
     )
-    words = "the tallest bar left of the year is blue and the one beside it is green so ".split()
+    words = ["the", "tallest", "bar", "left", "of", "year", "is", "blue", "and", "beside", "it", "green", "so"]
     text = [" ".join(rng.choice(words, int(n))) for n in length]
     fields = {
         "text": pa.array(text),
@@ -131,14 +134,18 @@ class Client:
         command = [sys.executable, "-m", "cluster.cli", "view", str(run), "--no-open", "--json"]
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.server.stdout is not None
-        self.url = json.loads(self.server.stdout.readline())["url"]
+        url = urlsplit(json.loads(self.server.stdout.readline())["url"])
+        self.base = f"http://{url.netloc}"
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-        self.get(self.url)
-        self.base = self.url.partition("/?")[0]
+        self.get(f"{self.base}/?{url.query}")  # the page of runs, which reads no episodes
 
     def get(self, url: str) -> bytes:
         with self._opener.open(url, timeout=60) as reply:
             return bytes(reply.read())
+
+    def cpu_s(self) -> float:
+        times = psutil.Process(self.server.pid).cpu_times()
+        return times.user + times.system
 
     def timed(self, path: str) -> tuple[float, bytes]:
         started = time.perf_counter()
@@ -153,18 +160,23 @@ class Client:
 def measure(run: Path) -> dict[str, object]:
     client = Client(run)
     try:
-        place = f"/r/{run.name}"
+        place, before = f"/r/{run.name}", client.cpu_s()
         page_s, _ = client.timed(f"{place}/episodes")
         rows_s, body = client.timed(f"{place}/episodes.json")
+        open_cpu_s = client.cpu_s() - before
         from_command_s = time.perf_counter() - client.started_at
         filters = {}
         for query in FILTERS:
-            times = [sum(client.timed(f"{place}/{page}?{query}")[0] for page in ("episodes", "episodes.json")) for _ in range(3)]
+            times = [
+                sum(client.timed(f"{place}/{page}?{query}")[0] for page in ("episodes", "episodes.json"))
+                for _ in range(3)
+            ]
             filters[query or "(none)"] = round(median(times), 3)
         scroll = [client.timed(f"{place}/episodes.json?offset={offset}")[0] for offset in range(0, 100_000, 9_973)]
         return {
             "num_episodes": json.loads(body)["total"],
             "open_s": round(page_s + rows_s, 3),
+            "open_cpu_s": round(open_cpu_s, 3),
             "open_from_command_s": round(from_command_s, 3),
             "filter_s": filters,
             "filter_max_s": max(filters.values()),

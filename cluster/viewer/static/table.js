@@ -150,6 +150,9 @@ export function startTable() {
     load();
   }
 
+  const isNarrow = matchMedia("(max-width: 640px)").matches;
+  if (isNarrow) form.querySelector("details").open = [...form.querySelectorAll("select")].some((field) => field.value);
+
   let typing = 0;
   form.addEventListener("input", (event) => {
     clearTimeout(typing);

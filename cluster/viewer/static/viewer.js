@@ -205,4 +205,5 @@ async function refresh() {
 
 if (pulse) setInterval(() => refresh().catch(() => {}), 3000); // the server may be gone: the page stays as it is
 startModes();
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 if (byId("episodes")) table = startTable();

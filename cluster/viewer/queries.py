@@ -77,8 +77,9 @@ def counts(con: Connection, chosen: Filter) -> tuple[int, dict[str, int]]:
     where, bound = rest.where()
     columns = ", ".join(f"count(*) FILTER ({preset.condition}) AS {name}" for name, preset in PRESETS.items())
     (found,) = select(con, f"SELECT {columns}, count(*) AS total FROM episodes WHERE {where}", bound)
-    total = found.pop("total")
-    return found.get(chosen.get("preset"), total), found
+    nums = {name: int(num) for name, num in found.items()}
+    total = nums.pop("total")
+    return nums.get(chosen.get("preset"), total), nums
 
 
 def episode(con: Connection, key: Mapping[str, str]) -> Row | None:

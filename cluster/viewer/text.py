@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
 """Controls that change the order in which text is shown."""
-CONTROLS = (*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20))
+CONTROLS = (*range(0x09), *range(0x0B, 0x20))
 SHOWN = {
     **{code: chr(0x2400 + code) for code in CONTROLS},
     **{code: f"⟦U+{code:04X}⟧" for code in (*BIDI, *range(0x7F, 0xA0), 0xFEFF)},

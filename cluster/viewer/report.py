@@ -36,6 +36,7 @@ def write_report(run_dir: Path) -> Path:
     chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor())]
     values = {
         **pages.overview(run),
+        "run_url": "",  # no links
         "charts": [chart for charts in (pages.curves(run), pages.system(run)) for chart in charts["charts"]],
         "evaluations": queries.scores(run.episodes.cursor(), "heldout"),
         "chosen": chosen,
@@ -48,11 +49,13 @@ def write_report(run_dir: Path) -> Path:
 
 
 def choose_episodes(con: queries.Connection) -> Iterator[tuple[str, Row]]:
-    """The newest episodes, the oldest, and the newest of each preset: of each a few, of different samples, once."""
-    kinds = [
-        ("newest", Filter(values={"set": "training"})),
-        ("oldest", Filter(values={"set": "training", "sort": "step"})),
-    ]
+    """The newest episodes, the oldest, held-out ones, and those of each preset: a few of each, of different samples."""
+    first = {
+        "newest": {"set": "training"},
+        "oldest": {"set": "training", "sort": "step"},
+        "held-out": {"set": "heldout"},
+    }
+    kinds = [(title, Filter(values=values)) for title, values in first.items()]
     kinds += [(preset.title, Filter(values={"preset": name})) for name, preset in PRESETS.items()]
     seen = set[tuple[str, str]]()
     for title, chosen in kinds:

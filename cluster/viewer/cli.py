@@ -55,7 +55,7 @@ def view(
         if open_:
             webbrowser.open(url)
         app = make_app(book, token=token, cookie=f"visionthink-{port}")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+        config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off", ws="none")
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from cluster.records.events import Event
 from cluster.records.reading import curve
@@ -35,87 +36,35 @@ class Panel:
     shows_events: bool = False
 
 
+def _panel(title: str, *curves: str, place: str = "curves", **options: Any) -> Panel:
+    """Curves as `key label`."""
+    pairs = [curve.split(" ", 1) for curve in curves]
+    return Panel(title=title, curves=tuple((key, label) for key, label in pairs), place=place, **options)
+
+
+ASKS = ("policy/ask_share all", "policy/ask_share_needed full view needed", "policy/ask_share_unneeded not needed")
+RATIOS = ("policy/visual_token_share rollouts", "heldout/visual_token_share held-out")
+STAGES = ("time/step_s step", "time/collect_s rollout", "time/update_s update", "time/publish_s weight sync")
+CALLS = ("judge/llm_calls calls", "judge/cache_hits from the cache", "judge/retries retries")
 PANELS = (
-    Panel(
-        title="Accuracy and format",
-        is_share=True,
-        curves=(("reward/accuracy", "accuracy"), ("reward/format", "well formed")),
-    ),
-    Panel(
-        title="Tool-call rate",
-        is_share=True,
-        curves=(
-            ("policy/ask_share", "all"),
-            ("policy/ask_share_needed", "full view needed"),
-            ("policy/ask_share_unneeded", "not needed"),
-        ),
-    ),
-    Panel(
-        title="Visual-token ratio",
-        is_share=True,
-        curves=(("policy/visual_token_share", "rollouts"), ("heldout/visual_token_share", "held-out")),
-        marks=((1.0, "always full"), (0.25, "always quarter")),
-    ),
-    Panel(title="Reward", curves=(("reward/mean", "reward"), ("reward/penalty", "penalty"))),
-    Panel(
-        title="Groups",
-        curves=(("groups/trained", "trained"), ("groups/no_signal", "zero variance"), ("groups/lost", "lost")),
-    ),
-    Panel(title="Sampled tokens per episode", curves=(("policy/completion_tokens", "tokens"),)),
-    Panel(
-        title="KL divergence (k3)",
-        curves=(("learner/reference_kl", "to the reference"), ("learner/policy_kl", "to the sampler")),
-    ),
-    Panel(
-        title="Entropy and gradient norm",
-        curves=(("learner/entropy", "entropy"), ("learner/grad_norm", "gradient norm")),
-    ),
-    Panel(title="Loss", curves=(("learner/loss", "loss"),)),
-    Panel(
-        title="Logprob mismatch, engine to learner",
-        is_log=True,
-        curves=(("learner/mismatch", "mean"), ("learner/mismatch_max", "maximum")),
-    ),
-    Panel(
-        title="Seconds per stage",
-        place="system",
-        curves=(
-            ("time/step_s", "step"),
-            ("time/collect_s", "rollout"),
-            ("time/update_s", "update"),
-            ("time/publish_s", "weight sync"),
-        ),
-    ),
-    Panel(
-        title="Useful time",
-        place="system",
-        shows_events=True,
-        is_share=True,
-        curves=(("run/useful_time", "share since the start"),),
-    ),
-    Panel(title="Staleness of the oldest token (steps)", place="system", curves=(("policy/staleness_max", "maximum"),)),
-    Panel(title="Peak memory of a rank (GiB)", place="system", curves=(("learner/peak_memory_gib", "GiB"),)),
-    Panel(
-        title="LLM calls",
-        place="judge",
-        curves=(("judge/llm_calls", "calls"), ("judge/cache_hits", "from the cache"), ("judge/retries", "retries")),
-    ),
-    Panel(
-        title="Without a verdict",
-        place="judge",
-        curves=(("episodes/unscored", "episodes"), ("judge/throttled", "throttled (429)")),
-    ),
-    Panel(
-        title="Seconds to a verdict",
-        place="judge",
-        curves=(("judge/mean_s", "mean"), ("judge/queue_s", "in the queue")),
-    ),
-    Panel(
-        title="Wrong canaries that passed",
-        place="judge",
-        is_share=True,
-        curves=(("judge/canary_false_positive_rate", "rate"),),
-    ),
+    _panel("Accuracy and format", "reward/accuracy accuracy", "reward/format well formed", is_share=True),
+    _panel("Tool-call rate", *ASKS, is_share=True),
+    _panel("Visual-token ratio", *RATIOS, is_share=True, marks=((1.0, "always full"), (0.25, "always quarter"))),
+    _panel("Reward", "reward/mean reward", "reward/penalty penalty"),
+    _panel("Groups", "groups/trained trained", "groups/no_signal zero variance", "groups/lost lost"),
+    _panel("Sampled tokens per episode", "policy/completion_tokens tokens"),
+    _panel("KL divergence (k3)", "learner/reference_kl to the reference", "learner/policy_kl to the sampler"),
+    _panel("Entropy and gradient norm", "learner/entropy entropy", "learner/grad_norm gradient norm"),
+    _panel("Loss", "learner/loss loss"),
+    _panel("Logprob mismatch, engine to learner", "learner/mismatch mean", "learner/mismatch_max maximum", is_log=True),
+    _panel("Seconds per stage", *STAGES, place="system"),
+    _panel("Useful time", "run/useful_time since the start", place="system", is_share=True, shows_events=True),
+    _panel("Staleness of the oldest token (steps)", "policy/staleness_max maximum", place="system"),
+    _panel("Peak memory of a rank (GiB)", "learner/peak_memory_gib GiB", place="system"),
+    _panel("LLM calls", *CALLS, place="judge"),
+    _panel("Without a verdict", "episodes/unscored episodes", "judge/throttled throttled (429)", place="judge"),
+    _panel("Seconds to a verdict", "judge/mean_s mean", "judge/queue_s in the queue", place="judge"),
+    _panel("Wrong canaries that passed", "judge/canary_false_positive_rate rate", place="judge", is_share=True),
 )
 
 

@@ -93,16 +93,20 @@ class EpisodeIndex:
         self.unreadable = {name: why for name, why in self.unreadable.items() if name in {f"{s}/{f}" for s, f in found}}
         with ThreadPoolExecutor(NUM_READERS) as readers:
             tables = list(readers.map(lambda key: self._read(*key), new))
-        arrived = [table for table in tables if table is not None]
+        arrived = pa.concat_tables([_empty(), *(table for table in tables if table is not None)])
         self._con.begin()
-        self._con.executemany("DELETE FROM episodes WHERE set = ? AND file = ?", gone) if gone else None
-        if arrived:
-            self._con.register("arriving", pa.concat_tables(arrived))
+        try:
+            for key in gone:
+                self._con.execute("DELETE FROM episodes WHERE set = ? AND file = ?", key)
+            self._con.register("arriving", arrived)
             self._con.execute(INSERT)
             self._con.unregister("arriving")
-        self._con.execute("DELETE FROM disputed")
-        self._con.execute(DISPUTED)
-        self._con.commit()
+            self._con.execute("DELETE FROM disputed")
+            self._con.execute(DISPUTED)
+            self._con.commit()
+        except duckdb.Error:
+            self._con.rollback()
+            raise
         self._files = found
 
     def _read(self, of_set: str, file: str) -> pa.Table | None:

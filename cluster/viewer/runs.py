@@ -14,7 +14,7 @@ from cluster.folders import CONFIG, read_summary
 from cluster.records.events import FILE as EVENTS
 from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
-from cluster.status.files import is_alive, lease_owner, read_snapshot
+from cluster.status.files import STALE_S, is_alive, lease_owner, read_snapshot
 from cluster.status.table import Look
 from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.pictures import Pictures
@@ -34,7 +34,8 @@ class RunFolder:
         self.name = name
         self.path = path
         self._kept: dict[str, tuple[object, Any]] = {}
-        self._beat = (0, 0)
+        self._beat: tuple[int, int] | None = None
+        self._beat_changed_at = float("-inf")
 
     @cached_property
     def episodes(self) -> EpisodeIndex:
@@ -72,9 +73,11 @@ class RunFolder:
             snapshot = read_snapshot(self.path)
         except ValueError:
             return None
-        beat, before = (snapshot.beat, snapshot.pid), self._beat
+        beat = (snapshot.beat, snapshot.pid)
+        if self._beat not in (None, beat):
+            self._beat_changed_at = time.monotonic()
         self._beat = beat
-        has_beaten = before != (0, 0) and beat != before and not snapshot.status.is_over
+        has_beaten = time.monotonic() - self._beat_changed_at < STALE_S and not snapshot.status.is_over
         alive = has_beaten or is_alive(self.path, snapshot, sleep=lambda _: None)
         return Look(
             snapshot=snapshot, is_alive=alive, now=time.time(), owner=lease_owner(self.path), events=self.events

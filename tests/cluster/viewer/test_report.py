@@ -42,7 +42,14 @@ def test_the_report_needs_no_other_file_and_no_script(run):
     assert "default-src 'none'" in page
     assert page.count("data:image/png;base64,") == 6, "two views of each of three episodes"
     assert 'class="chosen"' in page
-    for fact in ("vertical", "same text", "+0.250", "Accuracy and format", "train.num_steps", "Episodes: 4 of 3"):
+    for fact in (
+        "vertical",
+        "same text",
+        "+0.250",
+        "Accuracy and format",
+        "train.num_steps",
+        "4 episodes of the training (3)",
+    ):
         assert fact in page, fact
     assert not list(run.glob("*.tmp"))
 

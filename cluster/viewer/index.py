@@ -43,7 +43,7 @@ CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
 """
 # A quarter view has exactly a quarter of the full view's tokens, and one too small to quarter is shown full at once.
 INSERT = """
-INSERT INTO episodes SELECT * EXCLUDE (turns),
+INSERT INTO episodes SELECT * EXCLUDE (turns) REPLACE (coalesce(kind, 'policy') AS kind),
   list_sum(list_transform(turns, lambda t: t.num_visual_tokens)),
   turns[1].num_visual_tokens * CASE turns[1].view WHEN 'quarter' THEN 4 ELSE 1 END,
   list_sum(list_transform(turns, lambda t: list_sum(list_transform(t.version_spans, lambda s: s.num_tokens)))),
@@ -131,7 +131,7 @@ class EpisodeIndex:
             full: Row = _whole(path, stat.st_mtime_ns, stat.st_size).slice(row["ordinal"], 1).to_pylist()[0]
         except (OSError, pa.ArrowException, IndexError) as error:
             raise ValueError(f"{path} cannot be read any more: {error}") from error
-        return {**row, **full}
+        return {**full, **row}
 
 
 def _files_of(run: Path) -> dict[tuple[str, str], Stamp]:

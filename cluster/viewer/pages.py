@@ -38,6 +38,10 @@ MAX_FLIPS = 200
 EVENT_FIELDS = ("log", "num_shown", "max_events", "warnings")
 
 
+def kind_name(kind: str) -> str:
+    return KIND_NAMES.get(kind, kind)
+
+
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
@@ -82,7 +86,7 @@ def make_templates() -> jinja2.Environment:
     )
     templates.filters |= {
         "percent": percent, "number": number, "signed": signed, "clock_time": clock_time, "short_time": short_time,
-        "quote": lambda name: quote(name, safe=""),
+        "quote": lambda name: quote(name, safe=""), "kind_name": kind_name,
     }  # fmt: skip
     templates.globals |= {"KIND_NAMES": KIND_NAMES, "episode_url": episode_url, "verdict_of": verdict_of}
     return templates
@@ -136,7 +140,7 @@ def overview(run: RunFolder) -> dict[str, Any]:
     con, config, look = run.episodes.cursor(), run.config, run.look
     evaluations = queries.scores(con, "heldout")
     last = [score for score in evaluations if score.file == evaluations[-1].file]
-    found = [(KIND_NAMES[s.kind], s.kind, s) for s in last]
+    found = [(kind_name(s.kind), s.kind, s) for s in last]
     found += [(f"step {s.step}", "earlier", s) for s in evaluations if s.kind == "policy" and s not in last]
     points = [
         (name, style, score.token_ratio, score.accuracy.share, score.accuracy.interval)

@@ -72,6 +72,7 @@ PANELS = (
 class Line:
     """A drawn curve."""
 
+    run: str
     label: str
     colour: int
     dash: int
@@ -117,10 +118,10 @@ def _chart(
             points = [(x, y) for x, y in zip(*curve(metrics, key), strict=True) if _fits(y, panel.is_log)]
             if points:
                 name = label if len(runs) == 1 else f"{run}: {label}" if len(panel.curves) > 1 else run
-                found.append((name, points, (c, 0) if len(runs) == 1 else (r, c)))
+                found.append((run, name, points, (c, 0) if len(runs) == 1 else (r, c)))
     if not found:
         return None
-    low, high = _span([y for _, points, _ in found for _, y in points], panel)
+    low, high = _span([y for _, _, points, _ in found for _, y in points], panel)
     ticks = log_ticks(low, high) if panel.is_log else ticks_of(low, high)
 
     def y_of(value: float) -> float:
@@ -131,11 +132,11 @@ def _chart(
         return round(LEFT + (step - x_range[0]) / max(1e-9, x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT), 1)
 
     lines = []
-    for name, points, (colour, dash) in found:
+    for run, name, points, (colour, dash) in found:
         placed = tuple((x, y, x_of(x), y_of(y)) for x, y in thin(points, MAX_POINTS))
         path = "M" + "L".join(f"{x},{y}" for _, _, x, y in placed)
         dots = tuple((x, y) for _, _, x, y in placed) if len(placed) <= 40 else ()
-        lines.append(Line(label=name, colour=colour % 6, dash=dash % 3, path=path, dots=dots, points=placed))
+        lines.append(Line(run=run, label=name, colour=colour % 6, dash=dash % 3, path=path, dots=dots, points=placed))
     return Chart(
         title=panel.title,
         lines=tuple(lines),

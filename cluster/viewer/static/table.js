@@ -10,7 +10,7 @@ const COLUMNS = {
   answer: (row) => row.answer ?? `(${row.status})`,
   verdict: null,
   tool: (row) => (row.asked ? "asked" : "direct"),
-  visual_tokens: (row) => `${row.visual_tokens} / ${row.full_tokens}`,
+  visual_tokens: (row) => (row.full_tokens ? `${Math.round((100 * row.visual_tokens) / row.full_tokens)} %` : "–"),
   generated_tokens: (row) => row.generated_tokens,
   reward: (row) => row.reward?.toFixed(2) ?? "–",
   advantage: (row) => (row.advantage === null ? "–" : (row.advantage > 0 ? "+" : "") + row.advantage.toFixed(2)),
@@ -36,6 +36,7 @@ function makeCell(name, row) {
     text += row.needs_full ? ", needed" : ", not needed";
   }
   if (name === "answer" || name === "question") cell.title = text;
+  if (name === "visual_tokens") cell.title = `${row.visual_tokens} visual tokens; the full view alone: ${row.full_tokens}`;
   if (name === "sample") {
     const link = document.createElement("a");
     link.href = row.url;

@@ -22,20 +22,21 @@ function point(step) {
   for (const chart of charts()) {
     const lines = JSON.parse(chart.dataset.chart);
     const cross = chart.querySelector(".cross");
+    chart.querySelector(".at").textContent = "";
     const outputs = chart.querySelectorAll("output");
-    if (step === null) {
+    const at = nearest(lines.flat(), step ?? 0);
+    if (at[0] !== step) {
       cross.setAttribute("visibility", "hidden");
       outputs.forEach((output) => (output.value = ""));
       continue;
     }
-    const at = nearest(lines.flat(), step);
     cross.setAttribute("d", `M${at[2]},10V194`);
     cross.setAttribute("visibility", "visible");
+    chart.querySelector(".at").textContent = `step ${step}`;
     lines.forEach((points, i) => {
       const p = nearest(points, at[0]);
       outputs[i].value = p[0] === at[0] ? shown(p[1]) : "";
     });
-    if (chart.matches(":hover, :focus")) chart.querySelector("output").title = `step ${at[0]}`;
   }
 }
 
@@ -46,8 +47,15 @@ function stepAt(chart, clientX) {
   return points.reduce((best, p) => (Math.abs(p[2] - x) < Math.abs(best[2] - x) ? p : best))[0];
 }
 
-function openStep(chart) {
-  if (chart.dataset.open && pointed !== null) location.assign(chart.dataset.open + pointed);
+function openStep(chart, clientY) {
+  if (!chart.dataset.open || pointed === null) return;
+  const box = chart.querySelector(":scope > svg").getBoundingClientRect();
+  const y = clientY === undefined ? 0 : ((clientY - box.top) / box.height) * 220;
+  const at = JSON.parse(chart.dataset.chart).map((points) => nearest(points, pointed));
+  const there = [...at.keys()].filter((i) => at[i][0] === pointed);
+  const line = there.reduce((best, i) => (Math.abs(at[i][3] - y) < Math.abs(at[best][3] - y) ? i : best));
+  const run = encodeURIComponent(JSON.parse(chart.dataset.open)[line]);
+  location.assign(`/r/${run}/episodes?set=training&step=${pointed}`);
 }
 
 document.addEventListener("pointermove", (event) => {
@@ -59,7 +67,7 @@ document.addEventListener("click", (event) => {
   const chart = event.target.closest("[data-chart]");
   if (chart && event.target.closest("svg")) {
     point(stepAt(chart, event.clientX));
-    openStep(chart);
+    openStep(chart, event.clientY);
   }
 });
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
@@ -118,16 +119,20 @@ def test_what_a_policy_writes_never_becomes_markup(tmp_path):
         )
         for n in range(2)
     ]  # fmt: skip
+    name = "a \"b<c> d' onclick=x"
+    place = f"/r/{quote(name)}"
+    files = {"episodes/step-000001": rows, "heldout/step-000001": [heldout(attack, "policy", True)]}
     run = write_run(
-        tmp_path / 'a "b<c> d', {"episodes/step-000001": rows, "heldout/step-000001": [heldout(attack, "policy", True)]}
+        tmp_path / name, files, [{"step": 1, "reward/accuracy": 1.0, "time/step_s": 1.0, "judge/mean_s": 1.0}]
     )
     EventLog(run, say=lambda _: None, warn=lambda _: None).add(Event(kind="skip", who=attack, detail=attack))
     client = client_of(run)
-    listed = client.get("/r/a%20%22b%3Cc%3E%20d/episodes.json").json()
+    listed = client.get(f"{place}/episodes.json").json()
     assert listed["total"] == 3
     paths = [row["url"] for row in listed["rows"]]
     paths += [path.replace("/episode?", "/group?") for path in paths]
-    paths += [f"/r/a%20%22b%3Cc%3E%20d/{page}" for page in PAGES] + ["/", "/r/a%20%22b%3Cc%3E%20d/events?kind=<b>"]
+    paths += [f"{place}/{page}" for page in PAGES]
+    paths += ["/", f"{place}/events?kind=<b>", f"/compare?run={quote(name)}"]
     for path in paths:
         reply = client.get(path)
         assert reply.status_code == 200, path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import webbrowser
@@ -52,7 +53,9 @@ def view(
         else:
             typer.echo(url)
             console.print("Ctrl-C ends the viewer.", style="dim")
-        if open_:
+        if open_ and (
+            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        ):  # else it is one in this terminal
             webbrowser.open(url)
         app = make_app(book, token=token, cookie=f"visionthink-{port}")
         config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off", ws="none")

@@ -4,9 +4,13 @@ import csv
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from urllib.parse import quote
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -17,6 +21,7 @@ from cluster.records.events import Event, EventLog
 from cluster.viewer import index as index_module
 from cluster.viewer.runs import RunBook, find_runs
 from cluster.viewer.server import POLICY, make_app
+from configs.paths import ROOT
 from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
 
 TOKEN = "a-token"
@@ -279,3 +284,22 @@ def test_runs_are_found_by_folder(tmp_path, run):
     assert find_runs([tmp_path]) == []
     with pytest.raises(ValueError, match="not a folder"):
         find_runs([tmp_path / "nowhere"])
+
+
+def test_the_command_prints_its_address_serves_it_and_ends_with_ctrl_c(run):
+    command = [sys.executable, "-m", "cluster.cli", "view", str(run), "--no-open", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        address = url.partition("/r/")[0]
+        with httpx.Client(follow_redirects=True, timeout=60) as client:
+            assert client.get(address).status_code == 403
+            assert "Held-out" in client.get(url).text
+            assert client.get(f"{address}/r/tiny/judge").status_code == 200
+        taken = subprocess.run(
+            [*command, "--port", address.rpartition(":")[2]], cwd=ROOT, capture_output=True, timeout=60
+        )
+        assert taken.returncode == 1
+        assert b"is not free" in taken.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0, process.stderr.read() if process.stderr else ""

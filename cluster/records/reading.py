@@ -1,4 +1,4 @@
-"""Reads the records of a run: metrics by step, and files of lines."""
+"""Reads the records of a run: metrics by step, and episodes."""
 
 from __future__ import annotations
 
@@ -61,3 +61,23 @@ def curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[list[float]
     """(steps, values) of the steps that have this metric."""
     points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
     return [step for step, _ in points], [figure for _, figure in points]
+
+
+def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:
+    """Some episodes of each step, as diverse as possible.
+
+    The first of each kind (full view needed, tool call, correct) come first, then the first of each further sample.
+    """
+    chosen: list[Row] = []
+    for step in sorted({row["step"] for row in rows}):
+        of_step = [row for row in rows if row["step"] == step]
+        kinds = {_kind(row): row for row in reversed(of_step)}
+        first_of_kind = sorted(kinds.values(), key=of_step.index)
+        samples = {row["sample"]: row for row in reversed(of_step)}
+        others = [row for row in sorted(samples.values(), key=of_step.index) if row not in first_of_kind]
+        chosen += [*first_of_kind, *others][:num_per_step]
+    return chosen
+
+
+def _kind(row: Row) -> tuple[object, object, object]:
+    return row.get("needs_full"), row.get("asked"), row.get("is_correct")

@@ -50,7 +50,7 @@ class Pictures:
         model, limits = self._config.model, self._config.data
         try:
             if path not in self._opened:
-                self._opened[path] = Dataset.open(path)
+                self._opened[path] = Dataset.open(path, self._config.data.columns_of(path))
                 while len(self._opened) > NUM_SETS_OPEN:
                     self._opened.popitem(last=False)
             image = self._opened[path].read(SampleRef(dataset=path, row=row, uid=uid)).image

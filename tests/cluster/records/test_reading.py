@@ -1,12 +1,10 @@
-"""Metrics by step and the figure of several runs, from the files that a run leaves."""
+"""Metrics by step, from the file that a run leaves; and a choice of its episodes."""
 
 import json
 
 import pytest
-from PIL import Image
 
-from cluster.records.plots import plot_penalties
-from cluster.records.reading import curve, read_metrics
+from cluster.records.reading import choose_episodes, curve, read_metrics
 
 
 @pytest.fixture
@@ -35,16 +33,13 @@ def test_a_run_without_figures_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_the_runs_of_three_penalties_go_into_one_figure(run_dir, tmp_path):
-    out = tmp_path / "figures" / "penalties.png"
-    plot_penalties([run_dir, run_dir, run_dir], ["threshold", "always", "never"], out)
-    with Image.open(out) as image:
-        width, height = image.size
-    assert width > height > 400
+def test_chosen_episodes_differ_in_kind_before_they_differ_in_sample():
+    def row(sample: str, **changes) -> dict:
+        return {"step": 1, "sample": sample, "asked": False, "needs_full": False, "is_correct": True} | changes
 
-
-def test_a_figure_of_a_run_that_never_trained_is_refused(run_dir, tmp_path):
-    with pytest.raises(ValueError, match="policy/ask_share"):
-        plot_penalties([run_dir, tmp_path], ["a", "b"], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="labels"):
-        plot_penalties([run_dir], [], tmp_path / "x.png")
+    plain = [row(f"0-{n}") for n in range(6)]
+    rare = row("0-5", asked=True, is_correct=None)
+    chosen = choose_episodes([*plain, rare], 3)
+    assert [(row["sample"], row["asked"]) for row in chosen] == [("0-0", False), ("0-5", True), ("0-1", False)]
+    assert choose_episodes([*plain, rare], 1) == plain[:1]
+    assert choose_episodes([], 3) == []

@@ -241,27 +241,32 @@ def episode(run: RunFolder, row: Row, chosen: Filter, position: int | None) -> d
     """One episode, with its neighbours: in the list that it was opened from, or else in its group."""
     con = run.episodes.cursor()
     siblings = queries.group(con, row["set"], row["file"], row["sample"])
-    here = next(i for i, other in enumerate(siblings) if _key(other) == _key(row))
-    around: dict[str, str] = {}
-    if position is not None:
-        start = max(0, position - 1)
-        window = queries.page(con, chosen, offset=start, limit=position - start + 2)
-        if len(window) > position - start and _key(window[position - start]) == _key(row):
-            for name, at in (("previous", position - 1), ("next", position + 1)):
-                if start <= at < start + len(window):
-                    around[name] = listed_url(run.name, window[at - start], chosen, at)
-    if not around:
-        position = None
-        around |= {"previous": episode_url(run.name, siblings[here - 1])} if here else {}
-        around |= {"next": episode_url(run.name, siblings[here + 1])} if here + 1 < len(siblings) else {}
+    around = None if position is None else _around_in_list(con, run.name, row, chosen, position)
     return {
         **run_page(run, "episodes", f"Episode {row['sample']}/{row['index']}"),
         **episode_view(run, row),
         "siblings": siblings,
-        "around": around,
-        "list_query": chosen.query(),
-        "position": position,
+        "around": _around_in_group(run.name, row, siblings) if around is None else around,
+        "list_query": None if around is None else chosen.query(),
     }
+
+
+def _around_in_list(
+    con: queries.Connection, run: str, row: Row, chosen: Filter, position: int
+) -> dict[str, str] | None:
+    """Addresses of the previous and the next one; None where the list has changed and the episode is elsewhere now."""
+    start = max(0, position - 1)
+    window = dict(enumerate(queries.page(con, chosen, offset=start, limit=position - start + 2), start=start))
+    if position not in window or _key(window[position]) != _key(row):
+        return None
+    there = {"previous": position - 1, "next": position + 1}
+    return {name: listed_url(run, window[at], chosen, at) for name, at in there.items() if at in window}
+
+
+def _around_in_group(run: str, row: Row, siblings: Sequence[Row]) -> dict[str, str]:
+    here = next(at for at, other in enumerate(siblings) if _key(other) == _key(row))
+    there = {"previous": here - 1, "next": here + 1}
+    return {name: episode_url(run, siblings[at]) for name, at in there.items() if 0 <= at < len(siblings)}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -157,7 +158,10 @@ class Viewer:
         run, chosen = self.run_of(request), Filter.of(request.query_params)
         with tempfile.NamedTemporaryFile(prefix="visionthink-", suffix=".parquet", delete=False) as file:
             path = Path(file.name)
-        write_filtered(run.episodes, chosen, path)
+        with ExitStack() as cleanup:
+            cleanup.callback(path.unlink, missing_ok=True)
+            write_filtered(run.episodes, chosen, path)
+            cleanup.pop_all()  # once it is sent
         clean = BackgroundTask(path.unlink, missing_ok=True)
         return FileResponse(
             path, media_type="application/vnd.apache.parquet", headers=_download("parquet"), background=clean

@@ -197,6 +197,10 @@ def test_neighbours_follow_the_list_that_an_episode_was_opened_from(run):
     assert keys[0] == [("j", order[1])]
     assert keys[1] == [("k", order[0]), ("j", order[2])]
     assert keys[3] == [("k", order[2])]
+    (alone,) = client.get("/r/tiny/episodes.json?set=training&verdict=wrong").json()["rows"]
+    page = client.get(alone["url"]).text
+    assert "← list" in page
+    assert not re.search(r'data-key="[jk]"', page), "it is the only one of its list"
     moved = client.get(rows[1]["url"].replace("pos=1", "pos=3")).text
     assert re.findall(r'data-key="k" href="[^"]*index=(\d)', moved) == ["0"], "the list has changed: the group counts"
 

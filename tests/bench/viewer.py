@@ -45,6 +45,7 @@ def draw_step(step: int, num_groups: int, num_tokens: int, rng: np.random.Genera
     asked = rng.random(num) < 0.4
     needs = np.repeat(rng.random(num_groups) < 0.4, GROUP_SIZE)
     is_right = rng.random(num) < 0.8
+    given = np.where(rng.random(num) < 0.999, group + ~is_right, 0)  # some answers are judged both right and wrong
     has_verdict = rng.random(num) > 0.01
     reward = np.where(has_verdict, is_right * 1.0 + 0.5, np.nan)
     question = [f"In chart {g}, what colour {(step * 7 + g) % 997} has the tallest bar left of 2015?" for g in group]
@@ -62,7 +63,7 @@ def draw_step(step: int, num_groups: int, num_tokens: int, rng: np.random.Genera
         "image_sha256": ["0" * 64] * num,
         "status": np.where(rng.random(num) < 0.98, "answered", "malformed").tolist(),
         "asked": asked,
-        "answer": [f"colour {g if r else g + 1}" for g, r in zip(group, is_right, strict=True)],
+        "answer": [f"colour {number}" for number in given],
         "is_well_formed": rng.random(num) < 0.98,
         "is_correct": pa.array(is_right, mask=~has_verdict),
         "judge": rng.choice(["rules", "openai"], num).tolist(),
@@ -181,6 +182,7 @@ def measure(run: Path) -> dict[str, object]:
             "filter_s": filters,
             "filter_max_s": max(filters.values()),
             "scroll_max_s": round(max(scroll), 3),
+            "memory_mib": round(psutil.Process(client.server.pid).memory_info().rss / 2**20),
             "overview_s": round(client.timed(f"{place}/")[0], 3),
         }
     finally:

@@ -97,10 +97,9 @@ class Filter:
     def get(self, name: str) -> str:
         return self.values.get(name, "")
 
-    def query(self, **changes: str | None) -> str:
-        """As the query of an address, with changes; None and empty remove a parameter."""
-        merged = {**self.values, **changes}
-        return urlencode({name: value for name, value in merged.items() if value})
+    def query(self) -> str:
+        """As the query of an address."""
+        return urlencode(self.values)
 
     def where(self) -> tuple[str, list[object]]:
         """Condition and the values bound to its question marks."""

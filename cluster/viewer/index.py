@@ -62,10 +62,17 @@ Stamp = tuple[int, int]
 
 
 class EpisodeIndex:
-    """Table `episodes` of one run, for any number of threads."""
+    """Table `episodes` of one run, for any number of threads.
 
-    def __init__(self, run: Path) -> None:
+    Args:
+        max_bytes: read the oldest file and the newest ones up to this size in all; None reads all.
+    """
+
+    def __init__(self, run: Path, *, max_bytes: int | None = None) -> None:
         self.run = run
+        self.num_left_out = 0
+        """Files that were not read, because of `max_bytes`."""
+        self._max_bytes = max_bytes
         self.unreadable: dict[str, str] = {}
         """Files that are damaged or half copied, with the reason; they are tried again when they change."""
         self._con = duckdb.connect(":memory:", config={"threads": 2, "enable_external_access": False})
@@ -86,6 +93,9 @@ class EpisodeIndex:
 
     def _refresh(self) -> None:
         found = _files_of(self.run)
+        if self._max_bytes is not None:
+            num, found = len(found), newest(found, self._max_bytes)
+            self.num_left_out = num - len(found)
         if found == self._files:
             return
         gone = [key for key, stamp in self._files.items() if found.get(key) != stamp]
@@ -145,6 +155,16 @@ def _files_of(run: Path) -> dict[tuple[str, str], Stamp]:
                 continue
             found[of_set, path.stem] = (stat.st_mtime_ns, stat.st_size)
     return found
+
+
+def newest(files: dict[tuple[str, str], Stamp], max_bytes: int) -> dict[tuple[str, str], Stamp]:
+    """Of each set the oldest file, and the newest ones up to a size in all. Held-out files come first."""
+    kept, size = set({key[0]: key for key in reversed(files)}.values()), 0
+    for key in sorted(files, key=lambda key: (key[0] == "heldout", files[key][0], key), reverse=True):
+        size += files[key][1]
+        if size <= max_bytes:
+            kept.add(key)
+    return {key: stamp for key, stamp in files.items() if key in kept}
 
 
 def _path(run: Path, of_set: str, file: str) -> Path:

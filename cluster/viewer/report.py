@@ -20,6 +20,8 @@ from cluster.viewer.runs import RunFolder
 NUM_PER_KIND = 3
 """Episodes of each kind, of different samples."""
 NUM_LOOKED_AT = 200
+MAX_BYTES = 1 << 28
+"""Of the files that are read: the driver writes the report at the end of a run, which may have millions of episodes."""
 MAX_SHOWN_SIDE = 640
 """Pixels of the longer side of a full view; its quarter is reduced by the same factor, else it would look as fine."""
 
@@ -32,7 +34,7 @@ def write_report(run_dir: Path) -> Path:
     """
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} has no {CONFIG}: give a run folder")
-    run = RunFolder(run_dir.absolute().name, run_dir.absolute())
+    run = RunFolder(run_dir.absolute().name, run_dir.absolute(), max_bytes=MAX_BYTES)
     chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor())]
     values = {
         **pages.overview(run),
@@ -43,6 +45,9 @@ def write_report(run_dir: Path) -> Path:
         **{name: value for name, value in pages.events(run, "").items() if name in pages.EVENT_FIELDS},
         "style": Markup((pages.STATIC / "viewer.css").read_text(encoding="utf-8")),  # our own file: no text of others
     }
+    if run.episodes.num_left_out:
+        part = f"made from the newest episodes and the oldest: {run.episodes.num_left_out} files between were not read"
+        values["alerts"] = [*values["alerts"], part]
     report = run_dir / "report.html"
     write_atomically(report, pages.make_templates().get_template("report.html").render(**values))
     return report

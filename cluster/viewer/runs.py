@@ -30,16 +30,17 @@ T = TypeVar("T")
 class RunFolder:
     """One run. Everything is read anew when its file changes; nothing is ever written."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, *, max_bytes: int | None = None) -> None:
         self.name = name
         self.path = path
+        self._max_bytes = max_bytes
         self._kept: dict[str, tuple[object, Any]] = {}
         self._beat: tuple[int, int] | None = None
         self._beat_changed_at = float("-inf")
 
     @cached_property
     def episodes(self) -> EpisodeIndex:
-        return EpisodeIndex(self.path)
+        return EpisodeIndex(self.path, max_bytes=self._max_bytes)
 
     @cached_property
     def pictures(self) -> Pictures:

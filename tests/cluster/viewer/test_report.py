@@ -10,7 +10,8 @@ from PIL import Image
 from actors.data.shapes import write_split
 from actors.images import quarter_view
 from cluster.records.events import Event, EventLog
-from cluster.viewer.index import EpisodeIndex
+from cluster.viewer import report as report_module
+from cluster.viewer.index import EpisodeIndex, newest
 from cluster.viewer.pages import MAX_EVENTS
 from cluster.viewer.pictures import Pictures, encode
 from cluster.viewer.report import NUM_PER_KIND, choose_episodes, write_report
@@ -114,3 +115,23 @@ def test_large_pictures_are_reduced_and_small_ones_are_exact(side, max_side, kin
     assert image.size == (min(side, max_side) // 2, min(side, max_side))
     if kind == "png":
         assert np.array_equal(np.array(image), view)
+
+
+def test_the_report_of_a_huge_run_reads_its_ends(run, monkeypatch):
+    write_run(run, {f"episodes/step-{step:06d}": [episode(step=step)] for step in range(2, 9)})
+    sizes = [path.stat().st_size for path in sorted((run / "episodes").glob("*.parquet"))]
+    monkeypatch.setattr(
+        report_module, "MAX_BYTES", sum(sizes[-2:]) + (run / "heldout" / "step-000001.parquet").stat().st_size
+    )
+    page = write_report(run).read_text()
+    assert "made from the newest episodes and the oldest: 5 files between were not read" in page
+    assert "5</b>episodes of 3 steps" in page
+
+
+def test_the_oldest_file_of_each_set_and_the_newest_within_the_size_are_kept():
+    files = {("training", f"step-{n}"): (n, 10) for n in range(1, 6)} | {("heldout", "step-2"): (2, 10)}
+    kept = newest(files, 30)
+    assert list(kept) == [("training", "step-1"), ("training", "step-4"), ("training", "step-5"), ("heldout", "step-2")]
+    assert newest(files, 1000) == files
+    assert list(newest(files, 0)) == [("training", "step-1"), ("heldout", "step-2")]
+    assert newest({}, 5) == {}

@@ -32,6 +32,7 @@ from cluster.shell import (
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
+from cluster.viewer.cli import report, view
 from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
 
@@ -52,6 +53,8 @@ app.command(name="config")(show_config)
 app.command()(plan)
 app.command()(status)
 app.command()(scale)
+app.command()(view)
+app.command()(report)
 
 
 @app.command()
@@ -218,19 +221,6 @@ def doctor(overrides: Overrides = None, config: ConfigName = "tiny", as_json: Js
         items = doctor_items(settings, makes_data=missing_shapes(settings.data) is not None)
         if show_findings(examine(items), as_json=as_json):
             raise typer.Exit(1)
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
-    """Regenerate report.html of a run: curves, and episodes with their images."""
-    with report_errors():
-        from cluster.records.report import write_report
-
-        path = str(write_report(run))
-        if as_json:
-            print_json({"report": path})
-        else:
-            typer.echo(path)
 
 
 @app.command()

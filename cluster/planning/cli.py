@@ -33,7 +33,8 @@ def plan(
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     pixels: Annotated[
-        int | None, typer.Option(help="Mean pixels of a full view. Default: 1 megapixel, within model.min/max_pixels.")
+        int | None,
+        typer.Option(help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
     ] = None,
     turn_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean tokens generated per turn. Default: up to 256.")
@@ -59,7 +60,7 @@ def plan(
             load_prompt_style(settings.model.prompt),
             gpu=kind if wants_gpu else None,
             held_gpus=gpus,
-            pixels=pixels or min(max(low, DEFAULT_PIXELS), high),
+            pixels=min(max(low, pixels or DEFAULT_PIXELS), high),
             turn_tokens=turn_tokens or min(settings.rollout.max_turn_tokens, DEFAULT_TURN_TOKENS),
             ask_share=asks,
             gpus_per_node=gpus_per_node,

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from actors.errors import DataError
 from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.config_cli import show_config, show_version
+from cluster.datasets.cli import data_app
+from cluster.datasets.shipped import make_missing_data, missing_shapes
+from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
@@ -24,15 +26,14 @@ from cluster.shell import (
     console,
     print_json,
     process_started_at,
-    progress_bar,
     report_errors,
     run_async,
+    warn_user,
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
 from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
-from configs.schema import Config, DataConfig
 
 app = typer.Typer(
     name="visionthink",
@@ -41,7 +42,6 @@ app = typer.Typer(
     help="Train a vision-language model to answer from a quarter of the visual tokens and to request the full image "
     "only when the question needs it.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -52,9 +52,6 @@ app.command(name="config")(show_config)
 app.command()(plan)
 app.command()(status)
 app.command()(scale)
-
-DEFAULT_SHAPES = Path("data/shapes")
-"""The default data set, which `train` generates when it is missing."""
 
 
 @app.command()
@@ -97,6 +94,7 @@ def train(
                 print_json(chosen.summary)
             return
         check_outlives_job(settings, os.environ)
+        settings = fetch_named(settings, earlier=chosen.earlier, say=display.say)
         make_missing_data(settings)
         stopping = Stopping(grace_s=settings.run.stop_grace_s, is_run=True)
         resume, restart = chosen.resumes, chosen.restarts
@@ -153,9 +151,10 @@ def evaluate(
         given = [*(overrides or []), *chosen]
         run_folder = source.run if source and config == "tiny" else None
         loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-        settings = resolve_paths(loaded)
+        settings = fetch_named(resolve_paths(loaded), keys=("model.path", "data.heldout"), say=warn_user)
         make_missing_data(settings)
-        heldout, display = Dataset.open(settings.data.heldout), Display(settings)
+        heldout = Dataset.open(settings.data.heldout, settings.data.columns)
+        display = Display(settings)
 
         async def play() -> Evaluation:
             async with launch_fleet(settings, display=display) as fleet:
@@ -172,23 +171,6 @@ def evaluate(
         display.evaluation_done(evaluation.figures())
         if as_json:
             print_json(evaluation.figures())
-
-
-@data_app.command(name="make")
-def data_make(
-    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
-    train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
-    heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Generate the shapes task, in which it is known which questions need the full resolution."""
-    with report_errors():
-        make_data(out, train_rows, heldout_rows, seed)
-        if as_json:
-            print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
-        else:
-            typer.echo(str(out))
 
 
 @app.command()
@@ -276,43 +258,6 @@ def compare(
 
 
 add_job_commands(app)
-
-
-def make_missing_data(settings: Config) -> None:
-    """Generate the default data set if it is configured and missing, in any folder. Any other path must exist."""
-    folder = missing_shapes(settings.data)
-    if folder is None:
-        return
-    try:
-        make_data(folder, 8000, 500, 0)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written to ({error.strerror}): set data.train and data.heldout, or generate the data "
-            f"elsewhere with `visionthink data make --out FOLDER`"
-        ) from error
-
-
-def missing_shapes(data: DataConfig) -> Path | None:
-    """Folder of the default data set if it has to be generated; None if it exists or other data is configured."""
-    paths = (Path(data.train), Path(data.heldout))
-    folder = paths[0].parent
-    is_default = paths == (folder / "train.parquet", folder / "heldout.parquet")
-    is_default = is_default and folder.parts[-len(DEFAULT_SHAPES.parts) :] == DEFAULT_SHAPES.parts
-    return folder if is_default and not all(path.exists() for path in paths) else None
-
-
-def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
-    from actors.data.shapes import make_shapes
-
-    num_done = 0
-
-    def count(split: str, num_rows: int) -> None:
-        nonlocal num_done
-        num_done += num_rows
-        advance(num_done, train_rows + heldout_rows)
-
-    with progress_bar(f"generating {out}") as advance:
-        make_shapes(out, train_rows=train_rows, heldout_rows=heldout_rows, seed=seed, progress=count)
 
 
 def main() -> None:

@@ -150,15 +150,14 @@ def rank_bytes(
     total = shape.num_parameters
     share = -(-total // config.ranks.minimum)
     # Gathered layers and the output layer (`learner.zero.sharding`).
-    shards_reference = config.kl_coefficient > 0 and (config.zero_stage == 3 or config.offload_reference)
-    live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or shards_reference else 0
+    live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or config.shards_reference else 0
     optimizer = {0: 8 * total}.get(stage, 0 if config.offload_optimizer else 12 * share)
     gradients = 4 * total if stage < 2 else 0 if config.offload_optimizer else 4 * share
     bucket = {0: 0, 3: 2 * 2 * shape.text.layer}.get(stage, REDUCE_BUCKET)
     if config.kl_coefficient == 0 or config.offload_reference:
         reference = 0
     else:
-        reference = item * (share if shards_reference else total)
+        reference = item * (share if config.shards_reference else total)
     return {
         "weights": item * (share if stage == 3 else total) + live,
         "gradients": gradients + item * bucket,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from actors.data.dataset import Dataset
 from actors.errors import DataError, RunError, VisionThinkError
+from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
     SharedMemory,
@@ -29,14 +30,13 @@ from cluster.preflight.model_files import (
     chat_problem,
     find_lfs_pointers,
     length_problem,
-    looks_like_hub_id,
     model_folder_problems,
     read_json,
     weight_bytes,
 )
 from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
-from configs.schema import Config
+from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
 from learner.memory import memory_problem
 
@@ -68,8 +68,8 @@ def run_items(config: Config, *, learns: bool = True) -> list[Item]:
         Item(name="lengths and shared memory", look=lambda: _problems(_fitting_lines(config))),
         Item(name="GPU memory", look=lambda: _problems(_learner_lines(config))),
         Item(name="prompt", look=lambda: raised([lambda: load_prompt_style(style)])),
-        Item(name="data.train", look=lambda: _data_problems("data.train", data.train)),
-        Item(name="data.heldout", look=lambda: _data_problems("data.heldout", data.heldout)),
+        Item(name="data.train", look=lambda: data_problems("data.train", data.train, data.columns)),
+        Item(name="data.heldout", look=lambda: data_problems("data.heldout", data.heldout, data.columns)),
         Item(name="judge", look=lambda: _judge_problems(config.judge)),
     ]
     of_learners = ("run folder", "GPU memory", "data.train")
@@ -201,14 +201,15 @@ def _learner_lines(config: Config) -> Iterator[str]:
         yield problem
 
 
-def _data_problems(key: str, path: str) -> Iterator[Exception]:
+def data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
+    """Why the data set of a setting cannot be read, with the remedy."""
     pointers: list[Path] = []
     yield from raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in raised([lambda: Dataset.open(path)]):
+    for error in raised([lambda: Dataset.open(path, columns)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 
@@ -218,7 +219,7 @@ def _hub_remedy(path: str) -> str:
     name = os.path.relpath(file)
     if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
         return ""
-    return f"; to download it from the Hugging Face Hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+    return f"; for the data set of that name on the Hugging Face Hub: hf://{name}"
 
 
 def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:

@@ -190,7 +190,7 @@ def expected_bytes(
     room = share - used - gradient_reserve(shape, config, item) - int(MARGIN * gpu_bytes)
     num_kept = layers_that_fit(shape, load.num_tokens, item, room=room)
     language = language_bytes(shape, load.num_tokens, item, num_kept=num_kept)
-    vision = _tower_bytes(shape, config, load, item)
+    vision = tower_bytes(shape, config, load, item)
     keeps_graph = learns_in_rounds(config) and not load.recomputes_blocks and num_kept == shape.text.depth
     is_whole = keeps_graph and language + vision <= room
     return parts | {"activations": language + vision if is_whole else max(language, vision)}, num_kept
@@ -202,14 +202,15 @@ def gradient_reserve(shape: ModelShape, config: LearnerConfig, item: int) -> int
 
 
 def _activation_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
-    vision = _tower_bytes(shape, config, load, item)
+    vision = tower_bytes(shape, config, load, item)
     if not config.gradient_checkpointing:
         return language_bytes(shape, load.num_tokens, item, num_kept=shape.text.depth) + vision
     # The tower is backpropagated after the micro-batches.
     return max(language_bytes(shape, load.num_tokens, item, num_kept=0), vision)
 
 
-def _tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+def tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+    """Activations of the largest vision pass in its backward pass."""
     if not config.train_vision:
         return 0
     whole = vision_bytes(shape, load.num_visual_tokens, item)

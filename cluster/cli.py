@@ -16,6 +16,7 @@ from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
 from cluster.preflight.environment import fix_wheel_tags
+from cluster.serving.cli import ask, serve
 from cluster.shell import (
     ConfigName,
     Json,
@@ -46,6 +47,8 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.add_typer(cluster_app, name="cluster")
+app.command()(ask)
+app.command()(serve)
 app.command()(status)
 app.command()(scale)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,15 +70,16 @@ def ask(
         screen = None if as_json else _Screen()
 
         async def play() -> Any:
-            with console.status("starting the engine"):
-                served = await start_policy(serving_config(settings, max_running=1))
+            served = await start_policy(serving_config(settings, max_running=1))
             try:
                 asked = Question(text=question, kind=KINDS[resolution])
                 return await served.answer(asked, await served.cut(encoded), screen.show if screen else None)
             finally:
                 served.shutdown()
 
-        answered = _run_api(play())
+        with _engine_log():
+            answered = _run_api(play())
+            gc.collect()  # vLLM says more when its engine is collected later, at the end of the process
         if screen:
             screen.summary(answered)
         else:
@@ -86,6 +92,25 @@ def ask(
             texts = {"answer": answered.text("answer"), "reasoning": answered.text("reasoning")}
             status = {"status": answered.episode.status.value, "seconds": round(answered.seconds, 3)}
             print_json({**texts, **status, "turns": turns, "usage": usage(answered)})
+
+
+@contextlib.contextmanager
+def _engine_log() -> Iterator[None]:
+    """What the engine's processes say goes into a file, which stays and is named if the body fails."""
+    with tempfile.NamedTemporaryFile(prefix="visionthink-ask-", suffix=".log", delete=False) as log:
+        terminal = os.dup(2)
+        os.dup2(log.fileno(), 2)
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        if is_done:
+            os.unlink(log.name)
+        else:
+            warn_user(f"log of the engine: {log.name}")
 
 
 def _run_api(main: Any) -> Any:
@@ -102,6 +127,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
+        self._console.print("[dim]starting the engine[/]")
         self._num_turns = 0
         self._channel: str | None = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import os
 import socket
 import tempfile
@@ -11,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
@@ -23,6 +26,7 @@ from cluster.runtime.placement import actor_options, place
 from cluster.serving.app import ServeSettings, build_app
 from cluster.serving.metrics import FOLDER_VARIABLE
 from cluster.serving.policy import ServedPolicy, start_policy
+from cluster.serving.requests import Question
 from configs.ranges import Range
 from configs.schema import Config
 from judge.deployment import accept_metrics_interval, delete_application
@@ -39,7 +43,7 @@ class PolicyReplica:
 
     def __init__(self, config: Config, settings: ServeSettings, start: Start) -> None:
         Path(os.environ[FOLDER_VARIABLE]).mkdir(parents=True, exist_ok=True)
-        self._app = build_app(lambda: start(config), settings)
+        self._app = build_app(lambda: _started(config, start), settings)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -47,6 +51,14 @@ class PolicyReplica:
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica that raises or does not answer."""
         await self._app.state.policy.check_health()
+
+
+async def _started(config: Config, start: Start) -> ServedPolicy:
+    """A policy that has played once: an engine's first request takes seconds more than the others."""
+    policy, blank = await start(config), io.BytesIO()
+    Image.new("RGB", (256, 256)).save(blank, "PNG")
+    await policy.answer(Question(text="?", max_tokens=1), await policy.cut(blank.getvalue()))
+    return policy
 
 
 @contextlib.contextmanager
@@ -102,6 +114,7 @@ def _options(config: Config, settings: ServeSettings, replicas: Range, app_name:
 
 def _listen(host: str, port: int) -> None:
     """Have Serve's proxy listen there. How it listens is settled for a cluster when it starts."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with contextlib.suppress(RayServeException):  # raised where Serve is not up
         options = _get_global_client().http_config
         if (options.host, options.port) != (host, port):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
@@ -22,14 +21,13 @@ from starlette.types import Receive, Scope, Send
 from actors.errors import RolloutError
 from actors.fleet.cutting import CutPicture
 from cluster.serving.admission import Admission
+from cluster.serving.deltas import Delta
 from cluster.serving.errors import ApiError
 from cluster.serving.metrics import Metrics
-from cluster.serving.policy import Answered, Event, OnEvent, ServedPolicy, TurnStarted
+from cluster.serving.policy import Answered, OnEvent, ServedPolicy
 from cluster.serving.remote import fetch_picture
 from cluster.serving.replies import DONE, ReplyHead, event
 from cluster.serving.requests import ChatRequest, parse_request
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CLIENT_GONE = 499
@@ -157,11 +155,10 @@ class _Api:
                 return answered
 
             if chat.streams:
-                pieces = events(play)
-                first = await unless_gone(request.receive, anext(pieces))  # its errors still have a status
-                cleanup.push_async_callback(pieces.aclose)
-                parts = stream_parts(head, first, pieces, includes_usage=chat.includes_usage)
-                return EventStream(parts, cleanup.pop_all(), self._late(), self._settings.request_timeout_s)
+                parts = stream_reply(head, play, includes_usage=chat.includes_usage)
+                cleanup.push_async_callback(parts.aclose)
+                first = await unless_gone(request.receive, anext(parts))  # until then an error has a status
+                return EventStream(first, parts, cleanup.pop_all(), self._late, self._settings.request_timeout_s)
             return JSONResponse(head.completion(await unless_gone(request.receive, play())))
 
     async def _read(self, request: Request) -> ChatRequest:
@@ -253,37 +250,26 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def events(play: Callable[[OnEvent], Coroutine[Any, Any, Answered]]) -> AsyncGenerator[Event | Answered, None]:
-    """The events of a playing, then what it ended with. Closing this cancels it."""
-    queue: asyncio.Queue[Event | None] = asyncio.Queue()
-    task = asyncio.create_task(play(queue.put_nowait))
+async def stream_reply(
+    head: ReplyHead, play: Callable[[OnEvent], Coroutine[Any, Any, Answered]], *, includes_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of a reply, the first with its first text. Closing this cancels the playing."""
+    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+    task = asyncio.create_task(play(lambda each: queue.put_nowait(each) if isinstance(each, Delta) else None))
     task.add_done_callback(lambda _: queue.put_nowait(None))
+    opening = event(head.opening())
     try:
-        while (each := await queue.get()) is not None:
-            yield each
-        yield task.result()
+        while (delta := await queue.get()) is not None:
+            yield opening + event(head.delta(delta))
+            opening = b""
+        answered = task.result()
+        yield opening + event(head.closing(answered))
+        if includes_usage:
+            yield event(head.usage(answered))
+        yield DONE
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def stream_parts(
-    head: ReplyHead, first: Event | Answered, rest: AsyncIterator[Event | Answered], *, includes_usage: bool
-) -> AsyncIterator[bytes]:
-    """Server-sent events of a reply."""
-    yield event(head.opening())
-
-    def parts(each: Event | Answered) -> list[bytes]:
-        if isinstance(each, Answered):
-            ending = [head.closing(each), *([head.usage(each)] if includes_usage else [])]
-            return [*map(event, ending), DONE]
-        return [] if isinstance(each, TurnStarted) else [event(head.delta(each))]
-
-    for part in parts(first):
-        yield part
-    async for each in rest:
-        for part in parts(each):
-            yield part
 
 
 class EventStream(Response):
@@ -292,11 +278,16 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, parts: AsyncIterator[bytes], cleanup: contextlib.AsyncExitStack, late: ApiError, timeout_s: float
+        self,
+        first: bytes,
+        rest: AsyncIterator[bytes],
+        cleanup: contextlib.AsyncExitStack,
+        late: Callable[[], ApiError],
+        timeout_s: float,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._parts, self._cleanup, self._late, self._timeout_s = parts, cleanup, late, timeout_s
+        self._first, self._rest, self._cleanup, self._late, self._timeout_s = first, rest, cleanup, late, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._cleanup:
@@ -310,8 +301,9 @@ class EventStream(Response):
 
         try:
             async with asyncio.timeout(self._timeout_s):
-                async for part in self._parts:
+                await send_part(self._first)
+                async for part in self._rest:
                     await send_part(part)
         except (ApiError, TimeoutError) as error:
-            await send_part(event((error if isinstance(error, ApiError) else self._late).body) + DONE)
+            await send_part(event((error if isinstance(error, ApiError) else self._late()).body) + DONE)
         await send_part(b"", more=False)

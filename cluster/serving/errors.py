@@ -29,13 +29,18 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message, self.status, self.code, self.param = message, status, code, param
+        self.message, self.status, self.code, self.param = _encodable(message), status, code, _encodable(param or "")
         self.headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param or None, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """Without what clients can write in JSON and nobody in UTF-8: halves of surrogate pairs."""
+    return text.encode(errors="replace").decode()
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

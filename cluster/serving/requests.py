@@ -33,11 +33,8 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "send the request again for another answer; its prompt is cached"),
     "stop": (([], ""), "a reply ends where the policy's format ends"),
     "logprobs": ((False,), "there are two turns behind an answer, and one list of log-probabilities could not say so"),
-    "top_logprobs": ((0,), "log-probabilities are not returned"),
     "tools": (([],), "the policy has one tool, which the server calls"),
-    "functions": (([],), "the policy has one tool, which the server calls"),
     "tool_choice": (("auto", "none"), "use `resolution` to decide which view is shown"),
-    "function_call": (("auto", "none"), "use `resolution` to decide which view is shown"),
     "response_format": (({"type": "text"},), "the policy writes text in its own format"),
     "logit_bias": (({},), "the policy's format depends on its own distribution"),
     "presence_penalty": ((0,), "the policy's format repeats its tags"),
@@ -46,9 +43,6 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "top_k": ((-1, 0), "use top_p"),
     "min_p": ((0,), "use top_p"),
     "modalities": ((["text"],), "the policy writes text"),
-    "audio": ((), "the policy writes text"),
-    "prediction": ((), "completions are not predicted"),
-    "web_search_options": ((), "the policy does not search"),
     "store": ((False,), "nothing is stored"),
 }
 """Field -> the values that change nothing (as well as null), and why there are no others."""
@@ -95,19 +89,16 @@ class _StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
 class _Body(_Strict):
     model: str
     messages: Annotated[list[_Message], Field(min_length=1, max_length=64)]
     resolution: Literal["auto", "quarter", "full"] = "auto"
-    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
+    stream: bool = False
     stream_options: _StreamOptions | None = None
 
 
@@ -163,13 +154,13 @@ def parse_request(body: bytes, *, max_picture_bytes: int, allows_remote: bool = 
         question=Question(
             text=question,
             kind=KINDS[parsed.resolution],
-            temperature=0.0 if parsed.temperature is None else parsed.temperature,
-            top_p=1.0 if parsed.top_p is None else parsed.top_p,
+            temperature=parsed.temperature,
+            top_p=parsed.top_p,
             seed=parsed.seed,
             max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
         ),
         picture=_picture(urls[0], max_bytes=max_picture_bytes, allows_remote=allows_remote),
-        streams=bool(parsed.stream),
+        streams=parsed.stream,
         includes_usage=options is not None and options.include_usage,
     )
 
@@ -193,13 +184,14 @@ def _refuse_constant(name: str) -> None:
 
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
-    """What is left of the fields; ApiError where one of NEUTRAL asks for something."""
+    """What is left of the fields that are set; ApiError where one of NEUTRAL asks for something."""
+    fields = {name: value for name, value in fields.items() if value is not None and name not in IGNORED}
     for name, (neutral, reason) in NEUTRAL.items():
-        value = fields.get(name)
-        if value is not None and not any(value == each and type(value) in _like(each) for each in neutral):
-            only = f"must be {' or '.join(map(json.dumps, neutral))}" if neutral else "must be left out"
-            raise bad_request(f"{name} {only}: {reason}", param=name, code="unsupported_parameter")
-    return {name: value for name, value in fields.items() if name not in NEUTRAL and name not in IGNORED}
+        value = fields.pop(name, neutral[0])
+        if not any(value == each and type(value) in _like(each) for each in neutral):
+            only = " or ".join(map(json.dumps, neutral))
+            raise bad_request(f"{name} must be {only}: {reason}", param=name, code="unsupported_parameter")
+    return fields
 
 
 def _like(value: Any) -> tuple[type, ...]:
@@ -224,7 +216,7 @@ def _explained(error: ValidationError) -> ApiError:
     if path[2:3] == ["role"]:
         detail = f"{ONE_PICTURE}: send a user message, with a system message if needed, and no earlier turns"
         return bad_request(f"{param} must be user, system or developer; {detail}", param=param)
-    return bad_request(f"{param}: {first['msg']}", param=param)
+    return bad_request(f"{param or 'a field'}: {first['msg']}", param=param)
 
 
 def _question_and_urls(messages: Sequence[_Message]) -> tuple[str, list[str]]:

@@ -139,6 +139,9 @@ BAD = {
     "seed beyond 64 bits": (chat(seed=2**64), 400, "invalid_value"),
     "unknown resolution": (chat(resolution="half"), 400, "invalid_value"),
     "misspelt field": (chat(resolutoin="full"), 400, "unknown_parameter"),
+    "a field with half a surrogate pair": (chat(**{"\udc00": 1}), 400, "invalid_value"),
+    "a model with half a surrogate pair": (chat(model="\udc00"), 404, "model_not_found"),
+    "a field with a name of 10,000 characters": (chat(**{"x" * 10_000: 1}), 400, "unknown_parameter"),
     "two answers": (chat(n=2), 400, "unsupported_parameter"),
     "n true": (chat(n=True), 400, "unsupported_parameter"),
     "stop words": (chat(stop=["\n"]), 400, "unsupported_parameter"),
@@ -149,7 +152,7 @@ BAD = {
     "stream is text": (chat(stream="yes"), 400, "invalid_value"),
     "the engine fails at it": (chat(question="poison"), 500, "engine_error"),
     "the engine is dead": (chat(question="death"), 503, "engine_unavailable"),
-    "a stream that fails at once": (chat(question="poison", stream=True), 200, None),
+    "a stream that fails at once": (chat(question="poison", stream=True), 500, "engine_error"),
 }
 
 
@@ -167,10 +170,6 @@ async def test_a_bad_request_gets_openais_error_and_a_good_one_beside_it_its_ans
         for name, (content, status, code) in BAD.items():
             bad, good = await asyncio.gather(here.post(content), here.post(chat("blue")))
             assert good.json()["choices"][0]["message"]["content"] == "blue", name
-            if code is None:
-                assert '"engine_error"' in bad.text, name
-                assert bad.text.endswith("data: [DONE]\n\n")
-                continue
             assert bad.status_code == status, (name, bad.text)
             check_error(bad.json(), code)
             assert len(bad.text) < 2000, name

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import os
 import shutil
@@ -164,49 +165,50 @@ def export(tmp_path_factory):
     return folder
 
 
-def test_plain_transformers_loads_an_export(export):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def test_plain_transformers_answers_from_an_export(export, rows):
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # this process is forked while small
 
     processor = AutoProcessor.from_pretrained(export)
     model = AutoModelForImageTextToText.from_pretrained(export)
-    picture = Image.new("RGB", (224, 224), (50, 80, 220))
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what colour is the shape? answer"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 64
-    replies = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    text = processor.batch_decode(replies[:, inputs["input_ids"].shape[1] :])[0]
-    assert text.startswith("<think>")
-    assert "</answer>" in text
+    for picture, row in rows[:3]:
+        image = Image.open(io.BytesIO(picture))
+        content = [{"type": "image", "image": image}, {"type": "text", "text": f"{row.question} answer"}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 64
+        replies = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        text = processor.batch_decode(replies[:, inputs["input_ids"].shape[1] :])[0]
+        assert text.endswith(f"</think><answer>{row.answer}</answer><|im_end|>")
 
 
 PLAIN_VLLM = """
+import json
 import sys
-from PIL import Image
+
 from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
     llm = LLM(model=sys.argv[1], max_model_len=560, enforce_eager=True, limit_mm_per_prompt={"image": 1})
-    picture = Image.new("RGB", (224, 224), (50, 80, 220))
-    text = {"type": "text", "text": "what colour is the shape? answer"}
-    content = [{"type": "image_pil", "image_pil": picture}, text]
-    (reply,) = llm.chat([{"role": "user", "content": content}], SamplingParams(temperature=0, max_tokens=16))
-    print("REPLY", len(reply.prompt_token_ids), reply.outputs[0].text)
+    chats = json.load(open(sys.argv[2]))
+    replies = llm.chat(chats, SamplingParams(temperature=0, max_tokens=16))
+    print("REPLIES" + json.dumps([reply.outputs[0].text for reply in replies]))
 """
 
 
-def test_plain_vllm_loads_an_export(export, tmp_path):
-    script = tmp_path / "plain.py"
-    script.write_text(PLAIN_VLLM)
+def test_plain_vllm_answers_from_an_export(export, rows, tmp_path):
+    (tmp_path / "plain.py").write_text(PLAIN_VLLM)
+    chats = [asks(picture, f"{row.question} answer")["messages"] for picture, row in rows[:3]]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     done = subprocess.run(
-        [sys.executable, str(script), str(export)],
+        [sys.executable, "plain.py", str(export), "chats.json"],
+        cwd=tmp_path,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -214,6 +216,7 @@ def test_plain_vllm_loads_an_export(export, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("REPLY")]
-    assert "<think>" in line
-    assert "</answer>" in line
+    (line,) = [line for line in done.stdout.splitlines() if "REPLIES" in line]
+    replies = json.loads(line.partition("REPLIES")[2])
+    for reply, (_, row) in zip(replies, rows, strict=False):
+        assert reply.endswith(f"</think><answer>{row.answer}</answer>")

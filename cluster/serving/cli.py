@@ -148,7 +148,7 @@ class _Screen:
         self._console.print(event.text.removeprefix(TURN_BREAK), style=style, markup=False, end="")
 
     def summary(self, answered: Any) -> None:
-        spent, full = answered.num_visual_tokens, answered.num_full_tokens
+        spent, full = answered.episode.num_visual_tokens, answered.num_full_tokens
         saved = full - spent
         told = f"{saved} saved ({saved / full:.0%})" if saved >= 0 else f"{-saved} more"
         asked = "asked for the full view" if answered.episode.asked else "did not ask for the full view"

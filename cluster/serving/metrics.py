@@ -47,7 +47,7 @@ class Metrics:
         counts = {
             "prompt": answered.num_prompt_tokens,
             "completion": episode.num_generated_tokens,
-            "visual": answered.num_visual_tokens,
+            "visual": episode.num_visual_tokens,
             "visual_always_full": answered.num_full_tokens,
         }
         for kind, count in counts.items():

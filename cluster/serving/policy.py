@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from actors.engine.vllm_engine import VllmEngine
@@ -14,17 +15,9 @@ from actors.episode import Episode, EpisodeId, View
 from actors.errors import DataError, ImageError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.images import ViewSpec
-from actors.play import (
-    Completion,
-    OnTokens,
-    Sampling,
-    ShownImage,
-    check_prompt,
-    play_episode,
-    rules_for,
-)
+from actors.play import Completion, OnTokens, Sampling, ShownImage, Views, check_prompt, play_episode, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
-from cluster.serving.deltas import Delta, ReplySplitter, TokenText, split_reply
+from cluster.serving.deltas import Channel, Delta, ReplySplitter, TokenText, split_reply
 from cluster.serving.errors import ApiError, bad_picture, bad_request
 from cluster.serving.requests import Question
 from configs.schema import Config, RolloutConfig
@@ -70,10 +63,6 @@ class Answered:
     seconds: float
 
     @property
-    def num_visual_tokens(self) -> int:
-        return self.episode.num_visual_tokens
-
-    @property
     def num_prompt_tokens(self) -> int:
         """Each token counts once: turn 2 finds what turn 1 was shown in the engine's cache."""
         return len(self.episode.token_ids) - self.episode.num_generated_tokens
@@ -115,15 +104,10 @@ class ServedPolicy:
         """
         started_at = time.monotonic()
         rules = rules_for(question.kind, self._rollout, greedy=True)
-        sampling = Sampling(
-            temperature=question.temperature,
-            top_p=question.top_p,
-            seed=question.seed,
-            max_tokens=rules.sampling.max_tokens,
-        )
+        sampling = replace(rules.sampling, temperature=question.temperature, top_p=question.top_p, seed=question.seed)
         rules = replace(rules, sampling=sampling)
         episode_id = EpisodeId(run="serve", step=0, sample=uuid.uuid4().hex, index=0, attempt=0)
-        turns = _Turns(self._engine, self._renderer, question.max_tokens, on_event)
+        turns = _Turns(self._engine, self._renderer, picture.views, question.max_tokens, on_event)
         try:
             check_prompt(self._renderer, picture.views, question.text, rules)
             episode = await play_episode(turns, self._renderer, picture.views, question.text, rules, episode_id)
@@ -150,13 +134,16 @@ class _Turns:
     """The engine as one episode uses it: turn after turn, within `max_tokens`, with its events told."""
 
     def __init__(
-        self, engine: Engine, renderer: ChatRenderer, max_tokens: int | None, on_event: OnEvent | None
+        self, engine: Engine, renderer: ChatRenderer, views: Views, max_tokens: int | None, tell: OnEvent | None
     ) -> None:
         self._engine = engine
         self._renderer = renderer
+        self._views = views
         self._num_left = max_tokens
-        self._on_event = on_event
+        self._tell = tell
         self._last: Completion | None = None
+        self._shown: set[Channel] = set()
+        """Channels with text in the turns so far."""
 
     async def __call__(
         self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
@@ -166,37 +153,30 @@ class _Turns:
         if self._last is not None and not sampling.max_tokens:
             spans = (replace(self._last.version_spans[-1], num_tokens=0),)
             return Completion(token_ids=(), logprobs=(), finish_reason="length", version_spans=spans)
-        self._last = completion = await self._sample(prompt_ids, images, sampling)
+        sample = self._engine if self._tell is None else partial(self._sample_aloud, self._tell)
+        self._last = completion = await sample(prompt_ids, images, sampling)
         if self._num_left is not None:
             self._num_left -= len(completion.token_ids)
         return completion
 
-    async def _sample(
-        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+    async def _sample_aloud(
+        self, tell: OnEvent, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
     ) -> Completion:
-        tell = self._on_event
-        if tell is None:
-            return await self._engine(prompt_ids, images, sampling)
-        text, splitter = TokenText(self._renderer.reply_text), ReplySplitter()
-        tell(TurnStarted(view=_view_of(images), num_visual_tokens=images[-1].num_visual_tokens))
-        needs_break = self._last is not None
+        text, splitter, to_break = TokenText(self._renderer.reply_text), ReplySplitter(), set(self._shown)
+        view: View = "quarter" if images[-1] is self._views.quarter else "full"
+        tell(TurnStarted(view=view, num_visual_tokens=images[-1].num_visual_tokens))
 
         def tell_all(deltas: list[Delta]) -> None:
-            nonlocal needs_break
             for delta in deltas:
-                if needs_break:
-                    delta, needs_break = replace(delta, text=TURN_BREAK + delta.text), False
-                tell(delta)
+                tell(replace(delta, text=TURN_BREAK + delta.text) if delta.channel in to_break else delta)
+                to_break.discard(delta.channel)
+                self._shown.add(delta.channel)
 
         completion = await self._engine(
             prompt_ids, images, sampling, lambda token_ids: tell_all(splitter.add(text.add(token_ids)))
         )
         tell_all([*splitter.add(text.add((), is_last=True)), *splitter.finish()])
         return completion
-
-
-def _view_of(images: tuple[ShownImage, ...]) -> View:
-    return "quarter" if ":quarter:" in images[-1].key else "full"
 
 
 async def start_policy(config: Config) -> ServedPolicy:

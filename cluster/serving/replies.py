@@ -68,7 +68,7 @@ def _ending(answered: Answered) -> dict[str, Any]:
 def usage(answered: Answered) -> dict[str, Any]:
     """Tokens of both turns. `visual_tokens` are among the prompt tokens; `saved` is negative where asking cost more."""
     episode, full = answered.episode, answered.num_full_tokens
-    spent = answered.num_visual_tokens
+    spent = episode.num_visual_tokens
     return {
         "prompt_tokens": answered.num_prompt_tokens,
         "completion_tokens": episode.num_generated_tokens,

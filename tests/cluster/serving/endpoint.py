@@ -38,6 +38,8 @@ class ScriptedEngine:
         self.tokenizer = load_tokenizer(TINY)
         self.renderer = ChatRenderer(self.tokenizer, load_prompt_style("tiny"))
         self.samplings: list[Sampling] = []
+        self.script: tuple[str, ...] = ()
+        """What it says in each turn instead."""
         self.num_running = 0
         self.num_cancelled = 0
         self.gate = asyncio.Event()
@@ -69,9 +71,7 @@ class ScriptedEngine:
     async def _sample(
         self, question: str, images: tuple[ShownImage, ...], sampling: Sampling, on_tokens: OnTokens | None
     ) -> Completion:
-        pixel = images[-1].picture.getpixel((0, 0))
-        colour = next(name for name, value in COLOURS.items() if value == pixel)
-        text = ASK if LOOK in question and len(images) == 1 else f"<think>clear é</think>\n<answer> {colour} </answer>"
+        text = self.script[len(images) - 1] if self.script else self._say(question, images)
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.renderer.end_id]
         is_cut = len(ids) > sampling.max_tokens
         ids = ids[: sampling.max_tokens]
@@ -86,6 +86,13 @@ class ScriptedEngine:
             finish_reason="length" if is_cut else "stop",
             version_spans=(VersionSpan(version=0, num_tokens=len(ids)),),
         )
+
+    def _say(self, question: str, images: tuple[ShownImage, ...]) -> str:
+        pixel = images[-1].picture.getpixel((0, 0))
+        colour = next(name for name, value in COLOURS.items() if value == pixel)
+        if LOOK in question and len(images) == 1:
+            return ASK
+        return f"<think>clear é</think>\n<answer> {colour} </answer>"
 
     async def check_health(self) -> None:
         return

@@ -8,6 +8,7 @@ import sys
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from actors.prompts import TOOL_CALL
 from cluster.serving.metrics import FOLDER_VARIABLE
 from tests.cluster.serving.endpoint import LOOK, chat, data_uri, encoded, endpoint, events_of, image_part, text_part
 
@@ -69,6 +70,36 @@ async def test_a_stream_says_the_same_as_a_whole_reply():
         assert events[-1]["usage"] == whole["usage"]
         assert [event["choices"][0]["finish_reason"] for event in events[:-1]].count("stop") == 1
         assert sum("reasoning" in event["choices"][0]["delta"] for event in events[:-1]) >= 2, "as tokens come"
+
+
+CALL = f"<tool_call>{TOOL_CALL}</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "content", "reasoning"),
+    [
+        ((f"<think>a</think>{CALL}", "<answer>no thought</answer>"), "malformed", "no thought", "a"),
+        ((f"<think></think>{CALL}", "<think>b</think><answer>c</answer>"), "answered", "c", "b"),
+        ((f"<think>a</think>{CALL}", f"<think>b</think>{CALL}"), "malformed", "", "a\n\nb"),
+        (("It is red.",), "malformed", "It is red.", ""),
+        (("<think>a</think><answer></answer>",), "answered", "", "a"),
+        (
+            ("<think>\u4f60\u597d \U0001f600</think><answer>\u00e9\n</answer>",),
+            "answered",
+            "\u00e9",
+            "\u4f60\u597d \U0001f600",
+        ),
+    ],
+)
+async def test_replies_of_every_shape_are_the_same_streamed_and_whole(script, status, content, reasoning):
+    async with endpoint() as here:
+        here.engine.script = script
+        whole = (await here.post(chat(max_tokens=96))).json()["choices"][0]
+        events = events_of((await here.post(chat(max_tokens=96, stream=True))).text)
+    assert (whole["status"], whole["finish_reason"]) == (status, "stop")
+    assert (whole["message"]["content"], whole["message"]["reasoning"]) == (content, reasoning)
+    assert (joined(events, "content"), joined(events, "reasoning")) == (content, reasoning)
+    assert events[-1]["choices"][0]["status"] == status
 
 
 async def test_a_stream_ends_without_usage_unless_it_is_asked_for():

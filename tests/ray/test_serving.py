@@ -165,6 +165,63 @@ def export(tmp_path_factory):
     return folder
 
 
+def test_the_client_that_an_export_carries(address, export, rows, tmp_path):
+    picture, row = rows[0]
+    (tmp_path / "picture").write_bytes(picture)
+    done = subprocess.run(
+        [sys.executable, str(export / "client.py"), str(tmp_path / "picture"), row.question, "full"],
+        env={**os.environ, "OPENAI_BASE_URL": f"{address}/v1", "OPENAI_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"answer:    {row.answer}\n" in done.stdout
+    assert "asked:     False {'spent': 64, 'always_full': 64, 'saved': 0}" in done.stdout
+
+
+COMMAND = (sys.executable, "-m", "cluster.cli")
+
+
+@pytest.mark.slow
+def test_ask_on_the_command_line(export, rows, tmp_path):
+    picture, row = rows[0]
+    (tmp_path / "picture.png").write_bytes(picture)
+    ask = [*COMMAND, "ask", str(tmp_path / "picture.png"), row.question, "--policy", str(export)]
+    as_json = subprocess.run([*ask, "--resolution", "full", "--json"], capture_output=True, text=True, timeout=200)
+    assert as_json.returncode == 0, as_json.stderr
+    found = json.loads(as_json.stdout.splitlines()[-1])
+    assert (found["answer"], found["status"]) == (row.answer, "answered")
+    assert [turn["view"] for turn in found["turns"]] == ["full"]
+    told = subprocess.run(ask, capture_output=True, text=True, timeout=200)
+    assert told.returncode == 0, told.stderr
+    assert "turn 1: quarter view, 16 visual tokens" in told.stdout
+    assert "always-full 64" in told.stdout
+    assert told.stderr == "", "what the engine logs is not shown"
+
+
+@pytest.mark.slow
+def test_serve_on_the_command_line_ends_with_its_signal(export):
+    port = 18_735
+    serving = subprocess.Popen([*COMMAND, "serve", "--policy", str(export), "--port", str(port)])
+    try:
+        deadline_at = time.monotonic() + 200
+        while True:
+            try:
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json() == {"status": "ok"}
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline_at
+                assert serving.poll() is None
+                time.sleep(0.5)
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "export"
+        serving.terminate()
+        assert serving.wait(60) == 143
+    finally:
+        serving.kill()
+
+
 def test_plain_transformers_answers_from_an_export(export, rows):
     from transformers import AutoModelForImageTextToText, AutoProcessor  # this process is forked while small
 

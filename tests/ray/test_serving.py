@@ -5,27 +5,23 @@ import base64
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import ray
 from PIL import Image
 from ray import serve
 
-from actors.data.shapes import draw_row, encode_png, paint
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings, digest_key
-from cluster.serving.card import write_card
 from cluster.serving.deployment import served
 from cluster.serving.settings import policy_config, serving_config
-from configs.load import load_config
 from configs.ranges import Range
+from tests.ray.serving_parts import draw_rows, make_export
 
 pytestmark = [
     pytest.mark.ray,
@@ -46,9 +42,7 @@ def asks(picture, question, **fields):
 
 @pytest.fixture(scope="module")
 def rows():
-    rng = np.random.default_rng(3)
-    drawn = [draw_row(rng, "heldout", needs_full_share=0.3) for _ in range(24)]
-    return [(encode_png(paint(row.scene)), row) for row in drawn]
+    return draw_rows(24)
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +153,7 @@ async def test_clients_that_leave_free_their_places(client, address, rows):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "export"
-    shutil.copytree("configs/tiny", folder)
-    write_card(folder, load_config("tiny"), step=1)
-    return folder
+    return make_export(tmp_path_factory.mktemp("run") / "export")
 
 
 def test_the_client_that_an_export_carries(address, export, rows, tmp_path):
@@ -179,47 +170,6 @@ def test_the_client_that_an_export_carries(address, export, rows, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"answer:    {row.answer}\n" in done.stdout
     assert "asked:     False {'spent': 64, 'always_full': 64, 'saved': 0}" in done.stdout
-
-
-COMMAND = (sys.executable, "-m", "cluster.cli")
-
-
-@pytest.mark.slow
-def test_ask_on_the_command_line(export, rows, tmp_path):
-    picture, row = rows[0]
-    (tmp_path / "picture.png").write_bytes(picture)
-    ask = [*COMMAND, "ask", str(tmp_path / "picture.png"), row.question, "--policy", str(export)]
-    as_json = subprocess.run([*ask, "--resolution", "full", "--json"], capture_output=True, text=True, timeout=200)
-    assert as_json.returncode == 0, as_json.stderr
-    found = json.loads(as_json.stdout.splitlines()[-1])
-    assert (found["answer"], found["status"]) == (row.answer, "answered")
-    assert [turn["view"] for turn in found["turns"]] == ["full"]
-    told = subprocess.run(ask, capture_output=True, text=True, timeout=200)
-    assert told.returncode == 0, told.stderr
-    assert "turn 1: quarter view, 16 visual tokens" in told.stdout
-    assert "always-full 64" in told.stdout
-    assert told.stderr == "", "what the engine logs is not shown"
-
-
-@pytest.mark.slow
-def test_serve_on_the_command_line_ends_with_its_signal(export):
-    port = 18_735
-    serving = subprocess.Popen([*COMMAND, "serve", "--policy", str(export), "--port", str(port)])
-    try:
-        deadline_at = time.monotonic() + 200
-        while True:
-            try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json() == {"status": "ok"}
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline_at
-                assert serving.poll() is None
-                time.sleep(0.5)
-        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "export"
-        serving.terminate()
-        assert serving.wait(60) == 143
-    finally:
-        serving.kill()
 
 
 def test_plain_transformers_answers_from_an_export(export, rows):

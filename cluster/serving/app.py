@@ -112,7 +112,6 @@ class _Api:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        self._metrics.set_inside(self._admission.num_inside)
         return Response(self._metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def list_models(self, request: Request) -> Response:
@@ -143,7 +142,9 @@ class _Api:
     async def _chat(self, request: Request) -> Response:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as cleanup:
+            cleanup.callback(self._count_inside)
             cleanup.enter_context(self._admission.ticket())
+            self._count_inside()
             chat = await self._read(request)
             policy = _policy(request)
             picture = await unless_gone(request.receive, self._admit(policy, chat, cleanup))
@@ -160,6 +161,9 @@ class _Api:
                 first = await unless_gone(request.receive, anext(parts))  # until then an error has a status
                 return EventStream(first, parts, cleanup.pop_all(), self._late, self._settings.request_timeout_s)
             return JSONResponse(head.completion(await unless_gone(request.receive, play())))
+
+    def _count_inside(self) -> None:
+        self._metrics.set_inside(self._admission.num_inside)
 
     async def _read(self, request: Request) -> ChatRequest:
         settings = self._settings

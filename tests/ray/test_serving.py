@@ -207,6 +207,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_plain_vllm_answers_from_an_export(export, rows, tmp_path):
     (tmp_path / "plain.py").write_text(PLAIN_VLLM)
     chats = [asks(picture, f"{row.question} answer")["messages"] for picture, row in rows[:3]]

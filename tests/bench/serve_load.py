@@ -8,8 +8,8 @@ what it replies. A timed request shows a copy of a picture that no cache knows, 
 picture. With a `--shape`, weights are random: whether a question is asked about is forced (`forced_policy.py`, in this
 bench only), replies are not looked at, and a request is known by its visual tokens.
 
-`time` is the time of a request against plain vLLM's, which gets half as many, `tokens` the visual tokens against always-full; the limit of
-both is 1/4 + p, where p is the share of requests in which the policy asked.
+`time` is the time of a request against plain vLLM's, which gets half as many, `tokens` the visual tokens against
+always-full. The limit of both is 1/4 + p, where p is the share of requests in which the policy asked.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,25 +214,23 @@ def smooth_jobs(config: Config, side: int, num_jobs: int, share: float, *, seed:
     model = config.model
     spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     asks = rng.permutation(num_jobs) < round(share * num_jobs)
-    jobs = []
-    for index in range(num_jobs):
+    noise = rng.integers(0, 256, (num_jobs, 12, 12, 3), dtype=np.uint8)
+
+    def job(index: int) -> Job:
         across, down = SIZES[index % len(SIZES)]
-        image = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-        image = image.resize((int(across * side), int(down * side)), Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=85)
-        full = num_visual_tokens(*view_size(image.height, image.width, spec), spec)
-        spent = full // 4 + (full if asks[index] else 0)
-        jobs.append(
-            Job(
-                picture=out.getvalue(),
-                question=f"{ASK if asks[index] else ''} what is it?",
-                resolution="auto",
-                expected=(bool(asks[index]), spent),
-                streams=False,
-            )
+        size, out = (int(across * side), int(down * side)), io.BytesIO()
+        Image.fromarray(noise[index]).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=85)
+        full = num_visual_tokens(*view_size(size[1], size[0], spec), spec)
+        return Job(
+            picture=out.getvalue(),
+            question=f"{ASK if asks[index] else ''} what is it?",
+            resolution="auto",
+            expected=(bool(asks[index]), full // 4 + (full if asks[index] else 0)),
+            streams=False,
         )
-    return jobs
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(job, range(num_jobs)))
 
 
 def free_port() -> int:

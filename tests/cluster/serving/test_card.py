@@ -10,7 +10,7 @@ import yaml
 from actors.prompts import load_prompt_style
 from cluster.serving.card import write_card
 from cluster.serving.settings import policy_config, read_keys, serving_config
-from configs.load import load_config, to_yaml
+from configs.load import FOLDER, load_config, to_yaml
 
 TINY = "configs/tiny"
 
@@ -52,7 +52,7 @@ def test_an_export_is_served_with_the_settings_it_was_trained_with(export, tmp_p
     assert config.model.prompt == str(moved / "prompt.yaml")
 
 
-@pytest.mark.parametrize("name", ["visionthink_3b_2gpu", "visionthink_7b"])
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("visionthink_*.yaml")))
 def test_the_settings_of_a_large_policy_are_valid_by_themselves(name, export):
     trained = load_config(name)
     write_card(export, trained, step=None)

@@ -19,6 +19,7 @@ from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
 from cluster.planning.cli import plan
 from cluster.preflight.environment import fix_wheel_tags
+from cluster.serving.cli import ask, serve
 from cluster.shell import (
     ConfigName,
     Json,
@@ -48,6 +49,8 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.add_typer(cluster_app, name="cluster")
+app.command()(ask)
+app.command()(serve)
 app.callback()(show_version)
 app.command(name="config")(show_config)
 app.command()(plan)

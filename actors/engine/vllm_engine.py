@@ -23,7 +23,7 @@ from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
-from actors.play import Completion, Sampling, ShownImage
+from actors.play import Completion, OnTokens, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
 from configs.learner import InFlight, Transport
 from configs.schema import ModelConfig, RolloutConfig
@@ -98,9 +98,13 @@ class VllmEngine:
         self.version = -1
 
     async def __call__(
-        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+        self,
+        prompt_ids: tuple[int, ...],
+        images: tuple[ShownImage, ...],
+        sampling: Sampling,
+        on_tokens: OnTokens | None = None,
     ) -> Completion:
-        """Sample one completion.
+        """Sample one completion, and tell `on_tokens` of its tokens as they come. Cancelling this aborts the request.
 
         Raises:
             SampleError: the engine refused the request, failed at it alone, or saw other tokens than we sent.
@@ -112,8 +116,8 @@ class VllmEngine:
                 raise RolloutError("the engine has no verified weights")
             request_id = str(next(self._numbers))
             with self._turns.running(request_id):
-                prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling)
-                output = await self._generate(prompt, params, request_id)
+                prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling, on_tokens)
+                output = await self._generate(prompt, params, request_id, on_tokens)
                 (choice,) = output.outputs
                 spans = self._turns.spans(request_id, choice)
         if tuple(output.prompt_token_ids) != prompt_ids:
@@ -128,14 +132,20 @@ class VllmEngine:
         reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 
-    async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
+    async def _generate(
+        self, prompt: dict[str, Any], params: Any, request_id: str, on_tokens: OnTokens | None = None
+    ) -> Any:
         from vllm.v1.engine.exceptions import EngineGenerateError
 
-        last = None
+        last, num_told = None, 0
         try:
             with _named_death():
                 async for output in self._engine.generate(prompt, params, request_id=request_id):
                     last = output
+                    if on_tokens is not None:
+                        token_ids = output.outputs[0].token_ids
+                        on_tokens(tuple(token_ids[num_told:]))
+                        num_told = len(token_ids)
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
@@ -154,18 +164,20 @@ class VllmEngine:
             "cache_salt": f"version {version}",
         }
 
-    def _params(self, sampling: Sampling) -> Any:
+    def _params(self, sampling: Sampling, on_tokens: OnTokens | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
             max_tokens=sampling.max_tokens,
             stop_token_ids=[self._end_id],
             logit_bias=self._forbidden,
             logprobs=0,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE,
         )
 
     @property

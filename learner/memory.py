@@ -86,6 +86,16 @@ class Load:
         return cls(num_tokens=config.max_tokens_per_micro_batch, num_visual_tokens=config.max_tokens_per_vision_pass)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Activations that stay for the backward pass; the others are computed again."""
+
+    num_layers: int
+    """Of the language model."""
+    has_tower: bool
+    """Whether those of the tower stay while the micro-batches of a round are learned from."""
+
+
 def deepspeed_stage(config: LearnerConfig, *, in_bfloat16: bool) -> int:
     """The ZeRO stage that DeepSpeed runs: the config's, but for stage 1 in bfloat16, which runs as stage 2.
 
@@ -175,25 +185,23 @@ def rank_bytes(
 
 def expected_bytes(
     shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, load: Load, gpu_bytes: int
-) -> tuple[dict[str, int], int]:
-    """As `rank_bytes`, with the activations that are kept because the GPU has room for them (`learner.recompute`).
-
-    Also returns how many layers of the language model keep theirs.
-    """
+) -> tuple[dict[str, int], Kept]:
+    """As `rank_bytes`, with the activations that are kept because the GPU has room for them (`learner.recompute`)."""
     parts, item = rank_bytes(shape, config, in_bfloat16=in_bfloat16, load=load), 2 if in_bfloat16 else 4
+    in_one_pass = learns_in_rounds(config) and not load.recomputes_blocks
     if not config.gradient_checkpointing:
-        return parts, shape.text.depth
+        return parts, Kept(num_layers=shape.text.depth, has_tower=in_one_pass)
     if config.zero_stage == 3:
-        return parts, 0
+        return parts, Kept(num_layers=0, has_tower=False)
     used = sum(parts.values()) - parts["activations"]
     share = int(gpu_bytes * min(1.0, config.num_gpus))
     room = share - used - gradient_reserve(shape, config, item) - int(MARGIN * gpu_bytes)
     num_kept = layers_that_fit(shape, load.num_tokens, item, room=room)
     language = language_bytes(shape, load.num_tokens, item, num_kept=num_kept)
     vision = tower_bytes(shape, config, load, item)
-    keeps_graph = learns_in_rounds(config) and not load.recomputes_blocks and num_kept == shape.text.depth
-    is_whole = keeps_graph and language + vision <= room
-    return parts | {"activations": language + vision if is_whole else max(language, vision)}, num_kept
+    is_whole = in_one_pass and num_kept == shape.text.depth and language + vision <= room
+    activations = language + vision if is_whole else max(language, vision)
+    return parts | {"activations": activations}, Kept(num_layers=num_kept, has_tower=is_whole)
 
 
 def gradient_reserve(shape: ModelShape, config: LearnerConfig, item: int) -> int:

@@ -14,6 +14,7 @@ from cluster.planning.workload import Workload
 from configs.schema import Config
 from learner.memory import (
     GIB,
+    Kept,
     ModelShape,
     expected_bytes,
     language_bytes,
@@ -86,26 +87,26 @@ def _step_bytes(widths: ModelWidths, shape: ModelShape, budget: TokenBudget, ite
     return item * (widths.values_per_token * budget.per_step + widths.hidden * budget.encoder_cache)
 
 
-def rank_process(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> tuple[Process, int]:
-    """A learner rank, and how many layers keep their activations."""
+def rank_process(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> tuple[Process, Kept]:
+    """A learner rank, and which activations it keeps."""
     fewest = replace(config.learner, num_ranks=config.learner.ranks.minimum)
     load, in_bfloat16 = work.load(fewest), config.model.dtype == "bfloat16"
-    parts, num_kept = expected_bytes(
+    parts, kept = expected_bytes(
         shape, fewest, in_bfloat16=in_bfloat16, load=load, gpu_bytes=gpu.memory_bytes if fewest.num_gpus else 0
     )
     room = int(gpu.memory_bytes * min(1.0, fewest.num_gpus))
     most = sum(rank_bytes(shape, fewest, in_bfloat16=in_bfloat16).values()) / GIB
     item = item_size(config)
     activations = {
-        "tokens": language_bytes(shape, load.num_tokens, item, num_kept=num_kept),
+        "tokens": language_bytes(shape, load.num_tokens, item, num_kept=kept.num_layers),
         "vision": tower_bytes(shape, fewest, load, item),
     }
     note = (
-        f"activations of {load.num_tokens} tokens {activations['tokens'] / GIB:.1f} with {num_kept} layers kept, of "
-        f"{load.num_visual_tokens} visual tokens {activations['vision'] / GIB:.1f}; with full budgets, all recomputed, "
-        f"{most:.1f} in all"
+        f"activations of {load.num_tokens} tokens {activations['tokens'] / GIB:.1f} with {kept.num_layers} layers "
+        f"kept, of {load.num_visual_tokens} visual tokens {activations['vision'] / GIB:.1f}; with full budgets, all "
+        f"recomputed, {most:.1f} in all"
     )
-    return Process(name="learner rank", parts=parts, room=room, note=note, activations=activations), num_kept
+    return Process(name="learner rank", parts=parts, room=room, note=note, activations=activations), kept
 
 
 def problems(shape: ModelShape, widths: ModelWidths, spec: ViewSpec, config: Config, gpu: Gpu) -> Iterator[str]:

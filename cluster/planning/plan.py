@@ -17,7 +17,7 @@ from cluster.planning.speed import StepTime, step_time
 from cluster.planning.workload import CHARACTERS_PER_TOKEN, Workload, workload_of
 from cluster.runtime.placement import capacity_problem, place
 from configs.schema import Config
-from learner.memory import GIB, read_shape
+from learner.memory import GIB, Kept, expected_bytes, read_shape
 
 UNDECIDED_SHARE = 0.71
 """Of the answers, which rules in front of an LLM leave to it (`docs/benchmarks.md`, the rules as a judge: 0.288)."""
@@ -114,7 +114,7 @@ def make_plan(
     work = workload_of(
         config, style, pixels=pixels, turn_tokens=turn_tokens, ask_share=ask_share, token_side=spec.token_side
     )
-    members, num_kept, found = _gpu_members(config, model, spec, gpu, work)
+    members, kept, found = _gpu_members(config, model, spec, gpu, work)
     held = math.inf if held_gpus is None else held_gpus
     if lacking := capacity_problem(config, {"CPU": math.inf, "GPU": held}):
         found.append(f"{lacking}: lower rollout.num_workers or learner.num_ranks, or choose another config")
@@ -126,9 +126,7 @@ def make_plan(
         host_gib={team.name: team.member.memory_gib for team in teams(config, shape)},
         sync_bytes=item_size(config) * shape.num_parameters,
         transport=config.transport,
-        time=step_time(
-            shape, config, gpu, work, work.load(config.learner), num_kept=num_kept, gpus_per_node=gpus_per_node
-        ),
+        time=step_time(shape, config, gpu, work, work.load(config.learner), kept=kept, gpus_per_node=gpus_per_node),
         overlaps=config.streams_updates or config.train.max_staleness > 0,
         judge=_judge_cost(config, work, judge_prompt),
         problems=tuple(found),
@@ -137,19 +135,21 @@ def make_plan(
 
 def _gpu_members(
     config: Config, model: Mapping[str, Any], spec: ViewSpec, gpu: Gpu | None, work: Workload
-) -> tuple[list[tuple[Process, int]], int, list[str]]:
-    """The processes on GPUs with their numbers, layers whose activations the learner keeps, and why it does not fit."""
+) -> tuple[list[tuple[Process, int]], Kept, list[str]]:
+    """The processes on GPUs with their numbers, activations that the learner keeps, and why it does not fit."""
     shape, widths = read_shape(model), ModelWidths.from_config(model)
+    load, in_bfloat16 = work.load(config.learner), config.model.dtype == "bfloat16"
+    _, kept = expected_bytes(shape, config.learner, in_bfloat16=in_bfloat16, load=load, gpu_bytes=0)
     if gpu is None:
-        return [], shape.text.depth, []
-    members, num_kept = [], shape.text.depth
+        return [], kept, []
+    members = []
     if config.rollout.num_gpus:
         num_engines = config.rollout.workers.minimum * config.rollout.tensor_parallel_size
         members.append((engine_process(shape, widths, spec, config, gpu), num_engines))
     if config.learner.num_gpus:
-        rank, num_kept = rank_process(shape, config, gpu, work)
+        rank, kept = rank_process(shape, config, gpu, work)
         members.append((rank, config.learner.ranks.minimum))
-    return members, num_kept, list(problems(shape, widths, spec, config, gpu))
+    return members, kept, list(problems(shape, widths, spec, config, gpu))
 
 
 def _judge_cost(config: Config, work: Workload, prompt: str) -> JudgeCost | None:

@@ -13,16 +13,16 @@ from cluster.planning.gpus import Gpu
 from cluster.planning.memory import item_size
 from cluster.planning.workload import Workload, head_flops, language_flops, views_flops
 from configs.schema import Config
-from learner.memory import Load, ModelShape, learns_in_rounds
+from learner.memory import Kept, Load, ModelShape
 
-LANGUAGE_USE, VISION_USE, PREFILL_USE = 0.44, 0.36, 0.45
+LANGUAGE_USE, VISION_USE, PREFILL_USE = 0.62, 0.53, 0.45
 """Of the speed of matrix products: learner's language model, its tower, the engine's prompts and pictures."""
 ZERO_3_SPEED = 0.905
 """Against ZeRO-2, where layers are gathered over NVLink."""
 HOST_ADAM_S = 3.0e-9
 """Per parameter that a rank's optimizer updates in host memory, on 32 cores."""
-ADAM_BYTES = 30
-"""Read and written per parameter of an update on the GPU."""
+ADAM_BYTES = 60
+"""Read and written per parameter of an optimizer step on the GPU, with norms and copies."""
 SEQUENCE_S = 2.0e-4
 """Host time of a sequence in an engine step: scheduling, sampling, log-probabilities, what is ruled out."""
 EAGER_LAYER_S, GRAPH_LAYER_S = 3.5e-4, 3.0e-5
@@ -31,7 +31,7 @@ PICTURE_S = 0.04
 """Per megapixel of a full view: decoding, cutting and preprocessing, in a rollout worker."""
 NODE_LINK_GB_S = 40.0
 """Of a GPU to another node."""
-SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.012, 0.66, 0.31, 2.0
+SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.012, 0.94, 0.28, 2.0
 """Weight sync: fixed part; NCCL of the link between GPUs; CUDA IPC of the GPU's memory; through shared memory."""
 CPU_LANGUAGE_GFLOPS, CPU_VISION_GFLOPS = 62.0, 55.0
 CPU_SEQUENCE_S, CPU_PICTURE_S, CPU_STEP_S = 2.5e-4, 0.6, 0.02
@@ -56,19 +56,19 @@ class StepTime:
 
 
 def step_time(
-    shape: ModelShape, config: Config, gpu: Gpu | None, work: Workload, load: Load, *, num_kept: int, gpus_per_node: int
+    shape: ModelShape, config: Config, gpu: Gpu | None, work: Workload, load: Load, *, kept: Kept, gpus_per_node: int
 ) -> StepTime | None:
     """Seconds of a step; None for a GPU whose speed is not known.
 
     Args:
         gpu: None where engine and learner run on CPUs.
-        num_kept: layers that keep their activations.
+        kept: activations that are not computed again.
     """
     on_gpus = (config.rollout.num_gpus, config.learner.num_gpus)
     if any(on_gpus) and (gpu is None or gpu.tflops is None):
         return None
     play = _play_s(shape, config, gpu, work) if on_gpus[0] and gpu else _cpu_play_s(config, work)
-    flops = _update_flops(shape, config, work, load, num_kept)
+    flops = _update_flops(shape, config, work, load, kept)
     if on_gpus[1] and gpu:
         vision, reference, learn, optimizer = _gpu_update(shape, config, gpu, work, load, flops, gpus_per_node)
     else:
@@ -128,16 +128,15 @@ def _play_s(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> floa
 
 
 def _update_flops(
-    shape: ModelShape, config: Config, work: Workload, load: Load, num_kept: int
+    shape: ModelShape, config: Config, work: Workload, load: Load, kept: Kept
 ) -> tuple[float, float, float]:
     """Operations of the tower, of the reference policy, and of the language model in an update on all ranks."""
     learner = config.learner
     views = work.groups * views_flops(shape, work)
     layers = work.groups * language_flops(shape, work.learned_tokens, work.token_pairs)
     head = work.groups * head_flops(shape, work.generated_tokens)
-    again = 1 - num_kept / shape.text.depth
-    keeps_graph = learns_in_rounds(learner) and not load.recomputes_blocks and not again
-    passes = 3 if keeps_graph else 5 if load.recomputes_blocks else 4
+    again = 1 - kept.num_layers / shape.text.depth
+    passes = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
     vision = views * (passes if learner.train_vision else 1)
     reference = layers + head + views if learner.kl_coefficient else 0.0
     return vision, reference, (3 + again) * layers + 4 * head

@@ -108,9 +108,11 @@ class Workload:
         mine = max(1, math.ceil(config.prompts_per_mini_batch / config.ranks.minimum))
         largest = self.visual_tokens if self.encoded_tokens > self.first_view else self.first_view
         is_large = largest > pass_tokens
+        in_rounds = learns_in_rounds(config) and not is_large
         in_pass = min(mine, max(1, pass_tokens // self.encoded_tokens))
-        most = in_pass if learns_in_rounds(config) and not is_large else mine
-        groups = min(most, max(1, int(budget // self.learned_tokens)))
+        if in_rounds:  # of about as many views each
+            in_pass = math.ceil(mine / math.ceil(mine / in_pass))
+        groups = min(in_pass if in_rounds else mine, max(1, int(budget // self.learned_tokens)))
         return Load(
             num_tokens=min(budget, math.ceil(groups * self.learned_tokens)),
             num_visual_tokens=largest if is_large else min(pass_tokens, in_pass * self.encoded_tokens),

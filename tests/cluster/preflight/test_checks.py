@@ -102,7 +102,7 @@ def test_too_little_shared_memory_is_told_with_the_remedy(config, monkeypatch, t
 
 
 def test_a_learner_that_no_gpu_of_this_machine_holds_is_told_with_the_remedy(config, monkeypatch):
-    monkeypatch.setattr(preflight, "gpu_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(preflight, "gpu_bytes", lambda: 3 << 30)
     wanted = ["learner.num_gpus=1", "learner.max_tokens_per_micro_batch=65536"]
     told = refusal(config(*wanted))
     assert "learner.max_tokens_per_micro_batch=65536 needs about" in told

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from actors.errors import DataError
 from cluster.checkpoint_cli import checkpoint_app, export
+from cluster.evaluation.cli import evaluate
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
 from cluster.preflight.environment import fix_wheel_tags
+from cluster.shapes import DEFAULT_SHAPES, make_data, make_missing_data
 from cluster.shell import (
     ConfigName,
     Json,
@@ -23,15 +24,12 @@ from cluster.shell import (
     console,
     print_json,
     process_started_at,
-    progress_bar,
     report_errors,
     run_async,
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
-from configs.load import describe_fields, load_config, load_saved, to_yaml
-from configs.paths import resolve_paths
-from configs.schema import Config, DataConfig
+from configs.load import describe_fields, load_config, to_yaml
 
 app = typer.Typer(
     name="visionthink",
@@ -45,12 +43,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
+app.command(name="eval")(evaluate)
 app.add_typer(cluster_app, name="cluster")
 app.command()(status)
 app.command()(scale)
-
-DEFAULT_SHAPES = Path("data/shapes")
-"""The default data set, which `train` generates when it is missing."""
 
 
 @app.command()
@@ -112,62 +108,6 @@ def train(
         display.say(f"report: {summary['run']}/report.html")
         if as_json:
             print_json(summary)
-
-
-@app.command(name="eval")
-def evaluate(
-    overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder. Default: model.path of the config."),
-    ] = None,
-    episodes: Annotated[
-        Path | None,
-        typer.Option(
-            help="Parquet file for the episodes. Default for the policy of a run: RUN/heldout/eval-STEP.parquet."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate on the held-out split with greedy decoding: the policy, always-quarter and always-full.
-
-    The policy of a run is evaluated with the settings of that run, unless --config is given.
-    """
-    with report_errors():
-        from actors.data.dataset import Dataset
-        from cluster.display import Display
-        from cluster.evaluate import Evaluation
-        from cluster.evaluate import evaluate as play_split
-        from cluster.folders import CONFIG
-        from cluster.launch import launch_fleet
-        from cluster.policies import find_policy, materialize
-        from cluster.records.episodes import rows_of_evaluation, write_episodes
-
-        source = find_policy(policy) if policy else None
-        chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
-        given = [*(overrides or []), *chosen]
-        run_folder = source.run if source and config == "tiny" else None
-        loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-        settings = resolve_paths(loaded)
-        make_missing_data(settings)
-        heldout, display = Dataset.open(settings.data.heldout), Display(settings)
-
-        async def play() -> Evaluation:
-            async with launch_fleet(settings, display=display) as fleet:
-                return await play_split(fleet, heldout, settings, display)
-
-        evaluation = run_async(play())
-        step = source.step if source and source.step is not None else 0
-        if episodes is None and source is not None and source.run is not None:
-            episodes = source.run / "heldout" / f"eval-{step:06d}.parquet"
-        if episodes is not None:
-            episodes.parent.mkdir(parents=True, exist_ok=True)
-            write_episodes(episodes, rows_of_evaluation(step, evaluation.plays))
-            display.say(f"episodes: {episodes}")
-        display.evaluation_done(evaluation.figures())
-        if as_json:
-            print_json(evaluation.figures())
 
 
 @data_app.command(name="make")
@@ -274,43 +214,6 @@ def compare(
 
 
 add_job_commands(app)
-
-
-def make_missing_data(settings: Config) -> None:
-    """Generate the default data set if it is configured and missing, in any folder. Any other path must exist."""
-    folder = missing_shapes(settings.data)
-    if folder is None:
-        return
-    try:
-        make_data(folder, 8000, 500, 0)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written to ({error.strerror}): set data.train and data.heldout, or generate the data "
-            f"elsewhere with `visionthink data make --out FOLDER`"
-        ) from error
-
-
-def missing_shapes(data: DataConfig) -> Path | None:
-    """Folder of the default data set if it has to be generated; None if it exists or other data is configured."""
-    paths = (Path(data.train), Path(data.heldout))
-    folder = paths[0].parent
-    is_default = paths == (folder / "train.parquet", folder / "heldout.parquet")
-    is_default = is_default and folder.parts[-len(DEFAULT_SHAPES.parts) :] == DEFAULT_SHAPES.parts
-    return folder if is_default and not all(path.exists() for path in paths) else None
-
-
-def make_data(out: Path, train_rows: int, heldout_rows: int, seed: int) -> None:
-    from actors.data.shapes import make_shapes
-
-    num_done = 0
-
-    def count(split: str, num_rows: int) -> None:
-        nonlocal num_done
-        num_done += num_rows
-        advance(num_done, train_rows + heldout_rows)
-
-    with progress_bar(f"generating {out}") as advance:
-        make_shapes(out, train_rows=train_rows, heldout_rows=heldout_rows, seed=seed, progress=count)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from actors.data.dataset import Dataset
+from actors.data.benchmarks.dataset import open_samples
 from actors.errors import DataError, RunError, VisionThinkError
 from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
@@ -180,7 +180,7 @@ def _data_problems(key: str, path: str) -> Iterator[Exception]:
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in _raised([lambda: Dataset.open(path)]):
+    for error in _raised([lambda: open_samples(path)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 

@@ -45,7 +45,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder that holds the benchmarks as they are published, one folder each.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate on this many samples per suite, drawn at random.")
+        int | None,
+        typer.Option(min=1, help="Samples per suite: of a benchmark drawn at random, of the split the first ones."),
     ] = None,
     rejudge: Annotated[
         int, typer.Option(min=0, help="Have an LLM judge each answer so many more times; scores are means over them.")
@@ -153,12 +154,16 @@ async def _play_all(
 def _identity(settings: Config, suite: Suite) -> dict[str, object]:
     """What all episodes of a folder have in common."""
     from actors.prompts import load_prompt_style
+    from cluster.evaluation.suites import HELDOUT
     from cluster.identity import hash_model
+    from judge.llm.version import judge_version
 
-    model, rollout = settings.model, settings.rollout
+    model, rollout, judge = settings.model, settings.rollout, settings.judge
+    uses_judge = suite.is_judged or suite.name == HELDOUT
     return {
         "policy": hash_model(Path(model.path)),
         "data set": suite.identity,
+        "judge": [judge.chain, judge.metric, judge_version(judge)] if uses_judge else [],
         "model.prompt": dataclasses.asdict(load_prompt_style(model.prompt)),
         "model.min_pixels": model.min_pixels,
         "model.max_pixels": model.max_pixels,

@@ -193,7 +193,8 @@ def _report(comparisons: list[Comparison], folder: Path, *, as_json: bool) -> No
     write_atomically(folder / "results.json", json.dumps(results, indent=1))
     draw_comparisons(comparisons, folder / "results.png")
     console = Console(stderr=True, highlight=False, width=None if Console(stderr=True).is_terminal else 200)
-    console.print(*result_tables(comparisons, means), sep="\n\n", markup=False)
+    for table in result_tables(comparisons, means):
+        console.print(table, "", markup=False)
     for line in [*result_lines(comparisons), f"results: {folder}/results.json and results.png"]:
         console.print(line, markup=False, soft_wrap=True)
     if as_json:

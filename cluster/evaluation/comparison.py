@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from judge.trust.check import Rate
 
 NUM_DRAWS = 2000
 POLICY, QUARTER, FULL = KINDS
+PARTIAL = frozenset({"ask_share_needed", "ask_share_unneeded", "over_asking", "under_asking"})
+"""Figures of a part of the samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class Estimate:
     value: float | None
     low: float | None = None
     high: float | None = None
+    num_cases: int = 0
+    """Samples that it counts, where these are fewer than all compared ones."""
 
     def json(self) -> list[float | None]:
         return [self.low, self.high]
@@ -59,6 +63,10 @@ class Comparison:
     """Standard deviation of the score over judgements of the same answers; empty with one judgement."""
     num_judgements: int
 
+    def num_cases(self, name: str) -> int:
+        """The n of a figure."""
+        return self.estimates[name].num_cases if name in PARTIAL else self.num_compared
+
     def figures(self) -> dict[str, Any]:
         """As `--json` prints it: values by name, and their intervals beside them."""
         return {
@@ -69,6 +77,7 @@ class Comparison:
             "num_unscored": self.num_unscored,
             **{name: estimate.value for name, estimate in self.estimates.items()},
             "intervals": {name: estimate.json() for name, estimate in self.estimates.items()},
+            "num_cases": {name: self.num_cases(name) for name in self.estimates},
             "parts": self.parts,
             "judge_sd": self.judge_sd,
             "num_judgements": self.num_judgements,
@@ -98,7 +107,8 @@ def compare(
     estimates = {name: _estimate(values, metric, scores, name) for name, values in draws.items()}
     for name, (hits_n, cases_n) in _ratios(chosen, scores).items():
         ratio_B = _ratio(hits_n, cases_n, unit_n, weights_BU)
-        draws[name], estimates[name] = ratio_B, _interval(ratio_B, hits_n, cases_n)
+        draws[name] = ratio_B
+        estimates[name] = replace(_interval(ratio_B, hits_n, cases_n), num_cases=int((cases_n > 0).sum()))
     num_judgements = min((len(play.scores) for kind in KINDS for play in chosen[kind] if play.answer), default=0)
     return Comparison(
         suite=suite,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from cluster.evaluation.comparison import Comparison, Estimate
+from cluster.evaluation.comparison import PARTIAL, Comparison, Estimate
 from cluster.evaluation.suites import HELDOUT
 
 PART_COLUMNS = ("accuracy", "precision", "recall", "yes_ratio")
@@ -60,8 +60,13 @@ def _costs(comparisons: Sequence[Comparison]) -> Table:
     shown = {head: name for head, name in columns.items() if any(_value(one, name) is not None for one in comparisons)}
     table = _table("Tool calls (Fig. 4), tokens and time against always-full (Fig. 5)", "suite", shown)
     for one in comparisons:
-        table.add_row(one.suite, *(share(one.estimates.get(name)) for name in shown.values()))
+        table.add_row(one.suite, *(_cell(one, name) for name in shown.values()))
     return table
+
+
+def _cell(one: Comparison, name: str) -> str:
+    text = share(one.estimates.get(name))
+    return f"{text}, n={one.num_cases(name)}" if name in PARTIAL and text != "-" else text
 
 
 def _parts(one: Comparison) -> Table:

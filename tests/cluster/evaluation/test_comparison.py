@@ -64,6 +64,7 @@ def test_the_rows_of_the_paper_by_hand():
     assert value(one, "ask_share") == 0.5
     assert value(one, "over_asking") == 0.5  # 1 of the 2 samples that the quarter view answers
     assert value(one, "under_asking") == 0.5  # 1 of the 2 samples that only the full view answers
+    assert (one.num_cases("over_asking"), one.num_cases("under_asking"), one.num_cases("score")) == (2, 2, 4)
     assert value(one, "visual_token_share") == (4 * 16 + 2 * 64) / (4 * 64)
     assert value(one, "time_share") == 1.0
     assert value(one, "ask_share_needed") is None

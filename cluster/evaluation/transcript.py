@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.errors import RunError
+from actors.errors import RunError, root_cause
 from actors.play import Kind
 from cluster.evaluate import HeldoutPlay
 from cluster.records.episodes import outcome_columns, rows_of_evaluation, write_episodes
-from cluster.records.files import stop_on_full_disk, write_atomically
+from cluster.records.files import write_atomically
 from judge.verdict import Outcome
 
-PART = re.compile(r"part-(\d{6})\.parquet")
+PART = re.compile(r"part-\d{6,}\.parquet")
 PART_ROWS = 64
 """Episodes that a kill may cost."""
 IDENTITY = "identity.json"
@@ -66,6 +68,24 @@ def play_of(row: Mapping[str, Any]) -> Play:
     )
 
 
+def _read(part: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(part).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        why = root_cause(error)
+        raise RunError(f"{part} cannot be read ({why}): delete it, and its episodes are played again") from error
+    return rows
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename or folder, error.strerror or error
+        raise RunError(f"{where} cannot be written: {why}; make room or set --out, then repeat the command") from error
+
+
 class Transcript:
     """The folder of one suite."""
 
@@ -78,12 +98,12 @@ class Transcript:
         self.folder = folder
         self.plays: dict[tuple[Kind, str], Play] = {}
         self._waiting: list[dict[str, Any]] = []
-        with stop_on_full_disk(folder):
+        with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._check(identity)
         self._parts = sorted(path for path in folder.iterdir() if PART.fullmatch(path.name))
         for part in self._parts:
-            for row in pq.read_table(part).to_pylist():
+            for row in _read(part):
                 self._take(row)
 
     def _check(self, identity: Mapping[str, Any]) -> None:
@@ -117,9 +137,10 @@ class Transcript:
         """Write what is not on disk yet."""
         if not self._waiting:
             return
-        last = int(match[1]) if self._parts and (match := PART.fullmatch(self._parts[-1].name)) else 0
-        part = self.folder / f"part-{last + 1:06d}.parquet"
-        with stop_on_full_disk(self.folder):
+        number = len(self._parts) + 1
+        while (part := self.folder / f"part-{number:06d}.parquet").exists():  # of another process
+            number += 1
+        with _writing(self.folder):
             write_episodes(part, self._waiting)
         self._parts.append(part)
         self._waiting = []
@@ -128,11 +149,11 @@ class Transcript:
         """Write all episodes into one file, each once, with their last judgement."""
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for part in self._parts:
-            for row in pq.read_table(part).to_pylist():
+            for row in _read(part):
                 key = (row["kind"], row["sample"])
                 later = {name: value for name, value in row.items() if value is not None}
                 rows[key] = rows.get(key, {}) | later | {"step": step}
-        with stop_on_full_disk(out.parent):
+        with _writing(out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_episodes(out, rows.values())
 

@@ -135,6 +135,24 @@ def test_a_folder_of_another_policy_is_refused_with_what_differs(tmp_path):
         Transcript(tmp_path, {"policy": "b", "model.max_pixels": 1})
 
 
+def test_a_folder_that_cannot_be_written_and_a_damaged_part_are_told_in_one_line(tmp_path):
+    with pytest.raises(RunError, match=r"/proc/x.* cannot be written: .*--out"):
+        Transcript(Path("/proc/x/chartqa"), {})
+    Transcript(tmp_path, {})
+    (tmp_path / "part-000001.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(RunError, match=r"part-000001.parquet cannot be read .*: delete it"):
+        Transcript(tmp_path, {})
+
+
+async def test_two_processes_in_one_folder_overwrite_nothing(tmp_path):
+    suite = suite_of("pope", tmp_path / "sets", num_rows=4)
+    one, other = Transcript(tmp_path / "out", {}), Transcript(tmp_path / "out", {})
+    for transcript in (one, other):
+        await played(suite, transcript, Rollouts(lambda request: "yes"))
+    assert len(list((tmp_path / "out").glob("part-*"))) == 6
+    assert len(Transcript(tmp_path / "out", {}).plays) == 12
+
+
 async def test_what_the_judge_did_not_score_is_asked_again_and_not_played_again(tmp_path):
     suite = suite_of("mmvet", tmp_path / "sets", config=LLM)
     down = Judges(lambda request: None)

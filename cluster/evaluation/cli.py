@@ -192,7 +192,7 @@ def _report(comparisons: list[Comparison], folder: Path, *, as_json: bool) -> No
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.json", json.dumps(results, indent=1))
     draw_comparisons(comparisons, folder / "results.png")
-    console = Console(stderr=True, highlight=False, width=None if Console(stderr=True).is_terminal else 200)
+    console = Console(stderr=True, highlight=False, width=None if Console(stderr=True).is_terminal else 250)
     for table in result_tables(comparisons, means):
         console.print(table, "", markup=False)
     for line in [*result_lines(comparisons), f"results: {folder}/results.json and results.png"]:

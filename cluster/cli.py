@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 
 from cluster.checkpoint_cli import checkpoint_app, export
+from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
 from cluster.evaluation.cli import evaluate
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
 from cluster.preflight.environment import fix_wheel_tags
-from cluster.shapes import DEFAULT_SHAPES, make_data, make_missing_data
 from cluster.shell import (
     ConfigName,
     Json,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from cluster.shapes import make_missing_data
+from cluster.datasets.shipped import make_missing_data
 from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors, run_async
 from configs.load import load_config, load_saved
 from configs.paths import resolve_paths

@@ -33,12 +33,12 @@ from actors.engine.vllm_engine import collapse_placeholders, set_engine_environm
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import make_views
 from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
+from cluster.datasets.shipped import make_missing_data
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.launch import Parts, launch
 from cluster.lookahead import Lookahead
 from cluster.score import score_group
-from cluster.shapes import make_missing_data
 from cluster.step import LostGroup, ScoredGroup, UnscoredGroup
 from configs.load import load_config, to_yaml
 from configs.schema import Config

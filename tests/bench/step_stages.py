@@ -21,10 +21,10 @@ from typing import Any
 from actors.data.dataset import Dataset, PromptCursor
 from actors.episode import PlayedGroup
 from actors.play import Kind, PlayRequest
+from cluster.datasets.shipped import make_missing_data
 from cluster.display import Display
 from cluster.folders import resolve_run
 from cluster.launch import Parts, launch
-from cluster.shapes import make_missing_data
 from configs.schema import Config
 from learner.batches.batch import TrainingGroup
 

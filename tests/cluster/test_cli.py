@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from actors.errors import DataError, RunError
-from cluster import shapes
+from cluster.datasets import shipped
 from cluster.shell import report_errors
 from configs.load import load_config
 from configs.paths import resolve_paths
@@ -35,7 +35,7 @@ def test_the_default_data_set_is_drawn_where_the_settled_paths_want_it(
     for name, is_there in (("train.parquet", has_train), ("heldout.parquet", has_heldout)):
         if is_there:
             (folder / name).touch()
-    found = shapes.missing_shapes(config.data)
+    found = shipped.missing_shapes(config.data)
     assert (found is not None) == is_drawn
     if found is not None:
         assert found == (tmp_path / "my" / "data" / "shapes" if overrides else folder)
@@ -46,7 +46,7 @@ def test_a_folder_that_takes_no_data_is_told_with_the_remedy():
         load_config("tiny", [f"data.{split}=/proc/data/shapes/{split}.parquet" for split in ("train", "heldout")])
     )
     with pytest.raises(DataError, match=r"/proc/data/shapes cannot be written to.*--out"):
-        shapes.make_missing_data(config)
+        shipped.make_missing_data(config)
 
 
 def test_each_of_several_problems_is_shown_as_an_error(capsys):

@@ -1,4 +1,4 @@
-"""The default data set, generated where a command needs it and it is missing."""
+"""Generates the shapes task: the default data set, which a command that needs it makes itself."""
 
 from __future__ import annotations
 

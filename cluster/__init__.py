@@ -11,6 +11,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A call to Ray outside of a run is a bug: it must not silently start a second cluster.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# A group that fails leaves two references to its error, and one is read: Ray would print a traceback for the other.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 # Container images often disable bytecode files. A run starts a dozen processes that import the same libraries: each
 # would compile them again, which costs a second or more per judge, instead of once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cluster.checkpoint_cli import checkpoint_app, export
-from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
+from cluster.config_cli import show_config, show_version
+from cluster.datasets.cli import data_app
+from cluster.datasets.shipped import make_missing_data, missing_shapes
 from cluster.evaluation.cli import evaluate
+from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
 from cluster.judging.cli import judge_app
 from cluster.manifests.cli import cluster_app
+from cluster.planning.cli import plan
 from cluster.preflight.environment import fix_wheel_tags
 from cluster.shell import (
     ConfigName,
@@ -29,7 +32,8 @@ from cluster.shell import (
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
-from configs.load import describe_fields, load_config, to_yaml
+from configs.load import load_config
+from configs.paths import resolve_paths
 
 app = typer.Typer(
     name="visionthink",
@@ -38,13 +42,15 @@ app = typer.Typer(
     help="Train a vision-language model to answer from a quarter of the visual tokens and to request the full image "
     "only when the question needs it.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Generate data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.command(name="eval")(evaluate)
 app.add_typer(cluster_app, name="cluster")
+app.callback()(show_version)
+app.command(name="config")(show_config)
+app.command()(plan)
 app.command()(status)
 app.command()(scale)
 
@@ -89,6 +95,7 @@ def train(
                 print_json(chosen.summary)
             return
         check_outlives_job(settings, os.environ)
+        settings = fetch_named(settings, earlier=chosen.earlier, say=display.say)
         make_missing_data(settings)
         stopping = Stopping(grace_s=settings.run.stop_grace_s, is_run=True)
         resume, restart = chosen.resumes, chosen.restarts
@@ -108,23 +115,6 @@ def train(
         display.say(f"report: {summary['run']}/report.html")
         if as_json:
             print_json(summary)
-
-
-@data_app.command(name="make")
-def data_make(
-    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
-    train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
-    heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Generate the shapes task, in which it is known which questions need the full resolution."""
-    with report_errors():
-        make_data(out, train_rows, heldout_rows, seed)
-        if as_json:
-            print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
-        else:
-            typer.echo(str(out))
 
 
 @app.command()
@@ -157,30 +147,21 @@ def warmstart(
             print_json(dict(figures))
 
 
-@app.command(name="config")
-def show_config(
-    overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    fields: Annotated[bool, typer.Option(help="List all settings with type, default and meaning instead.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Print the merged config of a run, or with --fields the reference of all settings."""
+@app.command()
+def doctor(overrides: Overrides = None, config: ConfigName = "tiny", as_json: Json = False) -> None:
+    """Check this machine and a config before a run: versions, GPUs, ports, Ray, data, judge, disk. Needs no GPU.
+
+    Prints one line per check, with the remedy where something is wrong, and ends with exit code 1 on an error.
+    With an LLM judge it asks for ten verdicts.
+    """
     with report_errors():
-        if fields:
-            from rich.table import Table
+        from cluster.preflight.doctor import doctor_items, examine
+        from cluster.preflight.show import show_findings
 
-            table = Table("setting", "type", "default", "meaning")
-            for field in describe_fields():
-                table.add_row(field.key, field.type, field.default, field.doc)
-            Console().print(table)
-            return
-        settings = load_config(config, overrides or [])
-        if as_json:
-            from dataclasses import asdict
-
-            print_json(asdict(settings))
-        else:
-            typer.echo(to_yaml(settings), nl=False)
+        settings = resolve_paths(load_config(config, overrides or []))
+        items = doctor_items(settings, makes_data=missing_shapes(settings.data) is not None)
+        if show_findings(examine(items), as_json=as_json):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -202,15 +183,22 @@ def compare(
     out: Annotated[Path, typer.Option(help="Output PNG.")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
-    """Plot tool-call rate and accuracy of several runs over steps (Fig. 3a of the paper)."""
+    """Plot several runs over steps (as in Fig. 3a of the paper), and print their last held-out figures."""
     with report_errors():
-        from cluster.records.plots import plot_penalties
+        from rich.table import Table
 
-        plot_penalties(runs, [run.name for run in runs], out)
+        from cluster.records.compare import heldout_figures, plot_runs
+
+        plot_runs(runs, out)
+        found = heldout_figures(runs)
         if as_json:
-            print_json({"picture": str(out)})
-        else:
-            typer.echo(str(out))
+            print_json({"picture": str(out), "heldout": found})
+            return
+        table = Table("run", *next(iter(found.values())), title="held-out, last evaluation")
+        for label, figures in found.items():
+            table.add_row(label, *("-" if figure is None else f"{figure:.4g}" for figure in figures.values()))
+        console.print(table)
+        typer.echo(str(out))
 
 
 add_job_commands(app)

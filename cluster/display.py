@@ -180,12 +180,16 @@ class Display:
             self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}, ETA {eta}")
 
     def evaluation_started(self, num_plays: int) -> None:
-        self._progress.reset(self._current, total=num_plays, description="held-out episodes")
-        if not self.console.is_terminal:
-            self.say(f"evaluating: {num_plays} held-out episodes")
+        self.work_started("held-out episodes", num_plays)
 
     def evaluation_played(self) -> None:
         self._progress.advance(self._current)
+
+    def work_started(self, what: str, total: int) -> None:
+        """A phase of that many units; `evaluation_played` ends one of them."""
+        self._progress.reset(self._current, total=total, description=what)
+        if not self.console.is_terminal:
+            self.say(f"{total} {what}")
 
     def evaluation_done(self, figures: Mapping[str, object]) -> None:
         """The policy compared with always-quarter and always-full."""

@@ -44,6 +44,8 @@ class ChosenRun:
     summary: dict[str, Any] | None = None
     """Of a run that is complete: there is nothing to do."""
     warnings: tuple[str, ...] = ()
+    earlier: Config | None = None
+    """What the run that is resumed was started with."""
 
 
 def resolve_run(
@@ -98,7 +100,8 @@ def _resumed(folder: Path, given: Config | None, overrides: Sequence[str]) -> Ch
     warnings = tuple(f"{folder / CONFIG} has {key}, which this version does not have: ignored" for key in removed)
     summary = read_summary(folder)
     if summary is None or _num_steps_of(summary) < config.train.num_steps:
-        return ChosenRun(config=config, line=f"{folder} resumes", resumes=True, warnings=warnings)
+        earlier = load_saved(folder / CONFIG)[0]
+        return ChosenRun(config=config, line=f"{folder} resumes", resumes=True, warnings=warnings, earlier=earlier)
     check_settings(fixed_settings(load_saved(folder / CONFIG)[0]), fixed_settings(config))
     line = (
         f"{folder} is complete ({summary['steps']} steps): nothing to do; set train.num_steps above "

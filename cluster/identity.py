@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.data.dataset import Dataset
 from actors.errors import CheckpointError
+from actors.hub import snapshot_of
 from actors.prompts import load_prompt_style
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.schema import Config
@@ -26,6 +27,7 @@ REMEDIES = {
     "dataset": "set data.train to the data set that the run was started with",
     "chat_template": "restore the chat template in model.path",
     "model": "set model.path to the model that the run was started with",
+    "revisions": "set model.path and data.train to the revisions that the run was started with",
     "prompt": "set model.prompt to the template that the run was started with",
     "packages": "install the versions that wrote it (`uv sync --locked` at that commit)",
 }
@@ -35,7 +37,7 @@ OTHER_JUDGE = (
 OR_NEW = "or start a new run under another run.name"
 
 MAY_CHANGE = (
-    "run.name", "run.dir", "model.path", "data.train", "data.heldout", "model.prompt",
+    "run.name", "run.dir", "run.trackers", "model.path", "data.train", "data.heldout", "model.prompt",
     "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_checkpoint_every",
     "train.checkpoint_dir", "train.max_failed_saves", "train.eval_every", "train.stop_without_signal",
     "train.max_lost_fraction", "data.max_skipped_fraction", "eval.num_samples",
@@ -44,8 +46,8 @@ MAY_CHANGE = (
     "rollout.enforce_eager", "learner.num_ranks", "learner.num_gpus", "learner.num_threads", "learner.zero_stage",
     "learner.param_persistence_threshold", "learner.offload_optimizer", "learner.offload_reference", "learner.stream",
     "learner.max_tokens_per_micro_batch", "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing",
-    "learner.copy_state", "learner.max_skipped_updates", "judge.min_replicas", "judge.max_replicas",
-    "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share",
+    "learner.num_spares", "learner.copy_state", "learner.max_skipped_updates", "judge.min_replicas",
+    "judge.max_replicas", "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share",
     "judge.canary_alarm", "judge.canary_stop", "judge.chain",
 )  # fmt: skip
 """Settings that a resumed run may change: sizes, limits and places. What is read there (data, model, prompts) is
@@ -61,6 +63,8 @@ class Identity:
     dataset: str
     chat_template: str
     model: str
+    revisions: dict[str, str]
+    """Commits of the model and the data set, `org/name@commit`, where they are of the hub."""
     prompt: str
     judge: str
     packages: dict[str, str]
@@ -78,6 +82,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
         dataset=train_set.identity(),
         chat_template=_chat_template(Path(config.model.path)),
         model=hash_model(Path(config.model.path)),
+        revisions=dict(_revisions(config)),
         prompt=_short_hash(asdict(load_prompt_style(config.model.prompt))),
         judge=_judge(config.judge),
         packages=dict(_versions()),
@@ -110,6 +115,8 @@ def check_identity(saved: Mapping[str, Any], current: Identity) -> str | None:
         there, here = saved.get(name), getattr(current, name)
         if name == "packages" and there is not None and not any("vllm" in package for package in there):
             here = {package: version for package, version in here.items() if "vllm" not in package}
+        if name == "revisions" and there is not None:  # of what is of the hub both times; else contents are compared
+            there, here = ({key: one[key] for key in there.keys() & here.keys()} for one in (there, here))
         if name in saved and there != here:
             lines.append(f"the checkpoint was written with {name}={there!r}, this run has {here!r}: {remedy}, {OR_NEW}")
     lines += _changed(saved.get("settings", {}), current.settings)
@@ -152,6 +159,12 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+
+
+def _revisions(config: Config) -> Iterator[tuple[str, str]]:
+    for name, path in (("model", config.model.path), ("data", config.data.train)):
+        if (found := snapshot_of(path)) is not None:
+            yield name, f"{found.id}@{found.revision}"
 
 
 def _judge(config: JudgeConfig) -> str:

@@ -48,7 +48,7 @@ from cluster.update_stream import UpdateStream
 from cluster.weights import WeightChannel
 from configs.load import to_yaml
 from configs.ranges import Range
-from configs.schema import Config
+from configs.schema import Config, DataConfig
 from judge.deployment import count_judges
 from learner.group import LearnerGroup
 
@@ -85,7 +85,7 @@ async def launch(
     then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
     await asyncio.to_thread(check_run, config, more=[check_address, *judge_checks(config.judge, display)], then=then)
     async with contextlib.AsyncExitStack() as cleanup:
-        train_set, heldout = Dataset.open(config.data.train), Dataset.open(config.data.heldout)
+        train_set, heldout = _open_sets(config.data)
         held = await _hold(folder, display, cleanup)
         observer = await cleanup.enter_async_context(_observer(config, folder, display))
         resumes = await asyncio.to_thread(find_start, config, resume=resume, restart=restart, display=display)
@@ -151,6 +151,10 @@ async def launch_fleet(config: Config, *, display: Display) -> AsyncIterator[Fle
         cleanup.push_async_callback(_shut_down, members)
         await _all_up(config, None, members, logs)
         yield Fleet(rollouts=pool, judges=judges)
+
+
+def _open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
+    return Dataset.open(data.train, data.columns), Dataset.open(data.heldout, data.columns)
 
 
 async def _hold(folder: Path, display: Display, cleanup: contextlib.AsyncExitStack) -> Lease:

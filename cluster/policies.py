@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
+from actors.hub import local_copy
 from cluster.folders import CONFIG, checkpoints_url, read_summary
 from configs.load import load_saved
 from configs.paths import resolve_paths
@@ -113,6 +114,6 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     if out is None and any(target.glob("*.safetensors")):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    model = Path(config.model.path)
+    model = Path(local_copy(config.model.path))
     export_checkpoint(checkpoints_of(source.run), source.checkpoint, target, model=model, dtype=config.model.dtype)
     return target

@@ -14,6 +14,9 @@ class LearnerConfig:
     num_ranks: int | str = 1
     """Number of data-parallel learner ranks, or MIN..MAX: training starts with MIN of them, the others join when they
     are up, and a lost one costs at most the step in flight."""
+    num_spares: int = 0
+    """Further processes that are started, with the resources of a rank each, and take the place of a lost rank at once.
+    Without one the learner goes on with fewer ranks until a new process has loaded its libraries."""
     num_gpus: float = 0.0
     """GPUs (may be fractional) per rank; 0 trains on CPU over gloo."""
     num_threads: int = 2
@@ -97,6 +100,7 @@ class LearnerConfig:
             "weight_decay",
             "num_gpus",
             "param_persistence_threshold",
+            "num_spares",
         ):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
         for name in ("clip_low", "clip_high"):
@@ -123,6 +127,11 @@ class LearnerConfig:
     def ranks(self) -> Range:
         """`num_ranks`, parsed."""
         return parse_range("learner.num_ranks", self.num_ranks)
+
+    @property
+    def shards_reference(self) -> bool:
+        """Whether a reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
+        return self.kl_coefficient > 0 and (self.zero_stage == 3 or self.offload_reference)
 
 
 Transport = Literal["shared_memory", "nccl", "ipc"]

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.schema import Config
+from configs.suggest import did_you_mean
 
 FOLDER = Path(__file__).resolve().parent
 """Folder of the shipped configs."""
@@ -91,8 +92,9 @@ def find_config(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-    raise ValueError(f"config={name!r} is invalid: no such file; give a path, or one of {shipped}")
+    shipped = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    near = did_you_mean(name, shipped)
+    raise ValueError(f"config={name!r} is invalid: no such file; give a path, or one of {', '.join(shipped)}{near}")
 
 
 def describe_fields() -> list[FieldDescription]:
@@ -147,10 +149,13 @@ def _parse_override(override: str) -> DictConfig:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ValueError(f"override {_shown(override)!r} is invalid: must be section.key=value; {HELP}")
-    if _is_text(key.strip()):
+    hint = _hint(key.strip(), _shown(override))
+    if hint is str:
         # YAML would read run.name=007 as a number and lose its zeros.
         value: object = text.strip().strip("'\"")
     else:
+        if get_origin(hint) is tuple and text.strip() and text.strip()[0] not in "[!&*":
+            text = f"[{text}]"  # brackets are special to shells
         try:
             value = yaml.safe_load(text) if text.strip() else None
         except yaml.YAMLError as error:
@@ -170,10 +175,20 @@ def _shown(override: str) -> str:
     return override if is_open else f"{key.split()[0]}{separator and '=(hidden)'}"
 
 
-def _is_text(key: str) -> bool:
-    """Whether the schema types this key as str."""
-    path, _, name = key.rpartition(".")
-    return any(path == at and get_type_hints(section).get(name) is str for section, at in _sections())
+def _hint(key: str, shown: str) -> object:
+    """The schema's type of a setting or a section.
+
+    Raises:
+        ValueError: there is no such key; with what it may have meant.
+    """
+    hints: dict[str, object] = {}
+    for section, path in _sections():
+        hints[path] = section
+        hints |= {f"{path}.{name}": hint for name, hint in get_type_hints(section).items()}
+    if key not in hints:
+        settings = [known for known, hint in hints.items() if not is_dataclass(hint)]
+        raise ValueError(f"{shown}: there is no setting {key}{did_you_mean(key, settings)}; {HELP}")
+    return hints[key]
 
 
 def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:

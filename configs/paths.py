@@ -30,7 +30,11 @@ def resolve_paths(config: Config, *, base: Path | None = None) -> Config:
             config.model, path=find_folder(config.model.path, base), prompt=find_wording(config.model.prompt, base)
         ),
         train=replace(config.train, checkpoint_dir=absolute_or_url(config.train.checkpoint_dir, base)),
-        data=replace(config.data, train=absolute(config.data.train, base), heldout=absolute(config.data.heldout, base)),
+        data=replace(
+            config.data,
+            train=absolute_or_url(config.data.train, base),
+            heldout=absolute_or_url(config.data.heldout, base),
+        ),
         judge=resolve_judge_paths(config.judge, base=base),
     )
 

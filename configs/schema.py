@@ -14,6 +14,8 @@ from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.ranges import Range, parse_range
 from configs.require import require
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -25,8 +27,13 @@ class RunConfig:
     """Random seed of data order, sampling and learner. Any integer."""
     stop_grace_s: float = 30.0
     """Seconds from a signal or preemption notice to the end of the process: saving its last step and shutting down."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Experiment trackers beside the run's own records: tensorboard, wandb, mlflow, trackio. All write into the run's
+    folder unless their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID) say otherwise."""
 
     def __post_init__(self) -> None:
+        shown = list(self.trackers)
+        require(len(set(shown)) == len(shown), "run.trackers", shown, "must name each tracker once")
         require(self.stop_grace_s > 0, "run.stop_grace_s", self.stop_grace_s, "must be above 0")
         legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
         require(legal, "run.name", self.name, "must consist of letters, digits, '.', '_' and '-'")
@@ -35,7 +42,8 @@ class RunConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     path: str = "configs/tiny"
-    """Local Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family)."""
+    """Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family), or a name on the Hub:
+    `org/name` or `org/name@revision`."""
     load: Literal["weights", "random"] = "weights"
     """`weights` loads the checkpoint. `random` initializes from config.json alone, to measure speed and memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,9 +66,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnsConfig:
+    """Where a set of another layout has what an episode needs. Empty: the columns of the published VisionThink sets."""
+
+    question: str = ""
+    """A path (`question`, `conversations.0.value`), or a text with paths in braces: `{question}\\n{choices}` lists
+    choices by letter. Default: `problem`."""
+    image: str = ""
+    """Path of the picture. Default: `images` or `image`."""
+    answer: str = ""
+    """A path or a text, as for the question: `answers.*.answer`, `{answer|letter}` for the index of a choice,
+    `{answers|most}` for the most frequent one. Default: `original_answer` or `answer`."""
+    needs_full: str = ""
+    """Path of a boolean: whether the full view is needed. Default: `info.use_tool`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     train: str = "data/shapes/train.parquet"
-    """Training set: a Parquet file, a folder or glob (`folder/train-*`) of them, or a `save_to_disk` folder."""
+    """Training set: a Parquet file, a folder or glob (`folder/train-*`) of them, a `save_to_disk` folder, or a name on
+    the Hub: `hf://org/name[@revision][/split, folder, file or glob]`."""
     heldout: str = "data/shapes/heldout.parquet"
     """Held-out set for evaluation, in the same formats."""
     max_skipped_fraction: float = 0.01
@@ -69,6 +94,11 @@ class DataConfig:
     """Skip images whose header declares more pixels than this."""
     max_side_ratio: float = 100.0
     """Skip images whose longer side is more than this many times the shorter side."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+    def columns_of(self, path: str) -> ColumnsConfig:
+        """`columns`, for the two sets that are set here; other sets have the published columns."""
+        return self.columns if path in (self.train, self.heldout) else ColumnsConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -354,7 +384,8 @@ class Config:
         """That all rollout workers and learner ranks take together."""
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
-        return rollout.workers.maximum * per_worker + learner.ranks.maximum * learner.num_gpus
+        num_ranks = learner.ranks.maximum + learner.num_spares
+        return rollout.workers.maximum * per_worker + num_ranks * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

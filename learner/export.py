@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from learner.hf_files import name_in_files
 from learner.hf_folder import save_hf
 from learner.state.checkpoint import CheckpointFolder
 from learner.state.share_files import SavedLearner
-from learner.sync.sender import checkpoint_name
 
 POLICY = "model."
 """Prefix of the policy's parameters in a learner's state."""
@@ -54,5 +54,5 @@ def _weights(saved: SavedLearner, model: Path, dtype: torch.dtype) -> Iterator[t
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
-                if name.startswith(checkpoint_name(VISION)):
+                if name.startswith(name_in_files(VISION)):
                     yield name, tensors.get_tensor(name).to(dtype)

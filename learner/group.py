@@ -63,7 +63,7 @@ class LearnerGroup:
         self._log = UpdateLog()
         self._tell = tell
         desired = desired or (lambda: config.ranks)
-        members = Members(start_rank, desired, tell)
+        members = Members(start_rank, desired, tell, config.num_spares)
         self._formation = Formation(
             config,
             members,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.hf_files import write_shards
-from learner.sync.sender import checkpoint_name
+from learner.hf_files import name_in_files, write_shards
 
 COPIED_FILES = (
     "config.json",
@@ -38,7 +37,7 @@ def save_hf(parameters: Iterable[tuple[str, Tensor]], folder: Path, *, source: P
             shutil.copyfile(source / name, folder / name)
     for stale in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
         stale.unlink()
-    named = ((checkpoint_name(name), tensor) for name, tensor in parameters)
+    named = ((name_in_files(name), tensor) for name, tensor in parameters)
     weight_map = write_shards(named, folder, "model")
     shards = [folder / name for name in dict.fromkeys(weight_map.values())]
     if len(shards) == 1:

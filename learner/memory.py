@@ -1,10 +1,9 @@
 """Estimate of a learner rank's GPU memory, before anything is loaded.
 
 Weights, gradients and optimizer state follow from the settings; activations and buffers are those of a micro-batch of
-the largest size and of the largest vision pass whose blocks are not recomputed. Measured on H200 for 3B in bfloat16,
-with recomputed activations and micro-batches of 16,384 tokens, under ZeRO-2 with one rank: 77.4 GiB with a reference,
-where the estimate is 2 % high, and 77.5 GiB without one but with larger pictures, where it is 8 % low. So only what
-misses by more than `TOLERANCE` is refused.
+the largest size and of the largest vision pass whose blocks are not recomputed, or of the `Load` that is expected.
+Only what misses by more than `TOLERANCE` is refused; `tests/cluster/planning/test_measured.py` holds the estimates
+against measured runs.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ MAX_LOGITS, LOGIT_BYTES = 2**27, 12
 KEPT_WIDTHS, KEPT_INTERMEDIATES = 14, 4
 """Values that one layer keeps per token for its backward pass: in widths, and in intermediate widths."""
 PATCHES_PER_TOKEN = 4
+MARGIN = 0.05
+"""Share of the device's memory that stays free, for what lies between blocks of memory and what is not estimated."""
 SMALL_VISION_PASS = 1024
 """Visual tokens of a pass, 4,096 patches, which fits beside the shipped shapes on a card of 80 GB."""
 
@@ -55,11 +56,30 @@ class ModelShape:
     vision: Stack
     vocabulary: int
     num_parameters: int
+    kv_width: int
+    """Values of a token's key in a layer, and as many of its value."""
 
     @property
     def embedding(self) -> int:
         """Parameters of the embedding, the largest tensor of the model."""
         return self.vocabulary * self.text.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a rank computes at a time."""
+
+    num_tokens: int
+    """Of the largest micro-batch."""
+    num_visual_tokens: int
+    """Of the largest vision pass."""
+    recomputes_blocks: bool = False
+    """Whether a view is larger than a vision pass, so that its blocks are recomputed one by one."""
+
+    @classmethod
+    def most(cls, config: LearnerConfig) -> Load:
+        """All that the settings allow."""
+        return cls(num_tokens=config.max_tokens_per_micro_batch, num_visual_tokens=config.max_tokens_per_vision_pass)
 
 
 def deepspeed_stage(config: LearnerConfig, *, in_bfloat16: bool) -> int:
@@ -102,6 +122,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         text=text,
         vision=tower,
         vocabulary=given["vocab_size"],
+        kv_width=keys,
         num_parameters=text.depth * text.layer
         + width
         + heads * given["vocab_size"] * width
@@ -117,37 +138,79 @@ def _tower(vision: Mapping[str, Any]) -> tuple[Stack, int]:
     return Stack(depth=vision["depth"], width=width, intermediate=inner, layer=layer), width
 
 
-def rank_bytes(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool) -> dict[str, int]:
-    """Estimated peak bytes of a rank, by what holds them."""
+def rank_bytes(
+    shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, load: Load | None = None
+) -> dict[str, int]:
+    """Estimated peak bytes of a rank, by what holds them, with as much recomputed as the settings allow.
+
+    Args:
+        load: by default the most that the settings allow.
+    """
     stage, item = deepspeed_stage(config, in_bfloat16=in_bfloat16), 2 if in_bfloat16 else 4
     total = shape.num_parameters
     share = -(-total // config.ranks.minimum)
     # Gathered layers and the output layer (`learner.zero.sharding`).
-    shards_reference = config.kl_coefficient > 0 and (config.zero_stage == 3 or config.offload_reference)
-    live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or shards_reference else 0
+    live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or config.shards_reference else 0
     optimizer = {0: 8 * total}.get(stage, 0 if config.offload_optimizer else 12 * share)
     gradients = 4 * total if stage < 2 else 0 if config.offload_optimizer else 4 * share
     bucket = {0: 0, 3: 2 * 2 * shape.text.layer}.get(stage, REDUCE_BUCKET)
     if config.kl_coefficient == 0 or config.offload_reference:
         reference = 0
     else:
-        reference = item * (share if shards_reference else total)
+        reference = item * (share if config.shards_reference else total)
     return {
         "weights": item * (share if stage == 3 else total) + live,
         "gradients": gradients + item * bucket,
         "optimizer": optimizer,
         "reference": reference,
-        "activations": _activation_bytes(shape, config, item),
+        "activations": _activation_bytes(shape, config, load or Load.most(config), item),
     }
 
 
-def _activation_bytes(shape: ModelShape, config: LearnerConfig, item: int) -> int:
-    tokens = config.max_tokens_per_micro_batch
-    vision = vision_bytes(shape, config.max_tokens_per_vision_pass, item) if config.train_vision else 0
+def expected_bytes(
+    shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, load: Load, gpu_bytes: int
+) -> tuple[dict[str, int], int]:
+    """As `rank_bytes`, with the activations that are kept because the GPU has room for them (`learner.recompute`).
+
+    Also returns how many layers of the language model keep theirs.
+    """
+    parts, item = rank_bytes(shape, config, in_bfloat16=in_bfloat16, load=load), 2 if in_bfloat16 else 4
     if not config.gradient_checkpointing:
-        return language_bytes(shape, tokens, item, num_kept=shape.text.depth) + vision
+        return parts, shape.text.depth
+    if config.zero_stage == 3:
+        return parts, 0
+    used = sum(parts.values()) - parts["activations"]
+    share = int(gpu_bytes * min(1.0, config.num_gpus))
+    room = share - used - gradient_reserve(shape, config, item) - int(MARGIN * gpu_bytes)
+    num_kept = layers_that_fit(shape, load.num_tokens, item, room=room)
+    language = language_bytes(shape, load.num_tokens, item, num_kept=num_kept)
+    vision = _tower_bytes(shape, config, load, item)
+    keeps_graph = learns_in_rounds(config) and not load.recomputes_blocks and num_kept == shape.text.depth
+    is_whole = keeps_graph and language + vision <= room
+    return parts | {"activations": language + vision if is_whole else max(language, vision)}, num_kept
+
+
+def gradient_reserve(shape: ModelShape, config: LearnerConfig, item: int) -> int:
+    """Bytes that DeepSpeed takes for gradients at the beginning of a backward pass, when all activations are there."""
+    return item * (-(-shape.num_parameters // config.ranks.minimum) + 2 * REDUCE_BUCKET)
+
+
+def _activation_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+    vision = _tower_bytes(shape, config, load, item)
+    if not config.gradient_checkpointing:
+        return language_bytes(shape, load.num_tokens, item, num_kept=shape.text.depth) + vision
     # The tower is backpropagated after the micro-batches.
-    return max(language_bytes(shape, tokens, item, num_kept=0), vision)
+    return max(language_bytes(shape, load.num_tokens, item, num_kept=0), vision)
+
+
+def _tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+    if not config.train_vision:
+        return 0
+    whole = vision_bytes(shape, load.num_visual_tokens, item)
+    if not load.recomputes_blocks:
+        return whole
+    inputs = item * PATCHES_PER_TOKEN * load.num_visual_tokens * shape.vision.depth * shape.vision.width
+    return inputs + whole // shape.vision.depth
 
 
 def vision_bytes(shape: ModelShape, num_visual_tokens: int, item: int) -> int:
@@ -181,7 +244,12 @@ def memory_problem(model: Mapping[str, Any], config: LearnerConfig, *, in_bfloat
     """
     if model.get("model_type") != "qwen2_5_vl":
         return None
-    shape, room = read_shape(model), int(gpu_bytes * min(1.0, config.num_gpus))
+    return memory_message(read_shape(model), config, in_bfloat16=in_bfloat16, gpu_bytes=gpu_bytes)
+
+
+def memory_message(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, gpu_bytes: int) -> str | None:
+    """As `memory_problem`, of a shape that was read."""
+    room = int(gpu_bytes * min(1.0, config.num_gpus))
 
     def parts_of(settings: LearnerConfig) -> dict[str, int]:
         return rank_bytes(shape, settings, in_bfloat16=in_bfloat16)
@@ -205,6 +273,9 @@ def _remedy(config: LearnerConfig, fits: Callable[[LearnerConfig], bool]) -> str
         for changes in combinations(savings, count):
             if fits(replace(config, **dict(changes))):
                 return "set " + ", ".join(f"learner.{name}={str(value).lower()}" for name, value in changes)
+    for num_ranks in (config.ranks.minimum * 2**power for power in range(1, 6)):
+        if fits(replace(config, zero_stage=3, num_ranks=num_ranks, gradient_checkpointing=True)):
+            return f"set learner.zero_stage=3, learner.num_ranks={num_ranks}, learner.gradient_checkpointing=true"
     return "raise learner.num_ranks with learner.zero_stage=3, or lower learner.max_tokens_per_micro_batch"
 
 

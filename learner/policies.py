@@ -21,7 +21,7 @@ from learner.engine import ShardedForward, construction
 from learner.memory import memory_problem, read_shape
 from learner.model import Policy, load_policy
 from learner.recompute import Recomputation, device_room
-from learner.zero.sharding import learner_settings, part_sizes, reference_settings, shards_reference
+from learner.zero.sharding import learner_settings, part_sizes, reference_settings
 
 
 class Policies:
@@ -89,7 +89,7 @@ class Policies:
 
     def load_reference(self) -> Callable[..., Any]:
         """The frozen policy at step 0. A collective where it is sharded."""
-        if not shards_reference(self._config):
+        if not self._config.shards_reference:
             return self._load(learner_settings(self._config, self.dtype)).eval().requires_grad_(False)
         reference = self._load(reference_settings(self._config, self.dtype)).eval().requires_grad_(False)
         return ShardedForward(reference, reference_settings(self._config, self.dtype, part_sizes(reference)))

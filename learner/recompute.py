@@ -12,10 +12,7 @@ from typing import Any
 import torch
 
 from configs.learner import LearnerConfig
-from learner.memory import REDUCE_BUCKET, ModelShape, language_bytes, layers_that_fit, vision_bytes
-
-MARGIN = 0.05
-"""Share of the device's memory that stays free, for what lies between blocks of memory and what is not estimated."""
+from learner.memory import MARGIN, ModelShape, gradient_reserve, language_bytes, layers_that_fit, vision_bytes
 
 
 class Recomputation:
@@ -91,11 +88,8 @@ class Recomputation:
 
 
 def device_room(device: torch.device, config: LearnerConfig, shape: ModelShape, *, item: int) -> Callable[[], int]:
-    """How many bytes of a GPU activations may take, of the part that a rank has of it.
-
-    At the beginning of a backward pass, when all activations are there, DeepSpeed takes memory for the gradients.
-    """
-    gradients = item * (-(-shape.num_parameters // config.ranks.minimum) + 2 * REDUCE_BUCKET)
+    """How many bytes of a GPU activations may take, of the part that a rank has of it."""
+    gradients = gradient_reserve(shape, config, item)
 
     def room() -> int:
         free, total = torch.cuda.mem_get_info(device)

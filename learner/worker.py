@@ -39,7 +39,7 @@ from learner.host import disable_malloc_trim, free_port, own_address
 from learner.policies import Policies
 from learner.state.saving import StateKeeper
 from learner.state.share_files import WrittenShare
-from learner.state.snapshot import Share
+from learner.state.snapshot import ReadRows, Share, ShareHeader
 from learner.sync.sender import WeightSender
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
@@ -358,17 +358,17 @@ class LearnerRank:
             raise CheckpointError("the learner's ranks are changing, and what was to be saved with them")
         return keeper
 
-    def restore(self, shares: Sequence[Share]) -> int:
+    def restore(self, headers: Sequence[ShareHeader], read_rows: ReadRows) -> int:
         """Take over the state in these shares, written by any number of ranks under any ZeRO stage. A collective.
 
-        Every rank is given all shares, and takes its pieces of the state from them (`Partition.wanted`). Returns the
-        optimizer step.
+        Every rank is given all headers, and reads the shares that hold pieces which it needs (`Partition.wanted`).
+        Returns the optimizer step.
 
         Raises:
             CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
         """
         self._sender.forget_digests()
-        return self._keeper.restore(shares)
+        return self._keeper.restore(headers, read_rows)
 
     def load(self, url: str, folder: str) -> int:
         """As `restore`, from a checkpoint's folder in a storage; each rank reads and verifies its own part.

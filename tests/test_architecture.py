@@ -16,6 +16,7 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 OWNERS = {
+    "huggingface_hub": ("actors/hub.py",),
     "ray": ("cluster/", "judge/deployment.py", "judge/llm/server.py", "judge/llm/server_engine.py"),
     "vllm": (
         "actors/engine/vllm_engine.py",
@@ -56,7 +57,10 @@ PURE = (
     "actors/causes.py",
     "actors/errors.py",
     "actors/episode.py",
+    "actors/data/mapping.py",
+    "actors/hub.py",
     "actors/images.py",
+    "actors/data/hub_files.py",
     "actors/prompts.py",
     "actors/play.py",
     "judge/calls.py",
@@ -104,12 +108,18 @@ PURE = (
     "learner/batches/pictures.py",
     "learner/batches/prefetch.py",
     "learner/update.py",
+    "cluster/datasets/bars.py",
+    "cluster/datasets/check.py",
+    "cluster/datasets/report.py",
+    "cluster/datasets/selection.py",
+    "cluster/datasets/sheet.py",
     "cluster/evaluation/cli.py",
     "cluster/evaluation/comparison.py",
     "cluster/evaluation/play.py",
     "cluster/evaluation/suites.py",
     "cluster/evaluation/transcript.py",
     "cluster/folders.py",
+    "cluster/hub.py",
     "cluster/identity.py",
     "cluster/records/repair.py",
     "cluster/runs/attempts.py",

@@ -1,7 +1,7 @@
 """Determines the columns of question, image and answer, and how each file is read. Opens no files.
 
 Columns are those of the published VisionThink sets: `problem`, `images` or `image`, `original_answer` or `answer`,
-and, where there is one, `info` with `use_tool`.
+and, where there is one, `info` with `use_tool`; or what `data.columns` says of another layout.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from actors.data.arrow_types import duplicates
+from actors.data.mapping import ColumnPath, MappedText
 from actors.data.pictures import PictureColumn
 from actors.data.texts import TextColumn
 from actors.errors import DataError
+from configs.schema import ColumnsConfig
 
 QUESTION = ("problem",)
 IMAGE = ("images", "image")
 ANSWER = ("original_answer", "answer")
 """Accepted column names; the first one that every file has is used."""
 NOTES = "info"
+PUBLISHED = ColumnsConfig()
+WRITTEN_HERE = {b"visionthink.columns": b"published"}
+"""In the metadata of a schema."""
 Schemas = Mapping[int, tuple[str, pa.Schema]]
 """Name and schema of each file, by its number."""
 
@@ -30,14 +36,19 @@ Schemas = Mapping[int, tuple[str, pa.Schema]]
 class Columns:
     """How the rows of one file are read."""
 
-    question: TextColumn
+    question: TextColumn | MappedText
     image: PictureColumn
-    answer: TextColumn
-    has_notes: bool
+    image_path: ColumnPath
+    answer: TextColumn | MappedText
+    needs_full: ColumnPath | None
+    """None where the set does not say."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.question.name, self.image.name, self.answer.name, *((NOTES,) if self.has_notes else ()))
+        """The columns that are read."""
+        texts = (one.columns if isinstance(one, MappedText) else (one.name,) for one in (self.question, self.answer))
+        notes = (self.needs_full.column,) if self.needs_full else ()
+        return tuple(dict.fromkeys([*(name for names in texts for name in names), self.image_path.column, *notes]))
 
     @property
     def forms(self) -> dict[str, tuple[str, bool]]:
@@ -45,30 +56,70 @@ class Columns:
         columns = (self.question, self.image, self.answer)
         return {column.name: (column.form, column.is_list) for column in columns if column.form != "missing"}
 
+    def read_image(self, row: Mapping[str, Any]) -> bytes:
+        """The encoded image; DataError with the reason if there is none."""
+        return self.image.read(self.image_path.find(row[self.image_path.column]))
 
-def columns_of_files(path: str, schemas: Schemas, folder: Path) -> dict[int, Columns]:
+    def has_text_for_image(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has a text, such as a path, instead of the image's bytes."""
+        try:
+            return self.image.is_text(self.image_path.find(row[self.image_path.column]))
+        except DataError:
+            return False
+
+    def read_needs_full(self, row: Mapping[str, Any]) -> bool | None:
+        """Whether the full view is needed; None where the row does not say."""
+        try:
+            found = self.needs_full.find(row[self.needs_full.column]) if self.needs_full else None
+        except DataError:
+            return None
+        return found if isinstance(found, bool) else None
+
+
+def read_text(column: TextColumn | MappedText, row: Mapping[str, Any]) -> str:
+    """A question or an answer; DataError with the reason when the row has none."""
+    return column.read(row) if isinstance(column, MappedText) else column.read(row[column.name])
+
+
+def columns_of_files(
+    path: str, schemas: Schemas, folder: Path, mapping: ColumnsConfig = PUBLISHED
+) -> dict[int, Columns]:
     """The columns of each file of the data set at `path`, whose images may be in `folder`.
+
+    A set that this project wrote says so, and is read by the published columns whatever the mapping.
 
     Raises:
         DataError: a column is missing, duplicated, of an unsupported type, or of different kinds in two files.
     """
     for file, schema in schemas.values():
         _reject_duplicates(file if len(schemas) > 1 else path, schema)
-    question, image, answer = (_column(path, schemas, names) for names in (QUESTION, IMAGE, ANSWER))
+    if all(WRITTEN_HERE.items() <= (schema.metadata or {}).items() for _, schema in schemas.values()):
+        mapping = PUBLISHED
+    question = mapping.question or _column(path, schemas, QUESTION)
+    image = mapping.image or _column(path, schemas, IMAGE)
+    answer = mapping.answer or _column(path, schemas, ANSWER)
     has_notes = all(NOTES in schema.names for _, schema in schemas.values())
+    needs_full = mapping.needs_full or (f"{NOTES}.use_tool" if has_notes else "")
     columns = {}
     for number, (file, schema) in schemas.items():
         try:
+            image_path = ColumnPath.of("data.columns.image", image, schema)
+            kind = image_path.type_in("data.columns.image", schema)
             columns[number] = Columns(
-                question=TextColumn.of(schema, question),
-                image=PictureColumn.of(schema, image, folder),
-                answer=TextColumn.of(schema, answer),
-                has_notes=has_notes,
+                question=_text_column("question", mapping.question, question, schema),
+                image=PictureColumn.of(pa.schema([(image_path.text, kind)]), image_path.text, folder),
+                image_path=image_path,
+                answer=_text_column("answer", mapping.answer, answer, schema),
+                needs_full=ColumnPath.of("data.columns.needs_full", needs_full, schema) if needs_full else None,
             )
         except DataError as error:
             raise DataError(f"{path}: {error}" if len(schemas) == 1 else f"{path}: in {file}, {error}") from error
     _check_alike(path, schemas, columns)
     return columns
+
+
+def _text_column(what: str, mapped: str, name: str, schema: pa.Schema) -> TextColumn | MappedText:
+    return MappedText.of(f"data.columns.{what}", mapped, schema) if mapped else TextColumn.of(schema, name)
 
 
 def _column(path: str, schemas: Schemas, names: Sequence[str]) -> str:
@@ -80,7 +131,9 @@ def _column(path: str, schemas: Schemas, names: Sequence[str]) -> str:
     having = {file: any(name in schema.names for name in names) for file, schema in schemas.values()}
     if not any(having.values()):
         found = ", ".join(next(iter(schemas.values()))[1].names) or "none"
-        raise DataError(f"{path} has no column {wanted}: its columns are {found}; rename the intended one")
+        raise DataError(
+            f"{path} has no column {wanted}: its columns are {found}; rename one, or name it in data.columns"
+        )
     found = "; ".join(f"{file} has {', '.join(schema.names)}" for file, schema in _two_unlike(schemas, names))
     raise DataError(f"{path} has no column {wanted} that all of its files share ({found}): give them the same columns")
 
@@ -108,9 +161,13 @@ def _check_alike(path: str, schemas: Schemas, columns: Mapping[int, Columns]) ->
             first, expected = seen.setdefault(name, (number, form))
             if form != expected:
                 differing = (schemas[first], schemas[number])
-                types = " and ".join(f"{schema.field(name).type} in {file}" for file, schema in differing)
+                types = " and ".join(f"{_type_of(schema, name)} in {file}" for file, schema in differing)
                 raise DataError(f"{path}: {name} is {types}: write all files with one schema")
     one = next(iter(columns.values()))
     for column in (one.question, one.image, one.answer):
         if column.name not in seen:
             raise DataError(f"{path}: {column.name} has no value in any row: fill it, or rename the intended column")
+
+
+def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
+    return ColumnPath.of(name, name, schema).type_in(name, schema)

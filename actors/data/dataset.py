@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import glob
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from actors.data.columns import NOTES, columns_of_files
+from actors.data.columns import PUBLISHED, columns_of_files, read_text
 from actors.data.tables import Rows, open_rows
 from actors.data.texts import is_blank
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
+from actors.hub import local_copy
 from actors.prompts import IMAGE_MARK, strip_special_tokens
-from configs.schema import DataConfig
+from configs.schema import ColumnsConfig, DataConfig
 
 NUM_ROWS_TRIED = 8
 """Rows whose images are checked when a data set is opened."""
@@ -31,26 +31,29 @@ DEFAULT_FOLDER = Path(DataConfig().train).parent.as_posix()
 class Dataset:
     """Reads rows one at a time. Images stay encoded; `actors.images` decodes them."""
 
-    def __init__(self, path: str, rows: Rows) -> None:
+    def __init__(self, path: str, rows: Rows, columns: ColumnsConfig = PUBLISHED) -> None:
         self._path = path
         self._rows = rows
-        self._columns = columns_of_files(path, rows.schemas, rows.folder)
+        self._columns = columns_of_files(path, rows.schemas, rows.folder, columns)
         self._names = next(iter(self._columns.values())).names
         self._check_pictures()
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str, columns: ColumnsConfig = PUBLISHED) -> Self:
         """Open a Parquet file, a folder or a pattern (`d/train-*`) of them, or a Hugging Face `save_to_disk` folder.
+
+        Args:
+            columns: of a set of another layout.
 
         Raises:
             DataError: nothing readable there, more than one split, no rows, or columns that no sample can be read from.
         """
         if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists() and not glob.glob(path):
             raise DataError(f"{path} does not exist: generate it with `visionthink data make`")
-        rows = open_rows(path)
+        rows = open_rows(local_copy(path))
         if not len(rows):
             raise DataError(f"{path} has no rows: give a file or a folder that has some")
-        return cls(path, rows)
+        return cls(path, rows, columns)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -67,40 +70,30 @@ class Dataset:
         number, values = self._rows.read(ref.row, self._names)
         columns = self._columns[number]
         try:
-            question = strip_special_tokens(columns.question.read(values[columns.question.name])).strip()
+            question = strip_special_tokens(read_text(columns.question, values)).strip()
             if is_blank(question):
                 raise DataError(f"{columns.question.name} has no text besides marks such as {IMAGE_MARK}")
-            answer = columns.answer.read(values[columns.answer.name])
-            image = columns.image.read(values[columns.image.name])
+            answer = read_text(columns.answer, values)
+            image = columns.read_image(values)
         except DataError as error:
             raise DataError(f"row {ref.row} of {self._path}: {error}") from error
-        return Sample(ref=ref, question=question, answer=answer, image=image, needs_full=_needs_full(values.get(NOTES)))
+        needs_full = columns.read_needs_full(values)
+        return Sample(ref=ref, question=question, answer=answer, image=image, needs_full=needs_full)
 
     def _check_pictures(self) -> None:
         """Reject a data set whose first rows all refer to images that cannot be found."""
-        column = next(iter(self._columns.values())).image
+        columns = next(iter(self._columns.values()))
         reasons: list[str] = []
-        for row in self._rows.first_rows(NUM_ROWS_TRIED, [column.name]):
+        for row in self._rows.first_rows(NUM_ROWS_TRIED, [columns.image_path.column]):
             try:
-                column.read(row[column.name])
+                columns.read_image(row)
             except DataError as error:
-                if column.is_text(row[column.name]):
+                if columns.has_text_for_image(row):
                     reasons.append(str(error))
                     continue
             return
         if reasons:
             raise DataError(f"row 0 of {self._path}: {reasons[0]}")
-
-
-def _needs_full(notes: Any) -> bool | None:
-    """`use_tool` of the `info` column, a struct or JSON; None where the data set does not say."""
-    if isinstance(notes, str):
-        try:
-            notes = json.loads(notes)
-        except (ValueError, RecursionError):
-            return None
-    use_tool = notes.get("use_tool") if isinstance(notes, dict) else None
-    return use_tool if isinstance(use_tool, bool) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from actors.errors import DataError
 
@@ -60,7 +60,7 @@ def _in_folder(root: Path) -> tuple[Path, ...]:
     if (root / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in root.iterdir() if child.is_dir())
         one = "train" if "train" in splits or not splits else splits[0]
-        raise DataError(f"{root} holds several splits ({_listed(splits)}): give one of them, as in {root}/{one}")
+        raise DataError(f"{root} holds several splits ({listed(splits)}): give one of them, as in {root}/{one}")
     if (root / "state.json").is_file():
         return tuple(_arrow_files(root))
     files = sorted(file for file in root.glob("*.parquet") if not file.name.startswith("."))
@@ -68,7 +68,7 @@ def _in_folder(root: Path) -> tuple[Path, ...]:
         raise DataError(_without_files(root))
     groups: dict[str, list[Path]] = {}
     for file in files:
-        groups.setdefault(_group_of(file), []).append(file)
+        groups.setdefault(group_of(file), []).append(file)
     _reject_several(root.as_posix(), root, groups)
     return tuple(files)
 
@@ -81,7 +81,7 @@ def _matching(path: str) -> DataFiles:
         raise DataError(f"{path} matches no *.parquet file: correct the pattern, or give a file or a folder")
     groups: dict[str, list[Path]] = {}
     for file in files:
-        groups.setdefault(_split_of(file.relative_to(fixed)) or "", []).append(file)
+        groups.setdefault(split_of(file.relative_to(fixed)) or "", []).append(file)
     # Files without a split's word may stand beside one split: the pattern has named them all.
     _reject_several(path, fixed, {split: found for split, found in groups.items() if split})
     return DataFiles(folder=fixed, files=tuple(files))
@@ -93,15 +93,15 @@ def _fixed_parts(path: str) -> list[str]:
     return parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))]
 
 
-def _group_of(file: Path) -> str:
+def group_of(file: PurePath) -> str:
     """What the files of a folder must have in common: the split, or the name pattern of the Hub's shards."""
     shard = _SHARD.search(file.name)
     if shard is None:
-        return _split_of(Path(file.name)) or ""
+        return split_of(Path(file.name)) or ""
     return f"{file.name[: shard.start()]}-*-of-{shard[1]}{'-*' if shard[2] else ''}{file.name[shard.end() :]}"
 
 
-def _split_of(file: Path) -> str | None:
+def split_of(file: PurePath) -> str | None:
     """The split in the file name, or else in the nearest parent folder."""
     for part in reversed(file.parts):
         named = [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS]
@@ -118,7 +118,7 @@ def _reject_several(path: str, folder: Path, groups: dict[str, list[Path]]) -> N
     )
     one = next((name for name in names if "train" in name), names[0])
     raise DataError(
-        f"{path} holds files of several splits ({_listed(names)}): give one file or a pattern, "
+        f"{path} holds files of several splits ({listed(names)}): give one file or a pattern, "
         f"as in {(folder / one).as_posix()}"
     )
 
@@ -134,12 +134,12 @@ def _without_files(root: Path) -> str:
         return f"{root} holds neither *.parquet files nor a save_to_disk state.json: give a folder that does"
     first = min(below, key=lambda folder: ("train" not in folder, folder))
     return (
-        f"{root} holds neither *.parquet files nor a state.json itself, only in {_listed(sorted(below))}: give one "
+        f"{root} holds neither *.parquet files nor a state.json itself, only in {listed(sorted(below))}: give one "
         f"folder, as in {root}/{first}, or all files that are one set by a pattern, as in '{root}/**/*.parquet'"
     )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more

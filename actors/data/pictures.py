@@ -17,6 +17,7 @@ import pyarrow as pa
 from actors.data.arrow_types import duplicates, is_bytes, is_text, plain_type, without_list
 from actors.data.files import LFS_POINTER
 from actors.errors import DataError
+from actors.hub import blobs_of
 
 MAX_PICTURE_BYTES = 128 * 2**20
 """Maximum size of an encoded image; 64 million pixels take less in any format."""
@@ -125,8 +126,8 @@ def _decoded(encoded: str) -> bytes:
 def _file_inside(folder: Path, name: str) -> bytes:
     """A file of the folder. Links are resolved before the location is checked."""
     try:
-        root, file = folder.resolve(strict=True), (folder / name).resolve()
-        if not file.is_relative_to(root):
+        root, file, blobs = folder.resolve(strict=True), (folder / name).resolve(), blobs_of(folder)
+        if not file.is_relative_to(root) and not (blobs and file.is_relative_to(blobs.resolve())):
             raise DataError(f"names {_short(name)}, outside the data set's folder {folder}: copy it there, or {EMBED}")
         if not file.is_file():
             raise DataError(

@@ -7,6 +7,7 @@ tokens for the encoder's cache: fewer than one view of 4 megapixels has.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,21 +41,25 @@ class ModelWidths:
     @classmethod
     def from_model(cls, path: str) -> Self:
         """From a model folder's `config.json`; ValueError when a width is missing."""
-        config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text())
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
         try:
-            return cls(
-                hidden=int(text.get("hidden_size") or config["hidden_size"]),
-                intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
-                vision_hidden=int(vision["hidden_size"]),
-                vision_intermediate=int(vision["intermediate_size"]),
-                merge_size=int(vision["spatial_merge_size"]),
-            )
+            return cls.from_config(json.loads((Path(path) / "config.json").read_text()))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={path!r} is invalid: its config.json has no {error}; "
                 "give a folder of the Qwen2.5-VL family"
             ) from error
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """From the content of a `config.json`; KeyError when a width is missing."""
+        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        return cls(
+            hidden=int(text.get("hidden_size") or config["hidden_size"]),
+            intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
+            vision_hidden=int(vision["hidden_size"]),
+            vision_intermediate=int(vision["intermediate_size"]),
+            merge_size=int(vision["spatial_merge_size"]),
+        )
 
     @property
     def values_per_token(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ from actors.weights.layout import Slot, WeightLayout
 
 PADDED = ("embed_tokens.weight", "lm_head.weight")
 """Parameters that may have more rows than their tensors: a vocabulary padded to a round number."""
+LARGE_BYTES = 1 << 20
+"""From here on one tensor fills a GPU: copied alone it moves at the speed of memory, unlike in a batch of many."""
+ALONE = 2
+"""References to the memory of a parameter that no other tensor shares: the parameter's, and that of whoever counts."""
 
 
 class ParameterViews:
-    """The parameters of a vLLM model as the tensors of a layout.
+    """The parameters of a vLLM model as the tensors of a layout; with a spare set of them, what is loaded goes there.
 
     `is_whole` is False where the parameters are shards of the tensors.
 
@@ -36,8 +40,40 @@ class ParameterViews:
         self._model = model
         self._slots = [layout.slots_of(bucket) for bucket in range(len(layout.bucket_sizes))]
         self.is_whole = _world_size() == 1
-        views = iter(_views(model, layout.slots)) if self.is_whole else iter(())
-        self._views = [list(itertools.islice(views, len(slots))) for slots in self._slots]
+        self._parameters = dict(model.named_parameters())
+        self._spare: dict[str, Tensor] = {}
+        self._views = self._next_views = self._by_bucket(self._parameters)
+
+    def _by_bucket(self, parameters: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        slots = list(itertools.chain.from_iterable(self._slots))
+        views = iter(_views(self._model, parameters, slots)) if self.is_whole else iter(())
+        return [list(itertools.islice(views, len(each))) for each in self._slots]
+
+    @property
+    def has_spare(self) -> bool:
+        return bool(self._spare)
+
+    def make_spare(self, fixed: Collection[str]) -> None:
+        """Load into a second set of parameters from now on, as long as the model has not taken it over.
+
+        Args:
+            fixed: parameters that are copied then, and not exchanged, as their addresses are in use elsewhere.
+        """
+        self._fixed = fixed
+        self._spare = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._views = self._by_bucket(self._spare)
+        self._next_views = self._by_bucket({**self._parameters, **{name: self._spare[name] for name in fixed}})
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Let the model use the spare set, and load into the one that it used so far. No step may be under way."""
+        if not self._spare:
+            return
+        for name, parameter in self._parameters.items():
+            if name not in self._fixed:
+                parameter.data, self._spare[name] = self._spare[name], parameter.data
+        copy_all([self._parameters[name] for name in self._fixed], [self._spare[name] for name in self._fixed])
+        self._views, self._next_views = self._next_views, self._views
 
     def tensors(self, bucket: int, content: Tensor) -> list[Tensor]:
         """The tensors in the bytes of a bucket, uint8 [num_bytes]: views."""
@@ -47,7 +83,7 @@ class ParameterViews:
     def load(self, bucket: int, tensors: Sequence[Tensor]) -> None:
         """Write the tensors of a bucket into the parameters."""
         if self.is_whole:
-            torch._foreach_copy_(self._views[bucket], list(tensors))
+            copy_all(self._views[bucket], tensors)
         else:
             names = [slot.tensor.name for slot in self._slots[bucket]]
             self._model.load_weights(zip(names, tensors, strict=True))
@@ -71,15 +107,37 @@ def _world_size() -> int:
     return int(get_tensor_model_parallel_world_size())
 
 
-def _views(model: Any, slots: Sequence[Slot]) -> list[Tensor]:
-    """A view of the model's parameters per slot, in the tensor's shape."""
+def fixed_parameters(model: Any, *, may_move: bool) -> set[str]:
+    """Parameters that have to stay in their memory: all, or else those that share it with other tensors.
+
+    The other tensors would go on with the old values if a parameter moved.
+    """
+
+    def is_shared(parameter: Tensor) -> bool:
+        storage = parameter.untyped_storage()
+        return int(torch._C._storage_Use_Count(storage._cdata)) > ALONE
+
+    return {name for name, parameter in model.named_parameters() if not may_move or is_shared(parameter)}
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, small ones in few launches."""
+    small = [pair for pair in zip(targets, sources, strict=True) if pair[0].nbytes < LARGE_BYTES]
+    if small:
+        torch._foreach_copy_([target for target, _ in small], [source for _, source in small])
+    for target, source in zip(targets, sources, strict=True):
+        if target.nbytes >= LARGE_BYTES:
+            target.copy_(source, non_blocking=True)
+
+
+def _views(model: Any, parameters: Mapping[str, Tensor], slots: Sequence[Slot]) -> list[Tensor]:
+    """A view of the parameters per slot, in the tensor's shape."""
     packed = {
         part: (fused, index)
         for fused, parts in getattr(model, "packed_modules_mapping", {}).items()
         for index, part in enumerate(parts)
         if part != fused
     }
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     num_rows = {slot.tensor.name: slot.tensor.shape[0] if slot.tensor.shape else 1 for slot in slots}
     given: dict[str, int] = {}
     views = []
@@ -96,7 +154,7 @@ def _views(model: Any, slots: Sequence[Slot]) -> list[Tensor]:
             mapped = f"{parent}.{fused}.{leaf}"
         if mapped not in parameters:
             raise WeightSyncError(f"{name} has no parameter {mapped} in the engine's model")
-        views.append(_rows(parameters[mapped], first_row, slot))
+        views.append(_rows(parameters[mapped].detach(), first_row, slot))
         given[mapped] = given.get(mapped, 0) + num_rows[name]
     _check_coverage(parameters, given)
     return views
@@ -113,7 +171,7 @@ def _rows(parameter: Tensor, first: int, slot: Slot) -> Tensor:
     return rows.view(shape)
 
 
-def _check_coverage(parameters: dict[str, Tensor], given: dict[str, int]) -> None:
+def _check_coverage(parameters: Mapping[str, Tensor], given: dict[str, int]) -> None:
     """Raise WeightSyncError if a parameter would keep values of its own."""
     for name, parameter in parameters.items():
         num_rows = parameter.shape[0] if parameter.ndim else 1

@@ -1,10 +1,10 @@
 """The receiving ends of the weights inside vLLM's worker: three of vLLM's `WeightTransferEngine`s, one per transport.
 
-All receive the buckets of `actors.weights.layout`, compute a digest of each where it arrives, and write the tensors
-into the model's own parameters. Where the memory allows it the buckets arrive beside the weights in use (staged), so
-that generation goes on until they are copied in; otherwise they are written as they come, and the engine has to stand
-still meanwhile. vLLM's layerwise reloading is not used: it takes the model apart and builds it up again, which only
-quantised layers need.
+All receive the buckets of `actors.weights.layout`, compute a digest of each on the engine's device, and write the
+tensors in the layout of the model's parameters. Where the memory allows it into a second set of them, so that
+generation goes on until the model changes over to it. Otherwise into the parameters themselves: at the commit where the
+learner keeps in reach what it delivered, and as it comes where not, with the engine standing still meanwhile. vLLM's
+layerwise reloading is not used: it takes the model apart and builds it up again, which only quantised layers need.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from actors.engine.cuda_ipc import open_handle
-from actors.engine.parameters import ParameterViews
+from actors.engine.parameters import ParameterViews, fixed_parameters
 from actors.engine.vllm_versions import WithoutSendingHalf, known_fields
 from actors.errors import WeightSyncError
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import WeightLayout
 
-SPARE_BYTES = 1 << 30
-"""Device memory left free beside staged buckets."""
+FREE_BYTES = 1 << 30
+"""Device memory left free beside a second set of parameters."""
 
 
 @dataclass
@@ -57,43 +57,78 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
     """The part of a receiving end that does not depend on the transport."""
 
     update_info_cls = BucketUpdate
+    stays_in_reach = False
+    """Whether the device reaches what the learner delivered until the commit, without memory of its own."""
+    passing_buckets = 0
+    """Buckets of device memory that versions come through."""
     _layout: WeightLayout
     _views: ParameterViews
+    _fixed: set[str] | None = None
+    """Names of parameters that cannot move."""
 
-    def connect(self, layout: WeightLayout, settings: dict[str, Any]) -> None:
+    def connect(self, layout: WeightLayout, settings: dict[str, Any], *, may_move: bool) -> None:
         """Prepare for versions of this layout.
+
+        Args:
+            may_move: no captured graph holds the addresses of the parameters.
 
         Raises:
             WeightSyncError: the engine's model has other parameters.
         """
+        if self._fixed is None:
+            self._fixed = fixed_parameters(self.model, may_move=may_move)
+        self.shutdown()  # of an earlier set of receivers
         self._layout = layout
         self._views = ParameterViews(self.model, layout)
+        if self._views.is_whole and self._has_room():
+            self._views.make_spare(self._fixed)
         self._is_proven = False
-        self.shutdown()  # of an earlier set of receivers
         self.init_transfer_engine(self.parse_init_info(known_fields(self.init_info_cls, settings)))
+
+    def _has_room(self) -> bool:
+        """Whether a second set of parameters fits beside the weights in use."""
+        if self.device.type == "cpu":
+            return True
+        torch.cuda.empty_cache()  # what an earlier set has left
+        passing = self.passing_buckets * max(self._layout.bucket_sizes)
+        return torch.cuda.mem_get_info(self.device)[0] >= self._layout.num_bytes + passing + FREE_BYTES
 
     @property
     def is_staged(self) -> bool:
-        """Whether a version arrives beside the weights in use, so that the engine generates meanwhile."""
-        return True
+        """Whether the weights in use stay whole until the commit, so that the engine generates meanwhile."""
+        return self.stays_in_reach or self._views.has_spare
 
     def start_weight_update(self) -> None:
-        self._digests: list[Tensor] = []
-        self._arrived: list[list[Tensor]] = []
+        self._digests: list[int] = []
+        self._in_reach: list[tuple[Bucket, Tensor]] = []
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
-        """Receive one version. What is not staged is written into the parameters as it comes."""
-        is_staged = self.is_staged  # whoever leaves meanwhile must not make this write into weights in use
-        for index, bucket in enumerate(self._arriving(update_info.delivery)):
-            self._digests.append(bucket_digest(bucket.content))
-            if is_staged:
-                self._arrived.append(bucket.tensors)
-            else:
-                self._views.load(index, bucket.tensors)
+        """Receive one version. What stays in reach is not written yet, and its digests may still be under way."""
+        read = ((bucket, bucket_digest(bucket.content)) for bucket in self._arriving(update_info.delivery))
+        if self._views.has_spare or not self.stays_in_reach:
+            self._digests = self._write(read)
+        else:
+            self._in_reach = list(read)
+
+    def _write(self, read: Iterable[tuple[Bucket, Tensor]]) -> list[int]:
+        """Write the tensors where the next version belongs; returns the digests of the buckets. Waits for the device.
+
+        Raises:
+            WeightSyncError: other values are there than came. Compared for the first version; from then on the same
+                copies are made.
+        """
+        digests = []
+        for index, (bucket, digest) in enumerate(read):
+            self._views.load(index, bucket.tensors)
+            if not self._is_proven:
+                self._views.prove(index, bucket.tensors)
+            digests.append(digest)
+        self._is_proven = True
+        return [int(digest) for digest in torch.stack(digests).cpu()]
 
     @abstractmethod
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
-        """The buckets of a version in their order. If not staged, one may overwrite another."""
+        """The buckets of a version in their order. If they do not stay in reach, one may overwrite another."""
 
     def _bucket(self, index: int, content: Tensor) -> Bucket:
         return Bucket(content, self._views.tensors(index, content))
@@ -102,23 +137,16 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
         return [self._bucket(index, content) for index, content in enumerate(contents)]
 
     def digests(self) -> list[int]:
-        """Of the buckets as they arrived. Waits for the device."""
-        return [int(each) for each in torch.stack(self._digests).cpu()]
+        """Of the buckets as they arrived. What stayed in reach is written into the parameters now."""
+        if self._in_reach:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the digests were asked for by another thread
+            self._digests, self._in_reach = self._write(self._in_reach), []
+        return self._digests
 
     def finish_weight_update(self) -> None:
-        """Write a staged version into the parameters.
-
-        Raises:
-            WeightSyncError: the parameters do not hold what arrived. Compared tensor by tensor for the first version;
-                from then on the same copies are made.
-        """
-        for index, tensors in enumerate(self._arrived):
-            self._views.load(index, tensors)
-        if not self._is_proven:
-            for index, tensors in enumerate(self._arrived):
-                self._views.prove(index, tensors)
-            self._is_proven = bool(self._arrived)
-        self._arrived = []
+        """Let the model use what arrived."""
+        self._views.take_over()
 
 
 @dataclass
@@ -133,6 +161,10 @@ class SharedMemoryReceiver(BucketReceiver):
 
     init_info_cls = FilesInfo
 
+    @property
+    def stays_in_reach(self) -> bool:  # type: ignore[override]
+        return bool(self.device.type == "cpu")
+
     def init_transfer_engine(self, init_info: FilesInfo) -> None:
         self._files = init_info.files
         self._mapped: dict[str, list[Bucket]] = {}
@@ -144,7 +176,7 @@ class SharedMemoryReceiver(BucketReceiver):
         if buckets is None:
             file = map_file(Path(path), self._layout.num_bytes)
             buckets = self._buckets(torch.split(file, list(self._layout.bucket_sizes)))
-            if path in self._files and self.device.type == "cpu":
+            if path in self._files:
                 self._mapped[path] = buckets
         for index, bucket in enumerate(buckets):
             is_here = self.device.type == "cpu"
@@ -170,42 +202,40 @@ def map_file(path: Path, num_bytes: int) -> Tensor:
 
 
 class NcclReceiver(BucketReceiver, NCCLWeightTransferEngine):  # type: ignore[misc]
-    """Takes part in the learner's broadcasts, in the process group that vLLM's own engine forms."""
+    """Takes part in the learner's broadcasts, in the process group that vLLM's own engine forms.
 
+    While one bucket is read, the next one arrives.
+    """
+
+    passing_buckets = 2
     model_update_group: Any
-    _staging: list[Bucket] | None = None
-    """Device memory for a whole version; None where there is no room, and buckets are written as they come."""
 
     def init_transfer_engine(self, init_info: Any) -> None:
         NCCLWeightTransferEngine.init_transfer_engine(self, init_info)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        if self._views.is_whole and free >= self._layout.num_bytes + SPARE_BYTES:
-            self._staging = self._buckets(self._empty(size) for size in self._layout.bucket_sizes)
-
-    def _empty(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
-
-    @property
-    def is_staged(self) -> bool:
-        return self._staging is not None
+        sizes = self._layout.bucket_sizes
+        memory = torch.empty(self.passing_buckets, max(sizes), dtype=torch.uint8, device=self.device)
+        self._passing = self._buckets(memory[index % len(memory)][:size] for index, size in enumerate(sizes))
+        self._network = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
+        self._reading = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._reading):
             super().receive_weights(update_info)
-        stream.synchronize()
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
-        group, staging = self.model_update_group, self._staging
-        passing = self._empty(0 if staging else max(self._layout.bucket_sizes))
-        for index, size in enumerate(self._layout.bucket_sizes):
-            bucket = staging[index] if staging else self._bucket(index, passing[:size])
-            group.broadcast(bucket.content, src=0, stream=torch.cuda.current_stream())
+        group, network, passing = self.model_update_group, self._network, self._passing
+        read: list[torch.cuda.Event] = []
+        for index, bucket in enumerate(passing):
+            if index >= self.passing_buckets:
+                network.wait_event(read[index - self.passing_buckets])
+            group.broadcast(bucket.content, src=0, stream=network)
+            self._reading.wait_stream(network)
             yield bucket
+            read.append(self._reading.record_event())
 
     def shutdown(self) -> None:
         """Leave the group, also in the middle of a broadcast that never ends."""
-        self._staging = None
+        self._passing = []
         group, self.model_update_group = self.model_update_group, None
         if group is not None:
             group.destroy()
@@ -222,6 +252,10 @@ class IpcReceiver(BucketReceiver):
     """Opens the learner's memory on the GPU that both share: once, or else the buckets of each version."""
 
     init_info_cls = HandlesInfo
+    stays_in_reach = True
+
+    def _has_room(self) -> bool:
+        return False  # the learner needs it more; where the engine sleeps, its parameters must stay in their place
 
     def init_transfer_engine(self, init_info: HandlesInfo) -> None:
         self._resident = list(self._opened(init_info.handles)) if init_info.handles else []

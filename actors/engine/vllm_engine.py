@@ -241,10 +241,9 @@ class VllmEngine:
 
     async def _in_background(self, method: str, *arguments: Any) -> None:
         """Start something in the engine's processes and wait for its end, while they go on generating."""
-        await self._call(method, *arguments)
+        answers = await self._call(method, *arguments)
         try:
             async with asyncio.timeout(self._timeout_s):
-                answers = await self._call("weights_arrived")
                 while not all(has_ended for has_ended, _ in answers):
                     await asyncio.sleep(POLL_S)
                     answers = await self._call("weights_arrived")

@@ -18,6 +18,7 @@ from actors.engine.vllm_engine import VllmEngine
 from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
 from actors.errors import DataError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
+from actors.hub import local_copy
 from actors.images import ViewSpec
 from actors.play import Completion, PlayRequest, Sampling, ShownImage, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
@@ -44,8 +45,10 @@ class RolloutWorker:
     ) -> None:
         end_on_sigterm()
         self._rollout = rollout
+        self._data = data
         self._datasets: dict[str, Dataset | BenchmarkSet] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
+        model = replace(model, path=local_copy(model.path))
         tokenizer = load_tokenizer(model.path)
         self._renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
         spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
@@ -175,7 +178,7 @@ class RolloutWorker:
     async def _dataset(self, path: str) -> Dataset | BenchmarkSet:
         def opened() -> Dataset | BenchmarkSet:
             if path not in self._datasets:
-                self._datasets[path] = open_samples(path)
+                self._datasets[path] = open_samples(path, self._data.columns_of(path))
             return self._datasets[path]
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, opened)

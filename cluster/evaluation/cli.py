@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from cluster.datasets.shipped import make_missing_data
-from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors, run_async
+from cluster.hub import fetch_named
+from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors, run_async, warn_user
 from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
@@ -72,11 +73,12 @@ def evaluate(
         from cluster.evaluation.suites import HELDOUT, open_suites, parse_suites, suite_judges
 
         names = parse_suites(suite)
-        source, settings = _settings(config, overrides or [], policy)
+        source, settings = _settings(config, overrides or [], policy, needs_split=HELDOUT in names)
         if HELDOUT in names:
             make_missing_data(settings)
         suites = open_suites(names, suite_dir, settings, limit)
-        data = dataclasses.replace(settings.data, heldout=suites[0].path)
+        split = settings.data.heldout if HELDOUT in names else suites[0].path
+        data = dataclasses.replace(settings.data, heldout=split)
         settings = dataclasses.replace(settings, data=data, judge=suite_judges(settings.judge, suites))
         step = source.step or 0 if source else 0
         folder = out or _default_folder(source, settings)
@@ -88,7 +90,9 @@ def evaluate(
         _report(comparisons, folder, as_json=as_json)
 
 
-def _settings(config: str, overrides: list[str], policy: Path | None) -> tuple[PolicySource | None, Config]:
+def _settings(
+    config: str, overrides: list[str], policy: Path | None, *, needs_split: bool
+) -> tuple[PolicySource | None, Config]:
     """Where the policy is, and the settings under which it is evaluated."""
     from cluster.folders import CONFIG
     from cluster.policies import find_policy, materialize
@@ -97,9 +101,9 @@ def _settings(config: str, overrides: list[str], policy: Path | None) -> tuple[P
     chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
     run_folder = source.run if source and config == "tiny" else None
     given = [*overrides, *chosen]
-    return source, resolve_paths(
-        load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-    )
+    loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
+    keys = ("model.path", "data.heldout") if needs_split else ("model.path",)
+    return source, fetch_named(resolve_paths(loaded), keys=keys, say=warn_user)
 
 
 def _default_folder(source: PolicySource | None, settings: Config) -> Path:

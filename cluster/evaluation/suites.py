@@ -69,7 +69,7 @@ def parse_suites(text: str) -> list[str]:
 
 
 def _heldout(config: Config, limit: int | None) -> Suite:
-    dataset = Dataset.open(config.data.heldout)
+    dataset = Dataset.open(config.data.heldout, config.data.columns)
     most = limit or config.eval.num_samples or len(dataset)
     path = config.data.heldout
 

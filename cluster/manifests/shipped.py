@@ -34,16 +34,16 @@ class Shipped:
 
 SHIPPED: Mapping[str, Shipped] = {
     "kuberay-cpu.yaml": Shipped(kind="kuberay", config_name="tiny"),
-    "kuberay-gpu.yaml": Shipped(kind="kuberay", config_name="visionthink_7b", from_zero=True),
+    "kuberay-gpu.yaml": Shipped(kind="kuberay", config_name="visionthink_7b_4x8gpu", from_zero=True),
     "rayjob-cpu.yaml": Shipped(kind="rayjob", config_name="tiny", settings=(("queue", "training"),)),
     "rayjob-gpu.yaml": Shipped(kind="rayjob", config_name="visionthink_3b_2gpu"),
-    "aws.yaml": Shipped(kind="aws", config_name="visionthink_7b", settings=(("nfs", "fs.example.internal:/"),)),
+    "aws.yaml": Shipped(kind="aws", config_name="visionthink_7b_4x8gpu", settings=(("nfs", "fs.example.internal:/"),)),
     "gcp.yaml": Shipped(
         kind="gcp",
         config_name="visionthink_3b_2gpu",
         settings=(("nfs", "fs.example.internal:/visionthink"), ("project", "my-project")),
     ),
-    "slurm.sh": Shipped(kind="slurm", config_name="visionthink_7b"),
+    "slurm.sh": Shipped(kind="slurm", config_name="visionthink_7b_4x8gpu"),
 }
 
 

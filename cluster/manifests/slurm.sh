@@ -1,10 +1,10 @@
 #!/bin/bash
 # A VisionThink run on Ray, as a job of Slurm.
-# Written by: visionthink cluster render --kind slurm --config visionthink_7b --out slurm.sh
+# Written by: visionthink cluster render --kind slurm --config visionthink_7b_4x8gpu --out slurm.sh
 #
 # Start:  sbatch slurm.sh, in the project's folder, on a file system that all nodes share
 # Where jobs are preempted, Slurm's PreemptParameters must have send_user_signal: else Ray ends first.
-#SBATCH --job-name=visionthink-7b
+#SBATCH --job-name=visionthink-7b-4x8gpu
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=68
@@ -78,7 +78,7 @@ for node in "${nodes[@]:1}"; do
 done
 
 export RAY_ADDRESS="$head_ip:$port"
-"$python" -m cluster.cli train --config visionthink_7b run.name=visionthink_7b &
+"$python" -m cluster.cli train --config visionthink_7b_4x8gpu run.name=visionthink_7b_4x8gpu &
 driver=$!
 code=0
 wait "$driver" || code=$?

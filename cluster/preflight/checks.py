@@ -9,11 +9,13 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.data.benchmarks.dataset import open_samples
 from actors.errors import DataError, RunError, VisionThinkError
+from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
 from cluster.preflight.machine import (
     SharedMemory,
@@ -28,19 +30,50 @@ from cluster.preflight.model_files import (
     chat_problem,
     find_lfs_pointers,
     length_problem,
-    looks_like_hub_id,
     model_folder_problems,
     read_json,
     weight_bytes,
 )
 from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
-from configs.schema import Config
+from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
 from learner.memory import memory_problem
 
 Check = Callable[[], object]
 """Raises on a problem: a ValueError, an OSError or one of our errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One of the things that are looked at before a run, and by `visionthink doctor`."""
+
+    name: str
+    look: Callable[[], Iterable[Exception]]
+    """Yields the problems; a UserWarning is one that a run survives."""
+
+
+def run_items(config: Config, *, learns: bool = True) -> list[Item]:
+    """What is looked at before a run, in this order. Nothing here starts a process.
+
+    Args:
+        config: with resolved paths.
+        learns: whether the run trains, and so needs data.train and a run folder.
+    """
+    data, style = config.data, config.model.prompt
+    items = [
+        Item(name="Ray on this machine", look=lambda: _problems(_machine_lines())),
+        Item(name="run folder", look=lambda: _problems(_folder_lines(config))),
+        Item(name="model", look=lambda: _problems(_model_lines(config))),
+        Item(name="lengths and shared memory", look=lambda: _problems(_fitting_lines(config))),
+        Item(name="GPU memory", look=lambda: _problems(_learner_lines(config))),
+        Item(name="prompt", look=lambda: raised([lambda: load_prompt_style(style)])),
+        Item(name="data.train", look=lambda: data_problems("data.train", data.train, data.columns)),
+        Item(name="data.heldout", look=lambda: data_problems("data.heldout", data.heldout, data.columns)),
+        Item(name="judge", look=lambda: _judge_problems(config.judge)),
+    ]
+    of_learners = ("run folder", "GPU memory", "data.train")
+    return [item for item in items if learns or item.name not in of_learners]
 
 
 def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = (), then: Sequence[Check] = ()) -> None:
@@ -55,20 +88,14 @@ def check_run(config: Config, *, learns: bool = True, more: Sequence[Check] = ()
     Raises:
         RunError, ValueError, ...: the problem itself if there is only one; several are one line each.
     """
-    problems = [
-        *_problems(_run_lines(config, learns=learns)),
-        *_raised([lambda: load_prompt_style(config.model.prompt)]),
-    ]
-    if learns:
-        problems += _data_problems("data.train", config.data.train)
-    problems += _data_problems("data.heldout", config.data.heldout)
+    problems = [problem for item in run_items(config, learns=learns) for problem in item.look()]
     dependent = () if problems else then
-    raise_all([*problems, *_judge_problems(config.judge), *_raised([*more, *dependent])])
+    raise_all([*problems, *raised([*more, *dependent])])
 
 
 def check_judge(config: JudgeConfig, *, more: Sequence[Check] = ()) -> None:
     """As `check_run`, for a command that needs Ray only for its judges."""
-    raise_all([*_problems(_machine_lines()), *_judge_problems(config), *_raised(more)])
+    raise_all([*_problems(_machine_lines()), *_judge_problems(config), *raised(more)])
 
 
 def raise_all(problems: Sequence[Exception]) -> None:
@@ -93,7 +120,8 @@ def _problems(lines: Iterator[str]) -> Iterator[Exception]:
         yield _unreadable(error)
 
 
-def _raised(checks: Sequence[Check]) -> Iterator[Exception]:
+def raised(checks: Sequence[Check]) -> Iterator[Exception]:
+    """What the checks raise of known errors."""
     for check in checks:
         try:
             check()
@@ -107,24 +135,21 @@ def _unreadable(error: OSError) -> RunError:
     return RunError(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}")
 
 
-def _run_lines(config: Config, *, learns: bool) -> Iterator[str]:
-    yield from _machine_lines()
-    if learns and (problem := folder_problem("run.dir", config.run.dir)):
+def _folder_lines(config: Config) -> Iterator[str]:
+    if problem := folder_problem("run.dir", config.run.dir):
         yield problem
+
+
+def _model_lines(config: Config) -> Iterator[str]:
     needs_weights = config.model.load == "weights"
-    flaws = list(model_folder_problems("model.path", config.model.path, needs_weights=needs_weights))
-    yield from flaws
-    if not flaws:
-        yield from _fitting_lines(config)
-        if learns and (problem := _learner_problem(config)):
-            yield problem
+    yield from model_folder_problems("model.path", config.model.path, needs_weights=needs_weights)
 
 
 def _machine_lines() -> Iterator[str]:
     """Problems of this machine, if Ray would be started on it. A running cluster needs no such checks."""
-    for error in _raised([lambda: find_cluster(os.environ)]):
+    for error in raised([lambda: find_cluster(os.environ)]):
         yield str(error)
-    if not _starts_ray_here():
+    if not starts_ray_here():
         return
     sessions, temporary = ray_folder(os.environ), Path(tempfile.gettempdir())
     spec = importlib.util.find_spec("ray")
@@ -137,7 +162,7 @@ def _machine_lines() -> Iterator[str]:
     yield from (problem for problem in problems if problem)
 
 
-def _starts_ray_here() -> bool:
+def starts_ray_here() -> bool:
     """Whether Ray would be started on this machine; nothing is known about the machines of a running cluster."""
     try:
         return find_cluster(os.environ) is None
@@ -146,14 +171,16 @@ def _starts_ray_here() -> bool:
 
 
 def _fitting_lines(config: Config) -> Iterator[str]:
-    """Problems of sequence length and shared memory."""
+    """Problems of sequence length and shared memory, of a model that can be loaded."""
+    if any(_model_lines(config)):
+        return
     rollout, folder = config.rollout, Path(config.model.path)
     lengths = (
         f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_turn_tokens={rollout.max_turn_tokens}"
     )
     if problem := length_problem(rollout.max_model_len, lengths, folder, "model.path"):
         yield problem
-    memory = SharedMemory.look_up() if _starts_ray_here() else None
+    memory = SharedMemory.look_up() if starts_ray_here() else None
     if memory is None:
         return
     needed = shared_memory_needed(
@@ -164,23 +191,25 @@ def _fitting_lines(config: Config) -> Iterator[str]:
         yield problem
 
 
-def _learner_problem(config: Config) -> str | None:
+def _learner_lines(config: Config) -> Iterator[str]:
     """Why no learner rank fits a GPU of this machine. On other machines each rank checks its own GPU as it starts."""
-    memory = gpu_bytes() if config.learner.num_gpus and _starts_ray_here() else None
-    if memory is None:
-        return None
-    model = read_json(Path(config.model.path) / "config.json")
-    return memory_problem(model, config.learner, in_bfloat16=config.model.dtype == "bfloat16", gpu_bytes=memory)
+    memory = gpu_bytes() if config.learner.num_gpus and starts_ray_here() else None
+    if memory is None or any(_model_lines(config)):
+        return
+    model, in_bfloat16 = read_json(Path(config.model.path) / "config.json"), config.model.dtype == "bfloat16"
+    if problem := memory_problem(model, config.learner, in_bfloat16=in_bfloat16, gpu_bytes=memory):
+        yield problem
 
 
-def _data_problems(key: str, path: str) -> Iterator[Exception]:
+def data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Exception]:
+    """Why the data set of a setting cannot be read, with the remedy."""
     pointers: list[Path] = []
-    yield from _raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
+    yield from raised([lambda: pointers.extend(find_lfs_pointers(Path(path)))])
     if pointers:
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in _raised([lambda: open_samples(path)]):
+    for error in raised([lambda: open_samples(path, columns)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 
@@ -190,13 +219,13 @@ def _hub_remedy(path: str) -> str:
     name = os.path.relpath(file)
     if file.exists() or file.parent.exists() or not looks_like_hub_id(name):
         return ""
-    return f"; to download it from the Hugging Face Hub: `hf download --repo-type dataset {name} --local-dir FOLDER`"
+    return f"; for the data set of that name on the Hugging Face Hub: hf://{name}"
 
 
 def _judge_problems(config: JudgeConfig) -> Iterator[Exception]:
     if not config.has_llm:
         return
-    yield from _raised([lambda: load_wording(config.llm.prompt)])
+    yield from raised([lambda: load_wording(config.llm.prompt)])
     if "cluster" not in config.chain:
         return
     flaws = list(_problems(model_folder_problems("judge.llm.model", config.llm.model)))

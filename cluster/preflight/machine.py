@@ -44,17 +44,27 @@ class SharedMemory:
 
 def gpu_bytes() -> int | None:
     """Memory of this machine's smallest GPU; None without a GPU or the library that asks its driver (nvidia-ml-py)."""
+    return min(_gpus(), default=None)
+
+
+def num_gpus() -> int:
+    """GPUs of this machine; 0 without the library that asks the driver."""
+    return len(_gpus())
+
+
+def _gpus() -> list[int]:
+    """Bytes of memory of each GPU."""
     if importlib.util.find_spec("pynvml") is None:
-        return None
+        return []
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:  # no driver
-        return None
+        return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+        return [int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
 

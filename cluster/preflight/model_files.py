@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from actors.data.files import is_lfs_pointer
+from actors.hub import looks_like_hub_id
 
 LENGTH_KEYS = (
     "max_position_embeddings",
@@ -22,8 +22,6 @@ LENGTH_KEYS = (
 """Keys of config.json for the maximum sequence length; vLLM uses the smallest that is present."""
 UNSCALED_ROPE = ("default", "mrope", "su", "longrope", "llama3", "deepseek_llama_scaling")
 """RoPE types whose maximum length already includes the scaling, so that vLLM does not multiply it by their factor."""
-FOLDERS = ("configs", "models", "checkpoints", "runs", "data", "weights")
-"""Folder names that are not hub owners."""
 HEADER_BYTES = 8
 """Size of the field that holds the length of a safetensors header."""
 
@@ -33,12 +31,6 @@ def find_lfs_pointers(path: Path) -> list[Path]:
     below = (file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts))
     files = [path] if path.is_file() else sorted(file for file in below if file.is_file())
     return [file for file in files if file.stat().st_size < 1024 and is_lfs_pointer(file)]
-
-
-def looks_like_hub_id(path: str) -> bool:
-    """Whether a path may be meant as `owner/name` on a model hub, rather than as a folder of the project."""
-    is_pair = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
-    return is_pair and path.partition("/")[0] not in FOLDERS
 
 
 def model_folder_problems(key: str, path: str, *, needs_weights: bool = True) -> Iterator[str]:
@@ -75,13 +67,10 @@ def _why_no_model(folder: Path, path: str) -> str:
         return "holds no config.json: give a Hugging Face model folder"
     if looks_like_hub_id(path):
         target = f"models/{path.split('/')[1]}"
-        return (
-            f"is not a local folder, and a run downloads nothing: `hf download {path} --local-dir {target}`, "
-            f"then give {target}"
-        )
+        return f"is not a local folder: `hf download {path} --local-dir {target}`, then give {target}"
     return (
-        f"does not exist: give a Hugging Face model folder; `hf download OWNER/{folder.name} --local-dir {path}` "
-        f"fetches one"
+        f"does not exist: give a Hugging Face model folder, or a name of the hub (org/name); "
+        f"`hf download OWNER/{folder.name} --local-dir {path}` fetches one"
     )
 
 

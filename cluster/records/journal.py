@@ -11,10 +11,11 @@ from cluster.display import Display
 from cluster.evaluate import Evaluation
 from cluster.judging.watch import JudgeWatch
 from cluster.records.events import Event
-from cluster.records.files import stop_on_full_disk, write_atomically
+from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.metrics import summarize
 from cluster.records.reading import read_metrics
 from cluster.records.recorder import Recorder
+from cluster.records.trackers import open_trackers
 from cluster.records.work import WorkMeter, earlier_work
 from cluster.runs.lease import Lease
 from cluster.signal import NO_SIGNAL_CAUSES, SignalWatch, StepSignal
@@ -57,7 +58,11 @@ class Journal:
         recorded = read_metrics(folder)  # before the recorder cuts them
         before = earlier_work(recorded, step)
         self._work = WorkMeter(before, started_at=clock.started_at)
-        self._recorder = Recorder(folder, step=step)
+        self._recorder = Recorder(
+            folder,
+            step=step,
+            trackers=lambda: open_trackers(folder, config, run_id=run_id(folder), warn=display.warn),
+        )
         display.started(step)
         observer.started(step)
         if steps := before.repeated_steps:
@@ -152,7 +157,7 @@ class Journal:
         self._before_record()
         if self._signal.never_had_signal:
             self._display.warn(NO_SIGNAL_CAUSES)
-        self._recorder.close()
+        await asyncio.to_thread(self._recorder.close)  # trackers may take a while
         summary: dict[str, object] = {
             "run": str(self.folder),
             "steps": self.step,

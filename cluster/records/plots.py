@@ -6,14 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cluster.records.events import Event
-from cluster.records.reading import curve, read_metrics
+from cluster.records.reading import curve
 
 COLOURS = ("#2a6fbb", "#d9652b", "#2f9e6e", "#8a5fbf", "#b8912a", "#5b6672")
 EVENT_COLOURS = {
@@ -100,10 +99,6 @@ CHARTS = (
         is_log=True,
     ),
 )
-PENALTY_CHARTS = (
-    Chart(title="Tool-call rate", curves=(("policy/ask_share", ""),), is_share=True),
-    Chart(title="Accuracy", curves=(("reward/accuracy", ""),), is_share=True),
-)
 
 
 def chart_svg(chart: Chart, metrics: Sequence[dict[str, float]], events: Sequence[Event] = ()) -> str | None:
@@ -123,9 +118,9 @@ def draw_chart(axes: Axes, chart: Chart, metrics: Sequence[dict[str, float]]) ->
     """Draw the curves that have data; False where none has."""
     is_drawn = False
     for (key, label), colour in zip(chart.curves, COLOURS, strict=False):
-        is_drawn |= _draw_curve(axes, metrics, key, label, colour)
+        is_drawn |= draw_curve(axes, metrics, key, label, colour)
     if is_drawn:
-        _style_axes(axes, chart)
+        style_axes(axes, chart)
         if len(chart.curves) > 1:
             axes.legend(fontsize=8, frameon=False)
     if chart.is_log and any(figure > 0 for key, _ in chart.curves for figure in curve(metrics, key)[1]):
@@ -134,41 +129,15 @@ def draw_chart(axes: Axes, chart: Chart, metrics: Sequence[dict[str, float]]) ->
     return is_drawn
 
 
-def plot_penalties(run_dirs: Sequence[Path], labels: Sequence[str], out_png: Path) -> None:
-    """Several runs in one figure: tool-call rate and accuracy over steps (Fig. 3a of the paper).
-
-    Args:
-        run_dirs: folders of runs, e.g. one per penalty.
-        labels: one name per run, for the legend.
-        out_png: output file.
-
-    Raises:
-        ValueError: a run has no metrics yet, or the numbers of labels and runs differ.
-    """
-    if len(run_dirs) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(run_dirs)} runs: give one per run")
-    figure = Figure(figsize=(10.0, 3.8), layout="constrained")
-    panels = [figure.add_subplot(1, len(PENALTY_CHARTS), place) for place in range(1, len(PENALTY_CHARTS) + 1)]
-    for number, (run_dir, label) in enumerate(zip(run_dirs, labels, strict=True)):
-        metrics = read_metrics(Path(run_dir))
-        for axes, chart in zip(panels, PENALTY_CHARTS, strict=True):
-            key, _ = chart.curves[0]
-            if not _draw_curve(axes, metrics, key, label, COLOURS[number % len(COLOURS)]):
-                raise ValueError(
-                    f"{run_dir} has no {key} in its metrics.jsonl: give the folder of a run that finished a step"
-                )
-    for axes, chart in zip(panels, PENALTY_CHARTS, strict=True):
-        _style_axes(axes, chart)
-    panels[0].legend(fontsize=9, frameon=False)
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_png, format="png", dpi=160)
-
-
-def _draw_curve(axes: Axes, metrics: Sequence[dict[str, float]], key: str, label: str, colour: str) -> bool:
+def draw_curve(
+    axes: Axes, metrics: Sequence[dict[str, float]], key: str, label: str, colour: str, line: str = "-"
+) -> bool:
+    """Draw a metric over steps; False where no step has it."""
     steps, figures = curve(metrics, key)
     if steps:
         # One or two points need markers: a line through one point is invisible.
-        axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, marker="o" if len(steps) < 3 else None)
+        marker = "o" if len(steps) < 3 else None
+        axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, linestyle=line, marker=marker)
     return bool(steps)
 
 
@@ -184,7 +153,8 @@ def _draw_events(axes: Axes, events: Sequence[Event]) -> None:
         axes.legend(fontsize=8, frameon=False)
 
 
-def _style_axes(axes: Axes, chart: Chart) -> None:
+def style_axes(axes: Axes, chart: Chart) -> None:
+    """Title, grid and reference lines of a chart."""
     axes.set_title(chart.title, fontsize=10, loc="left")
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -7,24 +7,29 @@ story: `ledger.jsonl` lists every sample that a step consumed, in the cursor's o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.evaluate import HeldoutPlay
-from cluster.records.curves import Curves
 from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_episodes
 from cluster.records.files import append_line, stop_on_full_disk, write_atomically
+from cluster.records.trackers import TensorBoard, Trackers
 from cluster.step import StepBatch
 
 
 class Recorder:
-    """Writes the files of one run. `step` is the step to resume from; 0 for a new run."""
+    """Writes the files of one run.
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    Args:
+        step: the step to resume from; 0 for a new run.
+        trackers: opens what else takes metrics and episodes, once the records are cut; by default TensorBoard alone.
+    """
+
+    def __init__(self, folder: Path, *, step: int, trackers: Callable[[], Trackers] | None = None) -> None:
         self.folder = folder
         with stop_on_full_disk(folder):
             self._open(folder, step)
-            self._curves = Curves(folder)
+            self._trackers = trackers() if trackers else Trackers([TensorBoard(folder)])
 
     def _open(self, folder: Path, step: int) -> None:
         (folder / "episodes").mkdir(parents=True, exist_ok=True)
@@ -41,8 +46,9 @@ class Recorder:
         Raises:
             RunError: the disk is full; the steps before are whole.
         """
+        rows = list(rows_of_step(step, batch))
         with stop_on_full_disk(self.folder):
-            write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", rows_of_step(step, batch))
+            write_episodes(self.folder / "episodes" / f"step-{step:06d}.parquet", rows)
             for group in batch.lost:
                 append_line(
                     self.folder / "lost.jsonl",
@@ -55,20 +61,23 @@ class Recorder:
                 )
             append_line(self.folder / "ledger.jsonl", {"step": step, "samples": [ref.uid for ref in batch.drawn]})
         self.record_figures(step, figures)
+        self._trackers.log_episodes(step, "episodes", rows)
 
     def record_evaluation(self, step: int, plays: Sequence[HeldoutPlay], figures: Mapping[str, float]) -> None:
         """Held-out episodes are written to separate files with the same columns."""
+        rows = list(rows_of_evaluation(step, plays))
         with stop_on_full_disk(self.folder):
-            write_episodes(self.folder / "heldout" / f"step-{step:06d}.parquet", rows_of_evaluation(step, plays))
+            write_episodes(self.folder / "heldout" / f"step-{step:06d}.parquet", rows)
         self.record_figures(step, figures)
+        self._trackers.log_episodes(step, "heldout", rows)
 
     def record_figures(self, step: int, figures: Mapping[str, float]) -> None:
         with stop_on_full_disk(self.folder):
             append_line(self.folder / "metrics.jsonl", {"step": step, **figures})
-        self._curves.add(step, figures)
+        self._trackers.log_step(step, figures)
 
     def close(self) -> None:
-        self._curves.close()
+        self._trackers.finish()
 
 
 def cut_after(path: Path, step: int) -> None:

@@ -162,7 +162,7 @@ def load_views(config: Config, opened: dict[str, Dataset], row: Row) -> Views | 
     path = row["dataset"]
     try:
         if path not in opened:
-            opened[path] = Dataset.open(path)
+            opened[path] = Dataset.open(path, config.data.columns_of(path))
         sample = opened[path].read(SampleRef(dataset=path, row=row["row"], uid=row["sample"]))
         spec = ViewSpec.from_model(
             config.model.path, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels

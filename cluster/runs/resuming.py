@@ -32,7 +32,7 @@ def check_resumption(config: Config, *, warn: Callable[[str], None]) -> None:
             break
     else:
         return
-    if warning := check_identity(saved, identify(config, Dataset.open(config.data.train))):
+    if warning := check_identity(saved, identify(config, Dataset.open(config.data.train, config.data.columns))):
         warn(warning)
 
 

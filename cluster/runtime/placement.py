@@ -30,7 +30,8 @@ class Placement:
 
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
-        return self._sum(config, config.rollout.workers.maximum, config.learner.ranks.maximum)
+        learner = config.learner
+        return self._sum(config, config.rollout.workers.maximum, learner.ranks.maximum + learner.num_spares)
 
     def least(self, config: Config) -> Resources:
         """What the run needs to start."""
@@ -54,12 +55,6 @@ def place(config: Config) -> Placement:
         ),
         rank=Resources(num_cpus=1.0 if config.learner.num_gpus else 0.5, num_gpus=config.learner.num_gpus),
     )
-
-
-def check_capacity(config: Config, available: Mapping[str, float]) -> None:
-    """Raise ValueError if these resources cannot hold what the run needs at least."""
-    if (problem := capacity_problem(config, available)) is not None:
-        raise ValueError(f"{problem}: reduce them or add nodes")
 
 
 def capacity_problem(config: Config, available: Mapping[str, float]) -> str | None:

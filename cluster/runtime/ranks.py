@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import InterruptedCallError, LearnerError, RankLostError, VisionThinkError, root_cause
+from actors.hub import local_copy
 from actors.images import View_HW3, ViewSpec
 from actors.weights.layout import SentWeights, WeightLink
 from cluster.records.events import Event, OnEvent
@@ -25,6 +26,7 @@ from configs.schema import Config, DataConfig, ModelConfig
 from configs.seeds import derive_seed
 from learner.batches.pictures import Picture, PictureReader
 from learner.batches.plan import RankPlan
+from learner.elastic.remote import LentShare
 from learner.group import LearnerGroup
 from learner.state.share_files import WrittenShare
 from learner.update import UpdateReport
@@ -72,10 +74,12 @@ class RankHost:
     def __init__(self, learner: LearnerConfig, model: ModelConfig, data: DataConfig, **settings: Any) -> None:
         from learner.worker import LearnerRank
 
+        model = replace(model, path=local_copy(model.path))
         self._rank = LearnerRank(learner, model, **settings)
         spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
         self._reader = PictureReader(spec, data)
         self._patience_s = min(PICTURE_PATIENCE_S, learner.stall_timeout_s / 2)
+        self._update_timeout_s = learner.update_timeout_s
         self._shares: dict[int, Any] = {}
         """This rank's own, by snapshot."""
 
@@ -103,9 +107,17 @@ class RankHost:
         self._shares = {number: share for number, share in self._shares.items() if number >= oldest}
         self._shares[snapshot] = self._rank.snapshot()
 
-    def restore(self, *shares: Any) -> int:
-        """References to shares are resolved by Ray."""
-        return int(self._call("restore", shares))
+    def header(self, snapshot: int) -> Any:
+        return self._shares[snapshot].header
+
+    def restore(self, shares: Sequence[LentShare]) -> int:
+        """The shares are fetched one by one, and only those that hold this rank's part."""
+        headers = ray.get([header for header, _ in shares], timeout=self._update_timeout_s)
+
+        def read_rows(index: int) -> Any:
+            return ray.get(cast(Any, shares[index][1]), timeout=self._update_timeout_s).state_3N
+
+        return int(self._call("restore", headers, read_rows))
 
     def learn(self, plan: RankPlan, pictures: Sequence[Picture]) -> int:
         """Handles in `pictures` are passed as references, so that a lost one does not fail the call."""
@@ -138,6 +150,9 @@ class HolderHost:
 
     def share(self, snapshot: int, index: int) -> Any:
         return self._shares[snapshot, index]
+
+    def header(self, snapshot: int, index: int) -> Any:
+        return self._shares[snapshot, index].header
 
     def ping(self) -> None:
         pass
@@ -186,6 +201,9 @@ class RayRank(RayActor):
     def share(self, snapshot: int, index: int) -> object:
         return self._beside("share", MEMORY).remote(snapshot)
 
+    def header(self, snapshot: int, index: int) -> object:
+        return self._beside("header", MEMORY).remote(snapshot)
+
     async def rendezvous(self) -> tuple[str, int]:
         address, port = await self._call("rendezvous")
         return address, port
@@ -199,8 +217,8 @@ class RayRank(RayActor):
     async def keep_snapshot(self, snapshot: int, *, oldest: int) -> None:
         await self._await_remote(self._actor.keep_snapshot.remote(snapshot, oldest))
 
-    async def restore(self, shares: Sequence[object]) -> int:
-        return await self._await_remote(self._actor.restore.remote(*shares))
+    async def restore(self, shares: Sequence[LentShare]) -> int:
+        return await self._await_remote(self._actor.restore.remote(shares))
 
     async def begin(self) -> None:
         await self._call("begin")
@@ -265,6 +283,9 @@ class RayHolder(RayActor):
 
     def share(self, snapshot: int, index: int) -> object:
         return self._actor.share.remote(snapshot, index)
+
+    def header(self, snapshot: int, index: int) -> object:
+        return self._actor.header.remote(snapshot, index)
 
     async def hold(self, snapshot: int, index: int, share: object, *, oldest: int) -> None:
         await self._await_remote(self._actor.hold.remote(snapshot, index, share, oldest))

@@ -103,7 +103,8 @@ class RayWorker:
             except RayTaskError as error:
                 # The worker answers, but Ray had no arguments for it.
                 if buckets and is_ray_failure(error):
-                    raise LostBucketError(f"{self.name}: {kind_of(error)}: {root_cause(error)}") from error
+                    cause = f"{kind_of(error)}: {root_cause(error)}"
+                    raise LostBucketError(f"no bucket for {self.name}: {cause}") from error
                 raise
 
         await self._ask(start)

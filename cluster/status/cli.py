@@ -60,13 +60,12 @@ def scale(
     """
     with report_errors():
         answer = ask(run, parse_arguments(sizes), timeout_s=timeout)
-        asked = " ".join(f"{role}={size}" for role, size in answer.requested.items())
         if as_json_:
             print_json({"is_accepted": answer.is_accepted, "requested": answer.requested, "reason": answer.reason})
         if not answer.is_accepted:
-            raise RunError(f"{asked} was refused: {answer.reason}")
+            raise RunError(answer.line())
         if not as_json_:
-            typer.echo(f"{asked} accepted" + (f"; {answer.reason}" if answer.reason else ""))
+            typer.echo(answer.line())
 
 
 def look(run: Path) -> Look:

@@ -84,14 +84,20 @@ def configured_sizes(config: Config) -> dict[str, Range]:
 
 def size_problem(config: Config, sizes: Sizes) -> str | None:
     """Why a run with this config cannot have these sizes; None if it can, on a cluster that is large enough."""
-    placed = place(config)
-    num_gpus = sizes["rollouts"].maximum * placed.worker.num_gpus + sizes["learner"].maximum * placed.rank.num_gpus
+    placed, num_ranks = place(config), sizes["learner"].maximum + config.learner.num_spares
+    num_gpus = sizes["rollouts"].maximum * placed.worker.num_gpus + num_ranks * placed.rank.num_gpus
     if config.transport == "ipc" and num_gpus > 1:
         return (
             f"weights go over CUDA IPC inside the one GPU that all share, and these sizes take {num_gpus:g}: "
             "resume the run with weights.transport=nccl or shared_memory"
         )
-    before = configured_sizes(config)["learner"].minimum
+    configured = configured_sizes(config)["learner"]
+    if not config.learner.copy_state and sizes["learner"] != configured:
+        return (
+            f"learner={sizes['learner']}: must stay {configured} with learner.copy_state=false, "
+            "with which ranks join at the start only: resume the run with learner.copy_state=true"
+        )
+    before = configured.minimum
     if config.learner.zero_stage == 3 and config.learner.num_gpus and sizes["learner"].minimum < before:
         return (
             f"learner={sizes['learner']}: under learner.zero_stage=3 a rank holds a share of the model, and only "
@@ -103,7 +109,7 @@ def size_problem(config: Config, sizes: Sizes) -> str | None:
 def shortage(config: Config, sizes: Sizes, available: Mapping[str, float]) -> str:
     """What the cluster lacks for the maximum of these sizes, as a remark; empty if it lacks nothing."""
     placed = place(config)
-    rollouts, learner = sizes["rollouts"].maximum, sizes["learner"].maximum
+    rollouts, learner = sizes["rollouts"].maximum, sizes["learner"].maximum + config.learner.num_spares
     wanted = {
         "CPU": rollouts * placed.worker.num_cpus + learner * placed.rank.num_cpus,
         "GPU": rollouts * placed.worker.num_gpus + learner * placed.rank.num_gpus,
@@ -120,7 +126,6 @@ class SizeDesk:
     """The sizes in force, and the answers to requests.
 
     Args:
-        fixed: role to the reason why it cannot be resized in this run.
         remark: says of accepted sizes what they will wait for; may block for a moment.
     """
 
@@ -129,12 +134,10 @@ class SizeDesk:
         folder: Path,
         config: Config,
         *,
-        fixed: Mapping[str, str] | None = None,
         remark: Callable[[Sizes], str] = lambda _: "",
     ) -> None:
         self._folder = folder
         self._config = config
-        self._fixed = fixed or {}
         self._remark = remark
         self.answer: ScaleAnswer | None = _last_answer(folder)
         self._sizes: dict[str, Range] = configured_sizes(config) | self._kept()
@@ -167,9 +170,6 @@ class SizeDesk:
         return self.answer
 
     def _check(self, asked: Sizes) -> None:
-        for role in asked:
-            if role in self._fixed:
-                raise ValueError(f"{role}: {self._fixed[role]}")
         if problem := size_problem(self._config, {**self._sizes, **asked}):
             raise ValueError(problem)
 
@@ -179,7 +179,7 @@ class SizeDesk:
         write_atomically(self._folder / SIZES, json.dumps(fields))
 
     def _kept(self) -> dict[str, Range]:
-        """Sizes accepted earlier in the run's life, of roles that can be resized and have the same setting."""
+        """Sizes accepted earlier in the run's life, of roles that have the same setting."""
         configured = configured_sizes(self._config)
         try:
             fields = json.loads((self._folder / SIZES).read_text(encoding="utf-8"))
@@ -187,11 +187,7 @@ class SizeDesk:
             settings = {role: kept["setting"] for role, kept in fields.items()}
         except (OSError, ValueError, AttributeError, TypeError, KeyError):
             return {}
-        return {
-            role: size
-            for role, size in sizes.items()
-            if role not in self._fixed and settings[role] == str(configured[role])
-        }
+        return {role: size for role, size in sizes.items() if settings[role] == str(configured[role])}
 
 
 def _last_answer(folder: Path) -> ScaleAnswer | None:

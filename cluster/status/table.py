@@ -104,9 +104,7 @@ def _header(look: Look) -> Text:
     if status.num_judges is not None:
         lines.append(f"; judges up: {status.num_judges}")
     if status.scale is not None:
-        asked = " ".join(f"{role}={size}" for role, size in status.scale.requested.items())
-        verdict = "accepted" if status.scale.is_accepted else "refused"
-        lines.append(f"\nlast scale {asked}: {verdict}" + (f": {status.scale.reason}" if status.scale.reason else ""))
+        lines.append(f"\nlast scale: {status.scale.line()}")
     if look.is_alive:
         lines.append(_missing(look))
     return lines

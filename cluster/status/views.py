@@ -48,6 +48,12 @@ class ScaleAnswer:
     reason: str = ""
     """Why it was refused; for an accepted one what it still waits for, if anything."""
 
+    def line(self) -> str:
+        """As in `rollouts=2..6 accepted`, with the reason after a colon."""
+        sizes = " ".join(f"{role}={size}" for role, size in self.requested.items())
+        verdict = "accepted" if self.is_accepted else "refused"
+        return f"{sizes} {verdict}" + (f": {self.reason}" if self.reason else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:

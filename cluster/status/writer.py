@@ -105,10 +105,7 @@ class StatusWriter:
         answer = await asyncio.to_thread(self._desk.consider, request)
         if answer is None:
             return
-        asked = " ".join(f"{role}={size}" for role, size in answer.requested.items())
-        verdict = "accepted" if answer.is_accepted else "refused"
-        detail = f"{asked} {verdict}" + (f": {answer.reason}" if answer.reason else "")
-        self._on_event(Event(kind="scale", who="run", detail=detail))
+        self._on_event(Event(kind="scale", who="run", detail=answer.line()))
 
     async def _write(self, status: RunStatus) -> None:
         self._beat += 1

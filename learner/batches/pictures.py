@@ -64,7 +64,7 @@ class PictureReader:
         ref = picture.ref
         try:
             if ref.dataset not in self._datasets:
-                self._datasets[ref.dataset] = Dataset.open(ref.dataset)
+                self._datasets[ref.dataset] = Dataset.open(ref.dataset, self._limits.columns_of(ref.dataset))
             encoded = self._datasets[ref.dataset].read(ref).image
             found = hashlib.sha256(encoded).hexdigest()
             if found != picture.image_sha256:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from actors.errors import LearnerError
 from learner.elastic.decisions import Held, Source, holder_node, newest_whole
 from learner.elastic.members import Member, Members
-from learner.elastic.remote import Holder, ShareOwner
+from learner.elastic.remote import Holder, LentShare, ShareOwner
 
 StartHolder = Callable[[str], Holder]
 """Starts a holder on a node."""
@@ -73,10 +73,13 @@ class Copies:
         """The newest whole state."""
         return newest_whole(self._held, list(self._owners()))
 
-    def shares(self, source: Source) -> list[object]:
-        """Handles of its shares."""
-        owners = self._owners()
-        return [owners[place].share(source.snapshot, index) for index, place in enumerate(source.places)]
+    def shares(self, source: Source) -> list[LentShare]:
+        """Its shares, in the order of their ranks."""
+        owners, snapshot = self._owners(), source.snapshot
+        return [
+            (owners[place].header(snapshot, index), owners[place].share(snapshot, index))
+            for index, place in enumerate(source.places)
+        ]
 
     def clear(self) -> None:
         """Another state was loaded: what is held is none of it."""

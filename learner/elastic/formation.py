@@ -166,6 +166,8 @@ class Formation:
                     await self._wait(until)
                 case Form(members=numbers):
                     try:
+                        if self._is_sound and self._is_behind():
+                            await self._keep_snapshot()  # takes less than to do again what came after the last one
                         await self._form([self._members.up[number] for number in numbers])
                     except AttemptFailedError as error:
                         self.failed(error)
@@ -175,18 +177,23 @@ class Formation:
 
     async def _observe(self) -> Observation:
         numbers = tuple(member.number for member in self.serving if self._members.is_up(member))
-        is_sound = self._is_sound and len(numbers) == len(self.serving)
-        if not is_sound or len(self._members.up) != len(self.serving) or len(self.serving) not in self._desired():
+        is_sound, desired = self._is_sound and len(numbers) == len(self.serving), self._desired()
+        if not is_sound or len(self.serving) != min(len(self._members.up), desired.maximum):
             await self._finish_copying()
             await self._copies.refresh()
         return Observation(
             up=tuple(self._members.up),
             serving=numbers,
-            desired=self._desired(),
+            desired=desired,
             is_sound=is_sound,
             has_state=self._log.since(self._snapshot()) is not None,
             num_attempts=self._num_attempts,
         )
+
+    def _is_behind(self) -> bool:
+        """Whether something was learned since the snapshot that a new group would start from."""
+        updates = self._log.since(self._snapshot())
+        return updates is not None and any(update.parts for update in updates)
 
     def _snapshot(self) -> int:
         source = self._copies.source()
@@ -262,11 +269,17 @@ class Formation:
 
     async def _take_snapshot(self, restored: int | None = None) -> None:
         """Of the state between two updates, or of the one that was just restored from that snapshot."""
+        group = list(self.serving)
+        snapshot = await self._keep_snapshot(restored)
+        self._copying = asyncio.create_task(self._spread(snapshot, group))
+
+    async def _keep_snapshot(self, restored: int | None = None) -> int:
+        """The same, in the memory of the ranks alone."""
         group, snapshot, oldest = list(self.serving), self._copies.begin(), self._copies.newest
         await self.call("snapshot", lambda rank: rank.keep_snapshot(snapshot, oldest=oldest))
         self._copies.taken(snapshot, group)
         self._log.mark(snapshot, like=restored)
-        self._copying = asyncio.create_task(self._spread(snapshot, group))
+        return snapshot
 
     async def _spread(self, snapshot: int, group: Sequence[Member]) -> None:
         try:
@@ -285,7 +298,7 @@ class Formation:
 
     def _dismiss_surplus(self) -> None:
         for member in self._members:
-            if member not in self.serving and member.number >= self._desired().maximum:
+            if member not in self.serving and member.number >= self._members.num_wanted:
                 self._members.dismiss(member)
 
     async def _wait(self, until: float) -> None:

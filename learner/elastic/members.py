@@ -33,11 +33,12 @@ class Member:
 
 
 class Members:
-    """Keeps as many processes asked for as may serve, and says which are up."""
+    """Keeps as many processes asked for as are wanted, and says which are up."""
 
-    def __init__(self, start_rank: StartRank, desired: Callable[[], Range], tell: Tell) -> None:
+    def __init__(self, start_rank: StartRank, desired: Callable[[], Range], tell: Tell, num_spares: int = 0) -> None:
         self._start_rank = start_rank
         self._desired = desired
+        self._num_spares = num_spares
         self._tell = tell
         self._by_number: dict[int, Member] = {}
         self._serial = 0
@@ -59,14 +60,19 @@ class Members:
         """By number."""
         return {number: member for number, member in self._by_number.items() if member.node}
 
+    @property
+    def num_wanted(self) -> int:
+        """Processes to ask for: as many as may serve, and spares."""
+        return self._desired().maximum + self._num_spares
+
     def ask(self) -> None:
-        """Ask for every process that may serve and is not there.
+        """Ask for every process that is wanted and not there.
 
         Raises what kept a process from starting, unless it was only lost.
         """
         if self._error is not None:
             raise self._error
-        for number in range(self._desired().maximum):
+        for number in range(self.num_wanted):
             if number not in self._by_number:
                 self._ask(number)
 
@@ -85,11 +91,11 @@ class Members:
             raise self._error
 
     def lose(self, member: Member, kind: str, reason: str) -> None:
-        """A process is gone, or has to go; another one is asked for if it may serve."""
+        """A process is gone, or has to go; another one is asked for if it is wanted."""
         if self._by_number.get(member.number) is not member:
             return
         self._drop(member, kind, reason)
-        if member.number < self._desired().maximum and not self._is_closed:
+        if member.number < self.num_wanted and not self._is_closed:
             self._ask(member.number)
 
     def dismiss(self, member: Member) -> None:

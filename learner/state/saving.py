@@ -15,7 +15,16 @@ from learner.engine import LearnerEngine
 from learner.state.buffers import HostBuffers
 from learner.state.rng import restore_rng, rng_states
 from learner.state.share_files import SavedLearner, WrittenShare, write_share
-from learner.state.snapshot import Counters, Piece, RngStates, Share, fill_from_shares, rng_for
+from learner.state.snapshot import (
+    Counters,
+    Piece,
+    ReadRows,
+    RngStates,
+    Share,
+    ShareHeader,
+    fill_from_shares,
+    rng_for,
+)
 from learner.state.storage import open_storage
 from learner.trainer import Trainer
 
@@ -92,16 +101,18 @@ class StateKeeper:
         except TimeoutError as error:
             raise CheckpointError(f"rank {self._rank} has not written its part within {timeout_s:g} s") from error
 
-    def restore(self, shares: Sequence[Share]) -> int:
-        """Take over the state in these shares; returns the optimizer step. A collective.
+    def restore(self, headers: Sequence[ShareHeader], read_rows: ReadRows) -> int:
+        """Take over the state in the shares with these headers; returns the optimizer step. A collective.
+
+        Reads only those that hold this rank's part.
 
         Raises:
             CheckpointError: shares are missing, of different steps or of another model. Then no rank has changed.
         """
 
         def fill(state_3N: NDArray[np.float32], wanted: Sequence[Piece]) -> tuple[Counters, RngStates]:
-            counters = fill_from_shares(state_3N, wanted, shares, self._engine.trained_shapes())
-            return counters, rng_for(self._rank, shares)
+            counters = fill_from_shares(state_3N, wanted, headers, read_rows, self._engine.trained_shapes())
+            return counters, rng_for(self._rank, headers)
 
         return self._take_over(fill)
 

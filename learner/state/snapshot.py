@@ -10,8 +10,8 @@ Legend: N elements of a rank's part, in whatever order; the three rows are those
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,8 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """One rank's part of the learner's state. It is immutable, and its memory is used again once it is dropped."""
+class ShareHeader:
+    """All of a share but the elements: small enough for every rank to read that of every share."""
 
     rank: int
     """That held it."""
@@ -60,9 +60,23 @@ class Share:
     shapes: Shapes
     """Of all trained parameters, whole."""
     pieces: tuple[Piece, ...]
+    rng: RngStates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share(ShareHeader):
+    """One rank's part of the learner's state. It is immutable, and its memory is used again once it is dropped."""
+
     state_3N: NDArray[np.float32]
     """Weights and moments [3, N]; elements outside of all pieces are padding."""
-    rng: RngStates
+
+    @property
+    def header(self) -> ShareHeader:
+        return ShareHeader(**{field.name: getattr(self, field.name) for field in fields(ShareHeader)})
+
+
+ReadRows = Callable[[int], NDArray[np.float32]]
+"""Reads the rows [3, N] of the share with this index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,34 +131,40 @@ def copy_rows(copies: Iterable[Copy], source_3N: NDArray[np.float32], target_3N:
 
 
 def fill_from_shares(
-    target_3N: NDArray[np.float32], wanted: Sequence[Piece], shares: Sequence[Share], shapes: Shapes
+    target_3N: NDArray[np.float32],
+    wanted: Sequence[Piece],
+    headers: Sequence[ShareHeader],
+    read_rows: ReadRows,
+    shapes: Shapes,
 ) -> Counters:
     """Fill the wanted pieces from shares written by any number of ranks; returns their counters.
 
     Args:
+        read_rows: called only for shares that hold wanted elements, one after another.
         shapes: of the trained parameters of this model.
 
     Raises:
         CheckpointError: elements are missing, the shares are of different steps, or of another model.
     """
-    if not shares:
+    if not headers:
         raise CheckpointError("the learner's state is incomplete: there is no share of it")
-    first = min(shares, key=lambda share: share.rank)
-    for share in shares:
-        if share.counters != first.counters:
+    first = min(headers, key=lambda header: header.rank)
+    for header in headers:
+        if header.counters != first.counters:
             raise CheckpointError(
                 f"the shares are of different steps: rank {first.rank} has {first.counters}, "
-                f"rank {share.rank} has {share.counters}"
+                f"rank {header.rank} has {header.counters}"
             )
     check_shapes(first.shapes, shapes)
-    for share, copies in zip(shares, plan_copies(wanted, [share.pieces for share in shares]), strict=True):
-        copy_rows(copies, share.state_3N, target_3N)
+    for index, copies in enumerate(plan_copies(wanted, [header.pieces for header in headers])):
+        if copies:
+            copy_rows(copies, read_rows(index), target_3N)
     return first.counters
 
 
-def rng_for(rank: int, shares: Sequence[Share]) -> RngStates:
+def rng_for(rank: int, headers: Sequence[ShareHeader]) -> RngStates:
     """The generators of this rank, or of the lowest one where more ranks read than wrote."""
-    return next((share for share in shares if share.rank == rank), min(shares, key=lambda share: share.rank)).rng
+    return next((header for header in headers if header.rank == rank), min(headers, key=lambda header: header.rank)).rng
 
 
 def check_shapes(found: Shapes, expected: Shapes) -> None:

@@ -1,10 +1,11 @@
 """Weights that are sent from where the learner keeps them, without a copy of their own.
 
-DeepSpeed's ZeRO-1 and 2 keep all trained parameters as views of one flat buffer, so that a bucket can be that buffer.
+DeepSpeed's ZeRO-1 and 2 keep all trained parameters as views of one flat buffer, so that buckets can be its parts.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from actors.weights.layout import Slot, TensorSpec, WeightLayout
 
 MAX_WASTE = 1.05
 """Bytes of the memory that parameters lie in, over their own: what else lies there would travel with them."""
+MAX_BUCKETS = 64
+"""Above, as with frozen parameters that lie apart, sending each takes longer than copying all into few buckets."""
+CUT_BYTES = 16
+"""A bucket starts at a multiple of this many bytes, so that words of 64 bits and wide copies are possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +39,42 @@ class ResidentWeights:
             raise WeightSyncError("the learner's parameters have moved in memory; the receivers have to connect anew")
 
 
-def find_resident(tensors: Sequence[TensorSpec], parameters: Sequence[Tensor]) -> ResidentWeights | None:
+def find_resident(
+    tensors: Sequence[TensorSpec], parameters: Sequence[Tensor], *, bucket_bytes: int
+) -> ResidentWeights | None:
     """The memory of whole parameters, given with the tensors that receivers expect; None where it cannot be sent as it
-    is: they are sharded, of another dtype, not contiguous, or share their memory with too much else.
+    is: they are sharded, of another dtype, not contiguous, scattered, or share their memory with too much else.
+
+    It is cut into buckets of about `bucket_bytes` between tensors.
     """
-    buckets: dict[int, tuple[int, Tensor]] = {}
-    slots = []
+    memories: dict[int, Tensor] = {}
+    places = []
     for tensor, parameter in zip(tensors, parameters, strict=True):
         kind = str(parameter.dtype).removeprefix("torch.")
         if kind != tensor.dtype or tuple(parameter.shape) != tensor.shape or not parameter.is_contiguous():
             return None
         storage = parameter.untyped_storage()
-        if storage.data_ptr() not in buckets:
-            content = torch.empty(0, dtype=torch.uint8, device=parameter.device).set_(storage)
-            buckets[storage.data_ptr()] = (len(buckets), content)
-        bucket, content = buckets[storage.data_ptr()]
-        slots.append(Slot(tensor=tensor, bucket=bucket, offset=parameter.data_ptr() - content.data_ptr()))
-    slots.sort(key=lambda slot: slot.bucket)  # parameters of several groups may lie in turn
-    contents = tuple(content for _, content in buckets.values())
-    layout = WeightLayout(slots=tuple(slots), bucket_sizes=tuple(content.nbytes for content in contents))
-    if layout.num_bytes > MAX_WASTE * sum(tensor.num_bytes for tensor in tensors):
+        start = storage.data_ptr()
+        memories[start] = torch.empty(0, dtype=torch.uint8, device=parameter.device).set_(storage)
+        places.append((start, parameter.data_ptr() - start, tensor))
+    slots, buckets = [], list[Tensor]()
+    memory = cut = -1
+    for start, offset, tensor in sorted(places, key=operator.itemgetter(0, 1)):
+        is_full = offset + tensor.num_bytes - cut > bucket_bytes and offset % CUT_BYTES == 0 < offset - cut
+        if start != memory:
+            memory, cut = start, 0
+            buckets.append(memories[start])
+        elif is_full:
+            buckets[-1:] = torch.split(buckets[-1], [offset - cut, buckets[-1].nbytes - (offset - cut)])
+            cut = offset
+        slots.append(Slot(tensor=tensor, bucket=len(buckets) - 1, offset=offset - cut))
+    layout = WeightLayout(slots=tuple(slots), bucket_sizes=tuple(bucket.nbytes for bucket in buckets))
+    too_much = layout.num_bytes > MAX_WASTE * sum(tensor.num_bytes for tensor in tensors)
+    if too_much or len(buckets) > MAX_BUCKETS:
         return None
     return ResidentWeights(
         layout=layout,
-        buckets=contents,
+        buckets=tuple(buckets),
         parameters=tuple(parameters),
         addresses=tuple(each.data_ptr() for each in parameters),
     )

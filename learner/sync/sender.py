@@ -15,21 +15,12 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
-from learner.sync.resident import find_resident
-from learner.sync.transports import ResidentEnd, SendingEnd, open_end
+from learner.hf_files import name_in_files
+from learner.sync.resident import ResidentWeights, find_resident
+from learner.sync.transports import SendingEnd, open_end
 
-RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
-"""Of a parameter in memory, and in the checkpoint."""
 CACHED_BYTES = 16 << 20
 """Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
-
-
-def checkpoint_name(name: str) -> str:
-    """Name of a parameter of Qwen2_5_VLForConditionalGeneration in a Hugging Face checkpoint."""
-    for prefix, renamed in RENAMED_PREFIXES:
-        if name.startswith(prefix):
-            return renamed + name.removeprefix(prefix)
-    return name
 
 
 class WeightSender:
@@ -45,10 +36,11 @@ class WeightSender:
         self._bucket_bytes = bucket_bytes
         kind = str(dtype).removeprefix("torch.")
         self._tensors = [
-            TensorSpec(name=checkpoint_name(name), dtype=kind, shape=tuple(map(int, shape)))
+            TensorSpec(name=name_in_files(name), dtype=kind, shape=tuple(map(int, shape)))
             for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
+        self._resident: ResidentWeights | None = None
         self._ahead: tuple[int, list[Tensor]] | None = None
         """Version and digests of the parameters that are read in place."""
 
@@ -64,17 +56,19 @@ class WeightSender:
             WeightSyncError: no room for it.
         """
         self.close()
-        resident = find_resident(self._tensors, parameters) if transport == "ipc" and parameters else None
-        end: SendingEnd
-        if resident is not None:
-            self._layout, end = resident.layout, ResidentEnd(resident)
-        else:
-            most = CACHED_BYTES if transport == "shared_memory" else self._bucket_bytes
-            self._layout = lay_out(self._tensors, bucket_bytes=min(self._bucket_bytes, most))
-            end = open_end(
-                transport, self._layout, device=self._device, num_receivers=num_receivers, timeout_s=timeout_s
-            )
-        self._end = end
+        most = min(self._bucket_bytes, CACHED_BYTES) if transport == "shared_memory" else self._bucket_bytes
+        self._resident = None
+        if transport != "shared_memory" and parameters:
+            self._resident = find_resident(self._tensors, parameters, bucket_bytes=most)
+        self._layout = self._resident.layout if self._resident else lay_out(self._tensors, bucket_bytes=most)
+        end = self._end = open_end(
+            transport,
+            self._layout,
+            resident=self._resident,
+            device=self._device,
+            num_receivers=num_receivers,
+            timeout_s=timeout_s,
+        )
         self.forget_digests()
         return WeightLink(
             transport=transport,
@@ -87,8 +81,8 @@ class WeightSender:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether receivers read the parameters themselves: `send` then takes none."""
-        return isinstance(self._end, ResidentEnd)
+        """Whether the parameters are sent from where they lie: `send` then takes none."""
+        return self._resident is not None
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
@@ -103,8 +97,11 @@ class WeightSender:
         started, end = time.monotonic(), self._opened
         end.begin()
         digests: list[Tensor] = []
-        if self.is_in_place:
-            self.digest_ahead(version)
+        if self._resident is not None:
+            self._resident.check()
+            for bucket in range(len(self._resident.buckets)):
+                end.deliver(bucket)
+            self.digest_ahead(version)  # while they travel
             assert self._ahead is not None, "of this version"
             digests = self._ahead[1]
         else:
@@ -116,10 +113,9 @@ class WeightSender:
         return SentWeights(offer=offer, digests=tuple(found), seconds=time.monotonic() - started)
 
     def digest_ahead(self, version: int) -> None:
-        """Start to compute the digests of parameters that are read in place, before they are asked for."""
-        if self.is_in_place and (self._ahead is None or self._ahead[0] != version):
-            buckets = range(len(self._layout.bucket_sizes))
-            self._ahead = version, [bucket_digest(self._opened.bucket(index)) for index in buckets]
+        """Start to compute the digests of parameters that are sent in place, before they are asked for."""
+        if self._resident is not None and (self._ahead is None or self._ahead[0] != version):
+            self._ahead = version, [bucket_digest(bucket) for bucket in self._resident.buckets]
 
     def forget_digests(self) -> None:
         """The parameters were written, under whatever version."""
@@ -151,7 +147,7 @@ def _filled(
     """(index, memory) of each bucket once all its tensors are in it. What the iterable gives is read at once."""
     index, bucket = 0, end.bucket(0)
     for slot, (name, parameter) in zip(layout.slots, parameters, strict=True):
-        assert checkpoint_name(name) == slot.tensor.name, "parameters come in the order of the layout"
+        assert name_in_files(name) == slot.tensor.name, "parameters come in the order of the layout"
         if slot.bucket != index:
             yield index, bucket
             index, bucket = slot.bucket, end.bucket(slot.bucket)

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from concurrent.futures import Future
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,16 +31,17 @@ POLL_S = 5e-5
 """Between two questions whether a broadcast has ended."""
 
 
-class SendingEnd(Protocol):
+class SendingEnd:
     """One transport, for as long as the set of receivers stays the same."""
 
-    is_rendezvous: bool
-    """Whether `deliver` waits for the receivers; otherwise what was delivered waits to be fetched."""
-    keeps_last: bool
+    is_rendezvous = False
+    """Whether receivers take part in what is sent; otherwise what was delivered waits to be fetched."""
+    keeps_last = False
     """Whether the last version can be fetched until the next one begins, by any number of receivers."""
 
     def settings(self) -> dict[str, Any]:
         """What the receiving ends need in order to connect; plain types."""
+        return {}
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
@@ -50,12 +51,14 @@ class SendingEnd(Protocol):
 
     def bucket(self, index: int) -> Tensor:
         """Memory of a bucket, uint8 [num_bytes] on the learner's device or the host."""
+        raise NotImplementedError
 
     def deliver(self, index: int) -> None:
         """Pass on a filled bucket."""
 
     def finish(self) -> dict[str, Any]:
         """Wait until the version is delivered; returns what receivers need to fetch it."""
+        return {}
 
     def release(self) -> None:
         """Free what receivers have fetched."""
@@ -64,14 +67,13 @@ class SendingEnd(Protocol):
         """Leave the receivers, whatever is under way, and free all memory. Never fails."""
 
 
-class SharedMemoryEnd:
+class SharedMemoryEnd(SendingEnd):
     """Files without a name, which processes of this machine open through /proc and map.
 
     Nothing of them is left when this process ends, however it ends. Two take turns, so that the last version stays
     there to be read.
     """
 
-    is_rendezvous = False
     keeps_last = True
 
     def __init__(self, layout: WeightLayout) -> None:
@@ -100,20 +102,14 @@ class SharedMemoryEnd:
         files = [self._path(index) for index in range(len(self._files))]
         return {"file": files[0], "identity": file_identity(files[0]), "files": files}
 
-    def join(self) -> None: ...
-
     def begin(self) -> None:
         self._current = 1 - self._current
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[self._current][index]
 
-    def deliver(self, index: int) -> None: ...
-
     def finish(self) -> dict[str, Any]:
         return {"file": self._path(self._current)}
-
-    def release(self) -> None: ...
 
     def close(self) -> None:
         self._buckets = []
@@ -121,14 +117,22 @@ class SharedMemoryEnd:
             file.close()
 
 
-class NcclEnd:
+class NcclEnd(SendingEnd):
     """Broadcasts, on a thread: whatever they wait for, this process gives up in time."""
 
     is_rendezvous = True
-    keeps_last = False
 
-    def __init__(self, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        layout: WeightLayout,
+        resident: ResidentWeights | None,
+        *,
+        device: torch.device,
+        num_receivers: int,
+        timeout_s: float,
+    ) -> None:
         self._sizes = layout.bucket_sizes
+        self._resident = resident
         self._device = torch.device(device.type, torch.cuda.current_device())
         self._timeout_s = timeout_s
         self._address, self._port = own_address(), free_port()
@@ -148,18 +152,23 @@ class NcclEnd:
         self._group = result_within(self._thread.submit(join), self._timeout_s, "joining the rollout workers")
 
     def begin(self) -> None:
-        largest = max(self._sizes)
-        self._memory = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(2)]
+        if self._resident is None:
+            self._memory = list(torch.empty(2, max(self._sizes), dtype=torch.uint8, device=self._device))
         self._sending = {}
 
     def bucket(self, index: int) -> Tensor:
         if index >= len(self._memory):
             self._wait(index - len(self._memory))
+        return self._at(index)
+
+    def _at(self, index: int) -> Tensor:
+        if self._resident is not None:
+            return self._resident.buckets[index]
         return self._memory[index % len(self._memory)][: self._sizes[index]]
 
     def deliver(self, index: int) -> None:
         filled = torch.cuda.current_stream(self._device).record_event()
-        bucket, group = self._memory[index % len(self._memory)][: self._sizes[index]], self._group
+        bucket, group = self._at(index), self._group
         assert group is not None, "joined"
         self._sending[index] = self._thread.submit(lambda: group.broadcast(bucket, after=filled))
 
@@ -187,79 +196,56 @@ class NcclEnd:
         self.release()
 
 
-class ResidentEnd:
-    """The learner's own parameters on the GPU that it shares with engines, which open them once.
+class IpcEnd(SendingEnd):
+    """Memory on the GPU that learner and engines share: a copy of each version, or else the parameters themselves.
 
-    Nothing is sent: receivers read what the sender reads. It must not change before the last of them has committed.
+    Engines open those once, and read what the sender reads. They must not change before the last engine has committed.
     """
 
-    is_rendezvous = True
-    keeps_last = False
-
-    def __init__(self, resident: ResidentWeights) -> None:
-        self._resident = resident
-
-    def settings(self) -> dict[str, Any]:
-        return {"handles": [export_handle(bucket) for bucket in self._resident.buckets]}
-
-    def join(self) -> None: ...
-
-    def begin(self) -> None:
-        self._resident.check()
-
-    def bucket(self, index: int) -> Tensor:
-        return self._resident.buckets[index]
-
-    def deliver(self, index: int) -> None: ...
-
-    def finish(self) -> dict[str, Any]:
-        return {}
-
-    def release(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class IpcEnd:
-    """Buckets on the GPU that learner and engines share, opened by the engines."""
-
-    is_rendezvous = False
-    keeps_last = False
-
-    def __init__(self, layout: WeightLayout, *, device: torch.device) -> None:
+    def __init__(self, layout: WeightLayout, resident: ResidentWeights | None, *, device: torch.device) -> None:
         self._sizes = layout.bucket_sizes
         self._device = device
-        self._buckets: list[Tensor] = []
+        self.is_rendezvous = resident is not None
+        self._buckets = list(resident.buckets) if resident is not None else []
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return self._handles()  # none, where every version has its own
 
-    def join(self) -> None: ...
+    def _handles(self) -> dict[str, Any]:
+        return {"handles": [export_handle(bucket) for bucket in self._buckets]}
 
     def begin(self) -> None:
-        self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
+        if not self.is_rendezvous:
+            self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[index]
 
-    def deliver(self, index: int) -> None: ...
-
     def finish(self) -> dict[str, Any]:
+        if self.is_rendezvous:
+            return {}
         torch.cuda.synchronize(self._device)
-        return {"handles": [export_handle(bucket) for bucket in self._buckets]}
+        return self._handles()
 
     def release(self) -> None:
+        if not self.is_rendezvous:
+            self.close()
+
+    def close(self) -> None:
         self._buckets = []
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
-    def close(self) -> None:
-        self.release()
-
 
 def open_end(
-    transport: Transport, layout: WeightLayout, *, device: torch.device, num_receivers: int, timeout_s: float
+    transport: Transport,
+    layout: WeightLayout,
+    *,
+    resident: ResidentWeights | None,
+    device: torch.device,
+    num_receivers: int,
+    timeout_s: float,
 ) -> SendingEnd:
-    """The sending end for this number of receiving processes.
+    """The sending end for this number of receiving processes. `resident`: parameters that are sent from where they lie.
 
     Raises:
         WeightSyncError: no room for it.
@@ -268,6 +254,6 @@ def open_end(
         case "shared_memory":
             return SharedMemoryEnd(layout)
         case "nccl":
-            return NcclEnd(layout, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
+            return NcclEnd(layout, resident, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
         case "ipc":
-            return IpcEnd(layout, device=device)
+            return IpcEnd(layout, resident, device=device)

@@ -54,11 +54,6 @@ def _num_elements(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def shards_reference(config: LearnerConfig) -> bool:
-    """Whether the reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
-    return config.zero_stage == 3 or config.offload_reference
-
-
 def learner_settings(config: LearnerConfig, dtype: torch.dtype, sizes: PartSizes | None = None) -> dict[str, Any]:
     """The DeepSpeed configuration of a learner; without sizes, as far as the construction of its model needs it."""
     stage = deepspeed_stage(config, in_bfloat16=dtype == torch.bfloat16)

@@ -1,9 +1,9 @@
-"""A run on a cluster that starts without any CPU: nodes come for its workers and ranks, and go when it has ended.
+"""A run submitted to a cluster without any CPU: nodes come for its workers and ranks, and go when it has ended.
 
     uv run python -m tests.bench.autoscaling [--png docs/autoscaling.png] [--json]
 
 Ray's autoscaler (v2) is the real one, with Ray's fake node provider: each node is a raylet of this machine. The run is
-the plain command with the tiny model: vLLM, DeepSpeed over gloo, and judges by Ray Serve.
+`visionthink submit` with the tiny model: vLLM, DeepSpeed over gloo, and judges by Ray Serve.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,10 +55,13 @@ def configuration(gcs_address: str) -> dict[str, Any]:
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
             "type": "external",  # the wheel lacks the defaults of `fake_multinode`
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.bench.growing_nodes.OwnFolders",
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
             "gcs_address": gcs_address,
+            "use_node_id_as_ip": True,  # the nodes share one
+            "disable_node_updaters": True,  # nothing is installed over SSH
+            "disable_launch_config_check": True,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -69,26 +73,30 @@ def configuration(gcs_address: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def growing_cluster() -> Iterator[str]:
-    """The address of a head on loopback with an autoscaler; all of it is gone afterwards, and nothing else."""
+def growing_cluster() -> Iterator[tuple[str, str]]:
+    """Addresses of a head on loopback with an autoscaler, and of its dashboard; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vt-", dir="/tmp"))  # short: Ray's sockets are below it
-    port = free_port()
-    address = f"127.0.0.1:{port}"
+    port, dashboard_port = free_port(), free_port()
+    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     (folder / "autoscaler.yaml").write_text(json.dumps(configuration(address)))
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "RAY_AUTH_MODE": "disabled",  # as in this process, which asks the head as well
+        "VISIONTHINK_ALLOW_OPEN_CLUSTER": "1",  # which the job's driver inherits
         "RAY_TMPDIR": str(folder),
+        "PYTHONPATH": str(ROOT),  # for the autoscaler, which loads the provider
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",  # as `ray up` sets it: it tells a run that the cluster grows
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0", "--include-dashboard=false",
+        "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0", "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
         f"--autoscaling-config={folder / 'autoscaler.yaml'}",
     ]  # fmt: skip
     with (folder / "head.log").open("w") as log:
@@ -96,8 +104,8 @@ def growing_cluster() -> Iterator[str]:
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        wait_for(lambda: answers(address), 60.0, folder / "head.log")
-        yield address
+        wait_for(lambda: answers(address) and is_open(dashboard_port), 60.0, folder / "head.log")
+        yield address, dashboard
     finally:
         end_all(head, folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -117,6 +125,12 @@ def end_all(head: subprocess.Popen[bytes], folder: Path) -> None:
 def answers(address: str) -> bool:
     with contextlib.suppress(RpcError):
         return GcsClient(address=address).check_alive([], timeout=2) is not None
+    return False
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
     return False
 
 
@@ -144,10 +158,11 @@ def played_on(folder: Path) -> dict[str, str]:
 
 def measure() -> dict[str, Any]:
     """Start the cluster and the run, and look twice a second until every node has been given back."""
-    with growing_cluster() as address, tempfile.TemporaryDirectory() as runs:
+    with growing_cluster() as (address, dashboard), tempfile.TemporaryDirectory() as runs:
         shapes = make_shapes(Path(runs) / "shapes", train_rows=64, heldout_rows=8, seed=3)
         command = [
-            sys.executable, "-m", "cluster.cli", "train", "--json", "run.name=growing", f"run.dir={runs}",
+            sys.executable, "-m", "cluster.cli", "submit", f"--address={dashboard}", "--", "train",
+            "run.name=growing", f"run.dir={runs}",
             f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}", "rollout.num_workers=2",
             f"train.num_steps={NUM_STEPS}", "train.prompts_per_step=8", "learner.prompts_per_mini_batch=4",
             "rollout.group_size=4", "eval.num_samples=8",
@@ -156,13 +171,8 @@ def measure() -> dict[str, Any]:
         nodes_at_start = alive_nodes(gcs)
         errors = Path(runs) / "errors.log"
         with errors.open("w") as log:
-            run = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
+            environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+            run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         looks: list[dict[str, Any]] = []
         ended_at = None
         try:
@@ -179,10 +189,8 @@ def measure() -> dict[str, Any]:
                 time.sleep(0.5)
         finally:
             run.kill()
-        assert run.stdout is not None
-        output = run.stdout.read().decode()
         assert run.returncode == 0, errors.read_text()[-3000:]
-        steps = json.loads(output.splitlines()[-1])["steps"]
+        steps = len((Path(runs) / "growing" / "ledger.jsonl").read_text().splitlines())
     return report(nodes_at_start, looks, ended_at, steps)
 
 

@@ -3,9 +3,10 @@
     uv run python -m tests.bench.elastic --json [--parts calm elastic ...] [--folder DIR] [--picture PNG]
 
 Real runs of the tiny model on a Ray of three nodes. `calm` is left alone. In `elastic` the rollouts go from 1 to 3 to 1
-by `visionthink scale`, and a rank of two is killed and comes back; in `losses` the only rank, a worker and a node are
-lost. In `faults` a worker, a rank and the whole job are killed in turn, once in ten steps; the job is started again by
-the same command. Parts that DIR has the result of are not run again.
+by `visionthink scale`, a rank of two is killed and comes back, and all judge replicas are killed; in `losses` the only
+rank, a worker and a node are lost. An LLM judges in these, a scripted one behind an endpoint of its own. In `faults` a
+worker, a rank and the whole job are killed in turn, once in ten steps; the job is started again by the same command.
+Parts that DIR has the result of are not run again.
 
 `ledger_equal`: whether each step of `elastic` and `losses` consumed the same samples as in `calm`. `loss_difference`
 and its like: of each step, against one undisturbed rank that learns from the same groups. Two runs do not play the same
@@ -30,12 +31,15 @@ from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any
 
+import psutil
+
 from actors.data.shapes import make_shapes
 from cluster.records.events import LoggedEvent
 from tests.bench.elastic_driver import COMPARED
 from tests.bench.live_run import LiveRun
 from tests.bench.member_lines import draw_members
-from tests.bench.three_nodes import RANK, WORKER, ThreeNodes, is_in, three_nodes
+from tests.bench.three_nodes import JUDGE, RANK, WORKER, ThreeNodes, is_in, three_nodes
+from tests.judge.openai_server import OpenAIServer, honest
 
 FAULT_EVERY, FIRST_FAULT = 10, 4
 JOB_KILLED = "kill -9 of the driver; the same command is given again"
@@ -46,9 +50,10 @@ SETTINGS = [
     "learner.stall_timeout_s=20",
     "rollout.max_restarts=10",
 ]
-SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4"]
+SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4", "judge.chain=[openai]", "judge.llm.model=scripted"]
 """Something to learn from up to the last steps."""
 LONG = [f"train.num_steps={FIRST_FAULT + 3 * FAULT_EVERY}", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
+LONG += ["learner.num_spares=1"]
 """All steps alike, and as long as two cores allow, since a process takes as long to start as in a large run."""
 
 
@@ -80,15 +85,33 @@ class Drill:
     def kill_rank(self, is_whole: Callable[[], bool]) -> None:
         """In mid-update."""
         ranks, num = self.nodes.processes(RANK), self.run.num_working("learner")
-        victim = ranks[-1]
-        self.run.wait(lambda: any(is_in(rank, "learn") for rank in ranks), "a rank learns")
-        self.run.strike(f"kill -9 of one of {num} ranks in an update", victim.kill, is_whole, reformed)
+        learning: list[psutil.Process] = []
+
+        def learns() -> bool:
+            learning.extend(rank for rank in ranks if is_in(rank, "learn"))
+            return bool(learning)
+
+        self.run.wait(learns, "a rank learns")
+        self.run.strike(f"kill -9 of one of {num} ranks in an update", learning[-1].kill, is_whole, reformed)
 
     def kill_worker(self, is_whole: Callable[[], bool]) -> None:
         """While it plays."""
         self.run.wait(lambda: any(each.in_flight for each in self.run.members), "groups are played")
         victim, num = self.nodes.processes(WORKER)[-1], self.run.num_working("rollouts")
         self.run.strike(f"kill -9 of one of {num} rollout workers in play", victim.kill, is_whole, joined)
+
+    def kill_judges(self) -> None:
+        """All replicas, while groups are judged or played."""
+        victims = self.nodes.processes(JUDGE)
+
+        def act() -> None:
+            for victim in victims:
+                victim.kill()
+
+        def are_back() -> bool:
+            return len([each for each in self.nodes.processes(JUDGE) if each not in victims]) >= len(victims)
+
+        self.run.strike(f"kill -9 of all judge replicas ({len(victims)})", act, are_back)
 
     def lose_node(self, is_whole: Callable[[], bool]) -> None:
         """One with a rank, which is replaced by an empty one."""
@@ -113,6 +136,7 @@ def elastic(run: LiveRun, nodes: ThreeNodes) -> None:
     run.wait_steps(1)
     drill.kill_rank(lambda: run.num_working("learner") == 2)
     grown()
+    drill.kill_judges()
     run.wait_steps(2)
     drill.scale("rollouts=1", drill.has(1, 2))()
 
@@ -162,10 +186,13 @@ REPLAYED = (elastic, losses)
 def play_part(name: str, folder: Path, overrides: list[str]) -> None:
     act, settings = PARTS[name]
     shapes = make_shapes(folder / "shapes", train_rows=2000, heldout_rows=200, seed=0)
-    data = [f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
+    data = [*SETTINGS, *settings, f"data.train={shapes['train']}", f"data.heldout={shapes['heldout']}"]
     with (
+        OpenAIServer(honest) as server,
         three_nodes() as nodes,
-        LiveRun(name, folder, nodes, [*SETTINGS, *settings, *data, *overrides], replays=act in REPLAYED) as run,
+        LiveRun(
+            name, folder, nodes, [*data, f"judge.llm.base_url={server.url}", *overrides], replays=act in REPLAYED
+        ) as run,
     ):
         act(run, nodes)
         run.finish(600)

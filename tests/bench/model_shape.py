@@ -13,6 +13,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from cluster.planning.models import TEXT as PUBLISHED_TEXT
+from cluster.planning.models import VISION
+
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
 TEXT = {
     "mini": {
@@ -23,32 +26,8 @@ TEXT = {
         "num_key_value_heads": 2,
         "vocab_size": 32000,
     },
-    "3b": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-    "7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
+    **PUBLISHED_TEXT,
 }
-VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-}
-
 
 NUM_VISION_LAYERS = {"mini": 2}
 """Where it is not the published number."""

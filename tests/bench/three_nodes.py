@@ -19,7 +19,7 @@ QUICK_DEATHS = {
 }
 """A lost node is seen in seconds; quicker checks take a busy machine for a lost node."""
 NODE = {"num_cpus": 1, "object_store_memory": 200_000_000}
-RANK, WORKER = "ray::RankHost", "ray::RolloutWorker"
+RANK, WORKER, JUDGE = "ray::RankHost", "ray::RolloutWorker", "ray::ServeReplica"
 PAUSE_S = 0.02
 
 

@@ -10,7 +10,7 @@ from configs.load import describe_fields, load_config
 from configs.schema import Config
 
 CURRENT = Identity(
-    dataset="abc", chat_template="c1", model="m1", prompt="p1", judge="",
+    dataset="abc", chat_template="c1", model="m1", revisions={}, prompt="p1", judge="",
     packages={"ray": "2.60.0", "vllm": "0.33.0"}, settings={"reward.penalty": "threshold", "run.seed": 0},
 )  # fmt: skip
 SAVED = asdict(CURRENT)
@@ -141,3 +141,11 @@ def test_the_engine_s_version_and_each_fixed_setting_are_in_the_identity(model):
     assert "rollout.num_workers" not in found.settings
     sections = [field.name for field in fields(Config) if is_dataclass(getattr(Config(), field.name))]
     assert {key.split(".")[0] for key in found.settings} <= set(sections)
+
+
+def test_commits_of_the_hub_are_compared_where_both_runs_have_one():
+    first, second = {"model": f"org/name@{'a' * 40}"}, {"model": f"org/name@{'b' * 40}"}
+    for there, here in ((first, first), ({}, first), (first, {}), (first, {"data": "org/set@c"})):
+        check_identity({**SAVED, "revisions": there}, replace(CURRENT, revisions=here))
+    with pytest.raises(CheckpointError, match=r"a{40}.*b{40}.*set model.path and data.train to the revisions"):
+        check_identity({**SAVED, "revisions": first}, replace(CURRENT, revisions=second))

@@ -36,5 +36,5 @@ def test_a_pool_of_one_size_and_one_that_nobody_calls_may_be_as_large_as_they_li
 
 
 def test_the_shipped_run_with_an_llm_can_fill_its_pool():
-    judge = load_config("visionthink_7b").judge
+    judge = load_config("visionthink_7b_4x8gpu").judge
     assert judge.llm.max_concurrent > judge.target_ongoing_requests * (judge.max_replicas - 1)

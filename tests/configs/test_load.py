@@ -26,7 +26,7 @@ def test_the_default_is_the_tiny_run_and_equals_the_schema():
 
 
 def test_the_7b_config_has_the_papers_settings():
-    config = load_config("visionthink_7b")
+    config = load_config("visionthink_7b_4x8gpu")
     assert (config.train.prompts_per_step, config.learner.prompts_per_mini_batch) == (512, 32)
     assert (config.rollout.group_size, config.rollout.temperature) == (16, 1.0)
     assert (config.learner.learning_rate, config.learner.kl_coefficient) == (1e-6, 0.001)
@@ -41,7 +41,7 @@ def test_the_7b_config_has_the_papers_settings():
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
-    config = load_config("visionthink_7b", ["train.num_steps=7", "reward.penalty=never", "train.num_steps=8"])
+    config = load_config("visionthink_7b_4x8gpu", ["train.num_steps=7", "reward.penalty=never", "train.num_steps=8"])
     assert (config.train.num_steps, config.reward.penalty) == (8, "never")
     assert config.train.prompts_per_step == 512
 
@@ -51,6 +51,9 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
     [
         ("learner.learning_rate=1e-4", "learner", "learning_rate", 1e-4),
         ("learner.adam_betas=[0.8,0.9]", "learner", "adam_betas", (0.8, 0.9)),
+        ("learner.adam_betas=0.8,0.9", "learner", "adam_betas", (0.8, 0.9)),
+        ("judge.chain=rules", "judge", "chain", ("rules",)),
+        ("judge.chain= rules ", "judge", "chain", ("rules",)),
         ("learner.gradient_checkpointing=true", "learner", "gradient_checkpointing", True),
         ("learner.zero_stage=3", "learner", "zero_stage", 3),
         ("run.name=007", "run", "name", "007"),
@@ -67,8 +70,12 @@ def test_values_take_the_type_of_their_field(override, section, name, value):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("rollout.groupsize=4", ["rollout.groupsize", "Did you mean: 'group_size'", "--fields"]),
-        ("rollot.group_size=4", ["rollot", "Did you mean: 'rollout'"]),
+        ("rollout.groupsize=4", ["rollout.groupsize", "did you mean rollout.group_size", "--fields"]),
+        ("rollot.group_size=4", ["rollot", "did you mean rollout.group_size?"]),
+        ("num_steps=4", ["num_steps=4", "did you mean train.num_steps?"]),
+        ("judge.model=x", ["judge.model", "did you mean judge.llm.model?"]),
+        ("learner.lr=1", ["learner.lr", "did you mean learner.learning_rate?"]),
+        ("zzz.qqq=1", ["no setting zzz.qqq; `"]),
         ("rollout.group_size=many", ["rollout.group_size", "many", "Integer"]),
         ("rollout.group_size=1.5", ["rollout.group_size", "1.5"]),
         ("rollout.group_size=", ["rollout.group_size", "None"]),
@@ -204,8 +211,13 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 def test_a_missing_file_is_refused_with_the_shipped_names():
-    with pytest.raises(ValueError, match="visionthink_7b"):
-        load_config("visionthink_70b")
+    with pytest.raises(ValueError, match=r"one of tiny, visionthink_3b_1gpu.*did you mean visionthink_7b_8gpu"):
+        load_config("visionthink_7b")
+
+
+def test_a_list_needs_no_brackets():
+    config = load_config("tiny", ["judge.chain=rules,openai", "judge.llm.model=x"])
+    assert config.judge.chain == ("rules", "openai")
 
 
 def test_a_config_is_found_from_any_folder(tmp_path, monkeypatch):

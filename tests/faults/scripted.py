@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.errors import SampleError
 from actors.fleet.worker import end_on_sigterm
-from actors.weights.receiver import WeightReceiver
+from actors.weights.receiver import SyncState, WeightReceiver
 from tests.fakes import make_episode, make_group
 
 SIDE = 600
@@ -26,6 +26,8 @@ class Target:
     def __init__(self) -> None:
         self.delay_s = 0.0
         """Of the next version on its way here."""
+        self.arrived = self.held = ()
+        """Values of the buckets that have come, and of those in use."""
 
     async def connect_weights(self, link): ...
     async def receive_weights(self, offer):
@@ -33,6 +35,7 @@ class Target:
         await asyncio.sleep(delay_s)
 
     async def commit_weights(self, version, digests):
+        self.held = self.arrived
         return 0.0
 
     async def disconnect_weights(self): ...
@@ -84,12 +87,18 @@ class ScriptedWorker:
     async def pid(self):
         return os.getpid()
 
+    async def held(self):
+        """The version that it serves, -1 if none, and the values of its buckets."""
+        receiver = self._receiver
+        return receiver.version if receiver.state is SyncState.CURRENT else -1, self._target.held
+
     async def connect_weights(self, link):
         await self._receiver.connect(link)
-        return True
+        return not link.settings.get("through_store")
 
     async def receive_weights(self, offer, *buckets):
         await self._receiver.receive(offer)
+        self._target.arrived = tuple(int(bucket[0]) for bucket in buckets)
 
     async def commit_weights(self, version, digests):
         return await self._receiver.commit(version, digests)

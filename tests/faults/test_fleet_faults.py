@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -17,9 +18,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.errors import LostBucketError
+from actors.errors import WeightSyncError
 from actors.fleet.pool import RolloutPool
-from actors.weights.layout import WeightOffer
 from cluster.runtime import nodes
 from cluster.runtime import workers as ray_workers
 from cluster.runtime.members import Members
@@ -46,6 +46,7 @@ QUICK_DEATHS = {
 """A lost node is seen in 0.6 s, not in 14 s. A busy one has longer to answer."""
 STORE_BYTES = 100_000_000
 GROUP_S = ScriptedWorker.group_s
+BUCKET_S, NUM_BUCKETS = 0.3, 4
 CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.0, max_restarts=10))
 
 
@@ -78,10 +79,10 @@ def two_nodes(cluster):
 
 
 class Fleet:
-    def __init__(self, minimum, maximum):
-        self.events, self.workers = [], []
+    def __init__(self, size, source):
+        self.events, self.workers, self.size, self.source = [], [], size, source
         self.pool = RolloutPool(max_groups_in_flight=2, group_timeout_s=60.0)
-        self.channel = WeightChannel(FakeWeightSource(keeps_last=True), self.pool, timeout_s=10.0)
+        self.channel = WeightChannel(source, self.pool, timeout_s=10.0)
         placement = Placement(worker=Resources(num_cpus=1.0, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
         create = worker_starter(CONFIG, placement)
 
@@ -89,13 +90,12 @@ class Fleet:
             self.workers.append(create(slot, attempt))
             return self.workers[-1]
 
-        size = Range(minimum=minimum, maximum=maximum)
         self.members = Members(
             self.pool,
             self.channel,
             start,
             policy_of(CONFIG.rollout),
-            desired=lambda: size,
+            desired=lambda: self.size,
             emit=self.tell,
             look=nodes.Lookout(),
         )
@@ -117,8 +117,8 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(minimum, maximum):
-    run = Fleet(minimum, maximum)
+async def fleet(minimum, maximum, source=None):
+    run = Fleet(Range(minimum=minimum, maximum=maximum), source or FakeWeightSource(keeps_last=True))
     try:
         await run.members.up()
         await run.channel.publish()
@@ -249,26 +249,95 @@ def test_the_only_worker_and_the_only_rank_are_on_two_nodes_where_there_are_two(
 
 
 class Sender:
-    def read(self, bucket):
-        time.sleep(10)
-        return np.zeros(1000, np.uint8)
+    def read(self, version):
+        time.sleep(BUCKET_S)
+        return np.full(1000, version)
 
 
-@pytest.mark.slow
-def test_a_bucket_of_a_sender_that_died_is_not_the_receivers_fault(two_nodes):
+class BucketSource(FakeWeightSource):
+    """A learner whose buckets go through the object store, one after the other."""
+
+    def __init__(self):
+        super().__init__(keeps_last=True)
+        self.starts_again = True
+        self._start()
+
+    def _start(self):
+        self.sender = ray.remote(Sender).options(num_cpus=0).remote()
+
+    async def open_weights(self, num_receivers):
+        link = await super().open_weights(num_receivers)
+        return replace(link, settings={**link.settings, "through_store": True})
+
+    async def send_weights(self):
+        sent = await super().send_weights()
+        return replace(sent, offer=replace(sent.offer, num_buckets=NUM_BUCKETS))
+
+    def read_weights(self, bucket):
+        return self.sender.read.remote(self.version)
+
+    async def close_weights(self):
+        if self.starts_again:
+            self._start()
+
+
+def test_whoever_dies_in_a_sync_every_engine_is_wholly_old_or_wholly_new(two_nodes):
+    async def check():
+        source = BucketSource()
+        async with fleet(2, 2, source) as run:
+
+            async def publish(version, kill):
+                source.version = version
+                publishing = asyncio.create_task(run.channel.publish())
+                await asyncio.sleep(1.5 * BUCKET_S)
+                await kill()
+                await publishing
+
+            async def kill_sender():
+                ray.kill(source.sender)
+
+            async def kill_receiver():
+                os.kill(await pid_of(run.workers[0]), signal.SIGKILL)
+
+            async def held(workers):
+                return [await worker._actor.held.remote() for worker in workers]
+
+            source.starts_again = False
+            with pytest.raises(WeightSyncError, match=r"the learner: no bucket for .*: ActorDiedError"):
+                await publish(1, kill_sender)
+            assert await held(run.workers) == [(0, (0,) * NUM_BUCKETS)] * 2
+            source.starts_again = True
+            await source.close_weights()
+            await publish(2, kill_sender)
+            assert await held(run.workers) == [(2, (2,) * NUM_BUCKETS)] * 2
+            assert "leave" not in run.kinds(), "no receiver was blamed"
+            await publish(3, kill_receiver)
+            await run.serving(2)
+            assert await held(run.workers[1:]) == [(3, (3,) * NUM_BUCKETS)] * 2
+
+    asyncio.run(check())
+
+
+def test_a_joiner_whose_sync_is_slow_never_serves_an_old_version(two_nodes):
     async def check():
         async with fleet(1, 1) as run:
-            (worker,) = run.workers
-            worker._reaches_learner = False
-            sender = ray.remote(Sender).options(num_cpus=0).remote()
-            await sender.__ray_ready__.remote()
-            offer = WeightOffer(version=1, num_buckets=1, delivery={})
-            receiving = asyncio.create_task(worker.receive_weights(offer, lambda bucket: sender.read.remote(bucket)))
-            await asyncio.sleep(0.5)
-            ray.kill(sender)
-            with pytest.raises(LostBucketError, match="ActorDiedError"):
-                await receiving
-            await worker.check_health()
+            run.size = Range(minimum=1, maximum=2)
+            async with asyncio.timeout(20):
+                while len(run.workers) < 2:
+                    await asyncio.sleep(0.01)
+            await run.workers[1]._actor.delay_next_version.remote(3.0)
+            async with asyncio.timeout(20):
+                while [view.state for view in run.members.members()] != ["serving", "syncing"]:
+                    await asyncio.sleep(0.01)
+            run.source.version = 1
+            await run.channel.publish()
+            groups = await asyncio.gather(*(run.pool.play(request(row)) for row in range(4)))
+            assert {
+                span.version for group, _ in groups for e in group.episodes for span in e.turns[0].version_spans
+            } == {1}
+            await run.serving(2)
+            joins = [event.detail for event in run.events if event.kind == "join"]
+            assert joins == ["serves version 0", "serves version 1"]
 
     asyncio.run(check())
 

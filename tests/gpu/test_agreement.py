@@ -41,21 +41,23 @@ NUM_EPISODES = 8
 NUM_TOKENS = 64
 
 
-def random_model(folder, shape="3b", *, sharpness=1, num_layers=None, dtype=torch.bfloat16, device="cuda"):
+def random_model(folder, shape="3b", *, sharpness=1, num_layers=None, dtype=torch.bfloat16, device="cuda", seed=3):
     """A policy with random weights and logits multiplied by `sharpness`, and its folder as vLLM loads it."""
     source = folder / "shape"
     write_shape(shape, source, num_layers=num_layers)
-    policy = load_policy(source, load="random", dtype=dtype, device=device, seed=3)
+    policy = load_policy(source, load="random", dtype=dtype, device=device, seed=seed)
     with torch.no_grad():
         policy.model.language_model.norm.weight.mul_(sharpness)
     save_hf(policy.named_parameters(), folder / "model", source=source)
     return policy, folder / "model"
 
 
-async def played(config):
+async def played(config, prepare=None):
     """(episodes, pixels of the full view) of each picture; about half of the episodes ask."""
     player = await start_player(config)
     try:
+        if prepare is not None:
+            await prepare(player.engine)
         views = noise_views(player.spec, SIZES)
         groups = await player.asking(0.5).play(views, num_episodes=NUM_EPISODES, max_tokens=NUM_TOKENS)
     finally:
@@ -109,10 +111,13 @@ def mean_kl(ratios_N):
     return (ratios_N.exp() - 1 - ratios_N).mean().item()
 
 
-def compare(config, policy):
-    """Log ratios [N] over all groups: of the policy, with mirrored pictures, and of the policy in float32."""
+def compare(config, policy, prepare=None):
+    """Log ratios [N] over all groups: of the policy, with mirrored pictures, and of the policy in float32.
+
+    `prepare` is given the engine before it plays.
+    """
     forbidden_ids = vision_token_ids(load_tokenizer(config.model.path))
-    spec, groups = asyncio.run(played(config))
+    spec, groups = asyncio.run(played(config, prepare))
 
     def ratios_of(model, *, mirrors):
         found = []

@@ -99,6 +99,10 @@ def update(learner, config, rank, groups, edit=None):
     return learner.update(plan, images_of(plan, groups))
 
 
+def restore(learner, shares):
+    return learner.restore([share.header for share in shares], lambda index: shares[index].state_3N)
+
+
 def perform(learner, config, rank, method, argument):
     match method:
         case "update":
@@ -126,9 +130,11 @@ def perform(learner, config, rank, method, argument):
             return {name: tensor.float().numpy().copy() for name, tensor in learner._parameters()}
         case "state":
             return {key: tensor.numpy().copy() for key, tensor in whole_state(learner._engine)}
+        case "restore":
+            return restore(learner, argument)
         case "restore_is_refused":
             with pytest.raises(CheckpointError) as refused:
-                learner.restore(argument)
+                restore(learner, argument)
             return str(refused.value)
         case "save":
             url, folder = argument

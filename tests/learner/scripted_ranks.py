@@ -116,7 +116,8 @@ class ScriptedRank:
         await self._collective("form")
 
     async def restore(self, shares) -> int:
-        kept = [share() for share in shares]
+        assert [header() for header, _ in shares] == [share() for _, share in shares], "the headers of these shares"
+        kept = [share() for _, share in shares]
         assert len({(snapshot, num) for snapshot, num, _, _ in kept}) == 1, "of one snapshot"
         assert [index for _, _, index, _ in kept] == list(range(kept[0][1])), "every share of it"
         self.history = kept[0][3]
@@ -130,6 +131,8 @@ class ScriptedRank:
 
     def share(self, snapshot: int, index: int) -> Callable[[], tuple]:
         return lambda: self._kept(snapshot)
+
+    header = share
 
     def _kept(self, snapshot: int) -> tuple:
         assert self.is_alive, "asked a dead process for a share"
@@ -230,13 +233,15 @@ class ScriptedRank:
 class ScriptedHolder:
     """`learner.elastic.remote.Holder`."""
 
+    hold_s = PASS_S / 2
+
     def __init__(self, node: str) -> None:
         self.node = node
         self.is_alive = True
         self.held: dict[tuple[int, int], tuple] = {}
 
     async def hold(self, snapshot: int, index: int, share, *, oldest: int) -> None:
-        await asyncio.sleep(PASS_S / 2)
+        await asyncio.sleep(self.hold_s)
         if not self.is_alive:
             raise RankLostError("the holder is gone")
         self.held = {key: kept for key, kept in self.held.items() if key[0] >= oldest}
@@ -245,6 +250,8 @@ class ScriptedHolder:
     def share(self, snapshot: int, index: int) -> Callable[[], tuple]:
         assert self.is_alive
         return lambda: self.held[snapshot, index]
+
+    header = share
 
     async def answers(self) -> bool:
         return self.is_alive

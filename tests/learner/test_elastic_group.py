@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from actors.errors import LearnerError, WeightSyncError
 from configs.ranges import Range
 from tests.learner.builders import make_group
-from tests.learner.scripted_ranks import World
+from tests.learner.scripted_ranks import ScriptedHolder, World
 from tests.virtual_time import in_virtual_time, now
 
 GROUPS = [make_group(seed) for seed in range(8)]
@@ -196,6 +196,24 @@ async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_t
     await learner.shutdown()
 
 
+def test_nothing_is_done_again_for_a_rank_that_joins_though_copies_take_longer_than_updates(monkeypatch):
+    monkeypatch.setattr(ScriptedHolder, "hold_s", 6.0)
+
+    @in_virtual_time
+    async def check():
+        world = World("a", "b")
+        learner = await trained(world, 2, num_ranks="1..3")
+        world.nodes["c"] = True
+        while learner.num_ranks < 3:
+            await learner.update(GROUPS)
+        assert learner.generation == 2
+        assert "replay" not in world.kinds
+        assert [rank.history for rank in world.serving()] == [UPDATE * (learner.version // 2)] * 3
+        await learner.shutdown()
+
+    check()
+
+
 @in_virtual_time
 async def test_without_any_memory_the_run_ends_with_a_reason():
     world = World("a", "b")
@@ -293,6 +311,22 @@ async def test_the_learner_is_resized_by_hand_between_updates():
     assert learner.num_ranks == 1
     assert [rank.history for rank in world.serving()] == [UPDATE * 4]
     assert [view.state for view in learner.members()] == ["serving"]
+    await learner.shutdown()
+
+
+@in_virtual_time
+async def test_a_spare_takes_the_place_of_a_lost_rank_at_once_and_is_replaced():
+    world = World("a", "b", "c")
+    learner = await trained(world, 1, num_ranks="1..2", num_spares=1)
+    assert sorted(view.state for view in learner.members()) == ["serving", "serving", "spare"]
+    world.on_call = once(lambda rank, called: rank.rank == 1 and called == "learn", lambda rank: rank.die())
+    assert (await learner.update(GROUPS)).metrics == {"size": 2}
+    assert (await learner.update(GROUPS)).metrics == {"size": 2}
+    assert all(rank.history == UPDATE * 3 for rank in world.serving())
+    await asyncio.sleep(20)
+    await learner.update(GROUPS)
+    assert learner.generation == 2, "formed anew once: there was no resize"
+    assert sorted(view.state for view in learner.members()) == ["serving", "serving", "spare"]
     await learner.shutdown()
 
 

@@ -52,6 +52,8 @@ class FakeRank:
     def share(self, snapshot, index):
         return (snapshot, index)
 
+    header = share
+
     async def rendezvous(self):
         return await self._answer("10.0.0.1", 1234, call=("rendezvous",))
 

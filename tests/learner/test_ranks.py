@@ -232,7 +232,7 @@ def test_three_ranks_take_over_what_two_wrote_and_one_takes_over_what_they_write
         shares.append(share)
     whole = of_stage(single, 1).share
     target = np.zeros_like(whole.state_3N)
-    fill_from_shares(target, whole.pieces, shares, whole.shapes)
+    fill_from_shares(target, whole.pieces, shares, lambda index: shares[index].state_3N, whole.shapes)
     for piece in whole.pieces:
         for row, kind in zip(target, ROWS, strict=True):
             found = row[piece.offset : piece.offset + piece.num_elements]

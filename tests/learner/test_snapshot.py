@@ -32,7 +32,8 @@ def filled(shares, ranges):
     """What a rank with these ranges reads from the shares."""
     expected = share(0, ranges, padding=0)
     target = np.zeros_like(expected.state_3N)
-    fill_from_shares(target, expected.pieces, shares, SHAPES)
+    headers = [share.header for share in shares]
+    fill_from_shares(target, expected.pieces, headers, lambda index: shares[index].state_3N, SHAPES)
     return target, expected.state_3N
 
 
@@ -53,6 +54,18 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(written, read):
 def test_what_several_ranks_hold_is_read_once():
     found, expected = filled([share(0, ONE[0]), share(1, [("b", 2, 5)])], ONE[0])
     assert np.array_equal(found, expected)
+
+
+def test_only_shares_that_are_needed_are_read():
+    shares, read = [share(rank, ranges) for rank, ranges in enumerate(THREE)], []
+
+    def rows(index):
+        read.append(index)
+        return shares[index].state_3N
+
+    wanted = share(0, [("b", 1, 6)], padding=0)
+    fill_from_shares(np.zeros_like(wanted.state_3N), wanted.pieces, shares, rows, SHAPES)
+    assert read == [0, 1]
 
 
 def test_a_share_that_is_not_needed_has_nothing_to_copy():

@@ -120,7 +120,7 @@ def test_room_that_somebody_else_took_first_is_named_and_nothing_is_left(root, m
 
 
 def test_shared_memory_is_opened_by_its_name(root):
-    end = open_end("shared_memory", LAYOUT, device=CPU, num_receivers=3, timeout_s=1)
+    end = open_end("shared_memory", LAYOUT, resident=None, device=CPU, num_receivers=3, timeout_s=1)
     assert isinstance(end, SharedMemoryEnd)
     assert not end.is_rendezvous
     end.close()

@@ -12,12 +12,14 @@ from typing import Self
 
 from actors.data.benchmarks.layouts import LAYOUTS, Layout
 from actors.data.benchmarks.row import BenchmarkRow
+from actors.data.columns import PUBLISHED
 from actors.data.dataset import Dataset
 from actors.data.pictures import PictureColumn
 from actors.data.tables import Rows, open_rows
 from actors.episode import Sample, SampleRef
 from actors.errors import DataError
 from actors.prompts import strip_special_tokens
+from configs.schema import ColumnsConfig
 
 
 class BenchmarkSet:
@@ -86,10 +88,10 @@ class BenchmarkSet:
             raise DataError(f"row {number} of {self._path}: {error}") from error
 
 
-def open_samples(path: str) -> Dataset | BenchmarkSet:
+def open_samples(path: str, columns: ColumnsConfig = PUBLISHED) -> Dataset | BenchmarkSet:
     """A data set by its path, or a benchmark by `SUITE:PATTERN`."""
     name, mark, pattern = path.partition(":")
-    return BenchmarkSet.open(name, pattern) if mark and name in LAYOUTS else Dataset.open(path)
+    return BenchmarkSet.open(name, pattern) if mark and name in LAYOUTS else Dataset.open(path, columns)
 
 
 def find_suite(name: str, folder: Path) -> str:

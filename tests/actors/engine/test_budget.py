@@ -20,7 +20,7 @@ def spec(max_pixels: int) -> ViewSpec:
     return ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=max_pixels)
 
 
-ROLLOUT_3B, ROLLOUT_7B = (load_config(name).rollout for name in ("visionthink_3b_2gpu", "visionthink_7b"))
+ROLLOUT_3B, ROLLOUT_7B = (load_config(name).rollout for name in ("visionthink_3b_2gpu", "visionthink_7b_4x8gpu"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from actors.engine import parameters
-from actors.engine.parameters import ParameterViews
+from actors.engine.parameters import ParameterViews, fixed_parameters
 from actors.errors import WeightSyncError
 from actors.weights.buckets import slot_tensor
 from actors.weights.layout import TensorSpec, lay_out
@@ -155,6 +155,39 @@ def test_parameters_are_written_in_place_and_stay_trainable_leaves():
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     load(model, layout, make_version(layout)[0])
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    "fixed", [(), ("language_model.model.norm.weight", "language_model.model.embed_tokens.weight")]
+)
+def test_a_spare_set_is_loaded_beside_the_parameters_and_taken_over_whole(fixed):
+    layout, model = make_layout(bucket_bytes=256), FakeVllmModel()
+    model.head = model.language_model.model.embed_tokens  # tied
+    views = ParameterViews(model, layout)
+    views.make_spare(set(fixed))
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    held = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for version in range(3):
+        buckets, _ = make_version(layout, seed=version)
+        for index, bucket in enumerate(buckets):
+            views.load(index, views.tensors(index, bucket))
+        assert all(torch.equal(parameter, held[name]) for name, parameter in model.named_parameters())
+        views.take_over()
+        alone = FakeVllmModel()
+        load(alone, layout, buckets)
+        held = dict(alone.named_parameters())
+        assert all(torch.equal(parameter, held[name]) for name, parameter in model.named_parameters())
+        assert model.head.weight is model.language_model.model.embed_tokens.weight
+        moved = {name for name, parameter in model.named_parameters() if parameter.data_ptr() != before[name]}
+        assert moved == (set(before) - set(fixed) if version % 2 == 0 else set())
+
+
+def test_a_parameter_stays_where_it_is_if_its_memory_is_known_elsewhere():
+    model = FakeVllmModel()
+    assert fixed_parameters(model, may_move=True) == set()
+    model.kept = model.visual.attn.qkv.weight.view(-1)
+    assert fixed_parameters(model, may_move=True) == {"visual.attn.qkv.weight"}
+    assert fixed_parameters(model, may_move=False) == {name for name, _ in model.named_parameters()}
 
 
 def test_a_tied_head_is_one_parameter_under_the_name_of_the_embedding():

@@ -49,7 +49,7 @@ def extension():
     from actors.engine import transfer, vllm_extension
 
     worker = vllm_extension.WeightExtension()
-    worker.device = CPU
+    worker.device, worker.model_config = CPU, SimpleNamespace(enforce_eager=True)
     worker.weight_transfer_engine = transfer.SharedMemoryReceiver(
         SimpleNamespace(), SimpleNamespace(parallel_config=None, model_config=None), CPU, PlainModel()
     )
@@ -70,7 +70,7 @@ def drawn(seed):
 
 def failure_of(extension):
     """How what was started last has ended."""
-    extension._waiting._thread.join(10)
+    extension._waiting.thread.join(10)
     has_ended, failure = extension.weights_arrived()
     assert has_ended
     return failure
@@ -153,11 +153,9 @@ def test_a_bit_that_flips_on_the_way_is_found_and_nothing_is_written(extension, 
 def test_the_first_version_is_compared_tensor_by_tensor_with_what_the_model_holds(extension, sender, monkeypatch):
     """A model that keeps its values elsewhere would generate with the old ones, whatever was copied."""
     connect(extension, sender)
-    sent = sender.send(drawn(1).items(), 1)
-    receive(extension, sent)
-    receiver = extension.weight_transfer_engine
-    monkeypatch.setattr(receiver._views, "load", lambda bucket, content: None)
-    assert extension.commit_weights(list(sent.digests)) == "a.weight differs in the engine from what was received"
+    monkeypatch.setattr(extension.weight_transfer_engine._views, "load", lambda bucket, content: None)
+    extension.receive_weights(sender.send(drawn(1).items(), 1).offer.delivery)
+    assert failure_of(extension) == "WeightSyncError: a.weight differs in the engine from what was received"
 
 
 @pytest.mark.parametrize(
@@ -224,26 +222,26 @@ def test_a_transfer_waits_for_an_earlier_one_that_was_left_behind(extension, sen
 
 
 def test_leaving_in_the_middle_writes_nothing_into_the_weights_in_use(extension, sender, monkeypatch):
-    """A receiver that is staged when a transfer begins may not be any more when it goes on."""
     connect(extension, sender)
-    receiver, is_staged = extension.weight_transfer_engine, [True]
+    receiver = extension.weight_transfer_engine
     arriving = receiver._arriving
 
     def leaves_after_the_first(delivery):
         for bucket in arriving(delivery):
             yield bucket
-            is_staged[0] = False
+            extension.disconnect_weights()
 
     monkeypatch.setattr(receiver, "_arriving", leaves_after_the_first)
-    monkeypatch.setattr(type(receiver), "is_staged", property(lambda self: is_staged[0]))
     extension.receive_weights(sender.send(drawn(1).items(), 1).offer.delivery)
     assert failure_of(extension) == ""
     assert not any(tensor.any() for tensor in held(extension).values())
 
 
 def test_without_room_beside_them_the_weights_in_use_are_written_as_the_buckets_come(extension, sender, monkeypatch):
+    receiver = extension.weight_transfer_engine
+    monkeypatch.setattr(receiver, "_has_room", lambda: False)
+    monkeypatch.setattr(type(receiver), "stays_in_reach", False)
     connect(extension, sender)
-    monkeypatch.setattr(type(extension.weight_transfer_engine), "is_staged", False)
     assert not extension.weights_are_staged()
     sent = sender.send(drawn(1).items(), 1)
     receive(extension, sent)
@@ -251,6 +249,40 @@ def test_without_room_beside_them_the_weights_in_use_are_written_as_the_buckets_
     assert extension.commit_weights(list(sent.digests)) == ""
     wrong = [digest + 1 for digest in sent.digests]
     assert extension.commit_weights(wrong) == "the checksum of bucket 0 differs from what the learner sent"
+
+
+def test_without_room_beside_them_what_stays_where_it_is_is_written_at_the_commit(extension, sender, monkeypatch):
+    monkeypatch.setattr(extension.weight_transfer_engine, "_has_room", lambda: False)
+    connect(extension, sender)
+    assert extension.weights_are_staged()
+    before = held(extension)
+    for number in range(2):
+        sent = sender.send(drawn(number).items(), number)
+        receive(extension, sent)
+        assert holds(extension, before), "the engine generates with them"
+        assert extension.commit_weights(list(sent.digests)) == ""
+        assert holds(extension, before := drawn(number))
+    sent = sender.send(drawn(2).items(), 2)
+    sender.read(1)[7] ^= 1
+    receive(extension, sent)
+    problem = extension.commit_weights(list(sent.digests))
+    assert problem == "the checksum of bucket 1 differs from what the learner sent"
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_the_model_moves_to_the_new_weights_unless_captured_graphs_hold_the_addresses(extension, sender, has_graphs):
+    extension.model_config.enforce_eager = not has_graphs
+    connect(extension, sender)
+    addresses = [[parameter.data_ptr() for parameter in extension.weight_transfer_engine.model.parameters()]]
+    for number in range(4):
+        sent = sender.send(drawn(number).items(), number)
+        receive(extension, sent)
+        assert extension.commit_weights(list(sent.digests)) == ""
+        assert holds(extension, drawn(number))
+        addresses.append([parameter.data_ptr() for parameter in extension.weight_transfer_engine.model.parameters()])
+    first, second, *later = addresses
+    assert later == [first, second, first]
+    assert all((one == other) == has_graphs for one, other in zip(first, second, strict=True))
 
 
 @pytest.fixture
@@ -310,7 +342,7 @@ def test_on_a_shared_gpu_the_learners_own_parameters_are_opened_once_and_read_at
         assert failure_of(sharing) == ""
         assert sharing.commit_weights(list(sent.digests)) == ""
         assert holds(sharing, drawn(number))
-    assert shared_gpu == [0]
+    assert shared_gpu == [0, 1], "one per bucket"
     sharing.disconnect_weights()
     assert sharing.weight_transfer_engine._resident == [], "nothing is held open"
 
@@ -326,7 +358,7 @@ def test_digests_in_place_may_be_computed_before_and_parameters_that_changed_sin
     parameters["b.weight"][5] += 1
     receive(sharing, sender.send((), 1))
     problem = sharing.commit_weights(list(sender.send((), 1).digests))
-    assert problem == "the checksum of bucket 0 differs from what the learner sent"
+    assert problem == "the checksum of bucket 1 differs from what the learner sent"
     sender.forget_digests()
     receive(sharing, sender.send((), 1))
     assert sharing.commit_weights(list(sender.send((), 1).digests)) == ""
@@ -342,8 +374,7 @@ def test_a_learner_that_goes_on_too_early_is_found_out_by_the_checksum(sharing, 
     assert failure_of(sharing) == ""
     parameters["b.weight"][5] += 1
     problem = sharing.commit_weights(list(sender.send((), 1).digests))
-    assert problem == "the checksum of bucket 0 differs from what the learner sent"
-    assert not any(tensor.any() for tensor in held(sharing).values())
+    assert problem == "the checksum of bucket 1 differs from what the learner sent"
 
 
 def test_on_a_shared_gpu_parameters_that_are_not_whole_travel_in_buckets(sharing, sender, shared_gpu):

@@ -5,20 +5,19 @@ from copy import copy
 from dataclasses import replace
 
 from cluster.manifests.render import Request, default_target
+from cluster.planning.models import published_model
 from configs.learner import LearnerConfig
 from configs.load import load_config
 from configs.paths import ROOT
 from configs.schema import Config, RolloutConfig
 from learner.memory import ModelShape, read_shape
-from tests.bench.model_shape import TEXT, VISION
 
 TINY = read_shape(json.loads((ROOT / "configs" / "tiny" / "config.json").read_text()))
 NFS = {"nfs": "fs.internal:/vt", "project": "some-project"}
 
 
 def published_shape(size: str) -> ModelShape:
-    vision = {**VISION, "spatial_merge_size": 2, "in_channels": 3, "temporal_patch_size": 2, "patch_size": 14}
-    return read_shape({"text_config": TEXT[size], "vision_config": vision})
+    return read_shape(published_model(size))
 
 
 def with_sizes(config: Config, workers: int | str, ranks: int | str) -> Config:
@@ -37,20 +36,18 @@ CASES: dict[str, Config] = {
     "tiny": load_config("tiny", []),
     "tiny-judge-key": load_config("tiny", [*KEY, "run.name=Über_3.x"]),
     "3b-2gpu": load_config("visionthink_3b_2gpu", []),
-    "3b-one-gpu": load_config(
-        "visionthink_3b_2gpu", ["rollout.num_gpus=0.5", "learner.num_gpus=0.5", "learner.stream=false"]
-    ),
-    "7b-8gpu": load_config("visionthink_7b", ["rollout.num_workers=4", "learner.num_ranks=4"]),
-    "7b": load_config("visionthink_7b", ["run.name=7B"]),
+    "3b-one-gpu": load_config("visionthink_3b_1gpu", []),
+    "7b-8gpu": load_config("visionthink_7b_8gpu", []),
+    "7b": load_config("visionthink_7b_4x8gpu", ["run.name=7B"]),
     "7b-gpu-judges": load_config(
-        "visionthink_7b",
+        "visionthink_7b_4x8gpu",
         [*LLM, "judge.llm.api_key_env=", "judge.cluster.num_gpus=2", "judge.cluster.max_replicas=3"],
     ),
 }
 RANGES = {
     "tiny-ranges": ("tiny", ("rollout.num_workers=2..6", "learner.num_ranks=1..4")),
     "7b-ranges": (
-        "visionthink_7b",
+        "visionthink_7b_4x8gpu",
         ("rollout.num_workers=2..6", "rollout.tensor_parallel_size=2", "learner.num_ranks=8..16"),
     ),
 }

@@ -27,7 +27,7 @@ def test_no_member_lands_on_the_head():
 
 
 def test_the_paper_run_takes_four_nodes_of_eight_as_placement_says():
-    config = load_config("visionthink_7b", [])
+    config = load_config("visionthink_7b_4x8gpu", [])
     plan = cluster_plan(config, None)
     assert [(g.name, g.min_nodes, g.max_nodes, g.node.num_gpus) for g in plan.groups] == [
         ("rollouts", 2, 2, 8),
@@ -37,13 +37,13 @@ def test_the_paper_run_takes_four_nodes_of_eight_as_placement_says():
 
 
 def test_a_range_becomes_a_range_of_nodes_that_are_never_needed_half():
-    found = groups(with_sizes(load_config("visionthink_7b", []), "2..6", "1..4"))
+    found = groups(with_sizes(load_config("visionthink_7b_4x8gpu", []), "2..6", "1..4"))
     assert (found["rollouts"].members_per_node, found["rollouts"].min_nodes, found["rollouts"].max_nodes) == (2, 1, 3)
     assert (found["learner"].members_per_node, found["learner"].min_nodes, found["learner"].max_nodes) == (1, 1, 4)
 
 
 def test_an_engine_over_several_gpus_stays_on_one_node():
-    found = groups(with_sizes(load_config("visionthink_7b", ["rollout.tensor_parallel_size=2"]), "2..6", 16))
+    found = groups(with_sizes(load_config("visionthink_7b_4x8gpu", ["rollout.tensor_parallel_size=2"]), "2..6", 16))
     assert (found["rollouts"].node.num_gpus, found["rollouts"].members_per_node) == (4, 2)
 
 
@@ -91,7 +91,7 @@ def test_nodes_hold_all_members_at_both_sizes(low, more, gpus, parallel, per_nod
 
 
 def test_host_memory_holds_what_is_offloaded_and_shrinks_with_more_ranks():
-    config, shape = load_config("visionthink_7b", []), published_shape("7b")
+    config, shape = load_config("visionthink_7b_4x8gpu", []), published_shape("7b")
 
     def memory(ranks: int, offloads: bool) -> int:
         learner = replace(config.learner, num_ranks=ranks, offload_optimizer=offloads, stream=False)
@@ -132,14 +132,14 @@ def test_a_machine_type_holds_what_the_group_needs(name, machines):
 
 
 def test_two_single_gpu_machines_are_chosen_over_one_of_eight():
-    found = groups(load_config("visionthink_7b", ["rollout.num_workers=2"]), machines=AWS)
+    found = groups(load_config("visionthink_7b_4x8gpu", ["rollout.num_workers=2"]), machines=AWS)
     assert (found["rollouts"].node.machine, found["rollouts"].max_nodes) == ("p5.4xlarge", 2)
 
 
 def test_a_member_that_no_machine_holds_is_refused_with_its_needs():
     small = (Machine(name="small", num_cpus=2, num_gpus=0, memory_gib=4),)
     with pytest.raises(RunError, match=r"no machine type holds one of rollouts: 8 CPUs, 1 GPUs"):
-        cluster_plan(load_config("visionthink_7b", []), None, machines=small)
+        cluster_plan(load_config("visionthink_7b_4x8gpu", []), None, machines=small)
 
 
 def test_from_zero_keeps_the_largest_size():

@@ -106,10 +106,10 @@ def test_a_setting_that_cannot_be_is_named(setting, named):
 
 
 def test_the_command_prints_the_plan_that_manifests_are_made_from():
-    done = run.invoke(app, ["cluster", "plan", "--config", "visionthink_7b", "--json"])
+    done = run.invoke(app, ["cluster", "plan", "--config", "visionthink_7b_4x8gpu", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
-    config = load_config("visionthink_7b", [])
+    config = load_config("visionthink_7b_4x8gpu", [])
     plan = plan_for(Request(kind="rayjob", config_name="", overrides=(), target=default_target(config)), config, None)
     assert [(g["name"], g["max_nodes"], g["node"]["num_gpus"]) for g in found["groups"]] == [
         (g.name, g.max_nodes, g.node.num_gpus) for g in plan.groups

@@ -57,7 +57,7 @@ def test_a_run_that_can_work_is_let_through_and_nothing_is_made(config, tmp_path
         (["model.prompt=nope"], "model.prompt='nope'"),
         (["data.train=/nowhere.parquet"], "/nowhere.parquet does not exist"),
         (["data.heldout=/nowhere.parquet"], "data.heldout"),
-        (["data.train=owner/set"], "hf download --repo-type dataset owner/set"),
+        (["data.train=owner/set"], "Hugging Face Hub: hf://owner/set"),
         (
             ["rollout.max_prompt_tokens=40000", "learner.max_tokens_per_micro_batch=50000"],
             "rollout.max_prompt_tokens=40000 + rollout.max_turn_tokens=48 is invalid: must be at most 2048",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.hub import looks_like_hub_id
 from cluster.preflight.model_files import (
     find_lfs_pointers,
     length_problem,
     longest_sequence,
-    looks_like_hub_id,
     model_folder_problems,
 )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from actors.data.shapes import write_split
 from actors.images import quarter_view
 from cluster.records.events import Event, EventLog, read_events
-from cluster.records.plots import CHARTS, EVENT_COLOURS, chart_svg, plot_penalties
+from cluster.records.plots import CHARTS, EVENT_COLOURS, chart_svg
 from cluster.records.reading import choose_episodes, curve, read_episodes, read_metrics
 from cluster.records.report import MAX_EVENTS, load_views, picture_uri, render_episode, render_page, write_report
 from configs.load import to_yaml
@@ -181,21 +181,6 @@ def test_every_chart_draws_a_run_of_one_step_and_figures_that_are_no_number():
         step = {"step": 1.0} | {key: figures for chart in CHARTS for key, _ in chart.curves}
         for chart in CHARTS:
             assert chart_svg(chart, [step])
-
-
-def test_the_runs_of_three_penalties_go_into_one_figure(run_dir, tmp_path):
-    out = tmp_path / "figures" / "penalties.png"
-    plot_penalties([run_dir, run_dir, run_dir], ["threshold", "always", "never"], out)
-    with Image.open(out) as image:
-        width, height = image.size
-    assert width > height > 400
-
-
-def test_a_figure_of_a_run_that_never_trained_is_refused(run_dir, tmp_path):
-    with pytest.raises(ValueError, match="policy/ask_share"):
-        plot_penalties([run_dir, tmp_path], ["a", "b"], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="labels"):
-        plot_penalties([run_dir], [], tmp_path / "x.png")
 
 
 def test_pictures_are_cut_from_the_data_set_as_the_engine_cut_them(run_dir, tmp_path):

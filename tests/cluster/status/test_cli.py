@@ -134,9 +134,9 @@ def test_watching_ends_with_the_run(tmp_path):
 class Driver:
     """Answers requests as a run's driver does; `sleep` is its clock."""
 
-    def __init__(self, folder, **fixed):
+    def __init__(self, folder, *settings):
         self.folder = folder
-        self.desk = SizeDesk(folder, load_config("tiny", []), fixed=fixed)
+        self.desk = SizeDesk(folder, load_config("tiny", list(settings)))
         self.now = 0.0
         write(folder)
 
@@ -217,10 +217,10 @@ def test_a_size_that_is_none_is_refused_before_the_run_is_asked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fixed", "exit_code", "words"), [({}, 0, "rollouts=2..6 accepted"), ({"rollouts": "it cannot"}, 1, "it cannot")]
+    ("role", "exit_code", "words"), [("rollouts", 0, "rollouts=2..6 accepted"), ("learner", 1, "must stay 1")]
 )
-def test_the_answer_is_printed_and_is_the_exit_code(tmp_path, fixed, exit_code, words):
-    driver = Driver(tmp_path, **fixed)
+def test_the_answer_is_printed_and_is_the_exit_code(tmp_path, role, exit_code, words):
+    driver = Driver(tmp_path, "learner.copy_state=false")
     driver.now = 2.0
     done = threading.Event()
 
@@ -232,8 +232,8 @@ def test_the_answer_is_printed_and_is_the_exit_code(tmp_path, fixed, exit_code, 
     driving = threading.Thread(target=drive)
     driving.start()
     try:
-        answered = call("scale", tmp_path, "rollouts=2..6", "--timeout", 20)
-        as_json = call("scale", tmp_path, "rollouts=2..6", "--timeout", 20, "--json")
+        answered = call("scale", tmp_path, f"{role}=2..6", "--timeout", 20)
+        as_json = call("scale", tmp_path, f"{role}=2..6", "--timeout", 20, "--json")
     finally:
         done.set()
         driving.join()

@@ -75,8 +75,6 @@ def test_sizes_outlive_the_driver_and_a_refusal(tmp_path):
     assert not refused.is_accepted
     resumed = SizeDesk(tmp_path, config)
     assert resumed.sizes == ranges("2..6", 2)
-    fixed = SizeDesk(tmp_path, config, fixed={"learner": "no"})
-    assert fixed.sizes == ranges("2..6", 1), "a size that cannot be had is not one in force"
 
 
 def test_a_resumption_with_another_setting_has_the_last_word(tmp_path):
@@ -85,10 +83,11 @@ def test_a_resumption_with_another_setting_has_the_last_word(tmp_path):
 
 
 def test_a_request_is_taken_as_a_whole(tmp_path):
-    desk = SizeDesk(tmp_path, load_config("tiny", []), fixed={"learner": "its ranks cannot join"})
+    desk = SizeDesk(tmp_path, load_config("tiny", ["learner.copy_state=false"]))
     answer = desk.consider(request(rollouts=5, learner=2))
     assert answer is not None
-    assert (answer.is_accepted, answer.reason) == (False, "learner: its ranks cannot join")
+    assert not answer.is_accepted
+    assert answer.reason.startswith("learner=2: must stay 1 with learner.copy_state=false")
     assert desk.sizes == ranges(1, 1)
     assert not (tmp_path / SIZES).exists()
 

@@ -20,6 +20,11 @@ from cluster.status.writer import StatusWriter, end_of
 from configs.load import load_config
 from tests.cluster.status.test_views import rollouts
 
+REFUSAL = (
+    "learner=2: must stay 1 with learner.copy_state=false, "
+    "with which ranks join at the start only: resume the run with learner.copy_state=true"
+)
+
 
 class Run:
     """A run's folder, what it is like now, and all that its writer said."""
@@ -28,7 +33,7 @@ class Run:
         self.folder = folder
         self.step = 0
         self.members = tuple(rollouts("serving"))
-        self.desk = SizeDesk(folder, load_config("tiny", []), fixed={"learner": "no"})
+        self.desk = SizeDesk(folder, load_config("tiny", ["learner.copy_state=false"]))
         self.events: list[Event] = []
         self.seen: list[RunStatus] = []
         self.warned: list[str] = []
@@ -95,10 +100,10 @@ async def test_a_request_is_answered_once_in_the_file_and_as_an_event(run):
     ask(run.folder, 2, learner="2")
     await run.writer.tick()
     assert run.written.scale is not None
-    assert (run.written.scale.id, run.written.scale.reason) == ("r2", "learner: no")
+    assert (run.written.scale.id, run.written.scale.reason) == ("r2", REFUSAL)
     assert [event.line() for event in run.events] == [
         "run: scale: rollouts=2..6 accepted",
-        "run: scale: learner=2 refused: learner: no",
+        f"run: scale: learner=2 refused: {REFUSAL}",
     ]
 
 

@@ -32,7 +32,9 @@ CPU_BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
 with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
 POLL_S = 0.0005
-"""Between two questions whether a version has arrived."""
+"""Minimum between two questions whether a version has arrived; they cost a CPU engine time that the copy needs."""
+POLL_SHARE = 1 / 16
+"""Of the time that passed until the last question: until the next one."""
 
 
 def set_engine_environment(config: RolloutConfig) -> None:
@@ -253,11 +255,12 @@ class VllmEngine:
 
     async def _in_background(self, method: str, *arguments: Any) -> None:
         """Start something in the engine's processes and wait for its end, while they go on generating."""
+        started = time.monotonic()
         answers = await self._call(method, *arguments)
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not all(has_ended for has_ended, _ in answers):
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - started)))
                     answers = await self._call("weights_arrived")
         except TimeoutError as error:
             await self.disconnect_weights()

@@ -152,7 +152,7 @@ class Journal:
 
     async def finish(self, evaluation: Evaluation) -> dict[str, object]:
         """Close the records and write the report; returns the summary of the run."""
-        from cluster.records.report import write_report  # draws with matplotlib, which no other moment of a run needs
+        from cluster.viewer.report import write_report  # no other moment of a run needs it
 
         self._before_record()
         if self._signal.never_had_signal:

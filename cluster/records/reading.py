@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from actors.episode import SampleRef
 
@@ -59,17 +57,10 @@ def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[
     return int(num_usable), skipped
 
 
-def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+def curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
     """(steps, values) of the steps that have this metric."""
     points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
     return [step for step, _ in points], [figure for _, figure in points]
-
-
-def read_episodes(run_dir: Path) -> list[Row]:
-    """Episodes of the first and the last recorded step."""
-    files = sorted((run_dir / "episodes").glob("*.parquet"))
-    ends = files if len(files) < 2 else [files[0], files[-1]]
-    return [row for file in ends for row in pq.read_table(file).to_pylist()]
 
 
 def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:

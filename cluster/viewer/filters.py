@@ -1,0 +1,128 @@
+"""Which episodes a page shows: a filter from the query of an address, as SQL with bound values, and back. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "set": {"training": "set = 'training'", "heldout": "set = 'heldout'"},
+    "kind": {name: f"kind = '{name}'" for name in ("policy", "always_quarter", "always_full")},
+    "verdict": {"right": "is_correct", "wrong": "NOT is_correct", "none": "is_correct IS NULL"},
+    "tool": {"asked": "asked", "direct": "NOT asked"},
+    "need": {"full": "needs_full", "quarter": "NOT needs_full", "unknown": "needs_full IS NULL"},
+    "status": {name: f"status = '{name}'" for name in ("answered", "malformed", "truncated")},
+    "trained": {"yes": "is_trained", "no": "NOT is_trained"},
+}
+"""Parameter to its values, each with its condition."""
+EXACT = ("sample", "judge", "reason", "file")
+"""Parameters that are compared as they are."""
+SORTS = ("step", "reward", "advantage", "visual_tokens", "generated_tokens", "question", "answer", "oldest_version")
+STEPS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
+MAX_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A question that people ask of a run."""
+
+    title: str
+    about: str
+    condition: str
+
+
+PRESETS: Mapping[str, Preset] = {
+    "needless": Preset(
+        title="asked needlessly",
+        about="Asked for the full view although the quarter view is enough: by the data set, or, where that does not "
+        "say, because another episode of the sample was right without it.",
+        condition="kind = 'policy' AND asked AND (needs_full IS FALSE OR (needs_full IS NULL AND direct_right > 0))",
+    ),
+    "missed": Preset(
+        title="should have asked",
+        about="Wrong from the quarter view alone, where the full view is needed: by the data set, or, where that does "
+        "not say, because another episode of the sample was right with it.",
+        condition="kind = 'policy' AND NOT asked AND is_correct IS FALSE "
+        "AND (needs_full IS TRUE OR (needs_full IS NULL AND full_right > 0))",
+    ),
+    "wrong": Preset(title="wrong", about="Judged wrong, or without an answer.", condition="is_correct IS FALSE"),
+    "masked": Preset(
+        title="masked",
+        about="Without a verdict: left out of the group's reward and of the accuracy.",
+        condition="is_correct IS NULL",
+    ),
+    "malformed": Preset(
+        title="malformed",
+        about="A turn broke the format, or ended at the token limit.",
+        condition="is_well_formed IS FALSE",
+    ),
+    "disagree": Preset(
+        title="judges disagree",
+        about="The same answer to the same question was judged right in one episode and wrong in another.",
+        condition="(question, reference, coalesce(answer, '')) IN (SELECT question, reference, answer FROM disputed)",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Parameters of an address that choose episodes. Parameters of other meaning are left alone.
+
+    Raises:
+        ValueError: a parameter has a value that it cannot have.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            if len(value) > MAX_TEXT:
+                raise ValueError(f"{name} is invalid: at most {MAX_TEXT} characters")
+            allowed = PRESETS if name == "preset" else CHOICES.get(name)
+            if allowed is not None and value not in allowed:
+                raise ValueError(f"{name}={value!r} is invalid: give one of {', '.join(allowed)}")
+            if name == "sort" and value.removeprefix("-") not in SORTS:
+                raise ValueError(f"sort={value!r} is invalid: give one of {', '.join(SORTS)}, with - for descending")
+            if name == "step" and not STEPS.fullmatch(value):
+                raise ValueError(f"step={value!r} is invalid: give a step such as 12, or several such as 10-20")
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Filter:
+        """From the parameters of an address; empty ones do not count."""
+        names = {*CHOICES, *EXACT, "preset", "sort", "step", "q"}
+        return cls(values={name: value for name, value in query.items() if name in names and value})
+
+    def get(self, name: str) -> str:
+        return self.values.get(name, "")
+
+    def query(self) -> str:
+        """As the query of an address."""
+        return urlencode(self.values)
+
+    def where(self) -> tuple[str, list[object]]:
+        """Condition and the values bound to its question marks."""
+        parts, bound = ["TRUE"], list[object]()
+        for name, value in self.values.items():
+            if name in CHOICES:
+                parts.append(CHOICES[name][value])
+            elif name == "preset":
+                parts.append(PRESETS[value].condition)
+            elif name in EXACT:
+                parts.append(f"{name} = ?")
+                bound.append(value)
+        if match := STEPS.fullmatch(self.get("step")):
+            parts.append("step BETWEEN ? AND ?")
+            bound += [int(match[1]), int(match[2] or match[1])]
+        if text := self.get("q"):
+            parts.append("contains(searched, lower(?))")
+            bound.append(text)
+        return " AND ".join(f"({part})" for part in parts), bound
+
+    def order(self) -> str:
+        """Newest first, and the episodes of a group together, unless told otherwise."""
+        chosen = self.get("sort")
+        column, direction = chosen.removeprefix("-"), "DESC" if chosen.startswith("-") else "ASC"
+        first = f"{column} {direction} NULLS LAST, " if chosen else ""
+        return f'{first}step DESC, set DESC, file DESC, sample, kind DESC, "index", ordinal'

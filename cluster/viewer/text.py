@@ -1,0 +1,89 @@
+"""Text of a policy made visible: it may hold anything that makes a page lie. And tokens as coloured spans. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
+"""Controls that change the order in which text is shown."""
+CONTROLS = (*range(0x09), *range(0x0B, 0x20))
+SHOWN = {
+    **{code: chr(0x2400 + code) for code in CONTROLS},
+    **{code: f"⟦U+{code:04X}⟧" for code in (*BIDI, *range(0x7F, 0xA0), 0xFEFF)},
+}
+LEVELS = (0.99, 0.9, 0.7, 0.4, 0.1)
+"""Lower ends of the probabilities that have a colour of their own."""
+MAX_PENDING = 8
+"""Tokens that may make up one character."""
+HALF_CHARACTER = "\ufffd"
+
+
+def visible(text: object) -> str:
+    """As it was written, with a sign in place of each character that is not seen but acts. A lone surrogate is one."""
+    return str(text).translate(SHOWN).encode("utf-8", "replace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpan:
+    """A token, or several that make up one character."""
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    """Sum over its tokens."""
+    version: int | None
+
+    @property
+    def probability(self) -> float:
+        return math.exp(min(0.0, self.logprob)) if math.isfinite(self.logprob) else 0.0
+
+    @property
+    def level(self) -> int:
+        """0 for a token that was all but certain, up to 5 for one that was hardly to be expected."""
+        return sum(self.probability < end for end in LEVELS)
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(model: str) -> Tokenizer | None:
+    """Of a model folder; None where it is gone."""
+    path = Path(model) / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.is_file() else None
+
+
+def spans_of(tokenizer: Tokenizer, turn: Mapping[str, Any]) -> list[TokenSpan]:
+    """The sampled tokens of a turn as it was recorded, in order."""
+    ids, logprobs = turn["completion_ids"] or (), turn["logprobs"] or ()
+    spans, pending = [], list[tuple[int, float, int | None]]()
+    for token in zip(ids, logprobs, _versions(turn["version_spans"] or (), len(ids)), strict=False):
+        pending.append(token)
+        text = tokenizer.decode([token_id for token_id, _, _ in pending], skip_special_tokens=False)
+        if text.endswith(HALF_CHARACTER) and len(pending) < MAX_PENDING:
+            continue
+        spans.append(_span(text, pending))
+        pending = []
+    if pending:
+        spans.append(_span(tokenizer.decode([token_id for token_id, _, _ in pending]), pending))
+    return spans
+
+
+def _span(text: str, tokens: Sequence[tuple[int, float, int | None]]) -> TokenSpan:
+    return TokenSpan(
+        text=text,
+        ids=tuple(token_id for token_id, _, _ in tokens),
+        logprob=sum(logprob for _, logprob, _ in tokens),
+        version=tokens[-1][2],
+    )
+
+
+def _versions(spans: Sequence[Mapping[str, int]], num: int) -> Iterator[int | None]:
+    """The version of each token."""
+    for span in spans:
+        yield from [span["version"]] * span["num_tokens"]
+    yield from [None] * num

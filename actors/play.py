@@ -7,6 +7,7 @@ between the episodes of a group, between groups, or between workers.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -58,6 +59,14 @@ class Sampling:
     temperature: float
     """0 is greedy."""
     max_tokens: int
+    top_p: float = 1.0
+    """Sample from the most likely tokens that together have this probability."""
+    seed: int | None = None
+    """Of this completion alone; None draws from the engine's own random stream."""
+
+
+OnTokens = Callable[[tuple[int, ...]], None]
+"""Is told of the tokens of a turn as they are sampled."""
 
 
 class Generate(Protocol):
@@ -180,6 +189,14 @@ def _turn(prompt_ids: tuple[int, ...], completion: Completion, text: str, image:
     )
 
 
+def check_prompt(renderer: ChatRenderer, views: Views, question: str, rules: Rules) -> None:
+    """Raise DataError if a first prompt, with the larger of the views, is longer than `rules.max_prompt_tokens`."""
+    longest = max(view.num_visual_tokens for view in (views.full, views.quarter) if view is not None)
+    num_tokens = len(renderer.first_turn(question, longest, offers_tool=rules.offers_tool))
+    if num_tokens > rules.max_prompt_tokens:
+        raise DataError(f"a prompt of {num_tokens} tokens exceeds rollout.max_prompt_tokens={rules.max_prompt_tokens}")
+
+
 async def play_group(
     generate: Generate,
     renderer: ChatRenderer,
@@ -194,10 +211,7 @@ async def play_group(
         DataError: the first prompt is longer than `rules.max_prompt_tokens`.
         ExceptionGroup: what `generate` raised.
     """
-    longest = max(view.num_visual_tokens for view in (views.full, views.quarter) if view is not None)
-    num_tokens = len(renderer.first_turn(question, longest, offers_tool=rules.offers_tool))
-    if num_tokens > rules.max_prompt_tokens:
-        raise DataError(f"a prompt of {num_tokens} tokens exceeds rollout.max_prompt_tokens={rules.max_prompt_tokens}")
+    check_prompt(renderer, views, question, rules)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(play_episode(generate, renderer, views, question, rules, episode_id))

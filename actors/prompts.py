@@ -212,7 +212,7 @@ def parse_reply(text: str) -> Reply:
 
 def _parse_call(text: str) -> ToolCall | Malformed:
     try:
-        call = json.loads(text, object_pairs_hook=_unique_keys)
+        call = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and repeated keys
         return Malformed(reason=f"the call is not JSON: {error}")
     if call != {"name": TOOL_NAME, "arguments": TOOL_ARGUMENTS}:
@@ -220,7 +220,8 @@ def _parse_call(text: str) -> ToolCall | Malformed:
     return ToolCall()
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook for `json.loads`; ValueError where an object has a key twice."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError("duplicate key")

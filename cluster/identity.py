@@ -46,7 +46,7 @@ MAY_CHANGE = (
     "rollout.enforce_eager", "learner.num_ranks", "learner.num_gpus", "learner.num_threads", "learner.zero_stage",
     "learner.param_persistence_threshold", "learner.offload_optimizer", "learner.offload_reference", "learner.stream",
     "learner.max_tokens_per_micro_batch", "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing",
-    "learner.num_spares", "learner.copy_state", "learner.max_skipped_updates", "judge.min_replicas",
+    "learner.num_spares", "learner.copy_state", "learner.compile", "learner.max_skipped_updates", "judge.min_replicas",
     "judge.max_replicas", "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share",
     "judge.canary_alarm", "judge.canary_stop", "judge.chain",
 )  # fmt: skip
@@ -81,7 +81,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
     return Identity(
         dataset=train_set.identity(),
         chat_template=_chat_template(Path(config.model.path)),
-        model=_hash_model(Path(config.model.path)),
+        model=hash_model(Path(config.model.path)),
         revisions=dict(_revisions(config)),
         prompt=_short_hash(asdict(load_prompt_style(config.model.prompt))),
         judge=_judge(config.judge),
@@ -172,7 +172,8 @@ def _judge(config: JudgeConfig) -> str:
     return judge_version(replace(config, llm=replace(config.llm, base_url=LLMJudgeConfig().base_url)))
 
 
-def _hash_model(folder: Path) -> str:
+def hash_model(folder: Path) -> str:
+    """Hash of a model folder: of its JSON and safetensors files, large ones by name and size."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -104,6 +104,7 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     """
     if source.model is not None and out is None:
         return source.model
+    from cluster.serving.card import write_card
     from learner.export import export_checkpoint  # imports PyTorch
 
     if source.checkpoint is None:
@@ -116,4 +117,5 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     model = Path(local_copy(config.model.path))
     export_checkpoint(checkpoints_of(source.run), source.checkpoint, target, model=model, dtype=config.model.dtype)
+    write_card(target, config, step=source.step)
     return target

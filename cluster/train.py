@@ -8,6 +8,7 @@ from __future__ import annotations
 from cluster.evaluate import evaluate
 from cluster.launch import Parts
 from cluster.lookahead import Lookahead
+from cluster.serving.card import write_card
 from configs.schema import Config
 
 
@@ -38,6 +39,7 @@ async def train(config: Config, parts: Parts) -> dict[str, object]:
                 journal.record_evaluation(await evaluate(fleet, parts.heldout, config, parts.display))
     await checkpoints.save_last()  # whatever happens in the evaluation
     await parts.learner.export_hf(journal.folder / "export")  # first: the evaluation may fail, and can be repeated
+    write_card(journal.folder / "export", config, step=journal.step)
     evaluation = await evaluate(fleet, parts.heldout, config, parts.display)
     journal.record_evaluation(evaluation)
     return await journal.finish(evaluation)

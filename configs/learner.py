@@ -68,6 +68,9 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which saves memory: those of the vision tower and of as many layers
     of the language model as the GPU has no room for. On a CPU and under ZeRO-3 those of all layers."""
+    compile: bool = True
+    """Compile chains of elementwise operations into single kernels (torch.compile) on GPUs: the first update takes 15
+    seconds longer, later ones less time. Needs a C compiler; without one they run one by one."""
     max_skipped_updates: int = 3
     """Stop after this many consecutive optimizer steps with a non-finite loss or gradient."""
     update_timeout_s: float = 1800.0

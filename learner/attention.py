@@ -2,8 +2,8 @@
 
 The function is registered with transformers, whose layers run unchanged and hand the segments on as a keyword.
 
-Legend: T tokens of the sequence, A attention heads, H key and value heads, D width of a head; B segments of a padded
-batch, Q their queries and K their keys with padding.
+Legend: T tokens of the sequence, F keys of all segments, A attention heads, H key and value heads, D width of a head;
+B segments of a padded batch, Q their queries and K their keys with padding.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ def _shared_rows(rows: Tensor, at: Tensor) -> Tensor:
     return gathered
 
 
-def _varlen_attention(
-    query_TAD: Tensor, key_THD: Tensor, value_THD: Tensor, segments: VarlenSegments, scale: float
+def varlen_attention(
+    query_TAD: Tensor,
+    key_FHD: Tensor,
+    value_FHD: Tensor,
+    queries: tuple[Tensor, int],
+    keys: tuple[Tensor, int],
+    *,
+    scale: float,
+    is_causal: bool,
 ) -> Tensor:
+    """Flash attention [T, A, D] of segments, given as (int32 [segments + 1] where each starts, the longest's length).
+
+    Causal from the end: the last query of a segment sees all of its keys.
+    """
     # The operator behind `torch.nn.attention.varlen`: before PyTorch 2.13 that has no heads that share keys.
     attended_TAD: Tensor = torch.ops.aten._flash_attention_forward(
-        query_TAD,
-        _shared_rows(key_THD, segments.key_at_F),
-        _shared_rows(value_THD, segments.key_at_F),
-        segments.query_starts,
-        segments.key_starts,
-        segments.longest_query,
-        segments.longest_keys,
-        0.0,
-        True,
-        False,
-        scale=scale,
+        query_TAD, key_FHD, value_FHD, queries[0], keys[0], queries[1], keys[1], 0.0, is_causal, False, scale=scale
     )[0]
     return attended_TAD
 
@@ -109,7 +110,15 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     match segments:
         case VarlenSegments():
-            attended_TAD = _varlen_attention(query_TAD, key_THD, value_THD, segments, scale)
+            attended_TAD = varlen_attention(
+                query_TAD,
+                _shared_rows(key_THD, segments.key_at_F),
+                _shared_rows(value_THD, segments.key_at_F),
+                (segments.query_starts, segments.longest_query),
+                (segments.key_starts, segments.longest_keys),
+                scale=scale,
+                is_causal=True,
+            )
         case PaddedSegments():
             attended_TAD = _padded_attention(query_TAD, key_THD, value_THD, segments, scale)
     return attended_TAD[None], None

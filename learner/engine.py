@@ -34,6 +34,7 @@ from learner.state.partition import MOMENTS, Partition
 from learner.zero.gathering import GatherOrders
 from learner.zero.optimizer import ClippedAdamW, adamw_settings, learning_rate
 from learner.zero.sharding import learner_settings, part_sizes
+from learner.zero.sums import shorten
 
 GATHER_ELEMENTS = 2**27
 """Parameters gathered together from ZeRO-3 shards; as many again are in flight."""
@@ -147,6 +148,8 @@ class LearnerEngine:
             dist_init_required=False,
         )[0]
         self._orders = GatherOrders(self._engine.optimizer) if self._stage == 3 else None
+        if self._stage in (1, 2) and not config.offload_optimizer:
+            shorten(self._engine.optimizer)
         self.partition = Partition(dict(self._trained()), self._engine.optimizer, self._adam, self._stage)
         self._reset_moments()
         self._finish_writing()
@@ -212,6 +215,8 @@ class LearnerEngine:
         elif self._stage and self._config.offload_optimizer:
             for total in optimizer.accumulated_grads_in_cpu.values():
                 total.zero_()
+            # After a skipped step DeepSpeed 0.19.8 would add to the values that were not finite.
+            optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3.

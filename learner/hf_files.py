@@ -37,10 +37,14 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str)
 
     def close() -> None:
         name = f"{stem}-{num_shards:05d}.safetensors"
+        file = folder / name
+        file.touch()
+        mode = file.stat().st_mode
         try:
-            save_file(shard, folder / name, metadata={"format": "pt"})
+            save_file(shard, file, metadata={"format": "pt"})
         except SafetensorError as error:  # raised by the library on a full disk
             raise CheckpointError(f"{name} could not be written to {folder}: {error}") from error
+        file.chmod(mode)  # the library keeps its files to their owner, and a server often runs as another user
         files.update(dict.fromkeys(shard, name))
 
     for key, tensor in tensors:

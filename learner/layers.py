@@ -10,7 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+from learner.fusing import fuse
 
 ALIGNMENT = 64
 """Widths inside an MLP are padded to a multiple of this. Where rows of bfloat16 are no multiple of 16 bytes long, as
@@ -25,6 +29,66 @@ class FusedRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def gated(gate: Tensor, values: Tensor) -> Tensor:
+    """SiLU of the gate times the values, [..., P, I] each."""
+    return F.silu(gate) * values
+
+
+def gated_gradients(gradient: Tensor, gate: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the gate and the values, given that of their product."""
+    of_gate: Tensor = torch.ops.aten.silu_backward(gradient * values, gate)
+    return of_gate, gradient * F.silu(gate)
+
+
+fused_gated = fuse(gated, tokens_at=(-2, -2))
+fused_gated_gradients = fuse(gated_gradients, tokens_at=(-2, -2, -2))
+rotary = qwen.apply_rotary_pos_emb
+fused_rotary = fuse(rotary, tokens_at=(-2, -2, -2, -2))
+
+
+class Gated(torch.autograd.Function):
+    """`gated`, of which the gate and the values are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, values)
+        return fused_gated(gate, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return fused_gated_gradients(gradient, *ctx.saved_tensors)
+
+
+class Rotary(torch.autograd.Function):
+    """The library's rotation of queries and keys [1, A, T, D]; its backward pass is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos_1TD: Tensor, sin_1TD: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos_1TD, sin_1TD)
+        rotated: tuple[Tensor, Tensor] = fused_rotary(query, key, cos_1TD, sin_1TD)
+        return rotated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        cos_1TD, sin_1TD = ctx.saved_tensors
+        return *fused_rotary(query, key, cos_1TD, -sin_1TD), None, None
+
+
+class GatedMLP(nn.Module):
+    """The library's MLP; of what is between its matrix products, only their results are kept for the backward pass."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        product = Gated.apply(self.gate_proj(hidden_state), self.up_proj(hidden_state))  # type: ignore[no-untyped-call]
+        output: Tensor = self.down_proj(product)
+        return output
 
 
 class WideLinear(nn.Linear):
@@ -44,11 +108,14 @@ class NarrowLinear(nn.Linear):
 
 
 def use_fused_layers(model: Any) -> None:
-    """Swap the classes of a model's norms, and of MLPs whose inner width is not aligned."""
+    """Swap the classes of a model's norms and MLPs, and for all models the rotation of queries and keys."""
+    qwen.apply_rotary_pos_emb = Rotary.apply
     for module in model.modules():
         if isinstance(module, qwen.Qwen2_5_VLRMSNorm):
             module.__class__ = FusedRMSNorm
-        elif isinstance(module, qwen.Qwen2_5_VLMLP | qwen.Qwen2MLP) and module.down_proj.in_features % ALIGNMENT:
-            assert torch.all(module.act_fn(torch.zeros(1)) == 0), "padding stays zero"
-            module.gate_proj.__class__ = module.up_proj.__class__ = WideLinear
-            module.down_proj.__class__ = NarrowLinear
+        elif isinstance(module, qwen.Qwen2_5_VLMLP | qwen.Qwen2MLP):
+            assert isinstance(module.act_fn, SiLUActivation | nn.SiLU), type(module.act_fn)
+            module.__class__ = GatedMLP
+            if module.down_proj.in_features % ALIGNMENT:
+                module.gate_proj.__class__ = module.up_proj.__class__ = WideLinear
+                module.down_proj.__class__ = NarrowLinear

@@ -21,10 +21,13 @@ LIVE_LAYERS = 4
 """Layers gathered at a time: the one that computes, the one before it, whose memory is not free yet, and two ahead."""
 REDUCE_BUCKET = 500_000_000
 """Gradients reduced at a time under ZeRO-1 and 2, DeepSpeed's default."""
-MAX_LOGITS, LOGIT_BYTES = 2**27, 12
+MAX_LOGITS, LOGIT_BYTES = 2**27, 17
 """Logits of a chunk of the output layer (`learner.scoring`), and their bytes with what is derived from them."""
-KEPT_WIDTHS, KEPT_INTERMEDIATES = 14, 4
-"""Values that one layer keeps per token for its backward pass: in widths, and in intermediate widths."""
+KEPT_WIDTHS, KEPT_WIDTHS_OF_BLOCK, KEPT_INTERMEDIATES = 8, 14, 3
+"""Values that a layer of the language model, or a block of the tower, keeps per token for its backward pass: in widths
+(its input, the sum in its middle, both normalised, queries, attended values, and keys and values by segment; a block
+has as many keys and values as queries, and those before the rotation, too), and in intermediate widths (gate, values,
+product)."""
 PATCHES_PER_TOKEN = 4
 MARGIN = 0.05
 """Share of the device's memory that stays free, for what lies between blocks of memory and what is not estimated."""
@@ -41,11 +44,12 @@ class Stack:
     intermediate: int
     layer: int
     """Parameters of one."""
+    kept_widths: int
 
     @property
     def kept(self) -> int:
         """Values per token that one layer keeps for its backward pass."""
-        return KEPT_WIDTHS * self.width + KEPT_INTERMEDIATES * self.intermediate
+        return self.kept_widths * self.width + KEPT_INTERMEDIATES * self.intermediate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         width=width,
         intermediate=inner,
         layer=attention + 3 * width * inner + 2 * width,
+        kept_widths=KEPT_WIDTHS,
     )
     tower, hidden = _tower(vision)
     unit = vision["spatial_merge_size"] ** 2 * hidden
@@ -135,7 +140,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 def _tower(vision: Mapping[str, Any]) -> tuple[Stack, int]:
     width, inner = vision["hidden_size"], vision["intermediate_size"]
     layer = 4 * width * width + 4 * width + 3 * width * inner + 2 * inner + width + 2 * width
-    return Stack(depth=vision["depth"], width=width, intermediate=inner, layer=layer), width
+    depth, kept = vision["depth"], KEPT_WIDTHS_OF_BLOCK
+    return Stack(depth=depth, width=width, intermediate=inner, layer=layer, kept_widths=kept), width
 
 
 def rank_bytes(
@@ -184,7 +190,7 @@ def expected_bytes(
     room = share - used - gradient_reserve(shape, config, item) - int(MARGIN * gpu_bytes)
     num_kept = layers_that_fit(shape, load.num_tokens, item, room=room)
     language = language_bytes(shape, load.num_tokens, item, num_kept=num_kept)
-    vision = _tower_bytes(shape, config, load, item)
+    vision = tower_bytes(shape, config, load, item)
     keeps_graph = learns_in_rounds(config) and not load.recomputes_blocks and num_kept == shape.text.depth
     is_whole = keeps_graph and language + vision <= room
     return parts | {"activations": language + vision if is_whole else max(language, vision)}, num_kept
@@ -196,14 +202,15 @@ def gradient_reserve(shape: ModelShape, config: LearnerConfig, item: int) -> int
 
 
 def _activation_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
-    vision = _tower_bytes(shape, config, load, item)
+    vision = tower_bytes(shape, config, load, item)
     if not config.gradient_checkpointing:
         return language_bytes(shape, load.num_tokens, item, num_kept=shape.text.depth) + vision
     # The tower is backpropagated after the micro-batches.
     return max(language_bytes(shape, load.num_tokens, item, num_kept=0), vision)
 
 
-def _tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+def tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
+    """Activations of the largest vision pass in its backward pass."""
     if not config.train_vision:
         return 0
     whole = vision_bytes(shape, load.num_visual_tokens, item)

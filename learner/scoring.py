@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from learner.fusing import fuse
+
 FORBIDDEN_LOGIT = -1e30
 """Logit of a forbidden id: its probability is exactly 0, and 0 * logit stays finite."""
 MAX_LOGITS = 2**27
@@ -45,11 +47,46 @@ class ScoringHead(nn.Linear):
         return _ChunkedScores.apply(hidden_NW, self.weight, targets_N, forbidden, temperature, chunk)
 
 
-def _logits(hidden_CW: Tensor, weight_VW: Tensor, forbidden: Tensor, temperature: float) -> Tensor:
-    """Logits [C, V] of the sampler's distribution, in float32 or wider."""
-    logits_CV = hidden_CW @ weight_VW.T
+def _sampled_from(logits_CV: Tensor, is_forbidden_V: Tensor, temperature: float) -> Tensor:
+    """Logits of the sampler's distribution, in float32 or wider; those given may be overwritten."""
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).div_(temperature)
-    return logits_CV.index_fill_(1, forbidden, FORBIDDEN_LOGIT)
+    return logits_CV.masked_fill_(is_forbidden_V, FORBIDDEN_LOGIT)
+
+
+def _scores(
+    logits_CV: Tensor, targets_C: Tensor, is_forbidden_V: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, entropy and normaliser, [C] each."""
+    logits_CV = _sampled_from(logits_CV, is_forbidden_V, temperature)
+    normaliser_C = logits_CV.logsumexp(-1)
+    log_CV = logits_CV.sub_(normaliser_C[:, None])
+    logprobs_C = log_CV.gather(1, targets_C[:, None]).squeeze(1)
+    return logprobs_C, -log_CV.exp().mul_(log_CV).sum(-1), normaliser_C
+
+
+def _logit_gradient(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    normaliser_C: Tensor,
+    entropy_C: Tensor,
+    grad_logprobs_C: Tensor,
+    grad_entropy_C: Tensor,
+    is_forbidden_V: Tensor,
+    temperature: float,
+) -> Tensor:
+    """d logprob / d logit_j = [j is the target] - p_j; d entropy / d logit_j = -p_j (log p_j + entropy)."""
+    dtype = logits_CV.dtype
+    log_CV = _sampled_from(logits_CV, is_forbidden_V, temperature).sub_(normaliser_C[:, None])
+    probs_CV = log_CV.exp()
+    shares_CV = log_CV.add_(entropy_C[:, None]).mul_(grad_entropy_C[:, None])
+    grad_CV = shares_CV.add_(grad_logprobs_C[:, None]).mul_(probs_CV).neg_()
+    is_target_CV = torch.arange(logits_CV.shape[1], device=targets_C.device) == targets_C[:, None]
+    grad_CV.add_(grad_logprobs_C[:, None] * is_target_CV)
+    return grad_CV.masked_fill_(is_forbidden_V, 0.0).div_(temperature).to(dtype)
+
+
+_fused_scores = fuse(_scores, tokens_at=(0, 0))
+_fused_logit_gradient = fuse(_logit_gradient, tokens_at=(0, 0, 0, 0, 0, 0))
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -73,32 +110,34 @@ class _ChunkedScores(torch.autograd.Function):
         logprobs_N, entropy_N, normaliser_N = (
             torch.empty(len(targets_N), dtype=dtype, device=hidden_NW.device) for _ in range(3)
         )
+        is_forbidden_V = forbidden.new_zeros(len(weight_VW), dtype=torch.bool).index_fill_(0, forbidden, True)
         for part in _slices(len(targets_N), chunk):
-            logits_CV = _logits(hidden_NW[part], weight_VW, forbidden, temperature)
-            normaliser_N[part] = logits_CV.logsumexp(-1)
-            log_CV = logits_CV.sub_(normaliser_N[part, None])
-            logprobs_N[part] = log_CV.gather(1, targets_N[part, None]).squeeze(1)
-            entropy_N[part] = -log_CV.exp().mul_(log_CV).sum(-1)
-        ctx.save_for_backward(hidden_NW, weight_VW, targets_N, forbidden, normaliser_N, entropy_N)
+            logprobs_N[part], entropy_N[part], normaliser_N[part] = _fused_scores(
+                hidden_NW[part] @ weight_VW.T, targets_N[part], is_forbidden_V, temperature
+            )
+        ctx.save_for_backward(hidden_NW, weight_VW, targets_N, is_forbidden_V, normaliser_N, entropy_N)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        """d logprob / d logit_j = [j is the target] - p_j; d entropy / d logit_j = -p_j (log p_j + entropy)."""
-        hidden_NW, weight_VW, targets_N, forbidden, normaliser_N, entropy_N = ctx.saved_tensors
+        hidden_NW, weight_VW, targets_N, is_forbidden_V, normaliser_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden_NW = torch.empty_like(hidden_NW) if needs_hidden else None
         # Chunks are accumulated in float32 or wider, whatever the weight's dtype.
         grad_weight_VW = torch.zeros_like(weight_VW, dtype=normaliser_N.dtype) if needs_weight else None
         for part in _slices(len(targets_N), ctx.chunk):
-            log_CV = _logits(hidden_NW[part], weight_VW, forbidden, ctx.temperature).sub_(normaliser_N[part, None])
-            probs_CV = log_CV.exp()
-            shares_CV = log_CV.add_(entropy_N[part, None]).mul_(grad_entropy_N[part, None])
-            grad_CV = shares_CV.add_(grad_logprobs_N[part, None]).mul_(probs_CV).neg_()
-            grad_CV.scatter_add_(1, targets_N[part, None], grad_logprobs_N[part, None])
-            grad_CV = grad_CV.index_fill_(1, forbidden, 0.0).div_(ctx.temperature).to(weight_VW.dtype)
+            grad_CV = _fused_logit_gradient(
+                hidden_NW[part] @ weight_VW.T,
+                targets_N[part],
+                normaliser_N[part],
+                entropy_N[part],
+                grad_logprobs_N[part],
+                grad_entropy_N[part],
+                is_forbidden_V,
+                ctx.temperature,
+            )
             if grad_hidden_NW is not None:
                 grad_hidden_NW[part] = grad_CV @ weight_VW
             if grad_weight_VW is not None:

@@ -1,8 +1,9 @@
-"""The vision tower of Qwen2.5-VL, fed with batches of equal segments.
+"""The vision tower of Qwen2.5-VL, with few calls for all of its windows.
 
 The library's tower attends to one image or window after the other in a Python loop and works out the same indices at
-every call. Here segments of equal length share one attention call, and all that depends on an image's grid alone is
-worked out once per grid. The numbers are the library's own (tests/learner/test_model.py compares them).
+every call. Here one call attends to all windows (flash attention on a GPU), or to all segments of one length, and what
+depends on an image's grid alone is worked out once per grid. The numbers are the library's own
+(tests/learner/test_model.py compares them).
 
 Legend: V views of one size, H and W their sides in pixels, P patches, D values of a patch, S visual tokens (merged
 patches), E width of the tower, W width of the language model, N segments of one length, L their length, A attention
@@ -26,6 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.images import View_HW3, ViewSpec
+from learner.attention import varlen_attention
+from learner.batches.segments import choose_kernel
+from learner.fusing import fuse
 
 Grid = tuple[int, int, int]
 """(frames, patch rows, patch columns) of one picture."""
@@ -63,7 +67,16 @@ def patchify(views_VHW3: Tensor, spec: ViewSpec) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segments:
+class VarlenWindows:
+    """Which patches attend to each other, for flash attention: segments of any lengths, as they lie."""
+
+    starts: Tensor
+    """int32 [segments + 1]"""
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedWindows:
     """Which patches attend to each other: equal lengths gathered side by side."""
 
     order_P: Tensor | None
@@ -73,7 +86,18 @@ class Segments:
     """(N, L) per length, in the gathered order."""
 
 
-def group_segments(lengths: Sequence[int], device: torch.device) -> Segments:
+Windows = VarlenWindows | GroupedWindows
+
+
+def cut_windows(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Windows:
+    """Short segments of consecutive patches, given by their lengths, for the kernel of this device."""
+    if choose_kernel(device.type, dtype) == "padded":
+        return group_segments(lengths, device)
+    starts = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+    return VarlenWindows(starts=starts.to(device), longest=max(lengths))
+
+
+def group_segments(lengths: Sequence[int], device: torch.device) -> GroupedWindows:
     """Gather segments of consecutive patches, given by their lengths, into one group per length."""
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     by_length: dict[int, list[int]] = {}
@@ -83,46 +107,55 @@ def group_segments(lengths: Sequence[int], device: torch.device) -> Segments:
     order = np.concatenate([(np.array(at)[:, None] + np.arange(length)).ravel() for length, at in by_length.items()])
     groups = tuple((len(at), length) for length, at in by_length.items())
     if np.array_equal(order, np.arange(len(order))):
-        return Segments(order_P=None, inverse_P=None, groups=groups)
+        return GroupedWindows(order_P=None, inverse_P=None, groups=groups)
     to = torch.from_numpy
-    return Segments(order_P=to(order).to(device), inverse_P=to(np.argsort(order)).to(device), groups=groups)
+    return GroupedWindows(order_P=to(order).to(device), inverse_P=to(np.argsort(order)).to(device), groups=groups)
 
 
-def grouped_attention(
+def fast_attention(
     self: Any,
     hidden_states: Tensor,
     cu_seqlens: Tensor | None = None,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
-    segments: Segments | None = None,
+    windows: Windows | None = None,
     **unused: Any,
 ) -> Tensor:
-    """`forward` of the tower's attention [P, E] -> [P, E], one call per segment length instead of one per segment."""
-    if segments is None:
+    """`forward` of the tower's attention [P, E] -> [P, E], without one call per segment."""
+    if windows is None:
         assert cu_seqlens is not None
-        segments = group_segments(cu_seqlens.diff().tolist(), hidden_states.device)
+        windows = group_segments(cu_seqlens.diff().tolist(), hidden_states.device)
     assert position_embeddings is not None
     qkv = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1)
-    rotated = rotate(qkv[:, :2], *position_embeddings)
-    packed = [rotated[:, 0], rotated[:, 1], qkv[:, 2]]
-    if segments.order_P is not None:
-        packed = [each[segments.order_P] for each in packed]
-    outputs, start = [], 0
-    for count, length in segments.groups:
-        stop = start + count * length
-        q, k, v = (each[start:stop].reshape(count, length, self.num_heads, -1).transpose(1, 2) for each in packed)
-        attended_NALK = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
-        outputs.append(attended_NALK.transpose(1, 2).reshape(stop - start, -1))
-        start = stop
-    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    if segments.inverse_P is not None:
-        out = out[segments.inverse_P]
-    result: Tensor = self.proj(out)
+    # The gradients of a split and of unbound parts are put together by one copy.
+    turning, value = qkv.split([2, 1], dim=1)
+    q, k, v = *rotate(turning, *position_embeddings).unbind(1), value.squeeze(1)
+    match windows:
+        case VarlenWindows():
+            sides = (windows.starts, windows.longest)
+            attended = varlen_attention(q, k, v, sides, sides, scale=self.scaling, is_causal=False)
+        case GroupedWindows():
+            attended = _grouped_attention((q, k, v), windows, self.scaling)
+    result: Tensor = self.proj(attended.flatten(1))
     return result
 
 
+def _grouped_attention(packed_3PAK: Sequence[Tensor], windows: GroupedWindows, scale: float) -> Tensor:
+    """[P, A, K], one call per segment length instead of one per segment."""
+    if windows.order_P is not None:
+        packed_3PAK = [each[windows.order_P] for each in packed_3PAK]
+    outputs, start = [], 0
+    for count, length in windows.groups:
+        stop = start + count * length
+        q, k, v = (each[start:stop].reshape(count, length, *each.shape[1:]).transpose(1, 2) for each in packed_3PAK)
+        outputs.append(F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1))
+        start = stop
+    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out if windows.inverse_P is None else out[windows.inverse_P]
+
+
 def install_fast_vision_attention() -> None:
-    """Make every Qwen2.5-VL vision tower of this process attend by groups. Repeating it changes nothing."""
-    qwen.Qwen2_5_VLVisionAttention.forward = grouped_attention
+    """Make every Qwen2.5-VL vision tower of this process attend by `fast_attention`. Repeating it changes nothing."""
+    qwen.Qwen2_5_VLVisionAttention.forward = fast_attention
 
 
 class PatchProjection(nn.Conv3d):
@@ -187,13 +220,13 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
         ctx.save_for_backward(cos_PK, sin_PK)
-        return _rotated(values, cos_PK, sin_PK)
+        return fused_rotation(values, cos_PK, sin_PK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos_PK, sin_PK = ctx.saved_tensors
-        return _rotated(gradient, cos_PK, -sin_PK), None, None
+        return fused_rotation(gradient, cos_PK, -sin_PK), None, None
 
 
 def _rotated(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
@@ -205,6 +238,9 @@ def _rotated(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
     rotated[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
     rotated[..., half:] = torch.addcmul(second * cos, first, sin)
     return rotated
+
+
+fused_rotation = fuse(_rotated, tokens_at=(0, 0, 0))
 
 
 def rotate(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
@@ -224,18 +260,21 @@ def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid], *, reco
     layouts = [grid_layout(grid, merge_size=merge_size, window_tokens=window_tokens) for grid in grids]
     firsts = np.cumsum([0, *(len(layout.window_order_S) for layout in layouts)])
     order = np.concatenate([layout.window_order_S + first for layout, first in zip(layouts, firsts, strict=False)])
-    order_S, inverse_S = torch.from_numpy(order).to(device), torch.from_numpy(np.argsort(order)).to(device)
-    coordinates = torch.from_numpy(np.concatenate([layout.coordinates_P2 for layout in layouts])).to(device)
+    order_S, inverse_S, coordinates = (
+        torch.from_numpy(each).to(device)
+        for each in (order, np.argsort(order), np.concatenate([layout.coordinates_P2 for layout in layouts]))
+    )
     embeddings = rotary_embeddings(coordinates, config.hidden_size // config.num_heads)
-    windowed = group_segments([length for layout in layouts for length in layout.window_lengths], device)
+    hidden_PE = visual.patch_embed(patches_PD)
+    windowed = cut_windows([length for layout in layouts for length in layout.window_lengths], device, hidden_PE.dtype)
+    # Pictures of one size are adjacent, and their kernel is the faster one for long segments.
     whole = group_segments([rows * columns for frames, rows, columns in grids for _ in range(frames)], device)
 
-    hidden_PE = visual.patch_embed(patches_PD)
     unit = merge_size**2
     hidden_PE = hidden_PE.reshape(len(order), unit, -1)[order_S].reshape(len(hidden_PE), -1)
     for index, block in enumerate(visual.blocks):
-        segments = whole if index in config.fullatt_block_indexes else windowed
-        run = partial(block, cu_seqlens=None, position_embeddings=embeddings, segments=segments)
+        windows = whole if index in config.fullatt_block_indexes else windowed
+        run = partial(block, cu_seqlens=None, position_embeddings=embeddings, windows=windows)
         hidden_PE = checkpoint(run, hidden_PE, use_reentrant=False) if recomputes_blocks else run(hidden_PE)
     merged: Tensor = visual.merger(hidden_PE)[inverse_S]
     return merged

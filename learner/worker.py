@@ -34,6 +34,7 @@ from learner.engine import (
     join_process_group,
     leave_process_group,
 )
+from learner.fusing import allow_fusing
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
 from learner.policies import Policies
@@ -136,6 +137,8 @@ class LearnerRank:
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.num_threads)
             disable_malloc_trim()
+        else:
+            allow_fusing(self._config.compile)
         join_process_group(
             rank=self._rank,
             world_size=self._world_size,

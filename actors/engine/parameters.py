@@ -21,8 +21,6 @@ from actors.weights.layout import Slot, WeightLayout
 
 PADDED = ("embed_tokens.weight", "lm_head.weight")
 """Parameters that may have more rows than their tensors: a vocabulary padded to a round number."""
-LARGE_BYTES = 1 << 20
-"""From here on one tensor fills a GPU: copied alone it moves at the speed of memory, unlike in a batch of many."""
 ALONE = 2
 """References to the memory of a parameter that no other tensor shares: the parameter's, and that of whoever counts."""
 
@@ -72,7 +70,9 @@ class ParameterViews:
         for name, parameter in self._parameters.items():
             if name not in self._fixed:
                 parameter.data, self._spare[name] = self._spare[name], parameter.data
-        copy_all([self._parameters[name] for name in self._fixed], [self._spare[name] for name in self._fixed])
+        if self._fixed:
+            targets, sources = zip(*((self._parameters[name], self._spare[name]) for name in self._fixed), strict=True)
+            torch._foreach_copy_(list(targets), list(sources))
         self._views, self._next_views = self._next_views, self._views
 
     def tensors(self, bucket: int, content: Tensor) -> list[Tensor]:
@@ -83,7 +83,7 @@ class ParameterViews:
     def load(self, bucket: int, tensors: Sequence[Tensor]) -> None:
         """Write the tensors of a bucket into the parameters."""
         if self.is_whole:
-            copy_all(self._views[bucket], tensors)
+            torch._foreach_copy_(self._views[bucket], list(tensors))
         else:
             names = [slot.tensor.name for slot in self._slots[bucket]]
             self._model.load_weights(zip(names, tensors, strict=True))
@@ -118,16 +118,6 @@ def fixed_parameters(model: Any, *, may_move: bool) -> set[str]:
         return int(torch._C._storage_Use_Count(storage._cdata)) > ALONE
 
     return {name for name, parameter in model.named_parameters() if not may_move or is_shared(parameter)}
-
-
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, small ones in few launches."""
-    small = [pair for pair in zip(targets, sources, strict=True) if pair[0].nbytes < LARGE_BYTES]
-    if small:
-        torch._foreach_copy_([target for target, _ in small], [source for _, source in small])
-    for target, source in zip(targets, sources, strict=True):
-        if target.nbytes >= LARGE_BYTES:
-            target.copy_(source, non_blocking=True)
 
 
 def _views(model: Any, parameters: Mapping[str, Tensor], slots: Sequence[Slot]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
-from actors.play import Completion, Sampling, ShownImage
+from actors.play import Completion, OnTokens, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
 from configs.learner import InFlight, Transport
 from configs.schema import ModelConfig, RolloutConfig
@@ -32,7 +32,9 @@ CPU_BLOCK_TOKENS = 32
 """Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
 with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
 POLL_S = 0.0005
-"""Between two questions whether a version has arrived."""
+"""Minimum between two questions whether a version has arrived; they cost a CPU engine time that the copy needs."""
+POLL_SHARE = 1 / 16
+"""Of the time that passed until the last question: until the next one."""
 
 
 def set_engine_environment(config: RolloutConfig) -> None:
@@ -96,9 +98,13 @@ class VllmEngine:
         self.version = -1
 
     async def __call__(
-        self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
+        self,
+        prompt_ids: tuple[int, ...],
+        images: tuple[ShownImage, ...],
+        sampling: Sampling,
+        on_tokens: OnTokens | None = None,
     ) -> Completion:
-        """Sample one completion.
+        """Sample one completion, and tell `on_tokens` of its tokens as they come. Cancelling this aborts the request.
 
         Raises:
             SampleError: the engine refused the request, failed at it alone, or saw other tokens than we sent.
@@ -110,8 +116,8 @@ class VllmEngine:
                 raise RolloutError("the engine has no verified weights")
             request_id = str(next(self._numbers))
             with self._turns.running(request_id):
-                prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling)
-                output = await self._generate(prompt, params, request_id)
+                prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling, on_tokens)
+                output = await self._generate(prompt, params, request_id, on_tokens)
                 (choice,) = output.outputs
                 spans = self._turns.spans(request_id, choice)
         if tuple(output.prompt_token_ids) != prompt_ids:
@@ -126,14 +132,20 @@ class VllmEngine:
         reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 
-    async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
+    async def _generate(
+        self, prompt: dict[str, Any], params: Any, request_id: str, on_tokens: OnTokens | None = None
+    ) -> Any:
         from vllm.v1.engine.exceptions import EngineGenerateError
 
-        last = None
+        last, num_told = None, 0
         try:
             with _named_death():
                 async for output in self._engine.generate(prompt, params, request_id=request_id):
                     last = output
+                    if on_tokens is not None:
+                        token_ids = output.outputs[0].token_ids
+                        on_tokens(tuple(token_ids[num_told:]))
+                        num_told = len(token_ids)
         except EngineGenerateError as error:  # carries no message of its own
             cause = error.__cause__ or error
             raise SampleError(f"vLLM failed at a request: {type(cause).__name__}: {cause}") from error
@@ -152,18 +164,20 @@ class VllmEngine:
             "cache_salt": f"version {version}",
         }
 
-    def _params(self, sampling: Sampling) -> Any:
+    def _params(self, sampling: Sampling, on_tokens: OnTokens | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
             max_tokens=sampling.max_tokens,
             stop_token_ids=[self._end_id],
             logit_bias=self._forbidden,
             logprobs=0,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE,
         )
 
     @property
@@ -241,11 +255,12 @@ class VllmEngine:
 
     async def _in_background(self, method: str, *arguments: Any) -> None:
         """Start something in the engine's processes and wait for its end, while they go on generating."""
+        started = time.monotonic()
         answers = await self._call(method, *arguments)
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not all(has_ended for has_ended, _ in answers):
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - started)))
                     answers = await self._call("weights_arrived")
         except TimeoutError as error:
             await self.disconnect_weights()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WORDS_PER_ROW = 128
+WORDS_PER_ROW = 512
 ROW_BYTES = 8 * WORDS_PER_ROW
 ROW_FACTOR = 0x1E3779B97F4A7C15
 """Odd, so that its product with an odd number is odd, and thus invertible modulo 2^64."""
@@ -17,10 +17,10 @@ PIECE_BYTES = 1 << 29
 def bucket_digest(bucket: Tensor) -> Tensor:
     """Digest of a bucket, uint8 [num_bytes]: int64 [] on the bucket's device.
 
-    The bytes, followed by zeros up to a multiple of 1024, are read as rows of 128 words of 64 bits, and the sum of each
+    The bytes, followed by zeros up to a multiple of 4096, are read as rows of 512 words of 64 bits, and the sum of each
     row counts with an odd weight of its own, modulo 2^64. One changed word always shows, as odd weights are invertible;
     rows, tensors or buckets in another place or of another version show unless 64 bits happen to agree. Words that
-    change places within their row of 1 KiB do not show: no fault of a transport does that. It guards against faults,
+    change places within their row of 4 KiB do not show: no fault of a transport does that. It guards against faults,
     not against an adversary.
     """
     digest = torch.zeros((), dtype=torch.int64, device=bucket.device)

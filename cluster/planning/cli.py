@@ -6,17 +6,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from actors.prompts import load_prompt_style
 from cluster.planning.gpus import GPUS, find_gpu
 from cluster.planning.models import find_model
-from cluster.planning.plan import RunPlan, make_plan, plan_lines
+from cluster.planning.plan import make_plan, plan_lines
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, report_errors
 from configs.load import load_config
 from configs.schema import Config
 from judge.llm.prompt import load_wording
-from learner.memory import GIB
 
 DEFAULT_GPU = "h100"
 DEFAULT_PIXELS, DEFAULT_TURN_TOKENS = 1_000_000, 256
@@ -35,7 +33,8 @@ def plan(
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     pixels: Annotated[
-        int | None, typer.Option(help="Mean pixels of a full view. Default: 1 megapixel, within model.min/max_pixels.")
+        int | None,
+        typer.Option(help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
     ] = None,
     turn_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean tokens generated per turn. Default: up to 256.")
@@ -61,14 +60,14 @@ def plan(
             load_prompt_style(settings.model.prompt),
             gpu=kind if wants_gpu else None,
             held_gpus=gpus,
-            pixels=pixels or min(max(low, DEFAULT_PIXELS), high),
+            pixels=min(max(low, pixels or DEFAULT_PIXELS), high),
             turn_tokens=turn_tokens or min(settings.rollout.max_turn_tokens, DEFAULT_TURN_TOKENS),
             ask_share=asks,
             gpus_per_node=gpus_per_node,
             judge_prompt=_judge_prompt(settings),
         )
         where = console if as_json else Console(highlight=False)
-        where.print(*_tables(found), *plan_lines(found), sep="\n", markup=False, soft_wrap=True)
+        where.print(*plan_lines(found), sep="\n", markup=False, soft_wrap=True)
         if as_json:
             print_json(found.figures())
         if found.problems:
@@ -80,16 +79,3 @@ def _judge_prompt(config: Config) -> str:
         return ""
     wording = load_wording(config.judge.llm.prompt)
     return f"{wording.system}{wording.user}{getattr(wording, config.judge.metric)}"
-
-
-def _tables(plan: RunPlan) -> list[Table | str]:
-    if plan.gpu is None:
-        return ["On CPUs: engines and ranks share cores, and take host memory alone"]
-    title = f"On {plan.num_gpus:g} x {plan.gpu.name}"
-    table = Table("process", "number", "GiB of GPU memory", "of", "made of", title=title, title_justify="left")
-    for process, count in plan.members:
-        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in process.parts.items() if size)
-        note = f" ({process.note})" if process.note else ""
-        total, room = f"{process.total / GIB:.1f}", f"{process.room / GIB:.1f}"
-        table.add_row(process.name, str(count), total, room, parts + note)
-    return [table]

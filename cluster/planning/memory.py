@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
@@ -12,7 +12,15 @@ from cluster.manifests.members import shares_one_gpu
 from cluster.planning.gpus import Gpu
 from cluster.planning.workload import Workload
 from configs.schema import Config
-from learner.memory import GIB, ModelShape, expected_bytes, memory_message, rank_bytes
+from learner.memory import (
+    GIB,
+    ModelShape,
+    expected_bytes,
+    language_bytes,
+    memory_message,
+    rank_bytes,
+    tower_bytes,
+)
 
 ENGINE_RESERVE = int(1.0 * GIB)
 """CUDA context, graphs and what PyTorch holds outside of its blocks, of an engine."""
@@ -29,6 +37,8 @@ class Process:
     room: int
     """That it may take."""
     note: str = ""
+    activations: dict[str, int] = field(default_factory=dict)
+    """Of a learner: those of its tokens and of its visual tokens, which are there at the same time or in turn."""
 
     @property
     def total(self) -> int:
@@ -37,7 +47,10 @@ class Process:
     def figures(self) -> dict[str, Any]:
         """For `--json`, in GiB."""
         parts = {name: size / GIB for name, size in self.parts.items()}
-        return {"name": self.name, "gib": parts, "total_gib": self.total / GIB, "room_gib": self.room / GIB}
+        total = {"total_gib": self.total / GIB, "room_gib": self.room / GIB}
+        return {"name": self.name, "gib": parts, **total} | {
+            f"activations_{name}_gib": size / GIB for name, size in self.activations.items()
+        }
 
 
 def item_size(config: Config) -> int:
@@ -82,9 +95,17 @@ def rank_process(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) ->
     )
     room = int(gpu.memory_bytes * min(1.0, fewest.num_gpus))
     most = sum(rank_bytes(shape, fewest, in_bfloat16=in_bfloat16).values()) / GIB
-    return Process(
-        name="learner rank", parts=parts, room=room, note=f"at most {most:.0f} GiB, by its budgets"
-    ), num_kept
+    item = item_size(config)
+    activations = {
+        "tokens": language_bytes(shape, load.num_tokens, item, num_kept=num_kept),
+        "vision": tower_bytes(shape, fewest, load, item),
+    }
+    note = (
+        f"activations of {load.num_tokens} tokens {activations['tokens'] / GIB:.1f} with {num_kept} layers kept, of "
+        f"{load.num_visual_tokens} visual tokens {activations['vision'] / GIB:.1f}; with full budgets, all recomputed, "
+        f"{most:.1f} in all"
+    )
+    return Process(name="learner rank", parts=parts, room=room, note=note, activations=activations), num_kept
 
 
 def problems(shape: ModelShape, widths: ModelWidths, spec: ViewSpec, config: Config, gpu: Gpu) -> Iterator[str]:

@@ -17,7 +17,7 @@ from cluster.planning.speed import StepTime, step_time
 from cluster.planning.workload import CHARACTERS_PER_TOKEN, Workload, workload_of
 from cluster.runtime.placement import capacity_problem, place
 from configs.schema import Config
-from learner.memory import read_shape
+from learner.memory import GIB, read_shape
 
 UNDECIDED_SHARE = 0.71
 """Of the answers, which rules in front of an LLM leave to it (`docs/benchmarks.md`, the rules as a judge: 0.288)."""
@@ -165,8 +165,13 @@ def _judge_cost(config: Config, work: Workload, prompt: str) -> JudgeCost | None
 
 
 def plan_lines(plan: RunPlan) -> Sequence[str]:
-    """The plan for a terminal, below the table of processes."""
-    work, lines = plan.work, []
+    """The plan for a terminal: processes with their GPU memory, assumptions, host memory, sync, step, judge."""
+    work = plan.work
+    lines = [f"On {plan.num_gpus:g} x {plan.gpu.name}, GiB of GPU memory:" if plan.gpu else "On CPUs"]
+    for process, count in plan.members:
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in process.parts.items() if size)
+        head = f"  {count} x {process.name}: {process.total / GIB:.1f} of {process.room / GIB:.1f}: {parts}"
+        lines.append(head + f" ({process.note})" * bool(process.note))
     lines.append(
         f"Assumed: {work.visual_tokens} visual tokens per full view, {work.turn_tokens} tokens per turn, "
         f"{work.ask_share:.0%} of episodes ask (--pixels, --turn-tokens, --asks)"
@@ -178,8 +183,8 @@ def plan_lines(plan: RunPlan) -> Sequence[str]:
         lines.append("Seconds of a step: unknown, as only the memory of the GPU is given (--gpu NAME)")
     else:
         time = plan.time
-        parts = ("vision", "reference", "learn", "optimizer")
-        update = ", ".join(f"{name} {getattr(time, f'{name}_s'):.1f}" for name in parts)
+        stages = ("vision", "reference", "learn", "optimizer")
+        update = ", ".join(f"{name} {getattr(time, f'{name}_s'):.1f}" for name in stages)
         lines.append(
             f"A step: {plan.step_s:.1f} s (play {time.play_s:.1f}; update {time.update_s:.1f}: {update}; publish "
             f"{time.publish_s:.2f}{'; play and update overlap' * plan.overlaps})"

@@ -34,8 +34,8 @@ NODE_LINK_GB_S = 40.0
 SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.012, 0.66, 0.31, 2.0
 """Weight sync: fixed part; NCCL of the link between GPUs; CUDA IPC of the GPU's memory; through shared memory."""
 CPU_LANGUAGE_GFLOPS, CPU_VISION_GFLOPS = 62.0, 55.0
-CPU_SEQUENCE_S, CPU_PICTURE_S = 2.5e-4, 0.6
-"""On two cores: a generated token; a megapixel of a picture."""
+CPU_SEQUENCE_S, CPU_PICTURE_S, CPU_STEP_S = 2.5e-4, 0.6, 0.02
+"""On two cores: a generated token; a megapixel of a picture; an optimizer step of the tiny model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +64,40 @@ def step_time(
         gpu: None where engine and learner run on CPUs.
         num_kept: layers that keep their activations.
     """
-    if gpu is None:
-        return _on_cpu(shape, config, work)
-    if gpu.tflops is None:
+    on_gpus = (config.rollout.num_gpus, config.learner.num_gpus)
+    if any(on_gpus) and (gpu is None or gpu.tflops is None):
         return None
-    play_s = _play_s(shape, config, gpu, work)
-    vision, reference, learn = _update_flops(shape, config, work, load, num_kept)
+    play = _play_s(shape, config, gpu, work) if on_gpus[0] and gpu else _cpu_play_s(config, work)
+    flops = _update_flops(shape, config, work, load, num_kept)
+    if on_gpus[1] and gpu:
+        vision, reference, learn, optimizer = _gpu_update(shape, config, gpu, work, load, flops, gpus_per_node)
+    else:
+        rates = (CPU_VISION_GFLOPS, CPU_LANGUAGE_GFLOPS, CPU_LANGUAGE_GFLOPS)
+        vision, reference, learn = (each / (rate * 1e9) for each, rate in zip(flops, rates, strict=True))
+        optimizer = work.groups / config.learner.prompts_per_mini_batch * CPU_STEP_S
+    return StepTime(
+        play_s=play,
+        vision_s=vision,
+        reference_s=reference,
+        learn_s=learn,
+        optimizer_s=optimizer,
+        publish_s=publish_s(shape, config, gpu, gpus_per_node),
+    )
+
+
+def _gpu_update(
+    shape: ModelShape,
+    config: Config,
+    gpu: Gpu,
+    work: Workload,
+    load: Load,
+    flops: tuple[float, float, float],
+    gpus_per_node: int,
+) -> tuple[float, float, float, float]:
+    """Seconds of the tower, the reference policy, the language model and the optimizer."""
+    assert gpu.tflops is not None
     ranks, peak = config.learner.ranks.minimum, gpu.tflops * 1e12
+    vision, reference, learn = flops
     language_rate = ranks * peak * LANGUAGE_USE
     learn_s = learn / language_rate
     if config.learner.zero_stage == 3 and ranks > 1:
@@ -79,16 +106,9 @@ def step_time(
         gathered_s = 3 * micro_batches * item_size(config) * shape.num_parameters / (slowest * 1e9)
         learn_s = max(learn_s / ZERO_3_SPEED, gathered_s)
     steps = work.groups / config.learner.prompts_per_mini_batch
-    share = shape.num_parameters / ranks
     per_parameter = HOST_ADAM_S if config.learner.offload_optimizer else ADAM_BYTES / (gpu.memory_gb_s * 1e9)
-    return StepTime(
-        play_s=play_s,
-        vision_s=vision / (ranks * peak * VISION_USE),
-        reference_s=reference / language_rate,
-        learn_s=learn_s,
-        optimizer_s=steps * share * per_parameter,
-        publish_s=publish_s(shape, config, gpu, gpus_per_node),
-    )
+    optimizer_s = steps * shape.num_parameters / ranks * per_parameter
+    return vision / (ranks * peak * VISION_USE), reference / language_rate, learn_s, optimizer_s
 
 
 def _play_s(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> float:
@@ -99,8 +119,7 @@ def _play_s(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> floa
     waves = math.ceil(groups / rollout.max_groups_in_flight)
     flops = language_flops(shape, work.prefilled_tokens, work.prefill_pairs) + views_flops(shape, work)
     rate = gpu.tflops * 1e12 * PREFILL_USE * rollout.tensor_parallel_size
-    megapixels = work.visual_tokens * 28**2 / 1e6
-    prompts_s = groups * (flops / rate + PICTURE_S * megapixels)
+    prompts_s = groups * (flops / rate + PICTURE_S * megapixels(work))
     num_steps = waves * work.turn_tokens * (2 if work.second_turns else 1)
     layer_s = EAGER_LAYER_S if rollout.enforce_eager else GRAPH_LAYER_S
     weights_s = item_size(config) * shape.num_parameters / rollout.tensor_parallel_size / (gpu.memory_gb_s * 1e9)
@@ -138,16 +157,11 @@ def publish_s(shape: ModelShape, config: Config, gpu: Gpu | None, gpus_per_node:
     return SYNC_S + size_gb / (NCCL_USE * link)
 
 
-def _on_cpu(shape: ModelShape, config: Config, work: Workload) -> StepTime:
-    rate, megapixels = CPU_LANGUAGE_GFLOPS * 1e9, work.visual_tokens * 28**2 / 1e6
-    load = work.load(config.learner)
-    vision, reference, learn = _update_flops(shape, config, work, load, num_kept=shape.text.depth)
-    play = work.groups * (CPU_SEQUENCE_S * work.generated_tokens + CPU_PICTURE_S * megapixels)
-    return StepTime(
-        play_s=play / config.rollout.workers.minimum,
-        vision_s=vision / (CPU_VISION_GFLOPS * 1e9),
-        reference_s=reference / rate,
-        learn_s=learn / rate,
-        optimizer_s=work.groups / config.learner.prompts_per_mini_batch * 0.02,
-        publish_s=publish_s(shape, config, None, 1),
-    )
+def _cpu_play_s(config: Config, work: Workload) -> float:
+    seconds = CPU_SEQUENCE_S * work.generated_tokens + CPU_PICTURE_S * megapixels(work)
+    return work.groups * seconds / config.rollout.workers.minimum
+
+
+def megapixels(work: Workload) -> float:
+    """Of a full view, whose visual tokens have 28 pixels a side."""
+    return work.visual_tokens * 28**2 / 1e6

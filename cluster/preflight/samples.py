@@ -18,7 +18,7 @@ NUM_ROWS = 8
 
 def sample_problems(config: Config) -> Iterator[Exception]:
     """Mismatches in `NUM_ROWS` rows of data.train; a UserWarning for a row that no episode can be played from."""
-    dataset = Dataset.open(config.data.train)
+    dataset = Dataset.open(config.data.train, config.data.columns)
     model, data = config.model, config.data
     renderer = ChatRenderer(load_tokenizer(model.path), load_prompt_style(model.prompt))
     spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)

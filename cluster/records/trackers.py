@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.records.curves import Curves
-from cluster.records.reading import choose_episodes
 from cluster.records.tracker_adapters import ADAPTERS, Row, Tracker
 from configs.schema import Config, TrackerName
 
@@ -117,18 +116,27 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log_step(step, figures)
 
-    def log_episodes(self, step: int, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    def log_episodes(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table of some episodes of a step; `rows` are those of `cluster.records.episodes`."""
         if all(isinstance(tracker, TensorBoard) for tracker in self._trackers):
             return
-        chosen = choose_episodes([dict(row) for row in rows], MAX_EPISODES)
-        cells = [tuple(_cells(row)[column] for column in COLUMNS) for row in chosen]
+        cells = [tuple(_cells(row)[column] for column in COLUMNS) for row in _some(rows)]
         for tracker in self._trackers:
             tracker.log_table(step, name, COLUMNS, cells)
 
     def finish(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each kind (full view needed, tool call, correct), then others from all over the step."""
+    kinds: dict[object, Mapping[str, Any]] = {}
+    for row in rows:
+        kinds.setdefault((row["needs_full"], row["asked"], row["is_correct"]), row)
+    firsts = list(kinds.values())
+    spread = rows[:: max(1, len(rows) // MAX_EPISODES)]
+    return [*firsts, *(row for row in spread if all(row is not first for first in firsts))][:MAX_EPISODES]
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ async def wake_llm(config: JudgeConfig, app_name: str, *, deadline_at: float) ->
     llm, reason, hello = config.llm, "no try was made", cast(Any, [{"role": "user", "content": "Hi"}])
     async with connect(llm, "", is_own=True) as client:
         while (left_s := deadline_at - time.monotonic()) > 0:
-            if failure := await asyncio.to_thread(_failure, app_name):
+            if failure := await asyncio.to_thread(failure_of, app_name):
                 raise JudgeError(f"the engine of the LLM judge {llm.model!r} failed to start: {failure}")
             try:
                 hold_s = min(HOLD_S, left_s)
@@ -131,7 +131,7 @@ def _start_proxies() -> str:
     return f"http://{LOOPBACK}:{_get_global_client().http_config.port}"  # its status does not tell the port
 
 
-def _failure(app_name: str) -> str | None:
+def failure_of(app_name: str) -> str | None:
     """Why an application will not come up; None while it still may."""
     application = serve.status().applications.get(app_name)
     if application is None:

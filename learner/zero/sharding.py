@@ -60,6 +60,9 @@ def learner_settings(config: LearnerConfig, dtype: torch.dtype, sizes: PartSizes
     # Under stages 1 and 2 a stream of its own would hide one reduction per micro-batch, at most 2 % of it over NVLink,
     # for a second bucket of gradients.
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
+    if stage in (1, 2) and config.ranks.maximum == 1 and not config.offload_optimizer:
+        # Alone it would copy every gradient twice more, to the owner of its share and back.
+        zero["reduce_scatter"] = False
     if stage == 3:
         zero.update(_sharded_parameters(config, sizes))
     if config.offload_optimizer:

@@ -209,30 +209,34 @@ def report(nodes_at_start: list[str], looks: list[dict[str, Any]], ended_at: flo
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """One bar per node from its coming to its going, and on it the members of the run while they are there."""
+    """A grey bar for each node while it is up, and in it the members of the run while they have room there."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    nodes = sorted({node for look in found["looks"] for node in look["nodes"]})
-    members = sorted({name for look in found["looks"] for name in look["members"]})
-    figure = Figure(figsize=(9, 1.2 + 0.9 * len(nodes)), layout="constrained")
+    looks, colours = found["looks"], {"rollout worker": "tab:blue", "learner rank": "tab:orange"}
+    nodes = sorted({node for look in looks for node in look["nodes"]})
+    figure = Figure(figsize=(9, 1.7 + 0.9 * len(nodes)), layout="constrained")
     axes = figure.subplots()
     for row, node in enumerate(nodes):
-        times = [look["at_s"] for look in found["looks"] if node in look["nodes"]]
-        axes.barh(row, times[-1] - times[0], left=times[0], height=0.8, color="0.88")
-        for number, name in enumerate(members):
-            held = [look["at_s"] for look in found["looks"] if look["members"].get(name) == node]
-            if held:
-                height = 0.7 / len(members)
-                where = row - 0.35 + (number + 0.5) * height
-                color = "tab:blue" if name.startswith("rollout") else "tab:orange"
-                axes.barh(where, held[-1] - held[0], left=held[0], height=height, color=color)
-                axes.text(held[0], where, f" {name}", va="center", fontsize=8, color="white")
+        up = [look["at_s"] for look in looks if node in look["nodes"]]
+        axes.barh(row, up[-1] - up[0], left=up[0], height=0.8, color="0.88")
+        held = {
+            name: [look["at_s"] for look in looks if look["members"].get(name) == node]
+            for name in sorted({name for look in looks for name, where in look["members"].items() if where == node})
+        }
+        for number, (name, times) in enumerate(held.items()):
+            where = row + 0.19 - 0.38 * number
+            axes.barh(where, times[-1] - times[0], left=times[0], height=0.34, color=colours[name.rsplit(" ", 1)[0]])
+            axes.text(times[0], where, f" {name}", va="center", fontsize=8, color="white")
     axes.axvline(found["ended_s"], color="0.3", linestyle="--", linewidth=1)
-    axes.text(found["ended_s"], len(nodes) - 0.45, " the run has ended", fontsize=8, va="bottom")
+    axes.text(found["ended_s"], len(nodes) - 0.45, "the job has ended ", fontsize=8, va="center", ha="right")
     axes.set_yticks(range(len(nodes)), [f"node {number + 1}" for number in range(len(nodes))])
-    axes.set_ylim(-0.6, len(nodes) - 0.1)
-    axes.set_xlim(0, found["looks"][-1]["at_s"] + 2)
-    axes.set_xlabel("seconds since the command was given, on a cluster without a CPU")
+    axes.set_ylim(-0.6, len(nodes) - 0.2)
+    axes.set_xlim(0, looks[-1]["at_s"] * 1.03)
+    axes.set_xlabel("seconds since the job was submitted")
+    axes.set_title("A cluster whose head has no CPU: nodes come for a run and go after it", fontsize=10, loc="left")
+    handles = [Patch(color="0.88", label="node is up"), *(Patch(color=c, label=name) for name, c in colours.items())]
+    figure.legend(handles=handles, ncols=3, loc="outside lower center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.engine.vllm_engine import VllmEngine
+from actors.play import OnTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,10 @@ class CountingEngine(VllmEngine):
         await self._turns.set_version(version)
         self.version = version
 
-    async def _generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
-        output = await super()._generate(prompt, params, request_id)
+    async def _generate(
+        self, prompt: dict[str, Any], params: Any, request_id: str, on_tokens: OnTokens | None = None
+    ) -> Any:
+        output = await super()._generate(prompt, params, request_id, on_tokens)
         self.turns.append(
             CountedTurn(
                 prompt_ids=tuple(output.prompt_token_ids),

@@ -3,6 +3,7 @@
     python -m tests.bench.learner_step --json                         # the tiny shape on the CPU, against a plain loop
     python -m tests.bench.model_shape 3b DIR
     python -m tests.bench.learner_step --json --model DIR --gpus 1    # a GPU: techniques, memory, use of the card
+    python -m tests.bench.learner_step --model DIR --gpus 1 --variants ours --profile    # kernels by class and stage
 
 One process, one rank, without Ray and vLLM. Every line of progress is a variant of the same episodes: the medians of
 `--repeats` updates after one that warms caches up. On the CPU the plain loop alternates with ours.
@@ -27,14 +28,17 @@ from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.batches.batch import PlannedEpisode, TrainingGroup
 from learner.batches.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
+from learner.fusing import allow_fusing
 from learner.memory import learns_in_rounds
 from learner.worker import LearnerRank
 from tests.bench.flops import matmul_peak, update_flops, wait
+from tests.bench.kernel_profile import recorded, staged, table
 from tests.bench.plain_loop import PlainLoop
 from tests.learner.builders import images_of, make_group, rows_of, save_model, small_model
 
 VARIANTS = {
     "ours": {},
+    "no_fused_kernels": {"fuses": False},
     "separate_beginnings": {"shares": False},
     "and_tower_per_micro_batch": {"shares": False, "tower_once": False},
     "everything_recomputed": {"room": 0},
@@ -53,11 +57,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="pixels of the full view's side; default: 224, or 1008")
     parser.add_argument("--words", type=int, help="most generated tokens per turn; default: 28, or 256")
     parser.add_argument("--budget", type=int, help="tokens per micro-batch; default: 8192, or 16384")
-    parser.add_argument("--vision-budget", type=int, help="visual tokens per pass of the tower; default: 4096, or 2048")
+    parser.add_argument("--vision-budget", type=int, help="visual tokens per pass of the tower; default: 4096, or 8192")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--reference", action="store_true", help="with a reference policy, as with a KL coefficient")
     parser.add_argument("--frozen-vision", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="on a GPU: one more update, its kernels by class")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON, last")
     chosen = parser.parse_args()
     is_shape = chosen.model is not None
@@ -67,7 +72,7 @@ def parse() -> argparse.Namespace:
         ("side", 224, 1008),
         ("words", 28, 256),
         ("budget", 8192, 16384),
-        ("vision_budget", 4096, 2048),
+        ("vision_budget", 4096, 8192),
         ("variants", ["ours"], list(VARIANTS)),
     ):
         if not getattr(chosen, name):
@@ -145,6 +150,7 @@ def measure(
     shares: bool = True,
     tower_once: bool = True,
     room: int | None = None,
+    fuses: bool = True,
 ) -> dict[str, float]:
     engine = rank._engine
     model: Any = engine.module.model
@@ -161,6 +167,8 @@ def measure(
             rank.accumulate(each, images)
         rank.step()
 
+    if config.num_gpus:
+        allow_fusing(fuses)
     retries = allocation_retries(config)
     measured = recomputation._room if room is None else mock.Mock(return_value=room)
     with mock.patch.object(recomputation, "_room", measured):
@@ -168,10 +176,12 @@ def measure(
         rank._trainer.take_seconds()
         recomputation.num_tokens, recomputation.num_visual_tokens = [0, 0], [0, 0]
         update_s = statistics.median(seconds(update, engine.device) for _ in range(chosen.repeats))
+        stages = {name: spent / chosen.repeats for name, spent in rank._trainer.take_seconds().items()}
+        if chosen.profile:
+            print(profiled(rank, update), flush=True)
     language_again, vision_again = (
         again / whole for again, whole in (recomputation.num_tokens, recomputation.num_visual_tokens)
     )
-    stages = {name: spent / chosen.repeats for name, spent in rank._trainer.take_seconds().items()}
     num_tokens = sum(row.num_tokens for row in rows_of([planned]))
     needed, executed = update_flops(model, pieces, language_again=language_again, vision_again=vision_again)
     return {
@@ -193,6 +203,15 @@ def measure(
         "hardware_use": executed / update_s / peak,
         **stages,
     }
+
+
+def profiled(rank: LearnerRank, update: Callable[[], object]) -> str:
+    """Table of the kernels of one update."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        with staged(rank._engine), recorded(trace):
+            update()
+        return table(json.loads(trace.read_text()))
 
 
 def compare(

@@ -113,7 +113,7 @@ class LiveRun:
     def events(self, since: float = 0.0) -> list[LoggedEvent]:
         return [logged for logged in read_log(self.folder) if logged.time >= since]
 
-    def wait(self, is_true: Callable[[], bool], what: str, within_s: float = 240.0) -> None:
+    def wait(self, is_true: Callable[[], bool], what: str, within_s: float = 600.0) -> None:
         def is_true_or_ended() -> bool:
             for is_over in self._unsettled:
                 is_over()

@@ -74,7 +74,7 @@ def three_nodes() -> Iterator[ThreeNodes]:
         nodes.shutdown()
 
 
-def wait_until(is_true: Callable[[], bool], what: str, within_s: float = 240.0) -> None:
+def wait_until(is_true: Callable[[], bool], what: str, within_s: float = 600.0) -> None:
     deadline = time.monotonic() + within_s
     while not is_true():
         if time.monotonic() > deadline:

@@ -88,6 +88,11 @@ def test_a_checkpoint_becomes_a_model_folder_with_its_weights(run):
     assert exported.keys() == shipped.keys()
     assert all(torch.equal(exported[name], shipped[name] * 2.0) for name in shipped)
     assert (folder / "config.json").is_file()
+    assert "step: 5" in (folder / "README.md").read_text()
+    assert {"client.py", "prompt.yaml", "visionthink.yaml"} <= {file.name for file in folder.iterdir()}
+    for file in folder.iterdir():
+        assert not file.is_symlink()
+        assert file.stat().st_mode & 0o444 == 0o444, f"others can read {file.name}"
 
 
 def test_a_damaged_checkpoint_is_refused(run):

@@ -81,7 +81,7 @@ def test_shards_and_offloading_save_what_they_should(models):
     assert halves["weights"] < whole["weights"]
     assert parts(offload_optimizer=True)["optimizer"] == parts(offload_reference=True)["reference"] == 0
     assert parts(kl_coefficient=0.0)["reference"] == 0
-    assert parts(gradient_checkpointing=False)["activations"] > 10 * whole["activations"]
+    assert parts(gradient_checkpointing=False)["activations"] > 9 * whole["activations"]
     assert parts(zero_stage=1) == whole  # which runs as stage 2 in bfloat16
 
 
@@ -95,7 +95,7 @@ def test_the_shipped_settings_of_an_80_gb_card_are_let_through(models):
     ("size", "changes", "remedy"),
     [
         ("7b", {}, "set learner.offload_optimizer=true"),
-        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 65536}, "set learner.zero_stage=3"),
+        ("7b", {"num_ranks": 4, "max_tokens_per_micro_batch": 81920}, "set learner.zero_stage=3"),
         ("3b", {"max_tokens_per_vision_pass": 4096}, "set learner.max_tokens_per_vision_pass=1024"),
         ("3b", {"gradient_checkpointing": False, "kl_coefficient": 0.0}, "set learner.gradient_checkpointing=true"),
         ("3b", {"max_tokens_per_micro_batch": 10**6}, "or lower learner.max_tokens_per_micro_batch"),
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_one_line_with_the_settings_and_a_remedy(models, si
 
 
 def test_a_part_of_a_gpu_is_a_part_of_its_memory(models):
-    assert problem(models["3b"], offload_optimizer=True, num_gpus=0.25) is not None
+    assert problem(models["3b"], offload_optimizer=True, num_gpus=0.2) is not None
 
 
 def test_nothing_is_said_of_another_family():
@@ -133,6 +133,6 @@ def test_as_many_layers_keep_their_activations_as_fit(models, num_tokens):
     assert most == shape.text.depth
 
 
-def test_the_activations_of_a_pass_are_those_that_were_measured(models):
-    """A pass of 4,096 visual tokens at 3B in bfloat16 took about 32 GiB on an H200."""
-    assert vision_bytes(read_shape(models["3b"]), 4096, 2) == pytest.approx(32 * GIB, rel=0.05)
+def test_the_activations_of_a_pass_are_fewer_than_was_measured_with_a_kernel_per_operation(models):
+    """Then a pass of 4,096 visual tokens at 3B in bfloat16 took about 32 GiB on an H200."""
+    assert 0.8 < vision_bytes(read_shape(models["3b"]), 4096, 2) / (32 * GIB) < 1

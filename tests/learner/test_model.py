@@ -13,7 +13,7 @@ from learner.batches.batch import weight_episodes
 from learner.batches.collate import mrope_positions, placeholder_spans
 from learner.model import Policy, load_policy, token_logprobs, use_fast_layers
 from learner.scoring import FORBIDDEN_LOGIT
-from learner.vision import encode_views, grid_of, grouped_attention, install_fast_vision_attention, patchify
+from learner.vision import encode_views, fast_attention, grid_of, install_fast_vision_attention, patchify
 from tests.learner.builders import (
     FORBIDDEN_IDS,
     IMAGE_ID,
@@ -36,7 +36,7 @@ GRIDS = ((1, 8, 8), (1, 16, 16), (1, 10, 14), (1, 8, 8), (1, 6, 20), (2, 4, 6))
 @pytest.fixture(autouse=True)
 def library_attention(monkeypatch):
     """Each test starts from the library's own vision attention."""
-    assert LIBRARY_ATTENTION is not grouped_attention
+    assert LIBRARY_ATTENTION is not fast_attention
     monkeypatch.setattr(qwen.Qwen2_5_VLVisionAttention, "forward", LIBRARY_ATTENTION)
 
 

@@ -44,8 +44,15 @@ def test_a_layer_ahead_fits_beside_the_output_layer():
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_without_shards_nothing_is_set_for_them(stage):
-    found = zero(learner_settings(LearnerConfig(zero_stage=stage), torch.float32, part_sizes(small_model())))
+    config = LearnerConfig(zero_stage=stage, num_ranks=2)
+    found = zero(learner_settings(config, torch.float32, part_sizes(small_model())))
     assert found == {"stage": stage, "overlap_comm": False}
+
+
+@pytest.mark.parametrize(("num_ranks", "scatters"), [(1, False), ("1..2", True), (2, True)])
+def test_a_rank_that_is_always_alone_copies_no_gradient_to_the_owner_of_its_share(num_ranks, scatters):
+    found = zero(learner_settings(LearnerConfig(zero_stage=2, num_ranks=num_ranks), torch.float32))
+    assert found.get("reduce_scatter", True) == scatters
 
 
 def test_a_reference_in_host_memory_is_pinned_for_a_gpu_and_has_no_optimizer():

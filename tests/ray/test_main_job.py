@@ -143,6 +143,7 @@ def test_the_exported_policy_loads_and_differs_from_the_first_one(summary, job):
     after = load_file(job.run / "export" / "model.safetensors")
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before)
+    assert {"README.md", "client.py", "visionthink.yaml"} <= {file.name for file in (job.run / "export").iterdir()}
 
 
 def test_the_report_shows_pictures(summary, job):

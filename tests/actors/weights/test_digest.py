@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.weights import digest
-from actors.weights.digest import ROW_FACTOR, WORDS_PER_ROW, bucket_digest
+from actors.weights.digest import ROW_BYTES, ROW_FACTOR, WORDS_PER_ROW, bucket_digest
 from actors.weights.layout import BUCKET_ALIGNMENT
 
 ROWS = 5
@@ -17,7 +17,7 @@ ANY_WORD = st.integers(-(2**63), 2**63 - 1)
 
 
 def drawn(num_rows=ROWS, seed=0):
-    """A bucket of random words, int64 [num_rows * 128]."""
+    """A bucket of random words, int64 [num_rows * 512]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**63), 2**63 - 1, (num_rows * WORDS_PER_ROW,), generator=generator)
 
@@ -82,24 +82,24 @@ def test_a_bucket_has_the_digest_of_the_definition(num_rows):
     assert digest_of(words) == by_definition(words)
 
 
-@pytest.mark.parametrize("num_bytes", [1, 7, 8, 1023, 1024, 1025, 5 * 1024 - 1])
+@pytest.mark.parametrize("num_bytes", [1, 7, 8, ROW_BYTES - 1, ROW_BYTES, ROW_BYTES + 1, 5 * ROW_BYTES - 1])
 def test_a_bucket_of_any_size_counts_as_followed_by_zeros(num_bytes):
     content = drawn().view(torch.uint8)[:num_bytes]
-    followed = torch.zeros(-(-num_bytes // 1024) * 1024, dtype=torch.uint8)
+    followed = torch.zeros(-(-num_bytes // ROW_BYTES) * ROW_BYTES, dtype=torch.uint8)
     followed[:num_bytes] = content
     assert int(bucket_digest(content)) == by_definition(followed.view(torch.int64))
 
 
-@pytest.mark.parametrize("num_bytes", [5 * 1024, 5 * 1024 - 3])
+@pytest.mark.parametrize("num_bytes", [5 * ROW_BYTES, 5 * ROW_BYTES - 3])
 def test_the_pieces_in_which_a_bucket_is_read_do_not_matter(num_bytes, monkeypatch):
     content = drawn().view(torch.uint8)[:num_bytes]
     expected = int(bucket_digest(content))
-    monkeypatch.setattr(digest, "PIECE_BYTES", 2048)
+    monkeypatch.setattr(digest, "PIECE_BYTES", 2 * ROW_BYTES)
     assert int(bucket_digest(content)) == expected
 
 
 def test_a_bucket_is_a_whole_number_of_rows():
-    assert BUCKET_ALIGNMENT % (8 * WORDS_PER_ROW) == 0
+    assert BUCKET_ALIGNMENT % ROW_BYTES == 0
 
 
 def test_a_lost_tail_shows():

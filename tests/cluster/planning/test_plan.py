@@ -77,6 +77,15 @@ def test_of_a_gpu_that_is_known_by_its_memory_alone_no_speed_is_told():
     assert "--gpu NAME" in told
 
 
+def test_an_engine_on_a_gpu_does_not_speed_up_a_learner_on_cores_and_pictures_stay_within_the_models_bounds():
+    _, cores, _ = plan()
+    code, mixed, _ = plan("rollout.num_gpus=1", "--pixels", "99999999")
+    assert code == 0
+    assert mixed["assumed"]["visual_tokens"] == cores["assumed"]["visual_tokens"] == 224 * 224 // 28**2
+    assert mixed["step"]["update_s"] == cores["step"]["update_s"]
+    assert mixed["step"]["play_s"] < cores["step"]["play_s"]
+
+
 def test_a_larger_workload_takes_longer_and_a_judge_costs_what_its_prices_say():
     base = ["--config", "visionthink_7b_8gpu"]
     _, small, _ = plan(*base, "--pixels", "300000", "--asks", "0.1")

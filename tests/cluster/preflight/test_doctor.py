@@ -56,10 +56,11 @@ def test_a_run_that_can_work_has_no_finding_and_nothing_is_made(paths, tmp_path)
 
 
 def test_an_error_ends_it_with_1_and_a_line_with_the_remedy(paths):
-    done = CliRunner().invoke(app, ["doctor", *paths, "model.path=Qwen/Qwen2.5-VL-3B-Instruct"])
+    done = CliRunner().invoke(app, ["doctor", *paths, "model.path=models/none"])
     assert done.exit_code == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("error")]
-    assert "hf download Qwen/Qwen2.5-VL-3B-Instruct" in line
+    assert "models/none" in line
+    assert "hf download" in line
     assert "1 errors" in done.stdout
 
 
@@ -75,6 +76,15 @@ def test_data_that_a_run_would_make_is_not_missed(paths):
     config = resolve_paths(load_config("tiny", [paths[0], "data.train=/nowhere/t.parquet"]))
     assert any(name.startswith("data.") for name in found(config))
     assert not any(name.startswith("data.") for name in found(config, makes_data=True))
+
+
+def test_names_of_the_hub_are_warnings_as_a_run_downloads_them(paths):
+    names = ["model.path=Qwen/Qwen2.5-VL-3B-Instruct", "data.heldout=hf://org/name/test"]
+    told = found(resolve_paths(load_config("tiny", [*paths, *names])))
+    assert set(told) == {"model", "data.heldout"}
+    assert "model.path=Qwen/Qwen2.5-VL-3B-Instruct is a name of the Hub" in told["model"][0]
+    done = CliRunner().invoke(app, ["doctor", *paths, *names])
+    assert (done.exit_code, done.stdout.count("warning")) == (0, 3)
 
 
 def test_placeholders_that_are_not_as_many_as_the_features_are_an_error(paths, tmp_path):

@@ -114,6 +114,26 @@ def test_a_package_that_is_missing_is_told_with_the_remedy(tmp_path, monkeypatch
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_the_table_has_every_kind_of_episode_and_is_short():
+    calls = []
+    tracker = Scripted()
+    tracker.log_table = lambda *call: calls.append(call)
+    turn = {"num_visual_tokens": 4, "text": "x"}
+    rows = [
+        {"sample": str(n), "needs_full": n == 7999, "asked": n % 2 == 0, "is_correct": n != 5, "turns": [turn]}
+        for n in range(8000)
+    ]
+    started = time.monotonic()
+    Trackers([tracker]).log_episodes(3, "episodes", rows)
+    assert time.monotonic() - started < 1
+    ((_, _, columns, cells),) = calls
+    found = [dict(zip(columns, row, strict=True)) for row in cells]
+    assert len(found) == 32
+    assert {"5", "7999"} <= {row["sample"] for row in found}, "the only wrong one, and the only one that needs it"
+    assert len({row["sample"] for row in found}) == 32
+    assert found[0]["visual_tokens"] == 4
+
+
 def test_a_tracker_is_named_once():
     with pytest.raises(ValueError, match="name each tracker once"):
         load_config("tiny", ["run.trackers=[wandb,wandb]"])

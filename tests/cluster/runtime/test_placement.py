@@ -38,6 +38,13 @@ def test_gpus_of_an_llm_judge_count_and_are_named():
     )
 
 
+def test_spares_take_what_a_rank_takes_but_no_run_waits_for_them():
+    config = load_config("visionthink_7b_8gpu", ["learner.num_spares=1"])
+    without = load_config("visionthink_7b_8gpu", [])
+    assert place(config).total(config).num_gpus == place(without).total(without).num_gpus + config.learner.num_gpus
+    assert place(config).least(config) == place(without).least(without)
+
+
 def sized(now, *, has_autoscaler=False, most=None):
     return ClusterSize(now=now, has_autoscaler=has_autoscaler, most=most)
 

@@ -12,6 +12,7 @@ from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.config_cli import show_config, show_version
 from cluster.datasets.cli import data_app
 from cluster.datasets.shipped import make_missing_data, missing_shapes
+from cluster.evaluation.cli import evaluate
 from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
 from cluster.jobs.package import check_outlives_job
@@ -29,12 +30,11 @@ from cluster.shell import (
     process_started_at,
     report_errors,
     run_async,
-    warn_user,
 )
 from cluster.status.cli import scale, status
 from cluster.stopping import Stopping
 from cluster.viewer.cli import report, view
-from configs.load import load_config, load_saved
+from configs.load import load_config
 from configs.paths import resolve_paths
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
+app.command(name="eval")(evaluate)
 app.add_typer(cluster_app, name="cluster")
 app.command()(ask)
 app.command()(serve)
@@ -120,63 +121,6 @@ def train(
         display.say(f"report: {summary['run']}/report.html")
         if as_json:
             print_json(summary)
-
-
-@app.command(name="eval")
-def evaluate(
-    overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder. Default: model.path of the config."),
-    ] = None,
-    episodes: Annotated[
-        Path | None,
-        typer.Option(
-            help="Parquet file for the episodes. Default for the policy of a run: RUN/heldout/eval-STEP.parquet."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate on the held-out split with greedy decoding: the policy, always-quarter and always-full.
-
-    The policy of a run is evaluated with the settings of that run, unless --config is given.
-    """
-    with report_errors():
-        from actors.data.dataset import Dataset
-        from cluster.display import Display
-        from cluster.evaluate import Evaluation
-        from cluster.evaluate import evaluate as play_split
-        from cluster.folders import CONFIG
-        from cluster.launch import launch_fleet
-        from cluster.policies import find_policy, materialize
-        from cluster.records.episodes import rows_of_evaluation, write_episodes
-
-        source = find_policy(policy) if policy else None
-        chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
-        given = [*(overrides or []), *chosen]
-        run_folder = source.run if source and config == "tiny" else None
-        loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-        settings = fetch_named(resolve_paths(loaded), keys=("model.path", "data.heldout"), say=warn_user)
-        make_missing_data(settings)
-        heldout = Dataset.open(settings.data.heldout, settings.data.columns)
-        display = Display(settings)
-
-        async def play() -> Evaluation:
-            async with launch_fleet(settings, display=display) as fleet:
-                return await play_split(fleet, heldout, settings, display)
-
-        evaluation = run_async(play())
-        step = source.step if source and source.step is not None else 0
-        if episodes is None and source is not None and source.run is not None:
-            episodes = source.run / "heldout" / f"eval-{step:06d}.parquet"
-        if episodes is not None:
-            episodes.parent.mkdir(parents=True, exist_ok=True)
-            write_episodes(episodes, rows_of_evaluation(step, evaluation.plays))
-            display.say(f"episodes: {episodes}")
-        display.evaluation_done(evaluation.figures())
-        if as_json:
-            print_json(evaluation.figures())
 
 
 @app.command()

@@ -26,6 +26,10 @@ class HeldoutPlay:
     kind: Kind
     played: PlayedGroup
     outcomes: tuple[Outcome, ...]
+    scores: tuple[float, ...] = ()
+    """From 0 to 1, one per judgement of the answer, where a benchmark's metric gives them."""
+    seconds: float | None = None
+    """From the request to the played group, where nothing else waited in front of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,14 @@ def _score(plays: Sequence[HeldoutPlay], kind: Kind) -> PlayScore:
 
 
 async def _play(fleet: Fleet, config: Config, kind: Kind, ref: SampleRef, display: Display) -> HeldoutPlay | None:
+    played = await play_greedily(fleet, config, kind, ref, display)
+    return None if played is None else HeldoutPlay(kind=kind, played=played, outcomes=await fleet.judge(played))
+
+
+async def play_greedily(
+    fleet: Fleet, config: Config, kind: Kind, ref: SampleRef, display: Display
+) -> PlayedGroup | None:
+    """One greedy episode of a sample; None, with a warning, where it failed or its row is unusable."""
     request = PlayRequest(ref=ref, kind=kind, greedy=True, num_episodes=1, run=config.run.name, step=0, attempt=0)
     try:
         played, _ = await fleet.rollouts.play(request)
@@ -100,4 +112,4 @@ async def _play(fleet: Fleet, config: Config, kind: Kind, ref: SampleRef, displa
     if isinstance(played, SkippedSample):
         display.warn_once(f"skipped {played.reason}")
         return None
-    return HeldoutPlay(kind=kind, played=played, outcomes=await fleet.judge(played))
+    return played

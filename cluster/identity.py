@@ -81,7 +81,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
     return Identity(
         dataset=train_set.identity(),
         chat_template=_chat_template(Path(config.model.path)),
-        model=_hash_model(Path(config.model.path)),
+        model=hash_model(Path(config.model.path)),
         revisions=dict(_revisions(config)),
         prompt=_short_hash(asdict(load_prompt_style(config.model.prompt))),
         judge=_judge(config.judge),
@@ -172,7 +172,8 @@ def _judge(config: JudgeConfig) -> str:
     return judge_version(replace(config, llm=replace(config.llm, base_url=LLMJudgeConfig().base_url)))
 
 
-def _hash_model(folder: Path) -> str:
+def hash_model(folder: Path) -> str:
+    """Hash of a model folder: of its JSON and safetensors files, large ones by name and size."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -14,6 +14,8 @@ from configs.judges import JudgeConfig
 from judge.calls import JudgeHandle, LLMCalls
 from judge.limits import loop_time
 from judge.llm.cache import JudgedAnswer, VerdictCache, verdict_key
+from judge.llm.prompt import prompt_of
+from judge.llm.version import version_for
 from judge.rules.judge import RulesJudge
 from judge.trust.precheck import Precheck
 from judge.verdict import FINAL, Failure, Judge, JudgeCounts, JudgeRequest, NoVerdict, Outcome, Usage, Verdict
@@ -52,6 +54,7 @@ class JudgePool:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         assert handle is not None or not config.has_llm, "an LLM judges, and nothing reaches it"
+        self._config = config
         self._local = local_judges(config) if local is None else local
         self._calls = LLMCalls(handle, config, wake=wake, warn=warn) if handle and config.has_llm else None
         self._store = store
@@ -67,12 +70,14 @@ class JudgePool:
     async def grade(self, request: JudgeRequest) -> tuple[Outcome, ...]:
         """One outcome per prediction. Equal ones are judged once, also those that another group asks about right now.
 
+        Rules and pre-checks take part in verdicts alone; any other task is the LLM's.
+
         Raises:
             JudgeError: the judges were away for longer than `max_pause_s`.
         """
         started = loop_time()
         outcomes: dict[str, Outcome] = dict.fromkeys(request.predictions, _OPEN)
-        for judge in self._local:
+        for judge in self._local if request.task == "verdict" else ():
             left = _undecided(outcomes)
             outcomes |= zip(left, await judge.grade(replace(request, predictions=left)), strict=True)
         if self._calls is not None:
@@ -92,7 +97,9 @@ class JudgePool:
         """What needs no call, by prediction."""
         if self._store is None or not predictions:
             return {}
-        keys = {p: verdict_key(request.question, request.reference, p, self._judge_version) for p in predictions}
+        config = self._config
+        version = version_for(self._judge_version, request, config, lambda task: prompt_of(config, task))
+        keys = {p: verdict_key(request.question, request.reference, p, version) for p in predictions}
         found = await self._store.get(list(keys.values()))
         known: dict[str, Outcome] = {prediction: found[key] for prediction, key in keys.items() if key in found}
         self._counts += JudgeCounts(num_cache_hits=len(known))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,8 @@ class Verdict:
     model: str = ""
     """The model that answered, by the endpoint's own word: a name such as `gpt-4o` moves from one to another."""
     usage: Usage = Usage()
+    reply: str = ""
+    """The grade or the extracted answer, where the LLM was asked for one instead of a verdict (see `Task`)."""
     failure: ClassVar[None] = None
 
 
@@ -78,6 +80,11 @@ class NoVerdict:
 Outcome: TypeAlias = Verdict | NoVerdict
 
 
+Task: TypeAlias = Literal["verdict", "grade", "extract"]
+"""`verdict`: right or wrong. `grade`: from 0 to 1 in tenths, right from 0.5 on. `extract`: the final answer that a
+longer one comes to; the reference says in what form. Only an LLM can do the last two."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRequest:
     """Answers to one question, of a group or one alone. Text only: a judge sees neither picture nor reasoning."""
@@ -85,6 +92,9 @@ class JudgeRequest:
     question: str
     reference: str
     predictions: tuple[str, ...]
+    task: Task = "verdict"
+    run: int = 0
+    """Which of several independent judgements this is. The LLM gets it as its seed; each is cached for itself."""
 
 
 class Judge(Protocol):

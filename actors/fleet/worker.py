@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from actors.data.benchmarks.dataset import BenchmarkSet, open_samples
 from actors.data.dataset import Dataset
 from actors.engine.vllm_engine import VllmEngine
 from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
@@ -45,7 +46,7 @@ class RolloutWorker:
         end_on_sigterm()
         self._rollout = rollout
         self._data = data
-        self._datasets: dict[str, Dataset] = {}
+        self._datasets: dict[str, Dataset | BenchmarkSet] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
         model = replace(model, path=local_copy(model.path))
         tokenizer = load_tokenizer(model.path)
@@ -86,7 +87,7 @@ class RolloutWorker:
         except MemoryError as error:
             raise SampleError("its image does not fit into memory") from error
 
-    async def _play(self, request: PlayRequest, dataset: Dataset) -> tuple[PlayedGroup, np.ndarray]:
+    async def _play(self, request: PlayRequest, dataset: Dataset | BenchmarkSet) -> tuple[PlayedGroup, np.ndarray]:
         sample = await self._read(dataset, request.ref)
         cut = await self._cutter.cut(sample.image)
         try:
@@ -174,15 +175,15 @@ class RolloutWorker:
         self._reader.shutdown(wait=False, cancel_futures=True)
         self._engine.shutdown()
 
-    async def _dataset(self, path: str) -> Dataset:
-        def opened() -> Dataset:
+    async def _dataset(self, path: str) -> Dataset | BenchmarkSet:
+        def opened() -> Dataset | BenchmarkSet:
             if path not in self._datasets:
-                self._datasets[path] = Dataset.open(path, self._data.columns_of(path))
+                self._datasets[path] = open_samples(path, self._data.columns_of(path))
             return self._datasets[path]
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, opened)
 
-    async def _read(self, dataset: Dataset, ref: SampleRef) -> Sample:
+    async def _read(self, dataset: Dataset | BenchmarkSet, ref: SampleRef) -> Sample:
         return await asyncio.get_running_loop().run_in_executor(self._reader, dataset.read, ref)
 
 

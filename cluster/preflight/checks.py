@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.data.dataset import Dataset
+from actors.data.benchmarks.dataset import open_samples
 from actors.errors import DataError, RunError, VisionThinkError
 from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
@@ -209,7 +209,7 @@ def data_problems(key: str, path: str, columns: ColumnsConfig) -> Iterator[Excep
         remedy = f"{key}={path!r} has a Git LFS pointer instead of {pointers[0].name}: run `git lfs pull` in it"
         yield DataError(remedy)
         return
-    for error in raised([lambda: Dataset.open(path, columns)]):
+    for error in raised([lambda: open_samples(path, columns)]):
         yield DataError(f"{key}: {error}{_hub_remedy(path)}")
 
 

@@ -48,6 +48,7 @@ EPISODES = pa.schema(
         ("answer", pa.string()),
         ("is_well_formed", pa.bool_()),
         ("is_correct", pa.bool_()),
+        ("scores", pa.list_(pa.float64())),
         ("judge", pa.string()),
         ("reason", pa.string()),
         ("judge_version", pa.string()),
@@ -60,6 +61,7 @@ EPISODES = pa.schema(
         ("is_trained", pa.bool_()),
         ("oldest_version", pa.int64()),
         ("newest_version", pa.int64()),
+        ("seconds", pa.float64()),
         ("turns", pa.list_(TURN)),
     ]
 )
@@ -84,7 +86,23 @@ def rows_of_evaluation(step: int, plays: Sequence[HeldoutPlay]) -> Iterator[dict
     """All episodes of an evaluation; without a group there is no reward and no advantage."""
     for play in plays:
         for episode, outcome in zip(play.played.episodes, play.outcomes, strict=True):
-            yield _row(step, play.kind, play.played, episode, outcome)
+            row = _row(step, play.kind, play.played, episode, outcome)
+            yield row | {"scores": list(play.scores), "seconds": play.seconds}
+
+
+def outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    """What a row says of the judgement."""
+    verdict = outcome if isinstance(outcome, Verdict) else None
+    return {
+        "is_correct": verdict and verdict.is_correct,
+        "judge": verdict and verdict.judge,
+        "reason": outcome.reason,
+        "judge_version": verdict and verdict.judge_version,
+        "judge_model": verdict and verdict.model,
+        "num_calls": outcome.usage.num_calls,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "reply_tokens": outcome.usage.reply_tokens,
+    }
 
 
 def _rows_of_group(step: int, group: ScoredGroup, *, is_trained: bool) -> Iterator[dict[str, Any]]:
@@ -116,14 +134,7 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
         "asked": episode.asked,
         "answer": episode.answer,
         "is_well_formed": episode.is_well_formed,
-        "is_correct": outcome.is_correct if isinstance(outcome, Verdict) else None,
-        "judge": outcome.judge if isinstance(outcome, Verdict) else None,
-        "reason": outcome.reason,
-        "judge_version": outcome.judge_version if isinstance(outcome, Verdict) else None,
-        "judge_model": outcome.model if isinstance(outcome, Verdict) else None,
-        "num_calls": outcome.usage.num_calls,
-        "prompt_tokens": outcome.usage.prompt_tokens,
-        "reply_tokens": outcome.usage.reply_tokens,
+        **outcome_columns(outcome),
         "is_trained": False,
         "oldest_version": episode.oldest_version,
         "newest_version": episode.newest_version,

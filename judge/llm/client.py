@@ -16,10 +16,10 @@ from openai import APIError, AsyncOpenAI
 from actors.errors import JudgeError
 from configs.judges import ROUND_TRIP_S, JudgeConfig
 from judge.llm.endpoint import NO_KEY, connect, describe_failure, one_line, proxy_of, read_key
-from judge.llm.prompt import build_messages, call_options, clean_texts, load_wording, read_completion
-from judge.llm.version import judge_version
+from judge.llm.prompt import build_messages, call_options, clean_texts, prompt_of, read_completion
+from judge.llm.version import judge_version, version_for
 from judge.outages import PROBE
-from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Usage
+from judge.verdict import Failure, JudgeRequest, NoVerdict, Outcome, Task, Usage
 
 PREFLIGHT_S = 15.0
 REMEDIES = {
@@ -43,7 +43,8 @@ class LLMJudge:
             ValueError: the wording cannot be used.
         """
         self._name, self._config = config.chain[-1], config
-        self._prompt = load_wording(config.llm.prompt).filled(config)
+        tasks: tuple[Task, ...] = ("verdict", "grade", "extract")
+        self._prompts = {task: prompt_of(config, task) for task in tasks}
         self._secret = secrets.token_bytes(32)
         self._version = judge_version(config)
         self._client: AsyncOpenAI | None = None
@@ -82,19 +83,20 @@ class LLMJudge:
         texts = clean_texts(*asked, max_field_chars=llm.max_field_chars, max_answer_chars=cap)
         if not texts["reference"]:
             return NoVerdict(reason="the reference answer is empty", failure=Failure.REJECTED)
-        outcome = await self._call(client, build_messages(self._prompt, texts, self._secret))
+        messages = build_messages(self._prompts[request.task], texts, self._secret)
+        outcome = await self._call(client, messages, request)
         reason = outcome.reason
         if isinstance(outcome, NoVerdict) and self._name != "cluster" and (proxy := proxy_of(llm.base_url)[1]):
             reason = f"through {proxy}: {reason}"
         return replace(outcome, reason=one_line(reason, self._keys))
 
-    async def _call(self, client: AsyncOpenAI, messages: Any) -> Outcome:
+    async def _call(self, client: AsyncOpenAI, messages: Any, request: JudgeRequest) -> Outcome:
         llm = self._config.llm
         try:
             # One deadline for all of it: the client's own starts anew with every byte of a slow reply.
             async with asyncio.timeout(llm.try_timeout_s) as deadline:
                 raw = client.chat.completions.with_raw_response
-                response = await raw.create(messages=messages, **call_options(llm))
+                response = await raw.create(messages=messages, **call_options(llm, request.task, request.run))
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -104,7 +106,9 @@ class LLMJudge:
             outcome = describe_failure(error)
             self._is_key_stale |= outcome.failure is Failure.DENIED
             return outcome
-        return read_completion(response.http_response.text, llm.reply, judge=self._name, judge_version=self._version)
+        version = version_for(self._version, request, self._config, self._prompts.__getitem__)
+        body, task = response.http_response.text, request.task
+        return read_completion(body, llm.reply, judge=self._name, judge_version=version, task=task)
 
 
 async def preflight_judge(config: JudgeConfig, *, warn: Callable[[str], None], timeout_s: float = PREFLIGHT_S) -> None:

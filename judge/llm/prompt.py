@@ -21,7 +21,8 @@ import yaml
 
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.fence import clean_text, fence, group_code
-from judge.verdict import Failure, NoVerdict, Outcome, Usage, Verdict
+from judge.llm.tasks import GRADES, MIN_EXTRACT_TOKENS, parse_task_reply, reply_schema, task_prompt
+from judge.verdict import Failure, NoVerdict, Outcome, Task, Usage, Verdict
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "prompts"
 SAMPLING = {"temperature": 0.0, "seed": 0}
@@ -91,6 +92,15 @@ def load_wording(name: str) -> Wording:
         raise ValueError(f"judge.llm.prompt={name!r} is invalid: {why}; give `judge`, or a YAML file") from error
 
 
+def prompt_of(config: JudgeConfig, task: Task) -> tuple[str, str]:
+    """System and user text of a task, without the data.
+
+    Raises:
+        ValueError: the wording of verdicts cannot be used.
+    """
+    return load_wording(config.llm.prompt).filled(config) if task == "verdict" else task_prompt(task, config.llm.reply)
+
+
 def clean_texts(
     question: str, reference: str, prediction: str, *, max_field_chars: int, max_answer_chars: int
 ) -> dict[str, str]:
@@ -114,21 +124,23 @@ def build_messages(prompt: tuple[str, str], texts: Mapping[str, str], secret: by
     return [*system, {"role": "user", "content": _fill(prompt[1], words)}]
 
 
-def call_options(config: LLMJudgeConfig) -> dict[str, Any]:
+def call_options(config: LLMJudgeConfig, task: Task = "verdict", run: int = 0) -> dict[str, Any]:
     """What a chat completion is asked for besides the messages."""
     options: dict[str, Any] = {"model": config.model, "n": 1}
+    most = max(config.max_reply_tokens, MIN_EXTRACT_TOKENS if task == "extract" else 0)
     if config.thinks:  # such models take no temperature
-        options |= {"max_completion_tokens": config.max_reply_tokens}
+        options |= {"max_completion_tokens": most}
     else:
-        options |= {"max_tokens": config.max_reply_tokens, **SAMPLING}
+        options |= {"max_tokens": most, **SAMPLING, "seed": run}
     if config.reply == "json":
-        verdict = {"type": "integer", "enum": [0, 1]}
-        form = {"type": "object", "properties": {"verdict": verdict}, "required": ["verdict"]}
-        schema = {"name": "verdict", "strict": True, "schema": {**form, "additionalProperties": False}}
+        name, value = reply_schema(task)
+        form = {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
+        schema = {"name": name, "strict": True, "schema": form}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif config.reply == "choice":
+    elif config.reply == "choice" and task != "extract":
         # vLLM's own extension of the protocol, so the client does not know it.
-        options["extra_body"] = {"structured_outputs": {"choice": ["0", "1"]}}
+        choices = list(GRADES) if task == "grade" else ["0", "1"]
+        options["extra_body"] = {"structured_outputs": {"choice": choices}}
     return options
 
 
@@ -141,18 +153,18 @@ def parse_verdict(text: str, form: str) -> bool | None:
     return found[1] == "1" if found else None
 
 
-def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> Outcome:
+def read_completion(body: str, form: str, *, judge: str, judge_version: str, task: Task = "verdict") -> Outcome:
     """Outcome of a call that the endpoint answered with success and a body meant to be a chat completion in JSON.
 
     `form` is that of `judge.llm.reply`; `judge` and `judge_version` are for the verdict.
     """
-    usage, is_correct = Usage(num_calls=1), None
+    usage, is_correct, reply = Usage(num_calls=1), None, ""
     try:
         completion = json.loads(body)
         tokens = completion.get("usage") or {}
         counted = (tokens.get("prompt_tokens"), tokens.get("completion_tokens"))  # 0 where the endpoint does not say
-        prompt, reply = (count if type(count) is int and count >= 0 else 0 for count in counted)
-        usage = Usage(num_calls=1, prompt_tokens=prompt, reply_tokens=reply)
+        sent, received = (count if type(count) is int and count >= 0 else 0 for count in counted)
+        usage = Usage(num_calls=1, prompt_tokens=sent, reply_tokens=received)
         (choice,) = completion["choices"]
         end, message = choice["finish_reason"], choice["message"]
         if end == "content_filter":
@@ -162,16 +174,19 @@ def read_completion(body: str, form: str, *, judge: str, judge_version: str) -> 
         elif end != "stop":
             reason = f"the reply ended by {shown(str(end))}, not by stop"
         else:
-            is_correct, reason = parse_verdict(message["content"], form), shown(message["content"])
-            reason = f"not a verdict: {reason}" if is_correct is None else f"replied {reason}"
+            text = message["content"]
+            if task == "verdict":
+                is_correct = parse_verdict(text, form)
+            elif (found := parse_task_reply(task, text, form)) is not None:
+                is_correct, reply = found
+            reason = f"not a {task}: {shown(text)}" if is_correct is None else f"replied {shown(text)}"
         model = str(completion.get("model") or "")
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
         reason = f"no chat completion with one choice: {shown(body)}"
     if is_correct is None:
         return NoVerdict(reason=f"unusable reply: {reason}", failure=Failure.UNUSABLE, usage=usage)
-    return Verdict(
-        is_correct=is_correct, judge=judge, reason=reason, judge_version=judge_version, model=model, usage=usage
-    )
+    who = {"judge": judge, "judge_version": judge_version, "model": model}
+    return Verdict(is_correct=is_correct, reason=reason, usage=usage, reply=reply, **who)
 
 
 def shown(text: str) -> str:

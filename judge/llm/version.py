@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from configs.judges import JudgeConfig
 from judge.llm.prompt import call_options, load_wording
 from judge.llm.served_model import model_id
+from judge.verdict import JudgeRequest, Task
 
 FORMAT = 1
 """Raise it when the same wording and texts give another prompt, or the same reply is read as another verdict."""
@@ -34,3 +36,13 @@ def judge_version(config: JudgeConfig) -> str:
     asked = [call_options(llm), load_wording(llm.prompt).filled(config)]
     parts = [FORMAT, endpoint, llm.revision, asked, llm.max_field_chars]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def version_for(
+    version: str, request: JudgeRequest, config: JudgeConfig, prompt: Callable[[Task], tuple[str, str]]
+) -> str:
+    """The version of a judge for one request: its own for a first verdict, another for each other task and run."""
+    if request.task == "verdict" and not request.run:
+        return version
+    asked = [request.run, prompt(request.task), call_options(config.llm, request.task, request.run)]
+    return f"{version}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]}"

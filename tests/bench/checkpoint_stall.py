@@ -60,7 +60,9 @@ async def measure(config: Config, repeats: int) -> dict[str, float]:
     events = []
     prompts = PromptCursor(dataset="none", num_rows=100, seed=0)
     driver = DriverParts(
-        identity=Identity(dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}),
+        identity=Identity(
+            dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}, revisions={}
+        ),
         prompts=prompts,
         judge_watch=SimpleNamespace(totals=dict),
     )

@@ -51,6 +51,7 @@ SETTINGS = [
     "rollout.max_restarts=10",
 ]
 SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4", "judge.chain=[openai]", "judge.llm.model=scripted"]
+SHORT += ["judge.cache="]  # each answer is a call
 """Something to learn from up to the last steps."""
 LONG = [f"train.num_steps={FIRST_FAULT + 3 * FAULT_EVERY}", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
 LONG += ["learner.num_spares=1"]

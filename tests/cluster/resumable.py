@@ -73,7 +73,9 @@ async def run(folder: Path, num_steps: int, *, model: Path, stop_after: int | No
     learner = OneRank(start_rank(model, **settings))
     prompts = PromptCursor(dataset="none", num_rows=7, seed=3)
     driver = DriverParts(
-        identity=Identity(dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}),
+        identity=Identity(
+            dataset="none", chat_template="", model="", prompt="", judge="", packages={}, settings={}, revisions={}
+        ),
         prompts=prompts,
         judge_watch=SimpleNamespace(totals=dict, restore=lambda totals: None),
     )

@@ -19,7 +19,14 @@ from learner.state.snapshot import Counters, Piece, Share
 
 def identity(dataset):
     return Identity(
-        dataset=dataset, chat_template="c", model="m", prompt="p", judge="j", packages={"ray": "2"}, settings={}
+        dataset=dataset,
+        chat_template="c",
+        model="m",
+        prompt="p",
+        judge="j",
+        packages={"ray": "2"},
+        settings={},
+        revisions={},
     )
 
 

@@ -1,0 +1,105 @@
+"""What `visionthink ask` shows, played by a scripted engine, and what both commands refuse before anything starts."""
+
+import json
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.serving import policy
+from cluster.serving.cli import _engine_log
+from tests.cluster.serving.endpoint import LOOK, ScriptedEngine, encoded, policy_of
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Runs the command about a red picture."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(encoded("red"))
+    engines = []
+
+    async def start(config):
+        engines.append(ScriptedEngine())
+        os.write(2, b"the engine says a lot\n")
+        return policy_of(engines[-1])
+
+    monkeypatch.setattr(policy, "start_policy", start)
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["ask", str(picture), *arguments])
+        assert all(engine.is_shut_down for engine in engines)
+        return done
+
+    return run
+
+
+def test_both_turns_are_shown_and_what_they_cost(ask, capfd):
+    done = ask(f"which colour, seen {LOOK}?")
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[:6] == [
+        "starting the engine",
+        "turn 1: quarter view, 16 visual tokens",
+        "unclear",
+        "asks for the full view",
+        "turn 2: full view, 64 visual tokens",
+        "clear é",
+    ]
+    assert lines[6] == "red"
+    assert "80 visual tokens, always-full 64: 16 more" in " ".join(lines[7:])
+    assert "the engine says" not in done.output + "".join(capfd.readouterr())
+
+
+def test_as_json(ask):
+    found = json.loads(ask("which colour?", "--json").stdout.splitlines()[-1])
+    assert (found["answer"], found["reasoning"], found["status"]) == ("red", "clear é", "answered")
+    assert [turn["view"] for turn in found["turns"]] == ["quarter"]
+    assert found["usage"]["visual_tokens"] == {"spent": 16, "always_full": 64, "saved": 48}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["x", "--resolution", "half"], "must be auto, quarter, full"),
+        (["x", "--policy", "/nowhere"], "holds no policy"),
+        (["why? " * 1000], "exceeds rollout.max_prompt_tokens"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(ask, arguments, reason):
+    done = ask(*arguments)
+    assert done.exit_code == 1
+    assert reason in " ".join(done.output.split())
+
+
+def test_the_log_of_the_engine_stays_only_if_something_failed(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with _engine_log():
+        os.write(2, b"noise\n")
+    assert list(tmp_path.iterdir()) == []
+
+    def fail():
+        with _engine_log():
+            os.write(2, b"why it broke\n")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    (log,) = tmp_path.iterdir()
+    assert log.read_text() == "why it broke\n"
+    assert log.name in "".join(capfd.readouterr().err.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--api-key-file", "/nowhere"], "cannot be read"),
+        (["--replicas", "0"], "--replicas"),
+        (["--replicas", "4..1"], "--replicas"),
+        (["--policy", "/nowhere"], "holds no policy"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(arguments, reason):
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert done.exit_code == 1
+    assert reason in " ".join(done.output.split())

@@ -70,16 +70,11 @@ def evaluate(
     the settings of that run, unless --config is given.
     """
     with report_errors():
-        from cluster.evaluation.suites import HELDOUT, open_suites, parse_suites, suite_judges
+        from cluster.evaluation.suites import HELDOUT, parse_suites
 
         names = parse_suites(suite)
         source, settings = _settings(config, overrides or [], policy, needs_split=HELDOUT in names)
-        if HELDOUT in names:
-            make_missing_data(settings)
-        suites = open_suites(names, suite_dir, settings, limit)
-        split = settings.data.heldout if HELDOUT in names else suites[0].path
-        data = dataclasses.replace(settings.data, heldout=split)
-        settings = dataclasses.replace(settings, data=data, judge=suite_judges(settings.judge, suites))
+        settings, suites = _open(settings, names, suite_dir, limit)
         step = source.step or 0 if source else 0
         folder = out or _default_folder(source, settings)
         comparisons, heldout = _evaluate(settings, suites, folder, restart=restart, num_judgements=1 + rejudge)
@@ -104,6 +99,18 @@ def _settings(
     loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
     keys = ("model.path", "data.heldout") if needs_split else ("model.path",)
     return source, fetch_named(resolve_paths(loaded), keys=keys, say=warn_user)
+
+
+def _open(settings: Config, names: list[str], suite_dir: Path | None, limit: int | None) -> tuple[Config, list[Suite]]:
+    """The suites, and the settings with the data and the judges that they need."""
+    from cluster.evaluation.suites import HELDOUT, open_suites, suite_judges
+
+    if HELDOUT in names:
+        make_missing_data(settings)
+    suites = open_suites(names, suite_dir, settings, limit)
+    split = settings.data.heldout if HELDOUT in names else suites[0].path
+    data = dataclasses.replace(settings.data, heldout=split)
+    return dataclasses.replace(settings, data=data, judge=suite_judges(settings.judge, suites)), suites
 
 
 def _default_folder(source: PolicySource | None, settings: Config) -> Path:

@@ -50,7 +50,7 @@ class Wandb:
         except ImportError as error:
             raise _missing("wandb") from error
         self._table = wandb.Table
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         quiet = wandb.Settings(silent=True, console="off")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

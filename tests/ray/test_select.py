@@ -31,7 +31,7 @@ def test_a_killed_selection_by_name_goes_on_and_finds_who_needs_the_full_view(tm
         hub.repo("models", "org/tiny").push(TINY, "v1")
         hub.repo("datasets", "org/shapes").push({"train.parquet": shapes["train"].read_bytes()})
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-        env |= {"PYTHONPATH": str(ROOT)}
+        env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}  # engines of other tests leave it set
         settings = {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen([*command, f"data.heldout={shapes['heldout']}"], **settings) as killed:
             finished = wait_for_lines(out / "samples.jsonl", NUM_BEFORE_KILL, killed)

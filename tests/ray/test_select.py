@@ -15,7 +15,7 @@ from actors.data.dataset import Dataset
 from actors.data.shapes import make_shapes
 from tests.fake_hub import fake_hub
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {file.name: file.read_bytes() for file in (ROOT / "configs" / "tiny").iterdir() if file.is_file()}

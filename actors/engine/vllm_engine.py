@@ -41,6 +41,7 @@ def set_engine_environment(config: RolloutConfig) -> None:
     """Set environment variables that vLLM reads at import. Existing settings of the user take precedence."""
     own_engines()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if config.num_gpus == 0:
@@ -300,7 +301,9 @@ class VllmEngine:
         await self._generate(prompt, params, str(next(self._numbers)))
 
     def shutdown(self) -> None:
+        """End the engine's processes. Nothing else may be called afterwards."""
         self._engine.shutdown()
+        del self._engine, self._turns  # vLLM complains of an engine that is collected at the end of the process
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.faults.test_stop import await_steps, left_behind, shapes, start
+from tests.faults.test_stop import AGENTS, await_no_agents, await_steps, left_behind, shapes, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,9 +37,10 @@ def test_a_run_whose_head_is_killed_ends_and_the_same_command_goes_on_with_it(tm
     print(f"ended after {time.monotonic() - killed_at:.1f} s, code {process.returncode}: {errors[-500:]}", flush=True)
     assert process.returncode not in (0, None)
     deadline = time.monotonic() + 60
-    while (left := left_behind(process.pid)) and time.monotonic() < deadline:
+    while (left := left_behind(process.pid, beside=AGENTS)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
+    await_no_agents(process.pid)
     again = start(tmp_path, shapes, *SETTINGS)
     errors = again.communicate(timeout=400)[1]
     assert again.returncode == 0, errors[-3000:]

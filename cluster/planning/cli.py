@@ -30,7 +30,7 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     pixels: Annotated[
         int | None,
-        typer.Option(help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
+        typer.Option(min=1, help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
     ] = None,
     turn_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean tokens generated per turn. Default: up to 256.")

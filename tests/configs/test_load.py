@@ -269,13 +269,14 @@ def test_updates_are_streamed_where_the_next_batch_is_waited_for(depth, gpus):
     assert not load_config("tiny", shares).streams_updates
 
 
-FLOATS = [each.key for each in describe_fields() if each.type == "float"]
+FLOATS = {each.key.rpartition(".")[0]: each.key for each in describe_fields() if each.type == "float"}
+"""One of each section."""
 
 
 @pytest.mark.parametrize("value", ["nan", "1e999"])
 def test_a_number_that_is_not_finite_is_refused_by_its_name(value):
-    assert len(FLOATS) > 20
-    for key in FLOATS:
+    assert len(FLOATS) > 5
+    for key in FLOATS.values():
         with pytest.raises(ValueError, match=key):
             load_config("tiny", [f"{key}={value}"])
 

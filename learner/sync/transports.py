@@ -33,7 +33,7 @@ POLL_S = 5e-5
 
 
 class SendingEnd(Protocol):
-    """One transport, for as long as the set of receivers stays the same."""
+    """One transport, for as long as the set of receivers stays the same. It overrides what it has work for."""
 
     is_rendezvous: bool = False
     """Whether receivers take part in what is sent; otherwise what was delivered waits to be fetched."""
@@ -46,9 +46,11 @@ class SendingEnd(Protocol):
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
+        return
 
     def begin(self) -> None:
         """Start a version; memory of earlier ones may be used again."""
+        return
 
     @abstractmethod
     def bucket(self, index: int) -> Tensor:
@@ -56,6 +58,7 @@ class SendingEnd(Protocol):
 
     def deliver(self, index: int) -> None:
         """Pass on a filled bucket."""
+        return
 
     def finish(self) -> dict[str, Any]:
         """Wait until the version is delivered; returns what receivers need to fetch it."""
@@ -63,9 +66,11 @@ class SendingEnd(Protocol):
 
     def release(self) -> None:
         """Free what receivers have fetched."""
+        return
 
     def close(self) -> None:
         """Leave the receivers, whatever is under way, and free all memory. Never fails."""
+        return
 
 
 class SharedMemoryEnd(SendingEnd):

@@ -58,14 +58,18 @@ def parse_name(kind: Kind, text: str) -> HubName | None:
     None for a path.
 
     Raises:
-        ValueError: it begins as one but is none, or names a repository of another kind.
+        ValueError: it begins as one but is none, or names a repository of another kind; the message begins with it.
     """
     is_bare = kind == "model" and not Path(text).exists() and looks_like_hub_id(text)
     if not is_bare and not text.startswith(SCHEMES):
         return None
     from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
 
-    named = parse_hf_uri(f"hf://{text}" if is_bare else text)
+    try:
+        named = parse_hf_uri(f"hf://{text}" if is_bare else text)
+    except HfUriError as error:
+        raise ValueError(f"{text!r} is invalid: {' '.join(str(error).split())}") from error
     says_kind = re.match(r"(hf://|https://huggingface\.co/)(models|datasets|spaces|kernels|buckets)/", text) is not None
     if says_kind and named.type != kind:
         raise ValueError(f"{text!r} is invalid: names a {named.type}; give a {kind}, as in hf://{kind}s/ORG/NAME")

@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from actors.config_json import read_config_json, vision_settings
 from actors.errors import ImageError
+from configs.schema import ModelConfig
 
 View_HW3 = npt.NDArray[np.uint8]
 
@@ -88,28 +90,30 @@ class ViewSpec:
         return self.patch_size * self.merge_size
 
     @classmethod
-    def from_model(cls, path: str, *, min_pixels: int, max_pixels: int) -> Self:
-        """Patches and normalisation of a model folder; ValueError when its `config.json` has no patch or merge size.
+    def from_model(cls, model: ModelConfig) -> Self:
+        """Patches and normalisation of the model's folder, and the budget of its settings.
 
         Without a `preprocessor_config.json`, mean and std are CLIP's.
+
+        Raises:
+            ValueError: the folder's `config.json` has no patch or merge size.
         """
-        config = json.loads((Path(path) / "config.json").read_text())
-        vision = config.get("vision_config", {}) if isinstance(config, dict) else {}
+        vision = vision_settings(read_config_json(model.path))
         try:
             patch_size, merge_size = int(vision["patch_size"]), int(vision["spatial_merge_size"])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"model.path={path!r} is invalid: its config.json has no vision_config with patch_size and "
+                f"model.path={model.path!r} is invalid: its config.json has no vision_config with patch_size and "
                 "spatial_merge_size; give a folder of the Qwen2.5-VL family"
             ) from error
-        preprocessor = Path(path) / "preprocessor_config.json"
+        preprocessor = Path(model.path) / "preprocessor_config.json"
         processor = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}
         return cls(
             patch_size=patch_size,
             merge_size=merge_size,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            temporal_patch_size=int(vision.get("temporal_patch_size", 2)),
+            min_pixels=model.min_pixels,
+            max_pixels=model.max_pixels,
+            temporal_patch_size=int(vision["temporal_patch_size"]),
             mean=tuple(processor.get("image_mean", CLIP_MEAN)),
             std=tuple(processor.get("image_std", CLIP_STD)),
         )

@@ -6,11 +6,19 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from actors.errors import DataError
-from actors.hub import Kind, download, local_copy, parse_name, pin, snapshot_of
+from actors.hub import HubName, Kind, download, local_copy, parse_name, pin, snapshot_of
 from configs.schema import Config
 
 NAMES = ("model.path", "data.train", "data.heldout")
 """Settings that may name something of the hub."""
+
+
+def name_in(key: str, kind: Kind, path: str) -> HubName | None:
+    """The name of the Hub in a setting; None for a path. ValueError with the setting where it is malformed."""
+    try:
+        return parse_name(kind, path)
+    except ValueError as error:
+        raise ValueError(f"{key}={error}") from error
 
 
 def fetch_named(
@@ -27,13 +35,13 @@ def fetch_named(
 
     Raises:
         DataError: in one line, what cannot be had and how to get it.
-        ValueError: a name is malformed.
+        ValueError: a name is malformed. Both name the setting.
     """
 
     def fetched(key: str, kind: Kind, path: str, pinned: tuple[str, ...]) -> str:
         if key not in keys:
             return path
-        name = parse_name(kind, path)
+        name = name_in(key, kind, path)
         try:
             if name is None:
                 return local_copy(path)

@@ -29,7 +29,8 @@ REMEDIES = {
     "model": "set model.path to the model that the run was started with",
     "revisions": "set model.path and data.train to the revisions that the run was started with",
     "prompt": "set model.prompt to the template that the run was started with",
-    "packages": "install the versions that wrote it (`uv sync --locked` at that commit)",
+    "packages": "install the versions that wrote it (`uv sync --locked` at that commit; on GPUs with `--no-group cpu "
+    "--group gpu`)",
 }
 OTHER_JUDGE = (
     "the judge is another one than before (judge.chain, judge.llm): rewards of earlier steps are not comparable"

@@ -5,7 +5,7 @@ Look-ahead depth 0 is strictly on-policy; with depth k, rollouts run at most k v
 
 from __future__ import annotations
 
-from cluster.evaluate import evaluate
+from cluster.heldout import evaluate
 from cluster.launch import Parts
 from cluster.lookahead import Lookahead
 from cluster.serving.card import write_card

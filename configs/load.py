@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.require import require
 from configs.schema import Config
 from configs.suggest import did_you_mean
 
@@ -63,7 +65,17 @@ def _finished(merged: DictConfig, overrides: Sequence[str], file: Path) -> Confi
     except OmegaConfBaseException as error:
         raise ValueError(f"{file.name}: {_explain(error, {})}; {HELP}") from error
     assert isinstance(config, Config)
+    _require_finite(config)
     return config
+
+
+def _require_finite(section: Any, path: str = "") -> None:
+    for field in fields(section):
+        value, name = getattr(section, field.name), f"{path}{field.name}"
+        if is_dataclass(value):
+            _require_finite(value, f"{name}.")
+        elif isinstance(value, float):
+            require(math.isfinite(value), name, value, "must be a finite number; for no limit give a large one")
 
 
 def load_saved(file: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
@@ -198,6 +210,9 @@ def _merge(base: DictConfig, added: DictConfig, source: str) -> DictConfig:
     for section, settings in plain.items():
         if section in base and not isinstance(settings, dict):
             raise ValueError(f"{source}: {section} is a section: set a field of it, as in {section}.NAME=VALUE; {HELP}")
+    for path, entries in _lists(plain):
+        if any(isinstance(entry, list | dict) for entry in entries):
+            raise ValueError(f"{source}: {path} is invalid: its entries must be single values; {HELP}")
     try:
         merged = OmegaConf.merge(base, added)
     except OmegaConfBaseException as error:

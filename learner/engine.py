@@ -32,9 +32,9 @@ from learner.memory import deepspeed_stage
 from learner.rendezvous import meet_on_loopback
 from learner.state.partition import MOMENTS, Partition
 from learner.zero.gathering import GatherOrders
+from learner.zero.gradient_sums import speed_up_gradient_sums
 from learner.zero.optimizer import ClippedAdamW, adamw_settings, learning_rate
 from learner.zero.sharding import learner_settings, part_sizes
-from learner.zero.sums import shorten
 
 GATHER_ELEMENTS = 2**27
 """Parameters gathered together from ZeRO-3 shards; as many again are in flight."""
@@ -149,7 +149,7 @@ class LearnerEngine:
         )[0]
         self._orders = GatherOrders(self._engine.optimizer) if self._stage == 3 else None
         if self._stage in (1, 2) and not config.offload_optimizer:
-            shorten(self._engine.optimizer)
+            speed_up_gradient_sums(self._engine.optimizer)
         self.partition = Partition(dict(self._trained()), self._engine.optimizer, self._adam, self._stage)
         self._reset_moments()
         self._finish_writing()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from actors.config_json import text_settings, vision_settings
 from configs.learner import LearnerConfig
 
 TOLERANCE = 0.1
@@ -116,10 +117,21 @@ def learns_in_rounds(config: LearnerConfig) -> bool:
 
 
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
-    """The shape in a config.json with `text_config` and `vision_config`."""
-    given, vision = config["text_config"], config["vision_config"]
-    width, inner = given["hidden_size"], given["intermediate_size"]
-    keys = width // given["num_attention_heads"] * given["num_key_value_heads"]
+    """The shape in a config.json of either layout.
+
+    Raises:
+        ValueError: a number of it is missing, or is none.
+    """
+    try:
+        return _shape(config, text_settings(config), vision_settings(config))
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        missing = f"has no {error}" if isinstance(error, KeyError) else f"has an invalid size ({error})"
+        raise ValueError(f"config.json {missing}: give a model folder of the Qwen2.5-VL family") from error
+
+
+def _shape(config: Mapping[str, Any], given: Mapping[str, Any], vision: Mapping[str, Any]) -> ModelShape:
+    width, inner, heads = given["hidden_size"], given["intermediate_size"], given["num_attention_heads"]
+    keys = width // heads * (given.get("num_key_value_heads") or heads)
     attention = 2 * width * width + width + 2 * (width * keys + keys)
     text = Stack(
         depth=given["num_hidden_layers"],
@@ -132,7 +144,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     unit = vision["spatial_merge_size"] ** 2 * hidden
     merger = hidden + unit * unit + unit + unit * width + width
     patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2 * hidden
-    heads = 1 if config.get("tie_word_embeddings") else 2
+    is_tied = config.get("tie_word_embeddings") or given.get("tie_word_embeddings")
     return ModelShape(
         text=text,
         vision=tower,
@@ -140,7 +152,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         kv_width=keys,
         num_parameters=text.depth * text.layer
         + width
-        + heads * given["vocab_size"] * width
+        + (1 if is_tied else 2) * given["vocab_size"] * width
         + tower.depth * tower.layer
         + merger
         + patch,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from actors.config_json import read_config_json
 from actors.errors import LearnerError
 from actors.images import ViewSpec
 from actors.prompts import vision_token_ids
@@ -40,9 +39,7 @@ class Policies:
     @cached_property
     def spec(self) -> ViewSpec:
         """How the model sees a picture."""
-        return ViewSpec.from_model(
-            self._model.path, min_pixels=self._model.min_pixels, max_pixels=self._model.max_pixels
-        )
+        return ViewSpec.from_model(self._model)
 
     @cached_property
     def _forbidden_ids(self) -> tuple[int, ...]:
@@ -51,8 +48,7 @@ class Policies:
     @cached_property
     def _config_json(self) -> dict[str, Any]:
         """The model's config.json."""
-        found: dict[str, Any] = json.loads((Path(self._model.path) / "config.json").read_text())
-        return found
+        return read_config_json(self._model.path)
 
     def recomputation(self, layers: Sequence[Any]) -> Recomputation:
         """Decides which activations of these layers of the language model are kept."""

@@ -101,6 +101,12 @@ def group_of(file: PurePath) -> str:
     return f"{file.name[: shard.start()]}-*-of-{shard[1]}{'-*' if shard[2] else ''}{file.name[shard.end() :]}"
 
 
+def series_of(file: PurePath) -> str:
+    """The file's name without number of its shard and ending: `train_small` of `train_small-00000-of-00002.parquet`."""
+    shard = _SHARD.search(file.name)
+    return file.name[: shard.start()] if shard else file.name.partition(".")[0]
+
+
 def split_of(file: PurePath) -> str | None:
     """The split in the file name, or else in the nearest parent folder."""
     for part in reversed(file.parts):

@@ -98,7 +98,7 @@ def _parsed(text: str, path: str) -> Any:
         pass
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise DataError(f"{path}: {text[:40]!r} is not JSON") from error
 
 
@@ -186,5 +186,5 @@ def _written(place: Place, texts: list[str]) -> str:
 
 def _letter(text: str) -> str:
     """The letter of an option's index; a text that is no index stays."""
-    is_index = text.isascii() and text.isdigit() and int(text) < len(string.ascii_uppercase)
+    is_index = re.fullmatch("[0-9]{1,2}", text) is not None and int(text) < len(string.ascii_uppercase)
     return string.ascii_uppercase[int(text)] if is_index else text

@@ -70,27 +70,34 @@ class TextColumn:
         text = text.strip()
         if is_blank(text):
             raise DataError("is empty")
+        if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can hold half of a character
+            raise DataError("has a lone surrogate, which is no character: write the text anew")
         return text
 
     def _written(self, value: Any) -> str:
         match value:
             case None:
                 raise DataError("is null")
+            case bool():
+                raise DataError(f"is {value}: write it as text in the words of the question, such as yes and no")
             case float():
                 return _float_text(value, self.float_type or np.float64)
             case Decimal():
                 digits = format(value, "f")
                 return digits.rstrip("0").rstrip(".") if "." in digits else digits
-            case int() if self.labels:
-                if not 0 <= value < len(self.labels):
-                    raise DataError(f"is label {value}, which has no name")
-                return self.labels[value]
+            case int():
+                return self._label(value) if self.labels else str(value)
             case bytes():
                 try:
                     return value.decode()
                 except UnicodeDecodeError as error:
                     raise DataError(f"is not UTF-8: {error}") from error
-        return str(value)
+        raise DataError(f"is a {type(value).__name__}, not a text or a number: give the path to one of its values")
+
+    def _label(self, value: int) -> str:
+        if not 0 <= value < len(self.labels):
+            raise DataError(f"is label {value}, which has no name")
+        return self.labels[value]
 
 
 def is_blank(text: str) -> bool:

@@ -6,12 +6,11 @@ tokens for the encoder's cache: fewer than one view of 4 megapixels has.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
+from actors.config_json import read_config_json, text_settings, vision_settings
 from actors.images import ViewSpec
 from configs.schema import RolloutConfig
 
@@ -42,7 +41,7 @@ class ModelWidths:
     def from_model(cls, path: str) -> Self:
         """From a model folder's `config.json`; ValueError when a width is missing."""
         try:
-            return cls.from_config(json.loads((Path(path) / "config.json").read_text()))
+            return cls.from_config(read_config_json(path))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={path!r} is invalid: its config.json has no {error}; "
@@ -52,10 +51,10 @@ class ModelWidths:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From the content of a `config.json`; KeyError when a width is missing."""
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        text, vision = text_settings(config), vision_settings(config)
         return cls(
-            hidden=int(text.get("hidden_size") or config["hidden_size"]),
-            intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
+            hidden=int(text["hidden_size"]),
+            intermediate=int(text["intermediate_size"]),
             vision_hidden=int(vision["hidden_size"]),
             vision_intermediate=int(vision["intermediate_size"]),
             merge_size=int(vision["spatial_merge_size"]),

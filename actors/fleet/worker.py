@@ -51,7 +51,7 @@ class RolloutWorker:
         model = replace(model, path=local_copy(model.path))
         tokenizer = load_tokenizer(model.path)
         self._renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
-        spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        spec = ViewSpec.from_model(model)
         self._cutter = PictureCutter(spec, data)
         self._engine = VllmEngine(
             model,

@@ -9,7 +9,7 @@ import typer
 
 from cluster.datasets.bars import bars
 from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
-from cluster.hub import fetch_named
+from cluster.hub import fetch_named, name_in
 from cluster.shell import (
     ConfigName,
     Json,
@@ -21,6 +21,7 @@ from cluster.shell import (
 )
 from configs.load import load_config
 from configs.paths import resolve_paths
+from configs.require import require
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, generate, check and select data sets.")
 
@@ -47,9 +48,9 @@ def get(
     """
     with report_errors():
         from actors.data.tables import open_rows
-        from actors.hub import download, parse_name, snapshot_of
+        from actors.hub import download, snapshot_of
 
-        asked = parse_name("dataset", name if "://" in name else f"hf://{name}")
+        asked = name_in("NAME", "dataset", name if "://" in name else f"hf://{name}")
         if asked is None:
             raise ValueError(f"NAME={name!r} is invalid: must be hf://org/name[@revision][/split]")
         path = download(asked, out=out)
@@ -73,7 +74,12 @@ def make(
 ) -> None:
     """Generate the shapes task, in which it is known which questions need the full resolution."""
     with report_errors():
-        make_data(out, train_rows, heldout_rows, seed)
+        for name, number in (("--train-rows", train_rows), ("--heldout-rows", heldout_rows)):
+            require(number >= 1, name, number, "must be at least 1")
+        try:
+            make_data(out, train_rows, heldout_rows, seed)
+        except OSError as error:
+            raise ValueError(f"--out={out} cannot be written to: {error.strerror}; give another folder") from error
         if as_json:
             print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
         else:
@@ -100,10 +106,13 @@ def check(
     """
     with report_errors():
         from cluster.datasets.report import check_sets, report_lines
+        from cluster.preflight.machine import folder_problem
 
         for name, number, least in (("--rows", rows, 1), ("--shown", shown, 0)):
-            if number is not None and number < least:
-                raise ValueError(f"{name}={number} is invalid: must be at least {least}")
+            require(number is None or number >= least, name, number, f"must be at least {least}")
+        require(not sheet.is_dir(), "--sheet", str(sheet), "is a folder; give the path of a PNG file in it")
+        if shown and (problem := folder_problem("--sheet", str(sheet.parent))):
+            raise ValueError(problem)
         settings = fetch_named(resolve_paths(load_config(config, overrides or [])), say=warn_user)
         make_missing_data(settings)
         found = check_sets(settings, limit=rows, num_shown=shown, sheet=sheet)
@@ -148,8 +157,7 @@ def select(
         from cluster.display import Display
 
         rule = Rule(num_rollouts=rollouts, margin=margin, per_class=per_class)
-        if rows is not None and rows < 1:
-            raise ValueError(f"--rows={rows} is invalid: must be at least 1")
+        require(rows is None or rows >= 1, "--rows", rows, "must be at least 1")
         wanted = ("model.path", "data.train")
         settings = fetch_named(resolve_paths(load_config(config, overrides or [])), keys=wanted, say=warn_user)
         make_missing_data(settings)

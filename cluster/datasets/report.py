@@ -26,7 +26,7 @@ def check_sets(config: Config, *, limit: int | None, num_shown: int, sheet: Path
     model = config.model
     broken = model_folder_problems("model.path", model.path, needs_weights=False)
     raise_all([*map(ValueError, broken), *data_problems("data.train", config.data.train, config.data.columns)])
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     found: dict[str, Any] = {}
     problems: list[str] = []
     reports: dict[str, SetReport] = {}

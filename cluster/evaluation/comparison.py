@@ -17,8 +17,8 @@ import numpy as np
 
 from actors.data.benchmarks.row import BenchmarkRow
 from actors.play import Kind
-from cluster.evaluate import KINDS
 from cluster.evaluation.transcript import Play
+from cluster.heldout import KINDS
 from judge.benchmarks.grading import PASSING_SCORE
 from judge.benchmarks.scores import Floats, Score, complete_rows, parts_of
 from judge.trust.check import Rate

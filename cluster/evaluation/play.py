@@ -14,10 +14,10 @@ from actors.episode import Episode, PlayedGroup, SampleRef
 from actors.errors import RunError
 from actors.play import Kind
 from cluster.display import Display
-from cluster.evaluate import KINDS, HeldoutPlay, play_greedily
 from cluster.evaluation.suites import Suite
 from cluster.evaluation.transcript import Play, Transcript
 from cluster.fleet import FORMAT_RULE, Fleet
+from cluster.heldout import KINDS, HeldoutPlay, play_greedily
 from configs.schema import Config
 from judge.benchmarks.grading import Graded
 from judge.verdict import Outcome, Verdict

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from actors.errors import RunError, root_cause
 from actors.play import Kind
-from cluster.evaluate import HeldoutPlay
+from cluster.heldout import HeldoutPlay
 from cluster.records.episodes import outcome_columns, rows_of_evaluation, write_episodes
 from cluster.records.files import write_atomically
 from judge.verdict import Outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from actors.config_json import read_config_json
 from cluster.manifests.plan import Plan, cluster_plan
 from cluster.manifests.render import MACHINES, Kind, Request, default_target, render
 from cluster.manifests.target import Target
@@ -127,14 +127,13 @@ def _write(text: str, out: Path | None, kind: Kind, as_json: bool) -> None:
 
 def _shape(config: Config) -> ModelShape | None:
     """The policy's shape where its config.json is on this machine and of a known family."""
-    file = Path(find_folder(config.model.path, Path.cwd())) / "config.json"
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = read_config_json(find_folder(config.model.path, Path.cwd()))
         return read_shape(content) if content.get("model_type") == "qwen2_5_vl" else None
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as a model's config: {error!r}; check model.path") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={config.model.path!r} cannot be read: {error}") from error
 
 
 def _table(plan: Plan) -> Table:

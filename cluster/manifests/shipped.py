@@ -5,13 +5,13 @@ They are the same on every machine: a model that is not shipped counts as not at
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 
+from actors.config_json import read_config_json
 from cluster.manifests.render import Kind, Request, default_target, render
 from configs.load import load_config
 from configs.paths import ROOT
@@ -52,7 +52,7 @@ def shipped_text(file: str) -> str:
     config = load_config(one.config_name, one.overrides)
     folder = ROOT / config.model.path
     is_shipped = config.model.path.startswith("configs/")
-    shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8"))) if is_shipped else None
+    shape = read_shape(read_config_json(folder)) if is_shipped else None
     request = Request(
         kind=one.kind,
         config_name=one.config_name,

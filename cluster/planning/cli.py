@@ -7,14 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from actors.prompts import load_prompt_style
 from cluster.planning.gpus import GPUS, find_gpu
-from cluster.planning.models import find_model
-from cluster.planning.plan import make_plan, plan_lines
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, report_errors
 from configs.load import load_config
 from configs.schema import Config
-from judge.llm.prompt import load_wording
 
 DEFAULT_GPU = "h100"
 DEFAULT_PIXELS, DEFAULT_TURN_TOKENS = 1_000_000, 256
@@ -34,7 +30,7 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     pixels: Annotated[
         int | None,
-        typer.Option(help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
+        typer.Option(min=1, help="Mean pixels of a full view, within model.min/max_pixels. Default: a megapixel."),
     ] = None,
     turn_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean tokens generated per turn. Default: up to 256.")
@@ -50,6 +46,10 @@ def plan(
     for memory and 30 % for time on H200; on other GPUs they are rougher.
     """
     with report_errors():
+        from actors.prompts import load_prompt_style
+        from cluster.planning.models import find_model
+        from cluster.planning.plan import make_plan, plan_lines
+
         settings = load_config(config, overrides or [])
         wants_gpu = bool(settings.rollout.num_gpus or settings.learner.num_gpus)
         kind = find_gpu(gpu or (None if gpu_memory else DEFAULT_GPU), gpu_memory)
@@ -77,5 +77,7 @@ def plan(
 def _judge_prompt(config: Config) -> str:
     if not config.judge.has_llm:
         return ""
+    from judge.llm.prompt import load_wording
+
     wording = load_wording(config.judge.llm.prompt)
     return f"{wording.system}{wording.user}{getattr(wording, config.judge.metric)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from learner.memory import GIB
@@ -50,8 +51,8 @@ def find_gpu(name: str | None, memory_gib: float | None) -> Gpu:
     """
     if name is not None and name not in GPUS:
         raise ValueError(f"--gpu={name} is invalid: must be one of {', '.join(GPUS)}, or give --gpu-memory in GiB")
-    if memory_gib is not None and memory_gib <= 0:
-        raise ValueError(f"--gpu-memory={memory_gib:g} is invalid: must be above 0 (GiB)")
+    if memory_gib is not None and not 0 < memory_gib < math.inf:
+        raise ValueError(f"--gpu-memory={memory_gib:g} is invalid: must be a number above 0 (GiB)")
     if name is None:
         assert memory_gib is not None, "the command gives one of the two"
         return Gpu(name=f"{memory_gib:g} GiB", memory_gib=memory_gib, tflops=None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.config_json import read_config_json
 from configs.paths import find_folder
 
 TEXT: Mapping[str, Mapping[str, int]] = {
@@ -56,9 +56,9 @@ def find_model(path: str) -> dict[str, Any]:
     Raises:
         ValueError: neither, or another family than Qwen2.5-VL.
     """
-    file = Path(find_folder(path, Path.cwd())) / "config.json"
+    folder = Path(find_folder(path, Path.cwd()))
     try:
-        model = json.loads(file.read_text(encoding="utf-8"))
+        model = read_config_json(folder)
     except OSError:
         name = path.lower().replace("_", "-")
         size = next((size for size in TEXT if f"qwen2.5-vl-{size}" in name), None)
@@ -68,8 +68,6 @@ def find_model(path: str) -> dict[str, Any]:
                 f"with config.json (its weights are not needed)"
             ) from None
         return published_model(size)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; copy the model again") from error
-    if not isinstance(model, dict) or model.get("model_type") != "qwen2_5_vl":
-        raise ValueError(f"{file} is of another family than Qwen2.5-VL, for which nothing was measured")
+    if model.get("model_type") != "qwen2_5_vl":
+        raise ValueError(f"{folder}/config.json is of another family than Qwen2.5-VL, for which nothing was measured")
     return model

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from actors.config_json import vision_settings
 from actors.engine.budget import ModelWidths
 from actors.images import ViewSpec
 from actors.prompts import PromptStyle
@@ -104,7 +105,7 @@ def make_plan(
         turn_tokens: generated per turn, on average.
         judge_prompt: text of an LLM judge's prompt without the answer.
     """
-    shape, vision = read_shape(model), model["vision_config"]
+    shape, vision = read_shape(model), vision_settings(model)
     spec = ViewSpec(
         patch_size=vision["patch_size"],
         merge_size=vision["spatial_merge_size"],

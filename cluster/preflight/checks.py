@@ -118,6 +118,8 @@ def _problems(lines: Iterator[str]) -> Iterator[Exception]:
             yield ValueError(line)
     except OSError as error:
         yield _unreadable(error)
+    except (VisionThinkError, ValueError) as error:
+        yield error
 
 
 def raised(checks: Sequence[Check]) -> Iterator[Exception]:

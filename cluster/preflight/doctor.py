@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from actors.errors import JudgeError, RunError, VisionThinkError
-from actors.hub import Kind, parse_name
+from actors.hub import Kind
+from cluster.hub import name_in
 from cluster.manifests.members import teams
 from cluster.preflight.checks import Item, raised, run_items, starts_ray_here
 from cluster.preflight.machine import num_gpus
@@ -51,8 +52,8 @@ def doctor_items(config: Config, *, makes_data: bool) -> list[Item]:
     """
     items = [item for item in run_items(config) if not (makes_data and item.name.startswith("data."))]
     items = [_hub_items(config).get(item.name, item) for item in items]
-    ready = not any(list(item.look()) for item in items if item.name in ("model", "prompt", "data.train"))
-    samples = [Item(name="placeholders and features", look=lambda: _known(sample_problems(config)))]
+    ready = not any(problems_of(item) for item in items if item.name in ("model", "prompt", "data.train"))
+    samples = [Item(name="placeholders and features", look=lambda: sample_problems(config))]
     return [
         Item(name="versions", look=lambda: package_problems(config)),
         *items,
@@ -70,8 +71,15 @@ def doctor_items(config: Config, *, makes_data: bool) -> list[Item]:
 def _hub_items(config: Config) -> dict[str, Item]:
     """What is not on this machine yet, as it has a name of the Hub."""
 
-    def not_here(key: str, path: str) -> Item:
-        told = UserWarning(f"{key}={path} is a name of the Hub, which a run downloads first: it is not examined")
+    def not_here(key: str, kind: Kind, path: str) -> Item | None:
+        told: Exception = UserWarning(
+            f"{key}={path} is a name of the Hub, which a run downloads first: it is not examined"
+        )
+        try:
+            if name_in(key, kind, path) is None:
+                return None
+        except ValueError as error:
+            told = error
         return Item(name=key.removesuffix(".path"), look=lambda: [told])
 
     kinds: tuple[tuple[str, Kind, str], ...] = (
@@ -79,14 +87,14 @@ def _hub_items(config: Config) -> dict[str, Item]:
         ("data.train", "dataset", config.data.train),
         ("data.heldout", "dataset", config.data.heldout),
     )
-    found = [not_here(key, path) for key, kind, path in kinds if parse_name(kind, path) is not None]
-    return {item.name: item for item in found}
+    found = (not_here(*one) for one in kinds)
+    return {item.name: item for item in found if item is not None}
 
 
 def examine(items: Sequence[Item]) -> Iterator[Finding]:
     """Look at one after the other."""
     for item in items:
-        problems = list(item.look())
+        problems = problems_of(item)
         yield Finding(
             name=item.name,
             errors=tuple(str(each) for each in problems if not isinstance(each, UserWarning)),
@@ -94,12 +102,31 @@ def examine(items: Sequence[Item]) -> Iterator[Finding]:
         )
 
 
-def _known(problems: Iterator[Exception]) -> Iterator[Exception]:
-    """Known errors of looking at it are problems as well."""
-    try:
-        yield from problems
-    except (VisionThinkError, ValueError, OSError) as error:
-        yield error
+def problems_of(item: Item) -> list[Exception]:
+    """What an item yields. An error that ends its look early is a problem as well: the others are still looked at."""
+    problems: list[Exception] = []
+    with _Adding(problems):
+        for problem in item.look():
+            problems.append(problem)
+    return problems
+
+
+class _Adding:
+    """Adds whatever a check raises to its problems: known errors as they are, a bug of the check by its type."""
+
+    def __init__(self, problems: list[Exception]) -> None:
+        self._problems = problems
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, VisionThinkError | ValueError | OSError):
+            self._problems.append(error)
+        elif isinstance(error, Exception):
+            told = f"the check itself failed ({type(error).__name__}: {' '.join(str(error).split())}): please report it"
+            self._problems.append(RunError(told))
+        return error is None or isinstance(error, Exception)
 
 
 def _shape(config: Config) -> ModelShape | None:

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from actors.config_json import text_settings
 from actors.data.files import is_lfs_pointer
 from actors.hub import looks_like_hub_id
 
@@ -22,8 +25,7 @@ LENGTH_KEYS = (
 """Keys of config.json for the maximum sequence length; vLLM uses the smallest that is present."""
 UNSCALED_ROPE = ("default", "mrope", "su", "longrope", "llama3", "deepseek_llama_scaling")
 """RoPE types whose maximum length already includes the scaling, so that vLLM does not multiply it by their factor."""
-HEADER_BYTES = 8
-"""Size of the field that holds the length of a safetensors header."""
+INDEX = "model.safetensors.index.json"
 
 
 def find_lfs_pointers(path: Path) -> list[Path]:
@@ -76,9 +78,15 @@ def _why_no_model(folder: Path, path: str) -> str:
 
 def _weight_flaws(folder: Path) -> Iterator[str]:
     """Missing or truncated safetensors files of a folder."""
-    index = read_json(folder / "model.safetensors.index.json")
-    names = set(index["weight_map"].values()) if isinstance(index, dict) and "weight_map" in index else set()
-    missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())
+    names: set[str] = set()
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            yield f"holds a damaged {INDEX} (no weight_map of tensors to files)"
+            return
+        names = set(files.values())
+    missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         yield f"lacks {missing[0]}" + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
     files = sorted(folder.glob("*.safetensors"))
@@ -90,19 +98,12 @@ def _weight_flaws(folder: Path) -> Iterator[str]:
 
 
 def safetensors_flaw(file: Path) -> str | None:
-    """Why a safetensors file is damaged, judged by header and size; None if it is fine."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(HEADER_BYTES), "little")
-        if size < HEADER_BYTES or length > size - HEADER_BYTES:
-            return f"{size} bytes, truncated"
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "its header cannot be read"
-    wanted = HEADER_BYTES + length + max(ends, default=0)
-    return f"{size} bytes, its header says {wanted}" if size != wanted else None
+    """Why a safetensors file cannot be loaded, judged by header and size as its library does; None if it is fine."""
+    try:
+        with safe_open(file, framework="numpy"):
+            return None
+    except (SafetensorError, OSError) as error:  # an empty file cannot be mapped
+        return f"{file.stat().st_size} bytes, its header cannot be read, or is of another file: {error}"
 
 
 def weight_bytes(folder: Path) -> int:
@@ -112,8 +113,7 @@ def weight_bytes(folder: Path) -> int:
 
 def longest_sequence(model: Mapping[str, Any]) -> int | None:
     """Maximum sequence length in tokens, from config.json; None if it is not given."""
-    text = model.get("text_config")
-    settings = {**model, **(text if isinstance(text, dict) else {})}
+    settings = text_settings(model)
     lengths = [settings[key] for key in LENGTH_KEYS if isinstance(settings.get(key), int | float)]
     if not lengths:
         return None

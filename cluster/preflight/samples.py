@@ -21,7 +21,7 @@ def sample_problems(config: Config) -> Iterator[Exception]:
     dataset = Dataset.open(config.data.train, config.data.columns)
     model, data = config.model, config.data
     renderer = ChatRenderer(load_tokenizer(model.path), load_prompt_style(model.prompt))
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     processor = _processor(model.path, model.max_pixels)
     num_rows = min(NUM_ROWS, len(dataset))
     for place in range(num_rows):

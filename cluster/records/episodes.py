@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from actors.episode import Episode, PlayedGroup
 from actors.play import Kind
-from cluster.evaluate import HeldoutPlay
+from cluster.heldout import HeldoutPlay
 from cluster.records.files import replace_atomically
 from cluster.step import ScoredGroup, StepBatch
 from judge.verdict import Outcome, Verdict

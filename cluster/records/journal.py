@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.display import Display
-from cluster.evaluate import Evaluation
+from cluster.heldout import Evaluation
 from cluster.judging.watch import JudgeWatch
 from cluster.records.events import Event
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically

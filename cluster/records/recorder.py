@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cluster.evaluate import HeldoutPlay
+from cluster.heldout import HeldoutPlay
 from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_episodes
 from cluster.records.files import append_line, stop_on_full_disk, write_atomically
 from cluster.records.trackers import TensorBoard, Trackers

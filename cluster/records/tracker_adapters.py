@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.errors import RunError
+from cluster.preflight.packages import TRACKERS, sync_command
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Tracker(Protocol):
 
 
 def _missing(package: str) -> RunError:
-    return RunError(f"{package} is not installed: `uv sync --extra trackers`, or leave it out of run.trackers")
+    return RunError(f"{package} is not installed: `{sync_command(TRACKERS)}`, or leave it out of run.trackers")
 
 
 class Wandb:

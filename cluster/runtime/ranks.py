@@ -76,7 +76,7 @@ class RankHost:
 
         model = replace(model, path=local_copy(model.path))
         self._rank = LearnerRank(learner, model, **settings)
-        spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        spec = ViewSpec.from_model(model)
         self._reader = PictureReader(spec, data)
         self._patience_s = min(PICTURE_PATIENCE_S, learner.stall_timeout_s / 2)
         self._update_timeout_s = learner.update_timeout_s

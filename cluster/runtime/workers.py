@@ -144,7 +144,7 @@ def worker_starter(config: Config, placement: Placement) -> Callable[[int, int],
         ValueError: `rollout.max_prefill_tokens` does not fit the model.
     """
     model = config.model
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     check_max_prefill_tokens(config.rollout, spec)
     threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
     actor_class = ray.remote(RolloutWorker).options(**actor_options(placement.worker, threads))

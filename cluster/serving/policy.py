@@ -183,7 +183,7 @@ async def start_policy(config: Config) -> ServedPolicy:
     """The policy in `model.path`, with an engine in this process. Takes as long as the engine takes to start."""
     model, tokenizer = config.model, load_tokenizer(config.model.path)
     renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     engine = VllmEngine(
         model,
         config.rollout,

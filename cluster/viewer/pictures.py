@@ -56,7 +56,7 @@ class Pictures:
             image = self._opened[path].read(SampleRef(dataset=path, row=row, uid=uid)).image
             if len(sha256) == 64 and hashlib.sha256(image).hexdigest() != sha256:
                 return f"row {row} of {path} holds another picture now than when the episode was played"
-            spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+            spec = ViewSpec.from_model(model)
             decoded = check_and_decode(image, max_pixels=limits.max_source_pixels, max_side_ratio=limits.max_side_ratio)
             full = full_view(decoded, spec)
         except (DataError, OSError, ValueError, IndexError) as error:

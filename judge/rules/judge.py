@@ -146,7 +146,7 @@ def _references(text: str) -> list[str]:
     """The texts of a JSON array of texts, or the text itself, without case."""
     try:
         read = json.loads(text) if text.lstrip().startswith("[") else []
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number may have more digits than Python converts
         read = []
     is_array = isinstance(read, list) and read and all(isinstance(item, str) for item in read)
     return [fold_unicode(item).casefold() for item in (read if is_array else [text])]

@@ -10,8 +10,9 @@ import mmap
 import os
 import tempfile
 import time
+from abc import abstractmethod
 from concurrent.futures import Future
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +32,12 @@ POLL_S = 5e-5
 """Between two questions whether a broadcast has ended."""
 
 
-class SendingEnd:
-    """One transport, for as long as the set of receivers stays the same."""
+class SendingEnd(Protocol):
+    """One transport, for as long as the set of receivers stays the same. It overrides what it has work for."""
 
-    is_rendezvous = False
+    is_rendezvous: bool = False
     """Whether receivers take part in what is sent; otherwise what was delivered waits to be fetched."""
-    keeps_last = False
+    keeps_last: bool = False
     """Whether the last version can be fetched until the next one begins, by any number of receivers."""
 
     def settings(self) -> dict[str, Any]:
@@ -45,16 +46,19 @@ class SendingEnd:
 
     def join(self) -> None:
         """Meet the receivers, which connect at the same time."""
+        return
 
     def begin(self) -> None:
         """Start a version; memory of earlier ones may be used again."""
+        return
 
+    @abstractmethod
     def bucket(self, index: int) -> Tensor:
         """Memory of a bucket, uint8 [num_bytes] on the learner's device or the host."""
-        raise NotImplementedError
 
     def deliver(self, index: int) -> None:
         """Pass on a filled bucket."""
+        return
 
     def finish(self) -> dict[str, Any]:
         """Wait until the version is delivered; returns what receivers need to fetch it."""
@@ -62,9 +66,11 @@ class SendingEnd:
 
     def release(self) -> None:
         """Free what receivers have fetched."""
+        return
 
     def close(self) -> None:
         """Leave the receivers, whatever is under way, and free all memory. Never fails."""
+        return
 
 
 class SharedMemoryEnd(SendingEnd):

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from actors.data.dataset import Dataset
+from actors.data.files import find_files
 from actors.data.hub_files import choose_files
 from actors.episode import SampleRef
 from actors.errors import DataError
@@ -105,6 +106,8 @@ def test_a_name_is_told_from_a_path(kind, text, expected, tmp_path, monkeypatch)
         ("model", "hf://org/name/config.json", "names a part of a model"),
         ("dataset", "hf://org", "namespace/name"),
         ("dataset", "hf://org/name@", "[Rr]evision"),
+        ("model", "hf://a b/c", "'hf://a b/c' is invalid"),
+        ("dataset", "hf://", "'hf://' is invalid"),
     ],
 )
 def test_what_is_no_name_is_refused(kind, text, told):
@@ -244,6 +247,11 @@ def test_plain_files_are_put_where_they_are_wanted(hub, tmp_path):
 
 
 SHARDS = [f"data/{split}-0000{i}-of-00002.parquet" for split in ("train", "test") for i in (0, 1)]
+VALIDATION = ["data/val-1.parquet", "data/val-2.parquet", "data/validation-1.parquet", "data/train-1.parquet"]
+NUMBERED = ["val-1.parquet", "interval-1.parquet", "val-2.parquet"]
+PREFIXED = ["data/train-00000-of-00001.parquet", "data/train_small-00000-of-00001.parquet"]
+BRACKETS = ["[x]/a.parquet", *(f"w[1]/{name}-00000-of-00002.parquet" for name in ("train", "test"))]
+BRACKETS.append("w[1]/train-00001-of-00002.parquet")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +265,17 @@ SHARDS = [f"data/{split}-0000{i}-of-00002.parquet" for split in ("train", "test"
         (["default/train/0000.parquet", "default/test/0000.parquet"], "default/test", "default/test", 1),
         (["default/train/0000.parquet", "default/validation/0000.parquet"], "dev", "default/validation", 1),
         (["train.parquet", "test.parquet"], "train.parquet", "train.parquet", 1),
+        (VALIDATION, "val", "data/val*.parquet", 3),
+        (VALIDATION, "VALIDATION", "data/val*.parquet", 3),
+        (VALIDATION, "val-1", "data/val-1.parquet", 1),
+        (NUMBERED, "val", "val-*.parquet", 2),
+        (PREFIXED, "train_small", "data/train_small-00000-of-00001.parquet", 1),
+        (["a/train.parquet", "a/training.parquet", "b/x.parquet"], "train", "a", 2),
+        (BRACKETS, "[x]", "[x]", 1),
+        (BRACKETS, "w[1]/train-00000-of-00002.parquet", "w[1]/train-00000-of-00002.parquet", 1),
+        (BRACKETS, "w[[]1]/train-*", "w[[]1]/train-*", 2),
+        (["x/train.parquet", "x/y/train.parquet"], "x/*", "x/*", 1),
+        (["x/train.parquet", "x/y/train.parquet"], "x/**/*.parquet", "x/**/*.parquet", 2),
     ],
 )
 def test_a_part_names_a_split(files, part, path, num_files):
@@ -271,8 +290,29 @@ def test_a_part_names_a_split(files, part, path, num_files):
         (SHARDS, "heldout", "has no 'heldout': it has data/test-.*, data/train"),
         (SHARDS, "data", "several splits"),
         (["x/train/0.parquet", "y/train/0.parquet"], "train", "several splits"),
+        (
+            ["train.parquet", "pretrain.parquet", "constrain.parquet"],
+            "",
+            r"several splits \(constrain.parquet",
+        ),
+        (["a-val.parquet", "validation.parquet", "train.parquet"], "val", "no pattern names a-val.*: name one of them"),
+        (["data/train.parquet"], "*", r"has no '\*'"),
     ],
 )
 def test_a_part_that_names_no_split_is_told(files, part, told):
     with pytest.raises(DataError, match=told):
         choose_files("hf://o/n", files, part)
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [(SHARDS, "train"), (VALIDATION, "val"), (VALIDATION, "val-1"), (NUMBERED, "val"), (PREFIXED, "train_small")]
+    + [(BRACKETS, part) for part in ("[x]", "w[1]/test-00000-of-00002.parquet", "w[[]1]/train-*")],
+)
+def test_what_a_part_names_is_what_is_found_after_the_download(files, part, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    chosen = choose_files("hf://o/n", files, part)
+    found = find_files(str(tmp_path / chosen.path)).files
+    assert sorted(file.relative_to(tmp_path).as_posix() for file in found) == sorted(chosen.files)

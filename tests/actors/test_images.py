@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 
 from actors.errors import ImageError
 from actors.images import ViewSpec, can_quarter, check_and_decode, full_view, num_visual_tokens, quarter_view, view_size
+from configs.schema import ModelConfig
 
 TINY = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=224 * 224)
 LARGE = ViewSpec(patch_size=16, merge_size=2, min_pixels=256 * 256, max_pixels=1024 * 1024)
@@ -86,10 +87,11 @@ def test_a_budget_without_a_view_that_can_be_quartered_is_refused():
 
 def test_patch_sizes_come_from_the_models_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"patch_size": 16, "spatial_merge_size": 2}}))
-    assert ViewSpec.from_model(str(tmp_path), min_pixels=1, max_pixels=10**6).token_side == 32
+    model = ModelConfig(path=str(tmp_path), min_pixels=1, max_pixels=10**6)
+    assert ViewSpec.from_model(model).token_side == 32
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="vision_config"):
-        ViewSpec.from_model(str(tmp_path), min_pixels=1, max_pixels=10**6)
+        ViewSpec.from_model(model)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])

@@ -59,9 +59,7 @@ def replay(config: Config, updates: Sequence[Sequence[Part]]) -> dict[str, Any]:
     from learner.worker import LearnerRank
 
     model, learner = config.model, config.learner
-    reader = PictureReader(
-        ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels), config.data
-    )
+    reader = PictureReader(ViewSpec.from_model(model), config.data)
     rank = LearnerRank(
         learner, model, seed=derive_seed(config.run.seed, "learner"), temperature=config.rollout.temperature
     )

@@ -53,9 +53,7 @@ def bare_rounds(config: Config) -> None:
 
     tokenizer = load_tokenizer(config.model.path)
     renderer = ChatRenderer(tokenizer, load_prompt_style(config.model.prompt))
-    spec = ViewSpec.from_model(
-        config.model.path, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
-    )
+    spec = ViewSpec.from_model(config.model)
     engine = LLM(
         model=config.model.path,
         dtype=config.model.dtype,

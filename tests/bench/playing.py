@@ -105,7 +105,7 @@ async def start_player(
     model = config.model
     tokenizer = load_tokenizer(model.path)
     renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     engine = engine_class(
         model,
         config.rollout,

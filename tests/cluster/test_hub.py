@@ -118,3 +118,18 @@ def test_data_get_over_http_and_then_offline(hub, tmp_path):
     num_requests = len(hub.requests)
     assert json.loads(get(HF_HUB_OFFLINE="1").stdout) == found
     assert len(hub.requests) == num_requests
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.path", "hf://datasets/org/shapes"),
+        ("model.path", "hf://a b/c"),
+        ("data.train", "hf://org"),
+        ("data.heldout", "hf://org/shapes@"),
+    ],
+)
+def test_a_malformed_name_is_told_with_its_setting(key, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{key}='{value}' is invalid: "):
+        fetched([f"{key}={value}"])

@@ -34,3 +34,19 @@ subprocess.run([sys.executable, "-c", "import slow_to_compile"], cwd={str(tmp_pa
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": forbidden}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     assert list(tmp_path.glob("__pycache__/slow_to_compile.*.pyc"))
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_word_about_the_command_imports_nothing_heavy(option):
+    heavy = ("numpy", "PIL", "torch", "ray", "vllm", "transformers", "deepspeed", "pyarrow", "huggingface_hub")
+    program = f"""
+import sys
+from cluster.cli import app
+try:
+    app([{option!r}])
+except SystemExit as done:
+    assert not done.code
+print([name for name in {heavy!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -267,3 +267,22 @@ def test_updates_are_streamed_where_the_next_batch_is_waited_for(depth, gpus):
     shares = [f"rollout.num_gpus={gpus}", f"learner.num_gpus={gpus}", f"train.max_staleness={depth}"]
     assert load_config("tiny", [*shares, "learner.stream=true"]).streams_updates == (depth == 0)
     assert not load_config("tiny", shares).streams_updates
+
+
+FLOATS = {each.key.rpartition(".")[0]: each.key for each in describe_fields() if each.type == "float"}
+"""One of each section."""
+
+
+@pytest.mark.parametrize("value", ["nan", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_by_its_name(value):
+    assert len(FLOATS) > 5
+    for key in FLOATS.values():
+        with pytest.raises(ValueError, match=key):
+            load_config("tiny", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", ["run.trackers", "judge.chain", "learner.adam_betas"])
+@pytest.mark.parametrize("value", ["{}", "a: b", "[[]]", "[{a: 1}]"])
+def test_an_entry_of_a_list_that_is_no_single_value_is_refused_by_its_name(key, value):
+    with pytest.raises(ValueError, match=rf"{key} is invalid: its entries must be single values"):
+        load_config("tiny", [f"{key}={value}"])

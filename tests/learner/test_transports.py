@@ -124,3 +124,11 @@ def test_shared_memory_is_opened_by_its_name(root):
     assert isinstance(end, SharedMemoryEnd)
     assert not end.is_rendezvous
     end.close()
+
+
+def test_a_transport_without_memory_for_buckets_cannot_be_made():
+    class Nowhere(transports.SendingEnd):
+        pass
+
+    with pytest.raises(TypeError, match="bucket"):
+        Nowhere()

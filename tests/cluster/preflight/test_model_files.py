@@ -120,3 +120,44 @@ def test_a_length_beyond_the_models_names_both(wanted, fits):
     if problem:
         assert str(wanted) in problem
         assert "at most 2048" in problem
+
+
+def header(**changes):
+    return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        5,
+        {"a": None},
+        {"__metadata__": 5},
+        header(data_offsets=["0", "4"]),
+        header(data_offsets=[0, -4]),
+        header(data_offsets=[0, 1e300]),
+        header(data_offsets={"1": 4}),
+        header(data_offsets=[0, 8]),
+        header(shape=[2]),
+        header(shape=[2**63, 2**63]),
+        header(dtype="X"),
+    ],
+)
+def test_a_header_that_is_malformed_is_a_flaw_and_no_traceback(content, model):
+    encoded = json.dumps(content).encode()
+    (model / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"0000")
+    (problem,) = problems(model)
+    assert "holds a damaged model.safetensors" in problem
+    assert "copy the model again" in problem
+
+
+@pytest.mark.parametrize("encoded", [b"[" * 100_000, b"\xff" * 10, b'{"a": ' + b"1" * 5000 + b"}", b""])
+def test_a_header_that_is_no_json_is_a_flaw(encoded, model):
+    (model / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    assert "its header cannot be read" in problems(model)[0]
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": [1]}}'])
+def test_an_index_without_files_is_a_flaw(index, model):
+    (model / "model.safetensors.index.json").write_text(index)
+    assert "damaged model.safetensors.index.json" in problems(model)[0]

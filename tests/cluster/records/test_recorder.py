@@ -11,7 +11,7 @@ import pytest
 from actors.data.dataset import CursorState
 from actors.episode import SampleRef, VersionSpan
 from actors.errors import RunError
-from cluster.evaluate import HeldoutPlay
+from cluster.heldout import HeldoutPlay
 from cluster.records.metrics import summarize
 from cluster.records.reading import read_skips
 from cluster.records.recorder import Recorder

@@ -102,8 +102,7 @@ class ScriptedEngine:
 
 
 def policy_of(engine: ScriptedEngine, **limits: Any) -> ServedPolicy:
-    model = ModelConfig()
-    spec = ViewSpec.from_model(TINY, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(ModelConfig(path=TINY))
     return ServedPolicy(engine, engine.renderer, PictureCutter(spec, DataConfig(**limits)), RolloutConfig())
 
 

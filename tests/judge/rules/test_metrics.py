@@ -64,3 +64,22 @@ def test_anls_is_certain_of_the_same_text_alone(reference, prediction, is_correc
     assert (certain is not None) == is_certain
     finding = certain or best_guess("?", reference, prediction, metric="anls")
     assert (finding.is_correct, finding.reason) == (is_correct, reason)
+
+
+ODD = [
+    *("1" + "0" * 399, "9" * 5000, "1e999", "-1e999", "10**400", "0." + "0" * 390 + "1", "1," + ",".join(["000"] * 90)),
+    *("1/" + "9" * 70, "1/0", "9" * 38 + "/" + "9" * 38, "9" * 55 + " kg", "9" * 39 + " trillion trillion km"),
+    *("9" * 310 + "' 1", "$" + "9" * 70, "nan", "inf kg", "٣", "½", "-500 °C", "5 m/0", "99999999999 January 2020"),
+    *("0000-00-00", "[" + "1" * 5000 + "]", "[" * 5000, "[null]", "\ud800", "\x00", "\\boxed{" * 50, "(" * 300),
+]
+
+
+@pytest.mark.parametrize("metric", ["strict", "relaxed", "anls"])
+@pytest.mark.parametrize("question", ["how many?", "in which year?", "by how much did it fall in kg?", "A. 1 B. 2"])
+def test_odd_answers_get_a_verdict_and_no_traceback(question, metric):
+    for reference in ODD:
+        for prediction in ODD:
+            certain = certain_verdict(question, reference, prediction, metric=metric)
+            assert certain is None or certain.is_correct in (True, False)
+            assert best_guess(question, reference, prediction, metric=metric).reason
+        assert certain_verdict(question, reference, reference, metric=metric).is_correct

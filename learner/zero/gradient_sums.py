@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def shorten(optimizer: Any) -> None:
+def speed_up_gradient_sums(optimizer: Any) -> None:
     """Leave out of an optimizer whose state is on the learner's device what only takes time.
 
     DeepSpeed makes a float32 copy of every gradient before it adds it to its sum. In a step it looks for values that

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from actors.episode import SkippedSample
 from cluster.display import Display
-from cluster.evaluate import evaluate
 from cluster.fleet import Fleet
+from cluster.heldout import evaluate
 from configs.load import load_config
 from judge.pool import JudgePool
 from judge.verdict import Failure, Verdict

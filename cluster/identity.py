@@ -92,8 +92,12 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 
 def fixed_settings(config: Config) -> dict[str, Any]:
     """Settings that must not change, by key."""
-    plain = json.loads(json.dumps(asdict(config), default=str))
-    return {key: value for key, value in _flat(plain) if not may_change(key)}
+    return {key: value for key, value in flat_settings(config).items() if not may_change(key)}
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings by key, as JSON has them."""
+    return dict(_flat(json.loads(json.dumps(asdict(config), default=str))))
 
 
 def may_change(key: str) -> bool:

@@ -64,7 +64,8 @@ def test_lines_whose_fields_are_of_other_kinds_cost_themselves(tmp_path: Path) -
     sound = {"time": 1.0, "kind": "join", "who": "a"}
     changes: list[dict[str, object]] = [
         {"time": float("nan")}, {"time": float("inf")}, {"time": 1e20}, {"time": 10**400}, {"time": None},
-        {"who": None}, {"kind": ["x"]}, {"detail": 5}, {"step": "x"}, {"step": float("nan")}, {"step": {}}, {"seconds": "x"},
+        {"who": None}, {"kind": ["x"]}, {"detail": 5}, {"step": "x"}, {"step": float("nan")}, {"step": {}},
+        {"seconds": "x"},
     ]  # fmt: skip
     lines = [json.dumps(sound | change) for change in changes] + ["[" * 200_000, json.dumps(sound | {"step": 2})]
     (tmp_path / FILE).write_text("\n".join(lines))

@@ -187,6 +187,7 @@ PURE = (
     "cluster/viewer/runs.py",
     "cluster/viewer/server.py",
     "cluster/viewer/text.py",
+    "cluster/visible.py",
     "cluster/waits.py",
 )
 """Decisions: no framework at the top of these files, so that they test and start in milliseconds."""

@@ -16,7 +16,7 @@ from cluster.status.table import short_time
 from cluster.viewer import queries
 from cluster.viewer.filters import Filter
 from cluster.viewer.runs import RunFolder
-from cluster.viewer.text import visible
+from cluster.visible import visible
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"

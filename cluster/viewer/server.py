@@ -29,7 +29,7 @@ from cluster.viewer.filters import Filter
 from cluster.viewer.guard import HOSTS, Guard
 from cluster.viewer.pictures import encode
 from cluster.viewer.runs import RunBook, RunFolder
-from cluster.viewer.text import visible
+from cluster.visible import visible
 
 MAX_ROWS = 200
 """Of one answer to the table, which asks for what is in sight."""

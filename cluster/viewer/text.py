@@ -1,4 +1,4 @@
-"""Text of a policy made visible: it may hold anything that makes a page lie. And tokens as coloured spans. Pure."""
+"""The tokens of a turn as spans that a page colours."""
 
 from __future__ import annotations
 
@@ -11,23 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
-"""Controls that change the order in which text is shown."""
-CONTROLS = (*range(0x09), *range(0x0B, 0x20))
-SHOWN = {
-    **{code: chr(0x2400 + code) for code in CONTROLS},
-    **{code: f"⟦U+{code:04X}⟧" for code in (*BIDI, *range(0x7F, 0xA0), 0xFEFF)},
-}
 LEVELS = (0.99, 0.9, 0.7, 0.4, 0.1)
 """Lower ends of the probabilities that have a colour of their own."""
 MAX_PENDING = 8
 """Tokens that may make up one character."""
 HALF_CHARACTER = "\ufffd"
-
-
-def visible(text: object) -> str:
-    """As it was written, with a sign in place of each character that is not seen but acts. A lone surrogate is one."""
-    return str(text).translate(SHOWN).encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,8 @@ def test_a_torn_line_costs_itself(tmp_path: Path) -> None:
     with (tmp_path / FILE).open("a") as file:
         file.write('{"time": 1.0, "ki')
     assert read_events(tmp_path) == [JOIN]
+    log.add(LEAVE)
+    assert read_events(tmp_path) == [JOIN, LEAVE], "the next driver's first event is not glued to it"
 
 
 def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

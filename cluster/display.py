@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cluster.visible import visible
 from configs.schema import Config
 
 
@@ -130,10 +131,10 @@ class Display:
         yield self._screen(options.max_width, console.height)
 
     def say(self, text: str) -> None:
-        self.console.print(f"{self._time()}{text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self._time()}{visible(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        line = f"{self._time()}warning: {text}"
+        line = f"{self._time()}warning: {visible(text)}"
         self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def warn_once(self, text: str) -> None:

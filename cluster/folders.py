@@ -121,7 +121,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """Summary of a run that has ended; None where it has not, or where the file is damaged."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return summary if isinstance(summary, dict) and isinstance(summary.get("steps"), int) else None
 

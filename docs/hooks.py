@@ -68,7 +68,7 @@ def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _described(name: str, command: Any) -> Iterator[str]:
-    yield from ("", f"## {name}", "", command.help or "", "")
+    yield from ("", f"### {name}", "", command.help or "", "")
     for parameter in command.params:
         text = " ".join(str(getattr(parameter, "help", "") or "").split())
         names = ", ".join(f"`{each}`" for each in (*parameter.opts, *parameter.secondary_opts))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cluster.evaluation.comparison import Comparison
-from cluster.records.plots import COLOURS
+from cluster.records.compare import COLOURS
 
 PANELS = (
     (

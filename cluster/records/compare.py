@@ -1,31 +1,47 @@
-"""Several runs side by side: their curves in one figure, and their last held-out figures as a table."""
+"""Several runs side by side: their curves in one figure, and their last held-out figures as a table.
+
+Drawn on a plain `Figure`: no display, no global state, thread-safe.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from cluster.records.plots import COLOURS, Chart, draw_curve, style_axes
 from cluster.records.reading import curve, read_metrics
 
-CHARTS = (
-    Chart(title="Tool-call rate, full view needed", curves=(("policy/ask_share_needed", ""),), is_share=True),
-    Chart(title="Tool-call rate, full view not needed", curves=(("policy/ask_share_unneeded", ""),), is_share=True),
-    Chart(title="Tool-call rate", curves=(("policy/ask_share", ""),), is_share=True),
-    Chart(title="Accuracy", curves=(("reward/accuracy", ""),), is_share=True),
-    Chart(
-        title="Visual-token ratio (1 = always full)",
-        curves=(("policy/visual_token_share", ""),),
-        is_share=True,
-        marks=((1.0, "always full"), (0.25, "always quarter")),
-    ),
-    Chart(title="Held-out accuracy", curves=(("heldout/accuracy", ""),), is_share=True),
-    Chart(title="Held-out visual-token ratio", curves=(("heldout/visual_token_share", ""),), is_share=True),
+COLOURS = ("#2a6fbb", "#d9652b", "#2f9e6e", "#8a5fbf", "#b8912a", "#5b6672")
+QUIET = COLOURS[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One metric over steps, a line for each run."""
+
+    title: str
+    key: str
+    """In metrics.jsonl."""
+    marks: tuple[tuple[float, str], ...] = ()
+    """Horizontal reference lines: (value, label)."""
+
+
+VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
+PANELS = (
+    Panel(title="Tool-call rate, full view needed", key="policy/ask_share_needed"),
+    Panel(title="Tool-call rate, full view not needed", key="policy/ask_share_unneeded"),
+    Panel(title="Tool-call rate", key="policy/ask_share"),
+    Panel(title="Accuracy", key="reward/accuracy"),
+    Panel(title="Visual-token ratio (1 = always full)", key="policy/visual_token_share", marks=VIEWS),
+    Panel(title="Held-out accuracy", key="heldout/accuracy"),
+    Panel(title="Held-out visual-token ratio", key="heldout/visual_token_share"),
 )
-"""One metric each; runs without it are left out, and so is a chart of which no run has any."""
+"""All of them shares. Runs without the metric are left out, and so is a panel of which no run has any."""
 HELDOUT = {
     "step": "step",
     "heldout/accuracy": "accuracy",
@@ -65,14 +81,18 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
     """
     labels = labels_of(runs)
     metrics = [_metrics_of(run) for run in runs]
-    charts = [chart for chart in CHARTS if any(curve(each, chart.curves[0][0])[0] for each in metrics)]
-    num_rows = -(-len(charts) // NUM_COLUMNS)
-    figure = Figure(figsize=(4.2 * min(NUM_COLUMNS, len(charts)), 3.4 * num_rows), layout="constrained")
-    for place, chart in enumerate(charts, 1):
-        axes = figure.add_subplot(num_rows, min(NUM_COLUMNS, len(charts)), place)
+    panels = [panel for panel in PANELS if any(curve(each, panel.key)[0] for each in metrics)]
+    num_rows = -(-len(panels) // NUM_COLUMNS)
+    figure = Figure(figsize=(4.2 * min(NUM_COLUMNS, len(panels)), 3.4 * num_rows), layout="constrained")
+    for place, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(num_rows, min(NUM_COLUMNS, len(panels)), place)
         for number, (each, label) in enumerate(zip(metrics, labels, strict=True)):
-            draw_curve(axes, each, chart.curves[0][0], label, *_look(number))
-        style_axes(axes, chart)
+            steps, figures = curve(each, panel.key)
+            colour, line = _look(number)
+            marker = "o" if len(steps) < 3 else None  # a line through one point is invisible
+            if steps:
+                axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, linestyle=line, marker=marker)
+        _style_axes(axes, panel)
         if place == 1:
             looks = [_look(number) for number in range(len(labels))]
             handles = [
@@ -86,6 +106,23 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
 def _look(number: int) -> tuple[str, str]:
     """Colour and line style of a run: a style for as many runs as there are colours."""
     return COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+
+
+def _style_axes(axes: Axes, panel: Panel) -> None:
+    """Title, grid, reference lines, and an axis of shares."""
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for level, name in panel.marks:
+        axes.axhline(level, color=QUIET, linewidth=1, linestyle="--")
+        axes.annotate(
+            name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=QUIET
+        )
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.02), max(high, 1.05))
 
 
 def heldout_figures(runs: Sequence[Path]) -> dict[str, dict[str, float | None]]:

@@ -5,15 +5,17 @@ Each is a line of RUN/events.jsonl and a line on the display. Counters of them a
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.records.files import append_line
+from cluster.records.reading import read_objects
 
 FILE = "events.jsonl"
 
@@ -94,15 +96,27 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def read_log(folder: Path, *, last: int | None = None) -> list[LoggedEvent]:
-    """The events of a run with their times, oldest first; at most the `last` ones. A torn line is left out."""
-    path = folder / FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    logged = []
-    for line in lines if last is None else lines[-last:]:
-        try:
-            fields = json.loads(line)
-            known = {name: fields[name] for name in Event.__dataclass_fields__ if name in fields}
-            logged.append(LoggedEvent(time=float(fields["time"]), event=Event(**known)))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return logged
+    """The events of a run with their times, oldest first; at most the `last` ones. A damaged line is left out."""
+    entries = read_objects(folder / FILE, last=last)
+    return [logged for entry in entries if (logged := _parse(entry)) is not None]
+
+
+def _parse(fields: Mapping[str, Any]) -> LoggedEvent | None:
+    """None where these are not the fields of an event, on which pages and tables rely. Any kind is one."""
+    numbers = {name: fields.get(name) for name in ("time", "step", "seconds")}
+    texts = {name: fields.get(name, "") for name in ("kind", "who", "detail")}
+    if not all(isinstance(text, str) for text in texts.values()) or not (texts["kind"] and texts["who"]):
+        return None
+    if not all(number is None or isinstance(number, int | float) for number in numbers.values()):
+        return None
+    try:
+        at, step, seconds = numbers["time"], numbers["step"], numbers["seconds"]
+        datetime.fromtimestamp(at)
+        event = Event(
+            **texts,
+            step=None if step is None else int(step),
+            seconds=seconds if seconds is not None and math.isfinite(seconds) else None,
+        )
+        return LoggedEvent(time=float(at), event=event)
+    except (ValueError, TypeError, OverflowError, OSError):  # NaN, no time at all, or one beyond the calendar
+        return None

@@ -33,11 +33,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add one JSON object as a line and sync it to disk. A line that does not fit is taken back."""
+    """Add one JSON object as a line and sync it to disk. A line that does not fit is taken back.
+
+    Where a killed writer left half a line, the new one begins after it: else both would be lost.
+    """
     line = json.dumps(entry).encode() + b"\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         end = os.lseek(handle, 0, os.SEEK_END)
+        if end and os.pread(handle, 1, end - 1) != b"\n":
+            line = b"\n" + line
         try:
             written = 0
             while written < len(line):
@@ -77,5 +82,5 @@ def run_id(folder: Path) -> str:
     path = folder / "id"
     if not path.is_file():
         write_atomically(path, secrets.token_hex(8))
-    text = f"{path.read_text(encoding='utf-8').strip()} {folder.absolute()}"
+    text = f"{path.read_text(encoding='utf-8', errors='replace').strip()} {folder.absolute()}"
     return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,44 @@ from actors.episode import SampleRef
 Row = dict[str, Any]
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Metrics of each step in order, including `step`. Lines of the same step are merged, invalid lines ignored.
+def read_objects(path: Path, *, last: int | None = None) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines, at most those of the `last` lines. A file that is not there has none.
 
-    The last line of a killed run may be truncated, and a run without a finished step has no file.
+    Damaged lines are left out: the last one of a killed run may be truncated, and a disk may return anything.
     """
-    path = run_dir / "metrics.jsonl"
-    steps: dict[float, dict[str, float]] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines if last is None else lines[-last:]:
         try:
             entry = json.loads(line)
-        except ValueError:  # also bytes that are not UTF-8
+        except (ValueError, RecursionError):  # ValueError: also bytes that are not UTF-8
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
-            figures = {str(key): float(value) for key, value in entry.items() if isinstance(value, int | float)}
+        if isinstance(entry, dict):
+            yield entry
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Metrics of each step in order, including `step`. Lines of the same step are merged, those without one ignored.
+
+    A metric may be NaN or infinite, such as the loss of a skipped update; a step is finite.
+    """
+    steps: dict[float, dict[str, float]] = {}
+    for entry in read_objects(run_dir / "metrics.jsonl"):
+        figures = {key: number for key, value in entry.items() if (number := _number(value)) is not None}
+        if math.isfinite(figures.get("step", math.nan)):
             steps.setdefault(figures["step"], {}).update(figures)
     return [steps[step] for step in sorted(steps)]
 
 
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, without damaged ones. A file that is not there has none."""
-    entries = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
-    return entries
+    """The JSON objects of a file of lines that have a step."""
+    return [entry for entry in read_objects(path) if isinstance(entry.get("step"), int)]
 
 
 def read_skips(run_dir: Path, dataset: str, step: int) -> tuple[int, list[tuple[SampleRef, str]]]:
@@ -61,23 +71,3 @@ def curve(metrics: Sequence[Mapping[str, float]], key: str) -> tuple[list[float]
     """(steps, values) of the steps that have this metric."""
     points = [(figures["step"], figures[key]) for figures in metrics if key in figures]
     return [step for step, _ in points], [figure for _, figure in points]
-
-
-def choose_episodes(rows: Sequence[Row], num_per_step: int) -> list[Row]:
-    """Some episodes of each step, as diverse as possible.
-
-    The first of each kind (full view needed, tool call, correct) come first, then the first of each further sample.
-    """
-    chosen: list[Row] = []
-    for step in sorted({row["step"] for row in rows}):
-        of_step = [row for row in rows if row["step"] == step]
-        kinds = {_kind(row): row for row in reversed(of_step)}
-        first_of_kind = sorted(kinds.values(), key=of_step.index)
-        samples = {row["sample"]: row for row in reversed(of_step)}
-        others = [row for row in sorted(samples.values(), key=of_step.index) if row not in first_of_kind]
-        chosen += [*first_of_kind, *others][:num_per_step]
-    return chosen
-
-
-def _kind(row: Row) -> tuple[object, object, object]:
-    return row.get("needs_full"), row.get("asked"), row.get("is_correct")

@@ -7,6 +7,7 @@ story: `ledger.jsonl` lists every sample that a step consumed, in the cursor's o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from cluster.records.episodes import rows_of_evaluation, rows_of_step, write_epi
 from cluster.records.files import append_line, stop_on_full_disk, write_atomically
 from cluster.records.trackers import TensorBoard, Trackers
 from cluster.step import StepBatch
+
+STEP_FILE = re.compile(r"step-(\d+)\.parquet", re.ASCII)
 
 
 class Recorder:
@@ -34,9 +37,10 @@ class Recorder:
     def _open(self, folder: Path, step: int) -> None:
         (folder / "episodes").mkdir(parents=True, exist_ok=True)
         (folder / "heldout").mkdir(exist_ok=True)
-        for stale in (*folder.glob("episodes/step-*.parquet"), *folder.glob("heldout/step-*.parquet")):
-            if int(stale.stem.removeprefix("step-")) > step:
-                stale.unlink()
+        for path in (*folder.glob("episodes/*.parquet"), *folder.glob("heldout/*.parquet")):
+            named = STEP_FILE.fullmatch(path.name)  # a copy that somebody put there has another name, and stays
+            if named and int(named[1]) > step:
+                path.unlink()
         for name in ("metrics.jsonl", "ledger.jsonl", "lost.jsonl"):
             cut_after(folder / name, step)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from actors.prompts import load_prompt_style
+from actors.tools.registry import toolbox_of
 from cluster.folders import CONFIG
 from cluster.hub import fetch_named
 from cluster.policies import find_policy, materialize
@@ -42,7 +43,7 @@ def policy_config(policy: Path | None, config: str | None, overrides: Sequence[s
     model = resolved.model
     flaws = model_folder_problems("model.path", model.path, needs_weights=model.load == "weights")
     raise_all([ValueError(flaw) for flaw in flaws])
-    load_prompt_style(model.prompt)
+    load_prompt_style(model.prompt).check(toolbox_of(resolved.rollout.tools))
     return resolved, (source.run.absolute().name if source and source.run else Path(model.path).name)
 
 

@@ -75,7 +75,7 @@ def read_snapshot(folder: Path) -> Snapshot:
         )
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no {STATUS}: no run has started there") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

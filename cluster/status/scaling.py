@@ -185,7 +185,7 @@ class SizeDesk:
             fields = json.loads((self._folder / SIZES).read_text(encoding="utf-8"))
             sizes = parse_sizes({role: kept["size"] for role, kept in fields.items()})
             settings = {role: kept["setting"] for role, kept in fields.items()}
-        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
             return {}
         return {role: size for role, size in sizes.items() if settings[role] == str(configured[role])}
 
@@ -209,7 +209,7 @@ def read_request(folder: Path) -> ScaleRequest | None:
         fields: Any = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
         sizes = {str(role): str(size) for role, size in fields["sizes"].items()}
         return ScaleRequest(id=str(fields["id"]), time=float(fields.get("time", time.time())), sizes=sizes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

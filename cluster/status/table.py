@@ -14,6 +14,7 @@ from rich.text import Text
 from cluster.records.events import WARNINGS, LoggedEvent
 from cluster.status.files import Snapshot
 from cluster.status.views import WAITING, MemberView, encode_status
+from cluster.visible import visible
 from configs.ranges import parse_range
 
 KILLED = "its driver stopped without reporting: it was killed, or its machine was lost"
@@ -87,24 +88,26 @@ def render(look: Look) -> RenderableType:
 def _header(look: Look) -> Text:
     status = look.snapshot.status
     style = "bold" if look.is_alive or look.state == "ended" else "bold red"
-    lines = Text.assemble((f"run {status.run}: {look.state}", style), f", step {status.step}/{status.num_steps}")
+    lines = Text.assemble(
+        (visible(f"run {status.run}: {look.state}"), style), f", step {status.step}/{status.num_steps}"
+    )
     if status.version is not None:
         lines.append(f", version {status.version}")
     if look.is_alive and status.eta_s is not None:
         lines.append(f", ETA {timedelta(seconds=round(status.eta_s))}")
     if look.is_alive and status.phase:
-        lines.append(f"\n{status.phase}")
+        lines.append(visible(f"\n{status.phase}"))
     if look.cause:
-        lines.append(f"\n{look.cause}", style="red")
-    lines.append(f"\nwritten {short_time(look.age_s)} ago on {look.snapshot.host}, pid {look.snapshot.pid}")
+        lines.append(visible(f"\n{look.cause}"), style="red")
+    lines.append(visible(f"\nwritten {short_time(look.age_s)} ago on {look.snapshot.host}, pid {look.snapshot.pid}"))
     if look.owner:
-        lines.append(f"; held by {look.owner}")
+        lines.append(visible(f"; held by {look.owner}"))
     wanted = ", ".join(f"{role} {size}" for role, size in status.wanted.items())
-    lines.append(f"\nsizes: {wanted}" if wanted else "")
+    lines.append(visible(f"\nsizes: {wanted}") if wanted else "")
     if status.num_judges is not None:
         lines.append(f"; judges up: {status.num_judges}")
     if status.scale is not None:
-        lines.append(f"\nlast scale: {status.scale.line()}")
+        lines.append(visible(f"\nlast scale: {status.scale.line()}"))
     if look.is_alive:
         lines.append(_missing(look))
     return lines
@@ -143,13 +146,13 @@ def short_time(seconds: float) -> str:
 def _row(member: MemberView, now: float) -> tuple[RenderableType, ...]:
     since = "" if member.since is None else short_time(now - member.since)
     return (
-        Text(member.name),
-        Text(member.state, style=STYLES.get(member.state, "")),
+        Text(visible(member.name)),
+        Text(visible(member.state), style=STYLES.get(member.state, "")),
         since,
         "-" if member.version is None else str(member.version),
         "-" if member.in_flight is None else str(member.in_flight),
-        Text(member.node),
-        Text(member.detail),
+        Text(visible(member.node)),
+        Text(visible(member.detail)),
     )
 
 
@@ -158,5 +161,5 @@ def _events(look: Look) -> Table:
     for logged in look.events:
         style = "yellow" if logged.event.kind in WARNINGS else ""
         at = datetime.fromtimestamp(logged.time)
-        table.add_row(f"{at:%H:%M:%S}", Text(logged.event.line(), style=style, overflow="fold"))
+        table.add_row(f"{at:%H:%M:%S}", Text(visible(logged.event.line()), style=style, overflow="fold"))
     return table

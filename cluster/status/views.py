@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from configs.ranges import Range
 
@@ -31,7 +34,7 @@ class MemberView:
     node: str = ""
     in_flight: int | None = None
     """Groups that it plays; None where that is not known, or for no rollout worker."""
-    since: float | None = None
+    since: FiniteFloat | None = None
     """Wall-clock time at which it came into this state; None if unknown."""
     detail: str = ""
     """Why it is in this state, for one that does not work."""
@@ -68,7 +71,7 @@ class RunStatus:
     num_steps: int
     phase: str = ""
     """What the run does now."""
-    eta_s: float | None = None
+    eta_s: FiniteFloat | None = None
     """Estimated seconds from the last finished step to the end; None before the first one."""
     version: int | None = None
     """Of the weights published last."""
@@ -111,20 +114,15 @@ def decode_status(fields: Mapping[str, Any]) -> RunStatus:
         ValueError: a field is missing or of the wrong type.
     """
     try:
-        kept = {name: fields[name] for name in RunStatus.__dataclass_fields__ if name in fields}
-        kept["members"] = tuple(_only(MemberView, member) for member in fields.get("members") or ())
-        scale = fields.get("scale")
-        kept["scale"] = None if scale is None else _only(ScaleAnswer, scale)
-        status = RunStatus(**kept)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"not the status of a run: {error}") from error
-    if status.state not in get_args(RunState) or not isinstance(status.wanted, Mapping):
-        raise ValueError(f"not the status of a run: state {status.state!r}")
-    return status
+        return _checker().validate_python(dict(fields))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        raise ValueError(f"not the status of a run: {wrong}") from error
 
 
-def _only(kind: type[Any], fields: Mapping[str, Any]) -> Any:
-    return kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
+@lru_cache(maxsize=1)
+def _checker() -> TypeAdapter[RunStatus]:
+    return TypeAdapter(RunStatus)
 
 
 def members_line(members: Sequence[MemberView], wanted: Mapping[str, Range], num_judges: int | None = None) -> str:

@@ -16,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
 MAX_POINTS = 800
 """A longer line is thinned: of each stretch the lowest and the highest point stay."""
 NUM_TICKS = 5
+NUM_COLOURS, NUM_DASHES = 6, 3
+EXTREME = 1e100
 EVENTS_DRAWN = ("leave", "wedged", "preempted", "restart", "reform", "replay", "join", "scale")
 
 
@@ -100,10 +102,10 @@ Metrics = Sequence[Mapping[str, float]]
 def line_charts(runs: Mapping[str, Metrics], place: str, events: Sequence[Event] = ()) -> list[Chart]:
     """The charts of a page with all runs on one axis of steps; those without a value are left out.
 
-    Of several runs each has its colour and each metric its dash; of one run each metric has its colour. Events are
-    marked where they cost time.
+    Of several runs each has its colour and each metric its dash, which changes once all colours are used; of one run
+    each metric has its colour. Events are marked where they cost time.
     """
-    steps = [figures["step"] for metrics in runs.values() for figures in metrics]
+    steps = [figures["step"] for metrics in runs.values() for figures in metrics if abs(figures["step"]) < EXTREME]
     x_range = (min(steps, default=0.0), max(steps, default=1.0))
     panels = [panel for panel in PANELS if panel.place == place]
     return [chart for panel in panels if (chart := _chart(panel, runs, x_range, events))]
@@ -115,7 +117,9 @@ def _chart(
     found = []
     for r, (run, metrics) in enumerate(runs.items()):
         for c, (key, label) in enumerate(panel.curves):
-            points = [(x, y) for x, y in zip(*curve(metrics, key), strict=True) if _fits(y, panel.is_log)]
+            points = [
+                (x, y) for x, y in zip(*curve(metrics, key), strict=True) if abs(x) < EXTREME and _fits(y, panel.is_log)
+            ]
             if points:
                 name = label if len(runs) == 1 else f"{run}: {label}" if len(panel.curves) > 1 else run
                 found.append((run, name, points, (c, 0) if len(runs) == 1 else (r, c)))
@@ -136,7 +140,17 @@ def _chart(
         placed = tuple((x, y, x_of(x), y_of(y)) for x, y in thin(points, MAX_POINTS))
         path = "M" + "L".join(f"{x},{y}" for _, _, x, y in placed)
         dots = tuple((x, y) for _, _, x, y in placed) if len(placed) <= 40 else ()
-        lines.append(Line(run=run, label=name, colour=colour % 6, dash=dash % 3, path=path, dots=dots, points=placed))
+        lines.append(
+            Line(
+                run=run,
+                label=name,
+                colour=colour % NUM_COLOURS,
+                dash=(dash + colour // NUM_COLOURS) % NUM_DASHES,
+                path=path,
+                dots=dots,
+                points=placed,
+            )
+        )
     return Chart(
         title=panel.title,
         lines=tuple(lines),
@@ -156,7 +170,8 @@ def _event_marks(events: Sequence[Event], x_of: Callable[[float], float]) -> tup
 
 
 def _fits(value: float, is_log: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not is_log)
+    """Beyond `EXTREME` the arithmetic of an axis overflows, and nothing could be read off either."""
+    return abs(value) < EXTREME and (value > 1 / EXTREME or not is_log)
 
 
 def _span(values: Sequence[float], panel: Panel) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cluster.records.episodes import EPISODES
 from cluster.viewer import queries
 from cluster.viewer.filters import Filter
-from cluster.viewer.index import SETS, EpisodeIndex
+from cluster.viewer.index import SETS, EpisodeIndex, conform
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a text with such a start for a formula, and a policy may have written one."""
@@ -54,11 +54,8 @@ def write_filtered(index: EpisodeIndex, chosen: Filter, path: Path) -> None:
     with pq.ParquetWriter(path, EPISODES, compression="zstd") as out:
         for (of_set, file), rows in groupby(places, key=lambda row: (row["set"], row["file"])):
             try:
-                table = pq.read_table(index.run / SETS[of_set] / f"{file}.parquet")
-            except (OSError, pa.ArrowException):
+                table = conform(pq.read_table(index.run / SETS[of_set] / f"{file}.parquet"), EPISODES)
+            except (OSError, KeyError, pa.ArrowException):
                 continue
-            taken = table.take(pa.array([row["ordinal"] for row in rows if row["ordinal"] < len(table)], pa.int64()))
-            for name in EPISODES.names:
-                if name not in taken.column_names:
-                    taken = taken.append_column(name, pa.nulls(len(taken), EPISODES.field(name).type))
-            out.write_table(taken.select(EPISODES.names).cast(EPISODES))
+            taken = [row["ordinal"] for row in rows if row["ordinal"] < len(table)]
+            out.write_table(table.take(pa.array(taken, pa.int64())))

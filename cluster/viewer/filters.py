@@ -20,7 +20,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 EXACT = ("sample", "judge", "reason", "file")
 """Parameters that are compared as they are."""
 SORTS = ("step", "reward", "advantage", "visual_tokens", "generated_tokens", "question", "answer", "oldest_version")
-STEPS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
+STEPS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 MAX_TEXT = 500
 
 

@@ -5,6 +5,7 @@ Texts and tokens of the turns stay on disk until somebody opens an episode.
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -26,9 +27,16 @@ SETS = {"training": "episodes", "heldout": "heldout"}
 CHECK_S = 1.0
 """Files are looked at again after this time."""
 NUM_READERS = 4
+NAMED = ("step", "sample", "index", "question")
+"""Columns without which a file holds no episodes."""
 OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version")
 """Columns that only the page of an episode needs."""
 FLAT = tuple(name for name in EPISODES.names if name not in OPENED)
+NO_TURN: Mapping[str, Any] = {
+    "text": "", "view": "quarter", "num_visual_tokens": 0, "num_prompt_tokens": 0, "completion_ids": [],
+    "logprobs": [], "version_spans": [], "finish_reason": None,
+}  # fmt: skip
+"""In place of what a recorded turn lacks."""
 LEAVES = (
     "turns.list.element.view",
     "turns.list.element.num_visual_tokens",
@@ -36,7 +44,7 @@ LEAVES = (
 )
 """All that is read of the turns: a leaf of a Parquet file is read without its neighbours."""
 TABLE = """
-CREATE TABLE episodes AS SELECT *, 0 AS visual_tokens, 0 AS full_tokens, 0::BIGINT AS generated_tokens,
+CREATE TABLE episodes AS SELECT *, 0::BIGINT AS visual_tokens, 0::BIGINT AS full_tokens, 0::BIGINT AS generated_tokens,
   0 AS direct_right, 0 AS full_right, '' AS searched FROM arriving LIMIT 0;
 ALTER TABLE episodes DROP COLUMN turns;
 CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
@@ -123,25 +131,32 @@ class EpisodeIndex:
         name = f"{of_set}/{file}"
         try:
             table = _slim(_path(self.run, of_set, file))
-        except (OSError, pa.ArrowException) as error:
-            self.unreadable[name] = str(error).splitlines()[0][:200]
+            named = table.append_column("set", _same(of_set, len(table))).append_column("file", _same(file, len(table)))
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            self.unreadable[name] = (str(error) or type(error).__name__).splitlines()[0][:200]
             return None
         self.unreadable.pop(name, None)
-        return table.append_column("set", _same(of_set, len(table))).append_column("file", _same(file, len(table)))
+        return named
 
     def read(self, row: Mapping[str, Any]) -> Row:
-        """An episode of the table with its turns.
+        """An episode of the table with all columns and its turns. What an older or damaged file lacks is empty.
 
         Raises:
             ValueError: its file is gone or damaged.
         """
         path = _path(self.run, row["set"], row["file"])
         try:
-            stat = path.stat()
-            full: Row = _whole(path, stat.st_mtime_ns, stat.st_size).slice(row["ordinal"], 1).to_pylist()[0]
+            status = path.stat()
+            full: Row = _whole(path, status.st_mtime_ns, status.st_size).slice(row["ordinal"], 1).to_pylist()[0]
         except (OSError, pa.ArrowException, IndexError) as error:
             raise ValueError(f"{path} cannot be read any more: {error}") from error
-        return {**full, **row}
+        turns = [_complete(turn) for turn in full.get("turns") or () if turn]
+        return {**dict.fromkeys(EPISODES.names), **full, **row, "turns": turns}
+
+
+def _complete(turn: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {**NO_TURN} | {name: value for name, value in turn.items() if value is not None}
+    return whole | {"version_spans": [span for span in whole["version_spans"] if span]}
 
 
 def _files_of(run: Path) -> dict[tuple[str, str], Stamp]:
@@ -150,10 +165,11 @@ def _files_of(run: Path) -> dict[tuple[str, str], Stamp]:
     for of_set, folder in SETS.items():
         for path in sorted((run / folder).glob("*.parquet")):
             try:
-                stat = path.stat()
+                status = path.stat()
             except OSError:  # a resumed run has just removed it
                 continue
-            found[of_set, path.stem] = (stat.st_mtime_ns, stat.st_size)
+            if stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+                found[of_set, path.stem] = (status.st_mtime_ns, status.st_size)
     return found
 
 
@@ -172,21 +188,31 @@ def _path(run: Path, of_set: str, file: str) -> Path:
 
 
 def _slim(path: Path) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    """What the table needs of a file. Raises ValueError or KeyError, of Arrow too, for one that is not of episodes."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         there = set(file.schema_arrow.names)
-        table = file.read(columns=[*(there & set(FLAT)), *LEAVES], use_threads=False)
-    for name in FLAT:
-        if name not in there:  # of an older version
-            table = table.append_column(name, pa.nulls(len(table), EPISODES.field(name).type))
-    table = table.select([*FLAT, "turns"])
-    table = table if table.schema.equals(_slim_schema()) else table.cast(_slim_schema())
-    return table.append_column("ordinal", pa.array(np.arange(len(table))))
+        if missing := [name for name in NAMED if name not in there]:
+            raise ValueError(f"no file of episodes: it has no column {missing[0]!r}")
+        if "turns" in there and not pa.types.is_list(file.schema_arrow.field("turns").type):
+            raise ValueError("no file of episodes: its column 'turns' has no lists")
+        read = file.read(columns=[*(there & set(FLAT)), *LEAVES], use_threads=False)
+    read.validate(full=True)  # text that is not UTF-8 would end the table for good
+    return conform(read, _slim_schema()).append_column("ordinal", pa.array(np.arange(len(read))))
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of another version under this schema: what it lacks is null. Raises KeyError or an error of Arrow."""
+    names, columns = set(table.column_names), []
+    for field in schema:
+        column = table.column(field.name) if field.name in names else pa.nulls(len(table), field.type)
+        columns.append(column if column.type == field.type else column.cast(field.type))  # a cast of all takes time
+    return pa.table(columns, schema=schema)
 
 
 @lru_cache(maxsize=4)
 def _whole(path: Path, mtime_ns: int, size: int) -> pa.Table:
     """A whole file: the episodes of a group are opened one after the other."""
-    return pq.read_table(path)
+    return pq.read_table(path, page_checksum_verification=True)
 
 
 @lru_cache(maxsize=1)
@@ -194,8 +220,8 @@ def _slim_schema() -> pa.Schema:
     turn = pa.struct(
         [
             ("view", pa.string()),
-            ("num_visual_tokens", pa.int32()),
-            ("version_spans", pa.list_(pa.struct([("num_tokens", pa.int32())]))),
+            ("num_visual_tokens", pa.int64()),
+            ("version_spans", pa.list_(pa.struct([("num_tokens", pa.int64())]))),
         ]
     )
     return pa.schema([*(EPISODES.field(name) for name in FLAT), ("turns", pa.list_(turn))])

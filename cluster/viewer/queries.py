@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -84,7 +85,7 @@ def counts(con: Connection, chosen: Filter) -> tuple[int, dict[str, int]]:
 
 def episode(con: Connection, key: Mapping[str, str]) -> Row | None:
     """One episode by its key; None where there is none."""
-    if not key.get("index", "").isdecimal() or len(key["index"]) > 9:
+    if not re.fullmatch(r"\d{1,9}", key.get("index", ""), re.ASCII):
         return None
     where = " AND ".join(f'"{name}" = ?' for name in KEY)
     found = select(con, f"SELECT * FROM episodes WHERE {where} LIMIT 1", [key.get(name, "") for name in KEY])

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from cluster.folders import CONFIG
 from cluster.records.files import write_atomically
 from cluster.records.reading import Row
-from cluster.viewer import pages, queries
+from cluster.viewer import pages, queries, rendering
+from cluster.viewer.episode_pages import episode_view
 from cluster.viewer.filters import PRESETS, Filter
 from cluster.viewer.pictures import encode
 from cluster.viewer.runs import RunFolder
@@ -43,13 +44,15 @@ def write_report(run_dir: Path) -> Path:
         "evaluations": queries.scores(run.episodes.cursor(), "heldout"),
         "chosen": chosen,
         **{name: value for name, value in pages.events(run, "").items() if name in pages.EVENT_FIELDS},
-        "style": Markup((pages.STATIC / "viewer.css").read_text(encoding="utf-8")),  # our own file: no text of others
+        "style": Markup(
+            (rendering.STATIC / "viewer.css").read_text(encoding="utf-8")
+        ),  # our own file: no text of others
     }
     if run.episodes.num_left_out:
         part = f"made from the newest episodes and the oldest: {run.episodes.num_left_out} files between were not read"
         values["alerts"] = [*values["alerts"], part]
     report = run_dir / "report.html"
-    write_atomically(report, pages.make_templates().get_template("report.html").render(**values))
+    write_atomically(report, rendering.make_templates().get_template("report.html").render(**values))
     return report
 
 
@@ -77,7 +80,7 @@ def choose_episodes(con: queries.Connection) -> Iterator[tuple[str, Row]]:
 
 def _episode(run: RunFolder, row: Row) -> dict[str, Any]:
     """As on its page, with its pictures inside."""
-    view = pages.episode_view(run, row)
+    view = episode_view(run, row)
     views = view["no_picture"] or run.pictures.views(view["row"])
     sources = {}
     if not isinstance(views, str):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.folders import CONFIG, read_summary
+from cluster.identity import flat_settings
 from cluster.records.events import FILE as EVENTS
 from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
@@ -28,32 +28,60 @@ T = TypeVar("T")
 
 
 class RunFolder:
-    """One run. Everything is read anew when its file changes; nothing is ever written."""
+    """One run, for any number of threads. Everything is read anew when its file changes; nothing is ever written."""
 
     def __init__(self, name: str, path: Path, *, max_bytes: int | None = None) -> None:
         self.name = name
         self.path = path
         self._max_bytes = max_bytes
         self._kept: dict[str, tuple[object, Any]] = {}
+        self._episodes: EpisodeIndex | None = None
+        self._opening = threading.Lock()
         self._beat: tuple[int, int] | None = None
         self._beat_changed_at = float("-inf")
 
-    @cached_property
-    def episodes(self) -> EpisodeIndex:
-        return EpisodeIndex(self.path, max_bytes=self._max_bytes)
+    @property
+    def is_there(self) -> bool:
+        """Whether it is still, or again, a run folder."""
+        return _is_run(self.path)
 
-    @cached_property
+    @property
+    def episodes(self) -> EpisodeIndex:
+        with self._opening:  # a browser asks for several things at once, and all episodes are read but once
+            if self._episodes is None:
+                self._episodes = EpisodeIndex(self.path, max_bytes=self._max_bytes)
+            return self._episodes
+
+    @property
     def pictures(self) -> Pictures:
-        config = self.config
-        return Pictures(config if isinstance(config, Config) else Config())
+        def make() -> Pictures:
+            config = self.config
+            return Pictures(config if isinstance(config, Config) else Config())
+
+        return self._fresh("pictures", CONFIG, make)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        return self._fresh(METRICS, lambda: read_metrics(self.path))
+        """Only figures that are finite: nothing else can be drawn or compared."""
+
+        def read() -> list[dict[str, float]]:
+            try:
+                lines = read_metrics(self.path)
+            except OSError:  # just removed, or for other eyes only
+                return []
+            return [{key: figure for key, figure in line.items() if math.isfinite(figure)} for line in lines]
+
+        return self._fresh(METRICS, METRICS, read)
 
     @property
     def events(self) -> list[LoggedEvent]:
-        return self._fresh(EVENTS, lambda: read_log(self.path))
+        def read() -> list[LoggedEvent]:
+            try:
+                return read_log(self.path)
+            except OSError:
+                return []
+
+        return self._fresh(EVENTS, EVENTS, read)
 
     @property
     def config(self) -> Config | str:
@@ -65,7 +93,7 @@ class RunFolder:
             except (ValueError, OSError) as error:
                 return str(error)
 
-        return self._fresh(CONFIG, read)
+        return self._fresh(CONFIG, CONFIG, read)
 
     @property
     def look(self) -> Look | None:
@@ -107,11 +135,13 @@ class RunFolder:
         """The newest value of a metric."""
         return next((figures[key] for figures in reversed(self.metrics) if key in figures), None)
 
-    def _fresh(self, name: str, read: Callable[[], T]) -> T:
-        stamp = _stamp(self.path / name)
-        if name not in self._kept or self._kept[name][0] != stamp:
-            self._kept[name] = (stamp, read())
-        found: T = self._kept[name][1]
+    def _fresh(self, name: str, file: str, make: Callable[[], T]) -> T:
+        """What was made of a file, made anew where the file has changed."""
+        stamp = _stamp(self.path / file)
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != stamp:
+            kept = self._kept[name] = (stamp, make())
+        found: T = kept[1]
         return found
 
 
@@ -134,52 +164,57 @@ class RunBook:
     def all(self) -> dict[str, RunFolder]:
         """Newest first."""
         with self._lock:
+            self._runs = {name: run for name, run in self._runs.items() if run.is_there}
             known = {run.path for run in self._runs.values()}
-            for path in find_runs(self._paths):
+            for path in find_runs([path for path in self._paths if path.is_dir()]):
                 if path not in known:
-                    name, number = path.name, 2
+                    base = path.name.encode("utf-8", "replace").decode()  # as it can stand in an address
+                    name, number = base, 2
                     while name in self._runs:
-                        name, number = f"{path.name}~{number}", number + 1
+                        name, number = f"{base}~{number}", number + 1
                     self._runs[name] = RunFolder(name, path)
-            there = {name: run for name, run in self._runs.items() if (run.path / CONFIG).is_file()}
+            there = dict(self._runs)
         return dict(sorted(there.items(), key=lambda item: _stamp(item[1].path / METRICS), reverse=True))
 
     def get(self, name: str) -> RunFolder | None:
         found = self._runs.get(name)
-        return found if found is not None else self.all().get(name)
+        return found if found is not None and found.is_there else self.all().get(name)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run folders among the paths and directly below them.
+    """Run folders among the paths and directly below them; those that this user must not read are left out.
 
     Raises:
-        ValueError: a path is no folder.
+        ValueError: a path is no folder, or cannot be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path} is not a folder: give run folders, or a folder that holds some, such as runs")
-        inside = [path] if (path / CONFIG).is_file() else sorted(p for p in path.iterdir() if (p / CONFIG).is_file())
+        try:
+            inside = [path] if _is_run(path) else sorted(inner for inner in path.iterdir() if _is_run(inner))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         found |= dict.fromkeys(run.absolute() for run in inside)
     return list(found)
 
 
-def flat_settings(config: Config) -> dict[str, str]:
-    """`section.key` to value, as text."""
-
-    def walk(prefix: str, value: Mapping[str, Any]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, inner in value.items():
-            key = f"{prefix}{name}"
-            found |= walk(f"{key}.", inner) if isinstance(inner, Mapping) else {key: str(inner)}
-        return found
-
-    return walk("", asdict(config))
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / CONFIG).is_file()
+    except OSError:
+        return False
 
 
 def differing_settings(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs, with the value in each; names and folders of runs do not count."""
-    settings = [flat_settings(run.config) if isinstance(run.config, Config) else {} for run in runs]
+    configs = [run.config for run in runs]
+    settings = [settings_text(config) if isinstance(config, Config) else {} for config in configs]
     keys = sorted({key for found in settings for key in found} - {"run.name", "run.dir"})
     rows = [(key, [found.get(key, "-") for found in settings]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def settings_text(config: Config) -> dict[str, str]:
+    """`section.key` to value, as text."""
+    return {key: str(value) for key, value in flat_settings(config).items()}

@@ -1,19 +1,15 @@
-"""The local server: routes, who may see them, and what a browser may do with them.
-
-It listens on loopback and reads only. Whoever has the token of this start may look: it comes in the address once, then
-as a cookie. A page of another site reaches nothing, as it has neither, and a foreign name for this machine (DNS
-rebinding) fails by the Host header.
-"""
+"""The local server: its routes. It listens on loopback and reads only; `guard` says who may look."""
 
 from __future__ import annotations
 
-import hmac
+import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -22,78 +18,25 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.records.reading import Row
-from cluster.viewer import pages, queries
+from cluster.viewer import episode_pages, pages, queries, rendering
 from cluster.viewer.export import csv_lines, write_filtered
 from cluster.viewer.filters import Filter
+from cluster.viewer.guard import HOSTS, Guard
 from cluster.viewer.pictures import encode
 from cluster.viewer.runs import RunBook, RunFolder
-from cluster.viewer.text import visible
+from cluster.visible import visible
 
-HOSTS = ("127.0.0.1", "localhost")
-"""Names by which a browser of this machine, or one behind an SSH tunnel, calls it."""
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
 MAX_ROWS = 200
 """Of one answer to the table, which asks for what is in sight."""
 MAX_CELL = 240
 """Characters of a text in the table; the episode has it whole."""
-NO_TOKEN = "Open the address that `visionthink view` printed: it holds the token of this start. It is asked for once."
 
 Handler = Callable[[Request], Response]
-
-
-class Guard:
-    """Asks for the token, and gives every answer the headers that keep a page to itself."""
-
-    def __init__(self, app: ASGIApp, *, token: str, cookie: str) -> None:
-        self._app = app
-        self._token = token
-        self._cookie = cookie
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                kept = [(name, value) for name, value in message["headers"] if name.decode() not in HEADERS]
-                message["headers"] = kept + [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            await send(message)
-
-        answer: ASGIApp = self._answer(Request(scope)) or self._app
-        await answer(scope, receive, send_guarded)
-
-    def _answer(self, request: Request) -> Response | None:
-        given = request.query_params.get("token")
-        if given is not None and self._is_right(given):
-            rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
-            path = "/" + request.url.path.lstrip("/")  # `//host` would lead to another site
-            reply = RedirectResponse(path + (f"?{urlencode(rest)}" if rest else ""), status_code=303)
-            reply.set_cookie(self._cookie, given, httponly=True, samesite="lax", path="/")
-            return reply
-        if self._is_right(request.cookies.get(self._cookie, "")):
-            return None
-        return HTMLResponse(f"<!doctype html><title>VisionThink</title><p>{NO_TOKEN}", status_code=403)
-
-    def _is_right(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
 
 
 class Viewer:
@@ -101,7 +44,7 @@ class Viewer:
 
     def __init__(self, book: RunBook) -> None:
         self._book = book
-        self._templates = pages.make_templates()
+        self._templates = rendering.make_templates()
 
     def show(self, template: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
         return HTMLResponse(self._templates.get_template(template).render(**values), status_code=status)
@@ -135,7 +78,7 @@ class Viewer:
         return self.show("events.html", pages.events(self.run_of(request), request.query_params.get("kind", "")))
 
     def episodes(self, request: Request) -> Response:
-        return self.show("episodes.html", pages.episodes(self.run_of(request), Filter.of(request.query_params)))
+        return self.show("episodes.html", episode_pages.episodes(self.run_of(request), Filter.of(request.query_params)))
 
     def rows(self, request: Request) -> Response:
         run, chosen = self.run_of(request), Filter.of(request.query_params)
@@ -145,7 +88,7 @@ class Viewer:
         found = []
         for at, row in enumerate(queries.page(con, chosen, offset=offset, limit=limit), start=offset):
             cells: dict[str, Any] = {name: _cell(value) for name, value in row.items()}
-            found.append(cells | {"url": pages.listed_url(run.name, row, chosen, at)})
+            found.append(cells | {"url": rendering.listed_url(run.name, row, chosen, at)})
         total, presets = queries.counts(con, chosen)
         return JSONResponse({"total": total, "presets": presets, "offset": offset, "rows": found})
 
@@ -172,7 +115,7 @@ class Viewer:
         rows = queries.group(run.episodes.cursor(), *(asked.get(name, "") for name in ("set", "file", "sample")))
         if not rows:
             raise HTTPException(404, "there is no such group: the run may have gone back to an earlier step")
-        return self.show("group.html", pages.group(run, rows))
+        return self.show("group.html", episode_pages.group(run, rows))
 
     def pair(self, request: Request) -> Response:
         asked, found = request.query_params, list[tuple[RunFolder, Row]]()
@@ -180,19 +123,19 @@ class Viewer:
             owner, file = pages.split_evaluation(self._book, asked.get(name, ""))
             key = {"set": "heldout", "file": file, "sample": asked.get("sample", ""), "index": "0"}
             found.append((owner, self.row_of(owner, key | {"kind": asked.get("kind", "policy")})))
-        return self.show("group.html", pages.pair(self.run_of(request), found))
+        return self.show("group.html", episode_pages.pair(self.run_of(request), found))
 
     def episode(self, request: Request) -> Response:
         run, asked = self.run_of(request), request.query_params
         position = _whole(asked["pos"], "pos") if "pos" in asked else None
         chosen = Filter.of(dict(parse_qsl(asked.get("list", ""))))
-        return self.show("episode.html", pages.episode(run, self.row_of(run, asked), chosen, position))
+        return self.show("episode.html", episode_pages.episode(run, self.row_of(run, asked), chosen, position))
 
     def heldout(self, request: Request) -> Response:
         asked = request.query_params
         kind = asked.get("kind") or "policy"
-        if kind not in pages.KIND_NAMES:
-            raise ValueError(f"kind={kind!r} is invalid: give one of {', '.join(pages.KIND_NAMES)}")
+        if kind not in rendering.KIND_NAMES:
+            raise ValueError(f"kind={kind!r} is invalid: give one of {', '.join(rendering.KIND_NAMES)}")
         values = pages.heldout(self.run_of(request), self._book, asked.get("a", ""), asked.get("b", ""), kind)
         return self.show("heldout.html", values)
 
@@ -237,7 +180,7 @@ class Viewer:
             Route("/", self.runs),
             Route("/compare", self.compare),
             *(Route(f"/r/{{run}}/{name}", handler) for name, handler in of_run.items()),
-            Mount("/static", StaticFiles(directory=pages.STATIC)),
+            Mount("/static", StaticFiles(directory=rendering.STATIC)),
         ]
 
 
@@ -256,13 +199,15 @@ def make_app(book: RunBook, *, token: str, cookie: str = "visionthink") -> Starl
 
 
 def _whole(text: str, name: str) -> int:
-    if not text.isdecimal() or len(text) > 12:
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
         raise ValueError(f"{name}={text!r} is invalid: give a whole number")
     return int(text)
 
 
 def _cell(value: object) -> object:
-    """A value of the table: texts are cut, and hold nothing that acts unseen."""
+    """A value of the table: texts are cut, and hold nothing that acts unseen. JSON has no number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if not isinstance(value, str):
         return value
     return visible(value if len(value) <= MAX_CELL else value[: MAX_CELL - 1] + "…")

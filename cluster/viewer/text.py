@@ -1,4 +1,4 @@
-"""Text of a policy made visible: it may hold anything that makes a page lie. And tokens as coloured spans. Pure."""
+"""The tokens of a turn as spans that a page colours."""
 
 from __future__ import annotations
 
@@ -11,23 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
-"""Controls that change the order in which text is shown."""
-CONTROLS = (*range(0x09), *range(0x0B, 0x20))
-SHOWN = {
-    **{code: chr(0x2400 + code) for code in CONTROLS},
-    **{code: f"⟦U+{code:04X}⟧" for code in (*BIDI, *range(0x7F, 0xA0), 0xFEFF)},
-}
 LEVELS = (0.99, 0.9, 0.7, 0.4, 0.1)
 """Lower ends of the probabilities that have a colour of their own."""
 MAX_PENDING = 8
 """Tokens that may make up one character."""
 HALF_CHARACTER = "\ufffd"
-
-
-def visible(text: object) -> str:
-    """As it was written, with a sign in place of each character that is not seen but acts. A lone surrogate is one."""
-    return str(text).translate(SHOWN).encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +38,31 @@ class TokenSpan:
         return sum(self.probability < end for end in LEVELS)
 
 
-@lru_cache(maxsize=4)
 def load_tokenizer(model: str) -> Tokenizer | None:
-    """Of a model folder; None where it is gone."""
+    """Of a model folder; None where it is gone or damaged."""
     path = Path(model) / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
+        return None
+    return _parse(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _parse(path: Path, mtime_ns: int, size: int) -> Tokenizer | None:
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())  # `from_file` has no error of its own for a damaged file
+    except (OSError, ValueError):
+        return None
 
 
 def spans_of(tokenizer: Tokenizer, turn: Mapping[str, Any]) -> list[TokenSpan]:
-    """The sampled tokens of a turn as it was recorded, in order."""
-    ids, logprobs = turn["completion_ids"] or (), turn["logprobs"] or ()
+    """The sampled tokens of a turn as it was recorded, in order; none where the record of them is damaged."""
+    ids, logprobs = turn["completion_ids"], turn["logprobs"]
+    if None in logprobs or any(token_id is None or token_id < 0 for token_id in ids):
+        return []
     spans, pending = [], list[tuple[int, float, int | None]]()
-    for token in zip(ids, logprobs, _versions(turn["version_spans"] or (), len(ids)), strict=False):
+    for token in zip(ids, logprobs, _versions(turn["version_spans"], len(ids)), strict=False):
         pending.append(token)
         text = tokenizer.decode([token_id for token_id, _, _ in pending], skip_special_tokens=False)
         if text.endswith(HALF_CHARACTER) and len(pending) < MAX_PENDING:
@@ -85,5 +86,5 @@ def _span(text: str, tokens: Sequence[tuple[int, float, int | None]]) -> TokenSp
 def _versions(spans: Sequence[Mapping[str, int]], num: int) -> Iterator[int | None]:
     """The version of each token."""
     for span in spans:
-        yield from [span["version"]] * span["num_tokens"]
+        yield from [span["version"]] * (span["num_tokens"] or 0)
     yield from [None] * num

@@ -37,6 +37,15 @@ def test_lines_of_a_log_carry_the_time_of_day():
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in out.getvalue().splitlines())
 
 
+def test_what_others_wrote_cannot_command_the_terminal():
+    out = io.StringIO()
+    display = Display(Config(), Console(file=out, width=200))
+    display.say("a reply: \x1b[2J \ud83d")
+    display.warn("a reply: \x1b]0;taken\x07")
+    assert "\x1b" not in out.getvalue()
+    assert "a reply: ␛[2J" in out.getvalue()
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (200, 50), (40, 10)])
 @pytest.mark.parametrize("judge", [JudgeConfig(), llm_config()])
 def test_the_live_screen_fits_the_terminal_one_line_a_row(judge, width, height):

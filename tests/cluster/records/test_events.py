@@ -32,6 +32,8 @@ def test_a_torn_line_costs_itself(tmp_path: Path) -> None:
     with (tmp_path / FILE).open("a") as file:
         file.write('{"time": 1.0, "ki')
     assert read_events(tmp_path) == [JOIN]
+    log.add(LEAVE)
+    assert read_events(tmp_path) == [JOIN, LEAVE], "the next driver's first event is not glued to it"
 
 
 def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
@@ -58,3 +60,16 @@ def test_the_log_has_times_and_ends_with_the_last_events(tmp_path: Path) -> None
 def test_a_line_of_a_later_version_is_read_without_what_is_unknown(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"time": 1.0, "kind": "join", "who": "a", "mood": "good"}\n[]\n{"time": 2.0}\n')
     assert read_events(tmp_path) == [Event(kind="join", who="a")]
+
+
+def test_lines_whose_fields_are_of_other_kinds_cost_themselves(tmp_path: Path) -> None:
+    sound = {"time": 1.0, "kind": "join", "who": "a"}
+    changes: list[dict[str, object]] = [
+        {"time": float("nan")}, {"time": float("inf")}, {"time": 1e20}, {"time": 10**400}, {"time": None},
+        {"who": None}, {"kind": ["x"]}, {"detail": 5}, {"step": "x"}, {"step": float("nan")}, {"step": {}},
+        {"seconds": "x"},
+    ]  # fmt: skip
+    lines = [json.dumps(sound | change) for change in changes] + ["[" * 200_000, json.dumps(sound | {"step": 2})]
+    (tmp_path / FILE).write_text("\n".join(lines))
+    assert read_events(tmp_path) == [Event(kind="join", who="a", step=2)]
+    assert len(read_log(tmp_path, last=3)) == 1

@@ -1,10 +1,11 @@
-"""Metrics by step, from the file that a run leaves; and a choice of its episodes."""
+"""Metrics by step, from the file that a run leaves."""
 
 import json
+import math
 
 import pytest
 
-from cluster.records.reading import choose_episodes, curve, read_metrics
+from cluster.records.reading import curve, read_metrics
 
 
 @pytest.fixture
@@ -33,13 +34,16 @@ def test_a_run_without_figures_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_chosen_episodes_differ_in_kind_before_they_differ_in_sample():
-    def row(sample: str, **changes) -> dict:
-        return {"step": 1, "sample": sample, "asked": False, "needs_full": False, "is_correct": True} | changes
-
-    plain = [row(f"0-{n}") for n in range(6)]
-    rare = row("0-5", asked=True, is_correct=None)
-    chosen = choose_episodes([*plain, rare], 3)
-    assert [(row["sample"], row["asked"]) for row in chosen] == [("0-0", False), ("0-5", True), ("0-1", False)]
-    assert choose_episodes([*plain, rare], 1) == plain[:1]
-    assert choose_episodes([], 3) == []
+def test_a_step_is_finite_and_its_figures_may_be_anything_that_is_a_number(tmp_path):
+    lines = [
+        '{"step": NaN, "a": 1}',
+        '{"step": Infinity, "a": 1}',
+        '{"step": 1' + "0" * 400 + "}",
+        "[" * 200_000,
+        "[1]",
+    ]
+    lines += ['{"step": 2, "learner/loss": NaN, "b": 1' + "0" * 400 + ', "c": 3}', '{"step": "4", "a": 1}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (figures,) = read_metrics(tmp_path)
+    assert figures.keys() == {"step", "learner/loss", "c"}
+    assert math.isnan(figures["learner/loss"]), "a skipped update has one"

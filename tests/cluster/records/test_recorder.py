@@ -16,7 +16,7 @@ from cluster.records.metrics import summarize
 from cluster.records.reading import read_skips
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
-from configs.schema import RewardConfig
+from configs.rewards import RewardConfig
 from judge.reward import group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
 from tests.fakes import make_episode, make_group, make_turn
@@ -226,3 +226,11 @@ def test_rows_that_were_unusable_are_counted_on_after_a_resumption(tmp_path):
     recorder.close()
     assert read_skips(tmp_path, "d", 1) == (3, [(skipped.ref, "no image")])
     assert read_skips(tmp_path, "d", 2) == (6, [(skipped.ref, "no image")] * 2)
+
+
+def test_a_copy_that_somebody_put_beside_the_episodes_stays_and_stops_nothing(tmp_path):
+    write_steps(tmp_path, 1, 2)
+    kept = tmp_path / "episodes" / "step-000002 (copy).parquet"
+    kept.write_bytes((tmp_path / "episodes" / "step-000002.parquet").read_bytes())
+    Recorder(tmp_path, step=1).close()
+    assert {path.name for path in (tmp_path / "episodes").iterdir()} == {kept.name, "step-000001.parquet"}

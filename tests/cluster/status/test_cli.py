@@ -57,6 +57,18 @@ def test_a_living_run_shows_members_and_what_is_pending_and_why(tmp_path):
         assert words in shown, shown
 
 
+def test_nothing_that_a_run_says_commands_the_terminal(tmp_path):
+    act = "\x1b[2J"
+    member = replace(RUNNING.members[0], name=f"worker {act}", node=act, detail=act)
+    write(tmp_path, replace(RUNNING, run=f"tiny {act}", phase=act, members=(member,)), host=f"n {act}")
+    log = EventLog(tmp_path, say=lambda _: None, warn=lambda _: None)
+    log.add(Event(kind="skip", who=f"sample {act}", detail=act))
+    write_claim(tmp_path, host=f"h {act}")
+    shown = call("status", tmp_path).stdout
+    assert "\x1b" not in shown
+    assert shown.count("␛[2J") >= 7, shown
+
+
 def test_json_is_one_object_with_all_of_it(tmp_path):
     write(tmp_path)
     done = call("status", tmp_path, "--json")

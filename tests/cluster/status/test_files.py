@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -18,6 +19,7 @@ from cluster.status.files import (
     read_snapshot,
     write_snapshot,
 )
+from cluster.status.views import encode_status
 from tests.cluster.status.claims import dead_pid, write_claim
 from tests.cluster.status.test_views import STATUS as RUNNING
 
@@ -32,7 +34,16 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [STATUS], "no temporary file stays"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": {}}', '{"status": 3, "written_at": 1}'])
+WRITTEN = json.dumps({"status": encode_status(RUNNING), "written_at": 1.0, "beat": 1, "host": "a", "pid": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"status": {}}', '{"status": 3, "written_at": 1}', "[" * 200_000,
+        WRITTEN.replace('"beat": 1', '"beat": 1e400'), WRITTEN.replace('"written_at": 1.0', f'"written_at": {10**400}'),
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_status_is_an_error_of_one_line(tmp_path, text):
     (tmp_path / STATUS).write_text(text)
     with pytest.raises(ValueError, match=r"status\.json cannot be read"):

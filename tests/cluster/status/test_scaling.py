@@ -139,7 +139,17 @@ def test_a_request_crosses_the_folder_and_can_be_taken_back(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "3", '{"id": 1}', '{"id": "a", "sizes": [2]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",
+        '{"id": 1}',
+        '{"id": "a", "sizes": [2]}',
+        "[" * 200_000,
+        f'{{"id": "a", "sizes": {{}}, "time": {10**400}}}',
+    ],
+)
 def test_a_file_that_is_no_request_is_none(tmp_path, text):
     (tmp_path / REQUEST).write_text(text)
     assert read_request(tmp_path) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -57,7 +58,15 @@ def test_fields_of_a_later_version_are_ignored():
     assert decode_status(fields) == STATUS
 
 
-@pytest.mark.parametrize("change", [{"state": "happy"}, {"wanted": None}, {"members": [{"name": "x"}]}, {"scale": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": "happy"}, {"wanted": None}, {"members": [{"name": "x"}]}, {"scale": 3}, {"num_steps": "x"},
+        {"step": None}, {"eta_s": math.nan}, {"wanted": {"rollouts": 5}}, {"cause": None},
+        {"members": [{"name": "x", "role": "rollouts", "state": "serving", "node": 5}]},
+        {"members": [{"name": "x", "role": "rollouts", "state": "serving", "since": math.inf}]},
+    ],
+)  # fmt: skip
 def test_what_is_no_status_is_refused(change):
     with pytest.raises(ValueError, match="not the status of a run"):
         decode_status(encode_status(STATUS) | change)

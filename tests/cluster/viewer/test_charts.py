@@ -123,3 +123,18 @@ def test_a_fall_of_accuracy_is_told():
         {"step": float(n), "groups/trained": 32.0, "reward/accuracy": 0.5} for n in range(11, 16)
     ]
     assert lines(metrics) == ["accuracy fell from 90.0% at step 5 to 50.0%"]
+
+
+def test_more_runs_than_colours_still_look_different():
+    runs = {f"run {n}": steps(2, reward__accuracy=n / 20) for n in range(12)}
+    chart = next(chart for chart in line_charts(runs, "curves") if chart.title == "Accuracy and format")
+    assert len({(line.colour, line.dash) for line in chart.lines}) == 12
+
+
+def test_figures_beyond_any_axis_are_left_out():
+    metrics = steps(3, reward__mean=1.0, learner__mismatch=0.5)
+    metrics[1] |= {"reward/mean": 1e308, "learner/mismatch": 5e-324}
+    metrics.append({"step": 1e300, "reward/mean": -1e308, "learner/mismatch": 1e308})
+    for chart in line_charts({"a": metrics}, "curves"):
+        (line,) = chart.lines
+        assert [point[0] for point in line.points] == [1.0, 3.0]

@@ -19,8 +19,9 @@ from starlette.testclient import TestClient
 from actors.data.shapes import write_split
 from cluster.records.events import Event, EventLog
 from cluster.viewer import index as index_module
+from cluster.viewer.guard import POLICY
 from cluster.viewer.runs import RunBook, find_runs
-from cluster.viewer.server import POLICY, make_app
+from cluster.viewer.server import make_app
 from configs.paths import ROOT
 from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
 

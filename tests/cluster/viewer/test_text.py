@@ -1,26 +1,9 @@
-"""Text of a policy made visible, and tokens as spans."""
+"""Tokens as spans."""
 
-import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from cluster.viewer.text import load_tokenizer, spans_of, visible
+from cluster.viewer.text import load_tokenizer, spans_of
 from configs.paths import ROOT
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a\nb\tc", "a\nb\tc"),
-        ("\x00\x1b[2J\r", "␀␛[2J␍"),
-        ("user\u202egnp.exe", "user⟦U+202E⟧gnp.exe"),
-        ("\u2066\ufeff\x85", "⟦U+2066⟧⟦U+FEFF⟧⟦U+0085⟧"),
-        ("half \ud83d", "half ?"),
-        ("日本 עברית 👩‍🔬", "日本 עברית 👩‍🔬"),
-        (None, "None"),
-    ],
-)
-def test_characters_that_act_unseen_are_shown_and_others_stay(text, shown):
-    assert visible(text) == shown
 
 
 def test_tokens_of_one_character_are_one_span_with_their_versions():
@@ -44,3 +27,12 @@ def test_tokens_of_one_character_are_one_span_with_their_versions():
 def test_the_shipped_model_has_a_tokenizer_and_a_moved_one_none(tmp_path):
     assert load_tokenizer(str(ROOT / "configs" / "tiny")) is not None
     assert load_tokenizer(str(tmp_path)) is None
+
+
+def test_a_record_of_tokens_that_is_damaged_has_no_spans():
+    tokenizer = load_tokenizer(str(ROOT / "configs" / "tiny"))
+    assert tokenizer is not None
+    sound = {"completion_ids": [1, 2], "logprobs": [-0.1, -0.2], "version_spans": []}
+    assert len(spans_of(tokenizer, sound)) == 2
+    for change in ({"completion_ids": [1, None]}, {"completion_ids": [1, -2]}, {"logprobs": [None, -0.1]}):
+        assert spans_of(tokenizer, sound | change) == []

@@ -84,6 +84,12 @@ def snapshot_of(path: str) -> HubName | None:
     return HubName(kind=kind, id=name, revision=found["commit"], part=path[found.end() :])
 
 
+def model_name(path: str) -> str:
+    """What people call the model at a path: `org/name` of one in the hub's cache, else the name of its folder."""
+    found = snapshot_of(path)
+    return found.id if found else Path(path).name
+
+
 def blobs_of(folder: Path) -> Path | None:
     """Where the files of a snapshot in the hub's cache lie, to which it has links; None for other folders."""
     found = _SNAPSHOT.match(f"{folder}/")

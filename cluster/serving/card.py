@@ -8,11 +8,12 @@ from string import Template
 
 import yaml
 
+from actors.hub import model_name
 from actors.prompts import TOOL_CALL, load_prompt_style
 from configs.schema import Config
 
 SETTINGS = "visionthink.yaml"
-"""Settings of an export, in the form of a config: what `ask` and `serve` read."""
+"""Settings in an export, in the form of a config: those that its policy was trained with."""
 PROMPT = "prompt.yaml"
 TEMPLATES = Path(__file__).resolve().parent / "export"
 
@@ -50,7 +51,7 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
     places = {
         "name": config.run.name,
         "step": "unknown" if step is None else str(step),
-        "base": Path(model.path).name,
+        "base": model_name(model.path),
         "max_pixels": str(model.max_pixels),
         "min_pixels": str(model.min_pixels),
         "max_model_len": str(rollout.max_model_len),

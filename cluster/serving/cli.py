@@ -15,22 +15,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cluster.shell import Json, Overrides, console, print_json, report_errors, run_async, warn_user
+from cluster.shell import (
+    Json,
+    Overrides,
+    PolicyConfigName,
+    PolicyPath,
+    console,
+    print_json,
+    report_errors,
+    run_async,
+    warn_user,
+)
 from cluster.stopping import Stopping
 
-Policy = Annotated[
-    Path | None,
-    typer.Option(
-        help="A run, RUN/checkpoints/step-N, or an export (or any Hugging Face folder of the Qwen2.5-VL family). "
-        "Default: model.path of the config."
-    ),
-]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config", "-c", help="Settings by name or YAML file. Default: those of the policy's run or export, or tiny."
-    ),
-]
 Resolution = Annotated[
     str,
     typer.Option(
@@ -43,8 +40,8 @@ def ask(
     image: Annotated[Path, typer.Argument(help="JPEG, PNG or WebP file.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
     overrides: Overrides = None,
-    policy: Policy = None,
-    config: Config = None,
+    policy: PolicyPath = None,
+    config: PolicyConfigName = None,
     resolution: Resolution = "auto",
     as_json: Json = False,
 ) -> None:
@@ -56,9 +53,10 @@ def ask(
     visionthink ask photo.jpg "what colour is the shape?" --policy runs/tiny
     """
     with report_errors():
+        from cluster.policies import policy_config
         from cluster.serving.policy import start_policy
         from cluster.serving.requests import KINDS, Question
-        from cluster.serving.settings import policy_config, serving_config
+        from cluster.serving.settings import serving_config
 
         if resolution not in KINDS:
             raise ValueError(f"--resolution {resolution!r} is invalid: must be {', '.join(KINDS)}")
@@ -66,7 +64,7 @@ def ask(
             encoded = image.expanduser().read_bytes()
         except OSError as error:
             raise ValueError(f"{image} cannot be read: {error.strerror}") from error
-        settings, _ = policy_config(policy, config, overrides or [])
+        settings = policy_config(policy, config, overrides or []).config
         screen = None if as_json else _Screen()
 
         async def play() -> Any:
@@ -160,8 +158,8 @@ class _Screen:
 
 def serve(
     overrides: Overrides = None,
-    policy: Policy = None,
-    config: Config = None,
+    policy: PolicyPath = None,
+    config: PolicyConfigName = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key_file: Annotated[
@@ -186,14 +184,15 @@ def serve(
     visionthink serve --policy runs/tiny --replicas 1..4 --api-key-file keys
     """
     with report_errors():
+        from cluster.policies import policy_config
         from cluster.serving.app import ServeSettings, digest_key
-        from cluster.serving.settings import policy_config, read_keys, serving_config
+        from cluster.serving.settings import read_keys, serving_config
         from configs.ranges import parse_range
 
         size, keys = parse_range("--replicas", replicas), read_keys(api_key_file) if api_key_file else []
-        settings, found = policy_config(policy, config, overrides or [])
+        chosen = policy_config(policy, config, overrides or [])
         limits = ServeSettings(
-            model=name or found,
+            model=name or chosen.name,
             created=int(time.time()),
             key_digests=frozenset(map(digest_key, keys)),
             allow_remote_images=allow_remote_images,
@@ -204,7 +203,7 @@ def serve(
         )
         if not keys and host not in ("127.0.0.1", "::1", "localhost"):
             warn_user(f"anybody who reaches {host}:{port} can use this policy: --api-key-file asks for a key")
-        _serve(serving_config(settings, max_running=max_running), limits, replicas=size, host=host, port=port)
+        _serve(serving_config(chosen.config, max_running=max_running), limits, replicas=size, host=host, port=port)
 
 
 def _serve(settings: Any, limits: Any, **where: Any) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import jinja2
 from markupsafe import Markup
 
+from actors.hub import model_name
 from cluster.records.events import WARNINGS
 from cluster.records.reading import Row
 from cluster.status.table import short_time
@@ -108,7 +109,7 @@ def _run_line(run: RunFolder) -> dict[str, Any]:
         "accuracy": run.last("reward/accuracy"),
         "ratio": run.last("heldout/visual_token_share") or run.last("policy/visual_token_share"),
         "ask_share": run.last("policy/ask_share"),
-        "model": Path(config.model.path).name if isinstance(config, Config) else "unreadable settings",
+        "model": model_name(config.model.path) if isinstance(config, Config) else "unreadable settings",
         "penalty": config.reward.penalty if isinstance(config, Config) else "–",
     }
 

@@ -14,7 +14,7 @@ from actors.data.dataset import Dataset
 from actors.data.hub_files import choose_files
 from actors.episode import SampleRef
 from actors.errors import DataError
-from actors.hub import HubName, download, local_copy, parse_name, pin, snapshot_of
+from actors.hub import HubName, download, local_copy, model_name, parse_name, pin, snapshot_of
 from tests.fake_hub import fake_hub
 
 MODEL = {
@@ -276,3 +276,10 @@ def test_a_part_names_a_split(files, part, path, num_files):
 def test_a_part_that_names_no_split_is_told(files, part, told):
     with pytest.raises(DataError, match=told):
         choose_files("hf://o/n", files, part)
+
+
+def test_a_model_is_called_by_its_name_and_not_by_its_commit():
+    assert model_name(f"/cache/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/{'a' * 40}") == (
+        "Qwen/Qwen2.5-VL-3B-Instruct"
+    )
+    assert model_name("/somewhere/tiny/") == "tiny"

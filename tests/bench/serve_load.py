@@ -45,10 +45,11 @@ from actors.data.shapes import draw_row, encode_png, paint
 from actors.images import ViewSpec, num_visual_tokens, view_size
 from actors.prompts import load_prompt_style
 from cluster.runtime.connect import connect
+from cluster.policies import policy_config
 from cluster.serving.app import ServeSettings
 from cluster.serving.deployment import served
 from cluster.serving.policy import start_policy
-from cluster.serving.settings import policy_config, serving_config
+from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from configs.schema import Config
 from tests.bench.forced_policy import ASK, start_forced
@@ -275,7 +276,7 @@ def plain_vllm(config: Config, *, on_gpu: bool) -> Iterator[str]:
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     is_tiny, on_gpu, number = arguments.shape == "tiny", arguments.gpus > 0, arguments.requests
     if is_tiny:
-        config, _ = policy_config(Path(arguments.policy), None, arguments.overrides)
+        config = policy_config(Path(arguments.policy), None, arguments.overrides).config
     else:
         overrides = [f"rollout.max_turn_tokens={arguments.max_tokens}", *arguments.overrides]
         config = bench_config(arguments.shape, side=arguments.side, on_gpu=on_gpu, overrides=overrides)

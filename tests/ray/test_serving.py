@@ -17,9 +17,10 @@ from PIL import Image
 from ray import serve
 
 from cluster.runtime.connect import connect
+from cluster.policies import policy_config
 from cluster.serving.app import ServeSettings, digest_key
 from cluster.serving.deployment import served
-from cluster.serving.settings import policy_config, serving_config
+from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from tests.ray.serving_parts import draw_rows, make_export
 
@@ -47,7 +48,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def address():
-    config, _ = policy_config(None, None, [])
+    config = policy_config(None, None, []).config
     limits = ServeSettings(
         model="tiny", created=1, key_digests=frozenset({digest_key(KEY)}), max_running=16, max_body_bytes=1 << 20
     )

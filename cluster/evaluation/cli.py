@@ -60,8 +60,8 @@ def evaluate(
     """Compare the policy with always-quarter and always-full: scores, tool calls, tokens and time, with intervals.
 
     Greedy decoding. Each benchmark is scored by its official metric. Every episode is recorded, so that the same
-    command continues a killed evaluation, and repeats nothing of a complete one. A policy is evaluated with the settings
-    of its run or export, unless --config is given.
+    command continues a killed evaluation, and repeats nothing of a complete one. A policy is evaluated with the
+    settings of its run or export, unless --config is given.
     """
     with report_errors():
         from cluster.evaluation.suites import HELDOUT, parse_suites

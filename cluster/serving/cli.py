@@ -172,6 +172,9 @@ def serve(
     ] = False,
     max_running: Annotated[int, typer.Option(min=1, help="Requests that one engine plays at a time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait per engine; others get 429.")] = 256,
+    max_waiting_mib: Annotated[
+        int, typer.Option(min=1, help="Of bodies and encoded pictures that wait per engine; what exceeds it gets 429.")
+    ] = 1024,
     max_picture_mib: Annotated[int, typer.Option(min=1, help="Size of an encoded picture; more gets 413.")] = 20,
 ) -> None:
     """Serve a policy behind an OpenAI-compatible endpoint that plays both turns within one request.
@@ -200,6 +203,7 @@ def serve(
             max_body_bytes=(max_picture_mib << 20) * 3 // 2,
             max_running=max_running,
             max_waiting=max_waiting,
+            max_waiting_bytes=max_waiting_mib << 20,
         )
         if not keys and host not in ("127.0.0.1", "::1", "localhost"):
             warn_user(f"anybody who reaches {host}:{port} can use this policy: --api-key-file asks for a key")

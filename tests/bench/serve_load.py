@@ -44,8 +44,8 @@ from PIL import Image, PngImagePlugin
 from actors.data.shapes import draw_row, encode_png, paint
 from actors.images import ViewSpec, num_visual_tokens, view_size
 from actors.prompts import load_prompt_style
-from cluster.runtime.connect import connect
 from cluster.policies import policy_config
+from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings
 from cluster.serving.deployment import served
 from cluster.serving.policy import start_policy

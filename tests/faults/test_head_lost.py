@@ -37,7 +37,7 @@ def test_a_run_whose_head_is_killed_ends_and_the_same_command_goes_on_with_it(tm
     print(f"ended after {time.monotonic() - killed_at:.1f} s, code {process.returncode}: {errors[-500:]}", flush=True)
     assert process.returncode not in (0, None)
     deadline = time.monotonic() + 60
-    while (left := left_behind(process.pid)) and time.monotonic() < deadline:
+    while (left := left_behind(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
     again = start(tmp_path, shapes, *SETTINGS)

@@ -23,6 +23,8 @@ from learner.state.checkpoint import CheckpointFolder, checkpoint_name
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRACE_S = 20
+MARK = "VISIONTHINK_TEST_RUN"
+"""In the environment of all processes of a run, whatever session they are in."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,10 @@ def start(folder: Path, shapes, *overrides: str) -> subprocess.Popen[str]:
     ]
     command = [sys.executable, "-m", "cluster.cli", "train", *settings]
     # A session of its own: what tells the whole group, as a terminal that closes does, tells nobody else.
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = {**os.environ, MARK: str(folder)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def await_steps(process: subprocess.Popen[str], folder: Path, num_steps: int) -> None:
@@ -56,19 +61,22 @@ def await_steps(process: subprocess.Popen[str], folder: Path, num_steps: int) ->
         time.sleep(0.05)
 
 
-def left_behind(session: int) -> list[str]:
+def left_behind(folder: Path) -> list[str]:
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+    for process in psutil.process_iter(["cmdline", "status"]):
         try:
-            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.info["cmdline"] or []))
-        except ProcessLookupError:
+            is_ours = process.environ().get(MARK) == str(folder)
+        except psutil.Error:
             continue
+        if is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or []))
     return found
 
 
 @pytest.mark.parametrize(
-    ("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGINT, True)], ids=str
+    ("number", "to_all"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGINT, True)],
+    ids=str,
 )
 def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, to_all, tmp_path, shapes):
     process = start(tmp_path, shapes)
@@ -93,7 +101,7 @@ def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, 
     assert "Traceback" not in errors
     assert seconds < GRACE_S
     deadline = time.monotonic() + 30
-    while (left := left_behind(process.pid)) and time.monotonic() < deadline:
+    while (left := left_behind(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
 
@@ -128,8 +136,8 @@ def test_a_driver_that_is_killed_leaves_no_process_and_no_shared_memory(tmp_path
         process.kill()
         process.communicate()
     deadline = time.monotonic() + 30
-    while (left_behind(process.pid) or shared() - before) and time.monotonic() < deadline:
+    while (left_behind(tmp_path) or shared() - before) and time.monotonic() < deadline:
         time.sleep(0.5)
-    print(f"left: {left_behind(process.pid)}, {shared() - before}", flush=True)
-    assert left_behind(process.pid) == []
+    print(f"left: {left_behind(tmp_path)}, {shared() - before}", flush=True)
+    assert left_behind(tmp_path) == []
     assert shared() - before == set()

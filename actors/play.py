@@ -63,6 +63,8 @@ class Sampling:
     """Sample from the most likely tokens that together have this probability."""
     seed: int | None = None
     """Of this completion alone; None draws from the engine's own random stream."""
+    has_logprobs: bool = True
+    """Without them, which is faster, they are NaN: nothing can be learned from such a turn."""
 
 
 OnTokens = Callable[[tuple[int, ...]], None]

@@ -127,7 +127,9 @@ class VllmEngine:
                 "its image processor counts visual tokens differently"
             )
         token_ids = tuple(choice.token_ids)
-        logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
+        logprobs = (math.nan,) * len(token_ids)
+        if sampling.has_logprobs:
+            logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
         if choice.finish_reason not in get_args(FinishReason):
             raise SampleError(f"the engine ended a turn with {choice.finish_reason!r}")
         reason: FinishReason = choice.finish_reason
@@ -176,7 +178,7 @@ class VllmEngine:
             max_tokens=sampling.max_tokens,
             stop_token_ids=[self._end_id],
             logit_bias=self._forbidden,
-            logprobs=0,
+            logprobs=0 if sampling.has_logprobs else None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE,
         )

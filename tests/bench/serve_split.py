@@ -45,7 +45,7 @@ async def start_with_floor(
 
 
 async def _play(policy: ServedPolicy, jobs: Sequence[Job], concurrency: int) -> tuple[float, list[Answered]]:
-    pictures = [await policy.cut(job.picture) for job in jobs]
+    pictures = await asyncio.gather(*(policy.cut(job.picture) for job in jobs))
     places = asyncio.Semaphore(concurrency)
 
     async def one(number: int) -> Answered:

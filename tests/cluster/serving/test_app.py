@@ -118,6 +118,7 @@ async def test_sampling_settings_reach_the_engine_and_max_tokens_bounds_both_tur
         await here.post(chat())
         (sampling,) = here.engine.samplings
         assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0.0, 1.0, None, 48)
+        assert not sampling.has_logprobs, "nothing is learned from it"
         here.engine.samplings.clear()
         fields = (await here.post(chat("red", CLOSELY, max_tokens=20))).json()
         first, second = here.engine.samplings

@@ -143,7 +143,8 @@ class VllmEngine:
         last, num_told = None, 0
         try:
             with _named_death():
-                async for output in self._engine.generate(prompt, params, request_id=request_id):
+                rendered = await self._rendered(prompt, params, request_id)
+                async for output in self._engine.generate(rendered, params, request_id=request_id):
                     last = output
                     if on_tokens is not None:
                         token_ids = output.outputs[0].token_ids
@@ -157,6 +158,24 @@ class VllmEngine:
         if last is None:
             raise SampleError("vLLM ended a request without an output")
         return last
+
+    async def _rendered(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
+        """The prompt as the engine takes it, its pictures as patches, made in a thread of vLLM's.
+
+        `generate` would make them as well, in vLLM 0.26 on the event loop, where a picture of 4 megapixels takes 0.1 s
+        from all other turns.
+        """
+        rendering = asyncio.ensure_future(self._engine.renderer.render_cmpl_async([prompt]))
+        try:
+            (rendered,) = await asyncio.shield(rendering)
+        except asyncio.CancelledError:
+            # What it has rendered vLLM takes to be in the engine's cache, and does not send again.
+            await asyncio.wait([rendering])
+            if rendering.exception() is None:
+                await self._engine.add_request(request_id, rendering.result()[0], params)
+                await self._engine.abort(request_id)
+            raise
+        return rendered
 
     def _prompt(self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], version: int) -> dict[str, Any]:
         return {

@@ -6,13 +6,15 @@ display, and never re-encoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from actors.prompts import Answer, Malformed, Reply, ToolCall
+from actors.replies import Answer, Reply
+from actors.tools.registry import Toolbox, ToolCall
+from actors.tools.tool import Scene, WrongCall
+from actors.views import View
 
-View = Literal["quarter", "full"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -88,15 +90,17 @@ class Turn:
     finish_reason: FinishReason
     text: str
     """`completion_ids` decoded, without the end token."""
-    view: View
-    """The view that this turn's prompt added."""
+    view: View | None
+    """The view that this turn's prompt added; None where it told why a call was refused."""
     num_visual_tokens: int
-    """Visual tokens of that view."""
+    """Visual tokens of that view; 0 without one."""
+    tool: str | None = None
+    """The tool that showed the view; None in the first turn and after a refused call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """One to two turns. Turn 2's prompt starts with turn 1's prompt and completion ids."""
+    """The turns of an episode. The prompt of each starts with the prompt and completion ids of the one before."""
 
     id: EpisodeId
     turns: tuple[Turn, ...]
@@ -108,8 +112,13 @@ class Episode:
 
     @property
     def asked(self) -> bool:
-        """Whether the policy called the tool and was shown the full view."""
-        return len(self.turns) > 1
+        """Whether the policy called a tool and was shown another view."""
+        return bool(self.calls)
+
+    @property
+    def calls(self) -> tuple[Turn, ...]:
+        """The turns that a tool call led to: each shows the view that was called for."""
+        return tuple(turn for turn in self.turns[1:] if turn.view is not None)
 
     @property
     def num_visual_tokens(self) -> int:
@@ -172,8 +181,18 @@ class SkippedSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShowFull:
-    """Move: continue with a turn that shows the full view."""
+class Show:
+    """Move: continue with a turn that shows a view."""
+
+    view: View
+    tool: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Move: continue with a turn that tells why a call was refused."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +204,54 @@ class Finish:
     is_well_formed: bool
 
 
-def next_move(reply: Reply, finish_reason: FinishReason, *, offers_tool: bool) -> ShowFull | Finish:
-    """What follows a turn. A tool call without a tool breaks the format, as does a second tool call."""
+MALFORMED = Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """An episode up to the reply in question: with that reply, all that its next move depends on."""
+
+    toolbox: Toolbox | None
+    """The tools on offer; None where there are none."""
+    scene: Scene
+    calls: tuple[str, ...] = ()
+    """The tools that were called, in order."""
+    num_refused: int = 0
+    """Calls that were refused."""
+
+    @property
+    def num_turns(self) -> int:
+        return 1 + len(self.calls) + self.num_refused
+
+    def after(self, move: Show | Refuse) -> Progress:
+        """The progress at the end of the turn that a move leads to."""
+        if isinstance(move, Refuse):
+            return replace(self, num_refused=self.num_refused + 1)
+        scene = replace(self.scene, shown=(*self.scene.shown, move.view))
+        return replace(self, scene=scene, calls=(*self.calls, move.tool))
+
+
+def next_move(reply: Reply, finish_reason: FinishReason, progress: Progress) -> Show | Refuse | Finish:
+    """What follows a turn (docs/tools.md has the rule of wrong calls as a table).
+
+    A refused call breaks the format (R_format of Eq. 4), also where the episode goes on after it.
+    """
     if finish_reason == "length":
         return Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)
+    toolbox = progress.toolbox
     match reply:
         case Answer(text=text):
-            return Finish(status=Status.ANSWERED, answer=text, is_well_formed=True)
-        case ToolCall() if offers_tool:
-            return ShowFull()
-        case ToolCall() | Malformed():
-            return Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)
+            return Finish(status=Status.ANSWERED, answer=text, is_well_formed=progress.num_refused == 0)
+        case ToolCall() | WrongCall() if toolbox is not None and progress.num_turns < toolbox.config.max_turns:
+            return _follow(reply, toolbox, progress)
+    return MALFORMED
+
+
+def _follow(call: ToolCall | WrongCall, toolbox: Toolbox, progress: Progress) -> Show | Refuse | Finish:
+    """What follows a call that a turn is left for."""
+    if isinstance(call, ToolCall):
+        found = toolbox.show(call, progress.scene, progress.calls)
+        if not isinstance(found, WrongCall):
+            return Show(view=found, tool=call.name)
+        call = found
+    return Refuse(reason=call.reason) if toolbox.config.on_wrong_call == "reply" else MALFORMED

@@ -1,6 +1,6 @@
 """Generates episodes with anything that implements `Generate`: the engine in a run, a script in tests.
 
-Every episode is a separate coroutine. Its second turn starts as soon as its first turn ends: there are no barriers
+Every episode is a separate coroutine. Each of its turns starts as soon as the one before ends: there are no barriers
 between the episodes of a group, between groups, or between workers.
 """
 
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import numpy as np
 from PIL import Image
 
 from actors.episode import (
@@ -19,16 +18,21 @@ from actors.episode import (
     EpisodeId,
     Finish,
     FinishReason,
+    Progress,
+    Refuse,
     SampleRef,
     Status,
     Turn,
     VersionSpan,
-    View,
     next_move,
 )
 from actors.errors import DataError
-from actors.images import ViewSpec, can_quarter, num_visual_tokens, quarter_view
-from actors.prompts import ChatRenderer, parse_reply
+from actors.images import View_HW3, ViewSpec, can_quarter
+from actors.prompts import ChatRenderer
+from actors.replies import parse_reply
+from actors.tools.registry import Toolbox, toolbox_of
+from actors.tools.tool import Scene
+from actors.views import Crop, Size, View, cut_view, tokens_of
 from configs.schema import RolloutConfig
 
 
@@ -41,6 +45,7 @@ class ShownImage:
     key: str
     """Identifies the content: equal keys mean equal pixels. Engines use it as cache key."""
     num_visual_tokens: int
+    view: View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,37 +84,66 @@ class Generate(Protocol):
     ) -> Completion: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Views:
-    """The views of one sample."""
+    """The views of one sample, made by `make_views`."""
 
     full: ShownImage
     quarter: ShownImage | None
     """None where the image is too small to quarter."""
+    pixels_HW3: View_HW3 = field(repr=False)
+    """Of the full view: what crops are cut from."""
+    spec: ViewSpec
+    image_sha256: str
+
+    @property
+    def full_size(self) -> Size:
+        """(height, width) in pixels of the full view."""
+        return (self.pixels_HW3.shape[0], self.pixels_HW3.shape[1])
+
+    def show(self, view: View) -> ShownImage:
+        """A view as the engine receives it."""
+        if isinstance(view, Crop):
+            return _shown(self.pixels_HW3, view, self.spec, self.image_sha256)
+        chosen = self.quarter if view == "quarter" else self.full
+        assert chosen is not None, "an image too small to quarter has no quarter view"
+        return chosen
 
 
-def make_views(full: np.ndarray, spec: ViewSpec, image_sha256: str) -> Views:
-    """The views made from a full view uint8 [H, W, 3]. The size is part of the key: equal bytes can differ in shape."""
+def make_views(full_HW3: View_HW3, spec: ViewSpec, image_sha256: str) -> Views:
+    """The views made from a full view uint8 [H, W, 3]."""
+    height, width = full_HW3.shape[:2]
+    quarter = _shown(full_HW3, "quarter", spec, image_sha256) if can_quarter(height, width, spec) else None
+    return Views(
+        full=_shown(full_HW3, "full", spec, image_sha256),
+        quarter=quarter,
+        pixels_HW3=full_HW3,
+        spec=spec,
+        image_sha256=image_sha256,
+    )
 
-    def shown(pixels: np.ndarray, view: View) -> ShownImage:
-        height, width = pixels.shape[:2]
-        count = num_visual_tokens(height, width, spec)
-        key = f"{image_sha256}:{view}:{height}x{width}"
-        return ShownImage(picture=Image.fromarray(pixels), key=key, num_visual_tokens=count)
 
-    height, width = full.shape[:2]
-    quarter = shown(quarter_view(full), "quarter") if can_quarter(height, width, spec) else None
-    return Views(full=shown(full, "full"), quarter=quarter)
+def _shown(full_HW3: View_HW3, view: View, spec: ViewSpec, image_sha256: str) -> ShownImage:
+    """A view with its key. A size is part of the key: equal bytes can differ in shape, and a crop in what it is of."""
+    pixels = cut_view(full_HW3, view)
+    full_size = (full_HW3.shape[0], full_HW3.shape[1])
+    height, width = full_size if isinstance(view, Crop) else pixels.shape[:2]
+    return ShownImage(
+        picture=Image.fromarray(pixels),
+        key=f"{image_sha256}:{view}:{height}x{width}",
+        num_visual_tokens=tokens_of(view, full_size, spec.token_side),
+        view=view,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How an episode is played."""
 
-    first_view: View
+    first_view: Literal["quarter", "full"]
     """`quarter` unless the image is too small for it."""
-    offers_tool: bool
-    """The tool is available, provided the first view is the quarter view."""
+    toolbox: Toolbox | None
+    """The tools on offer, provided the first view is the quarter view; None for none."""
     sampling: Sampling
     max_prompt_tokens: int
 
@@ -123,7 +157,7 @@ def rules_for(kind: Kind, config: RolloutConfig, *, greedy: bool) -> Rules:
     efficient = config.mode == "efficient"
     return Rules(
         first_view="quarter" if kind == "always_quarter" or (kind == "policy" and efficient) else "full",
-        offers_tool=kind == "policy" and efficient,
+        toolbox=toolbox_of(config.tools) if kind == "policy" and efficient else None,
         sampling=Sampling(temperature=0.0 if greedy else config.temperature, max_tokens=config.max_turn_tokens),
         max_prompt_tokens=config.max_prompt_tokens,
     )
@@ -152,20 +186,32 @@ class PlayRequest:
 async def play_episode(
     generate: Generate, renderer: ChatRenderer, views: Views, question: str, rules: Rules, episode_id: EpisodeId
 ) -> Episode:
-    """One or two turns; the second shows the full view after a tool call in the first."""
-    quarter = views.quarter if rules.first_view == "quarter" else None
-    offers_tool = rules.offers_tool and quarter is not None
-    images: tuple[ShownImage, ...] = (quarter or views.full,)
-    prompt_ids = renderer.first_turn(question, images[0].num_visual_tokens, offers_tool=offers_tool)
+    """Turns until the policy answers or may not go on; each tool call leads to a turn that shows a view."""
+    first = (views.quarter if rules.first_view == "quarter" else None) or views.full
+    toolbox = rules.toolbox if first.view == "quarter" else None
+    scene = Scene(full_size=views.full_size, token_side=views.spec.token_side, shown=(first.view,))
+    progress = Progress(toolbox=toolbox, scene=scene)
+    images: tuple[ShownImage, ...] = (first,)
+    added: ShownImage | None = first
+    tool: str | None = None
+    prompt_ids = renderer.first_turn(question, first.num_visual_tokens, toolbox)
     turns: list[Turn] = []
     while True:
         completion = await generate(prompt_ids, images, rules.sampling)
         text = renderer.reply_text(completion.token_ids)
-        turns.append(_turn(prompt_ids, completion, text, images[-1], "quarter" if images[-1] is quarter else "full"))
-        move = next_move(parse_reply(text), completion.finish_reason, offers_tool=offers_tool and len(turns) == 1)
+        turns.append(_turn(prompt_ids, completion, text, added, tool))
+        move = next_move(parse_reply(text, toolbox), completion.finish_reason, progress)
         if not isinstance(move, Finish):
-            images = (*images, views.full)
-            prompt_ids = renderer.second_turn(prompt_ids, completion.token_ids, views.full.num_visual_tokens)
+            assert toolbox is not None, "without tools there is one turn"
+            progress = progress.after(move)
+            spoken = (prompt_ids, completion.token_ids)
+            if isinstance(move, Refuse):
+                added, tool = None, None
+                prompt_ids = renderer.refused_turn(*spoken, toolbox, move.reason)
+            else:
+                shown = views.show(move.view)
+                images, added, tool = (*images, shown), shown, move.tool
+                prompt_ids = renderer.next_turn(*spoken, shown.num_visual_tokens, toolbox, move.tool)
             if len(prompt_ids) <= rules.max_prompt_tokens:
                 continue
             move = Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)
@@ -178,7 +224,9 @@ async def play_episode(
         )
 
 
-def _turn(prompt_ids: tuple[int, ...], completion: Completion, text: str, image: ShownImage, view: View) -> Turn:
+def _turn(
+    prompt_ids: tuple[int, ...], completion: Completion, text: str, added: ShownImage | None, tool: str | None
+) -> Turn:
     return Turn(
         prompt_ids=prompt_ids,
         completion_ids=completion.token_ids,
@@ -186,15 +234,16 @@ def _turn(prompt_ids: tuple[int, ...], completion: Completion, text: str, image:
         version_spans=completion.version_spans,
         finish_reason=completion.finish_reason,
         text=text,
-        view=view,
-        num_visual_tokens=image.num_visual_tokens,
+        view=None if added is None else added.view,
+        num_visual_tokens=0 if added is None else added.num_visual_tokens,
+        tool=tool,
     )
 
 
 def check_prompt(renderer: ChatRenderer, views: Views, question: str, rules: Rules) -> None:
     """Raise DataError if a first prompt, with the larger of the views, is longer than `rules.max_prompt_tokens`."""
     longest = max(view.num_visual_tokens for view in (views.full, views.quarter) if view is not None)
-    num_tokens = len(renderer.first_turn(question, longest, offers_tool=rules.offers_tool))
+    num_tokens = len(renderer.first_turn(question, longest, rules.toolbox))
     if num_tokens > rules.max_prompt_tokens:
         raise DataError(f"a prompt of {num_tokens} tokens exceeds rollout.max_prompt_tokens={rules.max_prompt_tokens}")
 

@@ -1,32 +1,28 @@
-"""Renders questions to token ids, and parses replies.
+"""Renders questions to token ids.
 
-The tags, the tool's name and its JSON format are defined by the method (VisionThink, section 3); the wording is in
-`configs/prompts/*.yaml` and can be replaced by a file. There are two kinds of first prompt: with the tool (quarter
-view), and without it (one turn: general mode, the always-full and always-quarter baselines, and images too
+The tags, the tools' names and their JSON format are an interface (VisionThink, section 3, for `resize_image`); the
+wording is in `configs/prompts/*.yaml` and can be replaced by a file. There are two kinds of first prompt: with tools
+(quarter view), and without (one turn: general mode, the always-full and always-quarter baselines, and images too
 small to quarter). A model must know both, so a warm start teaches both.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
+
+from actors.tools.registry import TOOLS, Toolbox
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 VISION_TOKENS = (IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, "<|vision_pad|>")
 """Placeholder tokens for images. The policy must never emit them: see `vision_token_ids`."""
-
-TOOL_NAME = "resize_image"
-TOOL_ARGUMENTS = {"action": "resize"}
-TOOL_CALL = json.dumps({"name": TOOL_NAME, "arguments": TOOL_ARGUMENTS})
-"""The one valid call, as `json.dumps` writes it."""
 
 STYLES = Path(__file__).resolve().parent.parent / "configs" / "prompts"
 
@@ -53,32 +49,106 @@ def vision_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolTexts:
+    """Texts of a prompt template for other tools than `resize_image` alone. Braces are doubled, as in `str.format`."""
+
+    system: str
+    """System prompt; `{tools}` is where the declarations go, one JSON object a line. Empty for none."""
+    user: str
+    followups: dict[str, str] = field(default_factory=dict)
+    """By tool, the text next to the view that it shows; others have the text of their own file."""
+    wrong_call: str
+    """What a refused call is answered with, where `rollout.tools.on_wrong_call=reply`; `{error}` is the reason."""
+
+    def __post_init__(self) -> None:
+        _check_text("tools.system", self.system, optional=("tools",))
+        _check_text("tools.user", self.user, required=("question",))
+        _check_text("tools.wrong_call", self.wrong_call, required=("error",))
+        for name, text in self.followups.items():
+            if name not in TOOLS:
+                raise ValueError(f"prompt style: tools.followups has {name!r}: must be one of {', '.join(TOOLS)}")
+            _check_text(f"tools.followups.{name}", text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptStyle:
     """Prompt template; `{question}` is filled into the user texts. Braces are doubled, as in `str.format`."""
 
     system: str
-    """System prompt that declares the tool; empty for none."""
+    """System prompt that declares `resize_image`; empty for none."""
     system_without_tool: str
     user: str
     user_without_tool: str
     followup: str
-    """Text next to the full view in turn 2."""
+    """Text next to the full view in turn 2, where `resize_image` is the only tool."""
+    tools: ToolTexts | None = None
+    """For other tools; without it, the template is for `resize_image` alone."""
 
     def __post_init__(self) -> None:
         for name in ("user", "user_without_tool"):
-            if "{question}" not in getattr(self, name):
-                raise ValueError(
-                    f"prompt style: {name}={getattr(self, name)!r} has no {{question}}: add it where the question goes"
-                )
-        for field in fields(self):
-            places = {"question": ""} if field.name.startswith("user") else {}
-            try:
-                getattr(self, field.name).format(**places)
-            except (LookupError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"prompt style: {field.name} cannot be filled in ({type(error).__name__}: {error}): write {{{{ and "
-                    f"}}}} for braces, and {{question}} in user and user_without_tool alone"
-                ) from error
+            _check_text(name, getattr(self, name), required=("question",))
+        for name in ("system", "system_without_tool", "followup"):
+            _check_text(name, getattr(self, name))
+
+    def check(self, toolbox: Toolbox) -> None:
+        """Raise ValueError where the template has no texts for these tools."""
+        if self.tools is None and not (toolbox.is_resize_alone and toolbox.config.on_wrong_call == "malformed"):
+            raise ValueError(
+                f"rollout.tools.names={[tool.name for tool in toolbox.tools]} is invalid for this model.prompt: its "
+                "template has no `tools` texts for other tools than resize_image alone, nor for the reply to a refused "
+                "call; add them (docs/tools.md), or choose another template"
+            )
+
+    def texts(self, toolbox: Toolbox | None = None) -> dict[str, Any]:
+        """The template as its file has it; with a toolbox, only what episodes with these tools show."""
+        texts = asdict(self)
+        is_plain = toolbox is not None and toolbox.is_resize_alone and toolbox.config.on_wrong_call == "malformed"
+        if self.tools is None or is_plain:
+            del texts["tools"]
+        return texts
+
+    def system_text(self, toolbox: Toolbox | None) -> str:
+        """System prompt of an episode with these tools; None: without any."""
+        if toolbox is None:
+            return self.system_without_tool.format()
+        if toolbox.is_resize_alone:
+            return self.system.format()
+        return self._tools(toolbox).system.format(tools=toolbox.declarations())
+
+    def user_text(self, toolbox: Toolbox | None, question: str) -> str:
+        """Text next to the first picture."""
+        if toolbox is None:
+            return self.user_without_tool.format(question=question)
+        return (self.user if toolbox.is_resize_alone else self._tools(toolbox).user).format(question=question)
+
+    def followup_text(self, toolbox: Toolbox, tool: str) -> str:
+        """Text next to the view that a tool shows."""
+        if toolbox.is_resize_alone:
+            return self.followup.format()
+        return self._tools(toolbox).followups.get(tool, TOOLS[tool].followup).format()
+
+    def wrong_call_text(self, toolbox: Toolbox, reason: str) -> str:
+        return self._tools(toolbox).wrong_call.format(error=strip_special_tokens(reason))
+
+    def _tools(self, toolbox: Toolbox) -> ToolTexts:
+        self.check(toolbox)
+        assert self.tools is not None
+        return self.tools
+
+
+def _check_text(name: str, text: str, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
+    """ValueError unless the text has its places and can be filled in."""
+    for place in required:
+        if f"{{{place}}}" not in text:
+            raise ValueError(f"prompt style: {name}={text!r} has no {{{place}}}: add it where the {place} goes")
+    try:
+        text.format(**dict.fromkeys((*required, *optional), ""))
+    except (LookupError, ValueError, AttributeError) as error:
+        allowed = ", ".join(f"{{{place}}}" for place in (*required, *optional)) or "no places"
+        raise ValueError(
+            f"prompt style: {name} cannot be filled in ({type(error).__name__}: {error}): write {{{{ and }}}} for "
+            f"braces; it may have {allowed}"
+        ) from error
 
 
 def load_prompt_style(name: str) -> PromptStyle:
@@ -93,13 +163,26 @@ def load_prompt_style(name: str) -> PromptStyle:
         texts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"model.prompt={name!r}: {path} is not YAML: {' '.join(str(error).split())}") from error
-    wanted = {field.name for field in fields(PromptStyle)}
+    wanted = {each.name for each in fields(PromptStyle)} - {"tools"}
+    of_tools = texts.pop("tools", None) if isinstance(texts, dict) else None
     if not isinstance(texts, dict) or set(texts) != wanted or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"model.prompt={name!r}: {path} must map exactly {sorted(wanted)} to texts")
+        raise ValueError(
+            f"model.prompt={name!r}: {path} must map exactly {sorted(wanted)} to texts, and may have tools"
+        )
     try:
-        return PromptStyle(**texts)
+        return PromptStyle(**texts, tools=None if of_tools is None else _tool_texts(of_tools))
     except ValueError as error:
         raise ValueError(f"model.prompt={name!r}: {error}") from error
+
+
+def _tool_texts(texts: object) -> ToolTexts:
+    wanted = {each.name for each in fields(ToolTexts)} - {"followups"}
+    plain = dict(texts) if isinstance(texts, dict) else {}
+    followups = plain.pop("followups", {})
+    values = [*plain.values(), *followups.values()] if isinstance(followups, dict) else [None]
+    if set(plain) != wanted or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"tools must map exactly {sorted(wanted)} to texts, and may map followups to texts by tool")
+    return ToolTexts(**plain, followups=followups)
 
 
 class ChatRenderer:
@@ -112,32 +195,41 @@ class ChatRenderer:
         self.image_pad_id = vocabulary[IMAGE_PAD]
         self.end_id = vocabulary[TURN_END]
 
-    def first_turn(self, question: str, num_visual_tokens: int, *, offers_tool: bool = True) -> tuple[int, ...]:
-        """Prompt ids up to and including the assistant's header."""
-        style = self._style
-        system = (style.system if offers_tool else style.system_without_tool).format()
-        user = (style.user if offers_tool else style.user_without_tool).format(question=strip_special_tokens(question))
+    def first_turn(self, question: str, num_visual_tokens: int, toolbox: Toolbox | None) -> tuple[int, ...]:
+        """Prompt ids up to and including the assistant's header. Without a toolbox, no tool is declared."""
+        system = self._style.system_text(toolbox)
+        user = self._style.user_text(toolbox, strip_special_tokens(question))
         head = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
-        return tuple(self._encode(head)) + self._user_turn(num_visual_tokens, user)
+        return tuple(self._encode(head)) + self._user_turn(user, num_visual_tokens)
 
-    def second_turn(
-        self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], num_visual_tokens: int
+    def next_turn(
+        self,
+        prompt_ids: tuple[int, ...],
+        completion_ids: tuple[int, ...],
+        num_visual_tokens: int,
+        toolbox: Toolbox,
+        tool: str,
     ) -> tuple[int, ...]:
-        """Turn 2's prompt: turn 1's prompt and completion ids unchanged, then the full view."""
-        follow = self._encode("\n")
-        return (
-            *prompt_ids,
-            *completion_ids,
-            *follow,
-            *self._user_turn(num_visual_tokens, self._style.followup.format()),
-        )
+        """The prompt after a call: the turn's prompt and completion ids unchanged, then the view that it shows."""
+        user = self._user_turn(self._style.followup_text(toolbox, tool), num_visual_tokens)
+        return (*prompt_ids, *completion_ids, *self._encode("\n"), *user)
+
+    def refused_turn(
+        self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], toolbox: Toolbox, reason: str
+    ) -> tuple[int, ...]:
+        """The prompt after a refused call: the turn's prompt and completion ids unchanged, then why, without a view."""
+        user = self._user_turn(self._style.wrong_call_text(toolbox, reason), 0)
+        return (*prompt_ids, *completion_ids, *self._encode("\n"), *user)
 
     def reply_text(self, completion_ids: Sequence[int]) -> str:
         """The reply as text, tags kept, without the end token."""
         ids = completion_ids[:-1] if completion_ids and completion_ids[-1] == self.end_id else completion_ids
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def _user_turn(self, num_visual_tokens: int, text: str) -> tuple[int, ...]:
+    def _user_turn(self, text: str, num_visual_tokens: int) -> tuple[int, ...]:
+        """A turn with one picture, or without one for 0 visual tokens."""
+        if not num_visual_tokens:
+            return tuple(self._encode(f"{TURN_START}user\n{text}{TURN_END}\n{TURN_START}assistant\n"))
         before = self._encode(f"{TURN_START}user\n{VISION_START}")
         after = self._encode(f"{VISION_END}{text}{TURN_END}\n{TURN_START}assistant\n")
         return (*before, *([self.image_pad_id] * num_visual_tokens), *after)
@@ -146,10 +238,10 @@ class ChatRenderer:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
-_SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>")
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 IMAGE_MARK = "<image>"
 """Image position in published questions. It is removed, since the prompt template places the image."""
-_MARK_AT_END = re.compile(rf"(?:{_SPECIAL.pattern}|{IMAGE_MARK})\Z")
+_MARK_AT_END = re.compile(rf"(?:{SPECIAL_TOKEN.pattern}|{IMAGE_MARK})\Z")
 _LONGEST_MARK = 44
 
 
@@ -168,61 +260,3 @@ def strip_special_tokens(text: str) -> str:
         if mark := _MARK_AT_END.search("".join(kept[-_LONGEST_MARK:])):
             del kept[-len(mark[0]) :]
     return "".join(kept) + rest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    text: str
-    """Text between the answer tags, stripped."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
-    """A valid request for the full view."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Malformed:
-    reason: str
-
-
-Reply = Answer | ToolCall | Malformed
-
-_REPLY = re.compile(
-    r"\s*<think>(?P<think>.*?)</think>\s*"
-    r"(?:<answer>(?P<answer>.*)</answer>|<tool_call>(?P<call>.*)</tool_call>)\s*",
-    re.DOTALL,
-)
-_TAG = re.compile(r"</?(?:think|answer|tool_call)>")
-
-
-def parse_reply(text: str) -> Reply:
-    """One thought, then exactly one answer or one valid call, and nothing else (R_format of Eq. 4)."""
-    match = _REPLY.fullmatch(text)
-    if match is None:
-        return Malformed(reason="not one <think> followed by one <answer> or one <tool_call>")
-    if any(_TAG.search(part) for part in match.groupdict().values() if part):
-        return Malformed(reason="nested tags")
-    if _SPECIAL.search(text):
-        return Malformed(reason="a special token in the reply")
-    if match["answer"] is not None:
-        return Answer(text=match["answer"].strip())
-    return _parse_call(match["call"])
-
-
-def _parse_call(text: str) -> ToolCall | Malformed:
-    try:
-        call = json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:  # ValueError covers JSONDecodeError and repeated keys
-        return Malformed(reason=f"the call is not JSON: {error}")
-    if call != {"name": TOOL_NAME, "arguments": TOOL_ARGUMENTS}:
-        return Malformed(reason=f"the only valid call is {TOOL_CALL}")
-    return ToolCall()
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook for `json.loads`; ValueError where an object has a key twice."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError("duplicate key")
-    return dict(pairs)

@@ -14,6 +14,7 @@ from actors.data.dataset import Dataset
 from actors.errors import CheckpointError
 from actors.hub import snapshot_of
 from actors.prompts import load_prompt_style
+from actors.tools.registry import toolbox_of
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from configs.schema import Config
 from judge.llm.version import judge_version
@@ -83,7 +84,7 @@ def identify(config: Config, train_set: Dataset) -> Identity:
         chat_template=_chat_template(Path(config.model.path)),
         model=hash_model(Path(config.model.path)),
         revisions=dict(_revisions(config)),
-        prompt=_short_hash(asdict(load_prompt_style(config.model.prompt))),
+        prompt=_short_hash(load_prompt_style(config.model.prompt).texts(toolbox_of(config.rollout.tools))),
         judge=_judge(config.judge),
         packages=dict(_versions()),
         settings=fixed_settings(config),

@@ -10,6 +10,7 @@ from pathlib import Path
 from actors.errors import CheckpointError, RunError
 from actors.hub import local_copy, model_name
 from actors.prompts import load_prompt_style
+from actors.tools.registry import toolbox_of
 from cluster.folders import CONFIG, checkpoints_url, read_summary
 from cluster.hub import fetch_named
 from cluster.preflight.checks import raise_all
@@ -83,7 +84,7 @@ def policy_config(
     model = resolved.model
     flaws = model_folder_problems("model.path", model.path, needs_weights=model.load == "weights")
     raise_all([ValueError(flaw) for flaw in flaws])
-    load_prompt_style(model.prompt)
+    load_prompt_style(model.prompt).check(toolbox_of(resolved.rollout.tools))
     return ChosenPolicy(config=resolved, source=source)
 
 

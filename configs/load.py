@@ -107,7 +107,8 @@ def _describe(section: type[Any], path: str) -> Iterator[FieldDescription]:
     hints = get_type_hints(section)
     for field in fields(section):
         if not is_dataclass(hints[field.name]):
-            default = "required" if field.default is MISSING else str(field.default)
+            made = "required" if field.default_factory is MISSING else str(field.default_factory())
+            default = made if field.default is MISSING else str(field.default)
             doc = docs.get((section.__name__, field.name), "")
             yield FieldDescription(key=f"{path}.{field.name}", type=str(field.type), default=default, doc=doc)
 

@@ -13,6 +13,8 @@ from configs.judges import JudgeConfig
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.ranges import Range, parse_range
 from configs.require import require
+from configs.rewards import RewardConfig
+from configs.tools import ToolsConfig
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -117,7 +119,7 @@ TIMES = ("group_timeout_s", "start_timeout_s", "progress_timeout_s", "restart_wi
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
     mode: Literal["efficient", "general"] = "efficient"
-    """`efficient`: quarter view first, with the tool. `general`: full view, one turn, no tool."""
+    """`efficient`: quarter view first, with tools. `general`: full view, one turn, no tools."""
     group_size: int = 8
     """Episodes per prompt (G in GRPO)."""
     temperature: float = 1.0
@@ -163,6 +165,7 @@ class RolloutConfig:
     """Prompt tokens per engine step (max_num_batched_tokens); 0 derives it from the model and the GPU memory."""
     enforce_eager: bool = True
     """Skip CUDA graphs and compilation: slower generation, much faster start."""
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -217,29 +220,6 @@ class RolloutConfig:
     def max_model_len(self) -> int:
         """Tokens of the longest episode: prompt and completion of the last turn."""
         return self.max_prompt_tokens + self.max_turn_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig:
-    """R = R_accuracy + R_format - P_control (VisionThink, Eq. 4 and 5)."""
-
-    accuracy_weight: float = 1.0
-    """R_accuracy of a correct answer."""
-    format_weight: float = 0.5
-    """R_format when every turn is well formed."""
-    penalty: Literal["threshold", "always", "never"] = "threshold"
-    """`threshold`: Eq. 5. `always`: every tool call is penalized. `never`: no penalty (ablations of Fig. 3a)."""
-    penalty_weight: float = 0.1
-    """Size of P_control where it applies."""
-    theta: float = 0.2
-    """Direct answers are penalized where their share of the group's correct answers is below theta."""
-    applies_to: Literal["correct", "all"] = "correct"
-    """`correct`: only correct answers are penalized (published code). `all`: Eq. 5 taken literally."""
-
-    def __post_init__(self) -> None:
-        for name in ("accuracy_weight", "format_weight", "penalty_weight"):
-            require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "must be at least 0")
-        require(0 <= self.theta <= 1, "reward.theta", self.theta, "must be from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.episode import Episode
-from configs.schema import RewardConfig
+from configs.rewards import RewardConfig
 from judge.verdict import NoVerdict, Outcome
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSample, Status, Turn, VersionSpan
 from actors.errors import RolloutError
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
-from actors.prompts import TOOL_CALL
+from actors.tools.resize import RESIZE_CALL
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from judge.verdict import JudgeRequest, Outcome, Verdict
 
 DIRECT = "<think>clear</think><answer>red</answer>"
-ASK = f"<think>unclear</think><tool_call>{TOOL_CALL}</tool_call>"
+ASK = f"<think>unclear</think><tool_call>{RESIZE_CALL}</tool_call>"
 
 
 class ScriptedEngine:

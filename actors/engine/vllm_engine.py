@@ -363,7 +363,7 @@ def _engine_config(
         max_model_len=rollout.max_model_len,
         max_num_seqs=most_turns(rollout),
         max_num_batched_tokens=budget.per_step,
-        limit_mm_per_prompt={"image": 2, "video": 0},
+        limit_mm_per_prompt={"image": rollout.tools.max_turns, "video": 0},
         # Views are cut before they get here: bounds so wide that the processor never resizes one.
         mm_processor_kwargs={"min_pixels": 1, "max_pixels": model.max_pixels},
         enforce_eager=rollout.enforce_eager,

@@ -146,8 +146,10 @@ async def _play_all(
 def _identity(settings: Config, suite: Suite) -> dict[str, object]:
     """What all episodes of a folder have in common."""
     from actors.prompts import load_prompt_style
+    from actors.tools.registry import toolbox_of
     from cluster.evaluation.suites import HELDOUT
     from cluster.identity import hash_model
+    from configs.tools import ToolsConfig
     from judge.llm.version import judge_version
 
     model, rollout, judge = settings.model, settings.rollout, settings.judge
@@ -156,13 +158,14 @@ def _identity(settings: Config, suite: Suite) -> dict[str, object]:
         "policy": hash_model(Path(model.path)),
         "data set": suite.identity,
         "judge": [judge.chain, judge.metric, judge_version(judge)] if uses_judge else [],
-        "model.prompt": dataclasses.asdict(load_prompt_style(model.prompt)),
+        "model.prompt": load_prompt_style(model.prompt).texts(toolbox_of(rollout.tools)),
         "model.min_pixels": model.min_pixels,
         "model.max_pixels": model.max_pixels,
         "model.dtype": model.dtype,
         "rollout.mode": rollout.mode,
         "rollout.max_turn_tokens": rollout.max_turn_tokens,
         "rollout.max_prompt_tokens": rollout.max_prompt_tokens,
+        **({} if rollout.tools == ToolsConfig() else {"rollout.tools": dataclasses.asdict(rollout.tools)}),
     }
 
 

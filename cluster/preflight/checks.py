@@ -17,6 +17,7 @@ from actors.data.benchmarks.dataset import open_samples
 from actors.errors import DataError, RunError, VisionThinkError
 from actors.hub import looks_like_hub_id
 from actors.prompts import load_prompt_style
+from actors.tools.registry import toolbox_of
 from cluster.preflight.machine import (
     SharedMemory,
     folder_problem,
@@ -60,14 +61,14 @@ def run_items(config: Config, *, learns: bool = True) -> list[Item]:
         config: with resolved paths.
         learns: whether the run trains, and so needs data.train and a run folder.
     """
-    data, style = config.data, config.model.prompt
+    data, style, tools = config.data, config.model.prompt, config.rollout.tools
     items = [
         Item(name="Ray on this machine", look=lambda: _problems(_machine_lines())),
         Item(name="run folder", look=lambda: _problems(_folder_lines(config))),
         Item(name="model", look=lambda: _problems(_model_lines(config))),
         Item(name="lengths and shared memory", look=lambda: _problems(_fitting_lines(config))),
         Item(name="GPU memory", look=lambda: _problems(_learner_lines(config))),
-        Item(name="prompt", look=lambda: raised([lambda: load_prompt_style(style)])),
+        Item(name="prompt", look=lambda: raised([lambda: load_prompt_style(style).check(toolbox_of(tools))])),
         Item(name="data.train", look=lambda: data_problems("data.train", data.train, data.columns)),
         Item(name="data.heldout", look=lambda: data_problems("data.heldout", data.heldout, data.columns)),
         Item(name="judge", look=lambda: _judge_problems(config.judge)),

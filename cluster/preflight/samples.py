@@ -11,6 +11,7 @@ from actors.errors import DataError, ImageError, RunError
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import ShownImage, Views, make_views
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
+from actors.tools.registry import toolbox_of
 from configs.schema import Config
 
 NUM_ROWS = 8
@@ -41,9 +42,12 @@ def sample_problems(config: Config) -> Iterator[Exception]:
 def view_problems(
     row: int, question: str, views: Views, renderer: ChatRenderer, processor: Any, config: Config
 ) -> Iterator[Exception]:
-    """Both turns of a row. `processor` is the image processor of the model's library."""
-    first = renderer.first_turn(question, (views.quarter or views.full).num_visual_tokens)
-    second = renderer.second_turn(first, (renderer.end_id,), views.full.num_visual_tokens)
+    """The first turn of a row, and a second one with the full view. `processor`: the model library's, for images."""
+    tools = toolbox_of(config.rollout.tools)
+    first = renderer.first_turn(question, (views.quarter or views.full).num_visual_tokens, tools)
+    second = renderer.next_turn(
+        first, (renderer.end_id,), views.full.num_visual_tokens, tools, config.rollout.tools.names[0]
+    )
     for turn, prompt, shown in (
         ("first", first, [views.quarter or views.full]),
         ("second", second, [views.quarter or views.full, views.full]),

@@ -28,6 +28,7 @@ TURN = pa.struct(
         ("logprobs", pa.list_(pa.float32())),
         ("version_spans", pa.list_(VERSION_SPAN)),
         ("finish_reason", pa.string()),
+        ("tool", pa.string()),
     ]
 )
 EPISODES = pa.schema(
@@ -141,13 +142,14 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
         "turns": [
             {
                 "text": turn.text,
-                "view": turn.view,
+                "view": None if turn.view is None else str(turn.view),
                 "num_visual_tokens": turn.num_visual_tokens,
                 "num_prompt_tokens": len(turn.prompt_ids),
                 "completion_ids": turn.completion_ids,
                 "logprobs": turn.logprobs,
                 "version_spans": [asdict(span) for span in turn.version_spans],
                 "finish_reason": turn.finish_reason,
+                "tool": turn.tool,
             }
             for turn in episode.turns
         ],

@@ -9,7 +9,8 @@ from string import Template
 import yaml
 
 from actors.hub import model_name
-from actors.prompts import TOOL_CALL, load_prompt_style
+from actors.prompts import load_prompt_style
+from actors.tools.resize import RESIZE_CALL
 from configs.schema import Config
 
 SETTINGS = "visionthink.yaml"
@@ -40,13 +41,14 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
             "max_prompt_tokens": rollout.max_prompt_tokens,
             "num_gpus": rollout.num_gpus,
             "tensor_parallel_size": rollout.tensor_parallel_size,
+            "tools": asdict(rollout.tools),
         },
         # Not used, but a config is checked as a whole.
         "learner": {
             name: getattr(config.learner, name) for name in ("num_gpus", "zero_stage", "max_tokens_per_micro_batch")
         },
     }
-    _write_yaml(folder / PROMPT, asdict(style))
+    _write_yaml(folder / PROMPT, style.texts())
     _write_yaml(folder / SETTINGS, settings)
     places = {
         "name": config.run.name,
@@ -56,7 +58,7 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
         "min_pixels": str(model.min_pixels),
         "max_model_len": str(rollout.max_model_len),
         "max_tokens": str(rollout.max_turn_tokens),
-        "tool_call": TOOL_CALL,
+        "tool_call": RESIZE_CALL,
         "user_without_tool": style.user_without_tool.format(question="QUESTION"),
         "system_without_tool": style.system_without_tool.format() or "(none)",
     }

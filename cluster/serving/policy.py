@@ -11,12 +11,13 @@ from functools import partial
 from typing import Protocol
 
 from actors.engine.vllm_engine import VllmEngine
-from actors.episode import Episode, EpisodeId, View
+from actors.episode import Episode, EpisodeId
 from actors.errors import DataError, ImageError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.images import ViewSpec
-from actors.play import Completion, OnTokens, Sampling, ShownImage, Views, check_prompt, play_episode, rules_for
+from actors.play import Completion, OnTokens, Sampling, ShownImage, check_prompt, play_episode, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
+from actors.views import View
 from cluster.serving.deltas import Channel, Delta, ReplySplitter, TokenText, split_reply
 from cluster.serving.errors import ApiError, bad_picture, bad_request
 from cluster.serving.requests import Question
@@ -107,7 +108,7 @@ class ServedPolicy:
         wanted = {"temperature": question.temperature, "top_p": question.top_p, "seed": question.seed}
         rules = replace(rules, sampling=replace(rules.sampling, has_logprobs=False, **wanted))
         episode_id = EpisodeId(run="serve", step=0, sample=uuid.uuid4().hex, index=0, attempt=0)
-        turns = _Turns(self._engine, self._renderer, picture.views, question.max_tokens, on_event)
+        turns = _Turns(self._engine, self._renderer, question.max_tokens, on_event)
         try:
             check_prompt(self._renderer, picture.views, question.text, rules)
             episode = await play_episode(turns, self._renderer, picture.views, question.text, rules, episode_id)
@@ -133,12 +134,9 @@ class ServedPolicy:
 class _Turns:
     """The engine as one episode uses it: turn after turn, within `max_tokens`, with its events told."""
 
-    def __init__(
-        self, engine: Engine, renderer: ChatRenderer, views: Views, max_tokens: int | None, tell: OnEvent | None
-    ) -> None:
+    def __init__(self, engine: Engine, renderer: ChatRenderer, max_tokens: int | None, tell: OnEvent | None) -> None:
         self._engine = engine
         self._renderer = renderer
-        self._views = views
         self._num_left = max_tokens
         self._tell = tell
         self._last: Completion | None = None
@@ -163,8 +161,7 @@ class _Turns:
         self, tell: OnEvent, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
     ) -> Completion:
         text, splitter, to_break = TokenText(self._renderer.reply_text), ReplySplitter(), set(self._shown)
-        view: View = "quarter" if images[-1] is self._views.quarter else "full"
-        tell(TurnStarted(view=view, num_visual_tokens=images[-1].num_visual_tokens))
+        tell(TurnStarted(view=images[-1].view, num_visual_tokens=images[-1].num_visual_tokens))
 
         def tell_all(deltas: list[Delta]) -> None:
             for delta in deltas:

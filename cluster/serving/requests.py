@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from actors.play import Kind
-from actors.prompts import unique_keys
+from actors.tools.registry import unique_keys
 from cluster.serving.errors import ApiError, bad_picture, bad_request
 
 MIME_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")

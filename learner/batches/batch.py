@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.episode import Episode, PlayedGroup, View
+from actors.episode import Episode, PlayedGroup
+from actors.views import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +38,13 @@ class TrainingGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptPart:
-    """What the prompt of a turn added to the episode: text and the placeholders of one picture."""
+    """What the prompt of a turn added to the episode: text and the placeholders of at most one picture."""
 
     start: int
     stop: int
-    view: View
+    view: View | None
     num_visual_tokens: int
+    """Of the view; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.errors import LearnerError
-from actors.images import View_HW3, ViewSpec, quarter_view
+from actors.images import View_HW3, ViewSpec
+from actors.views import cut_view
 from learner.batches.batch import PlannedEpisode
-from learner.batches.family import Family, ViewKey
+from learner.batches.family import Family, ViewKey, shown_views
 from learner.batches.plan import MicroBatchPlan, VisionPassPlan
 from learner.batches.segments import Kernel, Segments, segments_of
 from learner.vision import Grid, grid_of, patchify
@@ -167,7 +168,7 @@ class Collator:
 
     def _layout(self, row: PlannedEpisode) -> tuple[NDArray[np.int64], list[tuple[ViewKey, int, int]]]:
         """Positions [3, tokens of the row], and (view, start, stop) of its pictures' placeholders."""
-        keys: list[ViewKey] = [(row.image, part.view) for part in row.prompts]
+        keys = [key for key, _ in shown_views(row)]
         grids = [self._grids[key] for key in keys]
         spans = placeholder_spans(row, grids, self._spec.merge_size, self._image_token_id)
         positions_3T = mrope_positions(row.num_tokens, spans, grids, self._spec.merge_size)
@@ -193,7 +194,7 @@ def _joined(arrays: Iterator[NDArray[np.int64]] | Sequence[NDArray[np.int64]]) -
 def cut_views(keys: Sequence[ViewKey], full_views: FullViews) -> dict[ViewKey, View_HW3]:
     """The views, made as in the engines; each image is fetched once."""
     full = {number: full_views[number] for number in sorted({number for number, _ in keys})}
-    return {(number, view): full[number] if view == "full" else quarter_view(full[number]) for number, view in keys}
+    return {(number, view): cut_view(full[number], view) for number, view in keys}
 
 
 def visual_tokens(grid: Grid, spec: ViewSpec) -> int:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.episode import View
+from actors.views import View
 from learner.batches.batch import PlannedEpisode
 
 ViewKey = tuple[int, View]
-"""(index of an image in the plan, which of its views)."""
+"""(index of an image in the plan, which of its views). `view_order` sorts them."""
 
 ATTENTION_TOKENS = 20_000
 """Length of context at which attending to it costs a token as much as all else. Qwen2.5-VL 3B: 6.2 GFLOP in the layers,
@@ -45,7 +45,7 @@ class Family:
     @property
     def visual_tokens(self) -> dict[ViewKey, int]:
         """The views that the rows show, with their visual tokens."""
-        return {(row.image, part.view): part.num_visual_tokens for row in self.rows for part in row.prompts}
+        return _visual_tokens(self.rows)
 
 
 def share(rows: Sequence[PlannedEpisode]) -> Family:
@@ -55,13 +55,28 @@ def share(rows: Sequence[PlannedEpisode]) -> Family:
     remainders = [row.num_tokens - num_shared for row in rows]
     pairs = num_shared**2 / 2 + sum(length * (num_shared + length / 2) for length in remainders)
     num_tokens = num_shared + sum(remainders)
-    visual = {(row.image, part.view): part.num_visual_tokens for row in rows for part in row.prompts}
+    visual = _visual_tokens(rows)
     return Family(
         rows=tuple(rows),
         num_shared=num_shared,
         num_tokens=num_tokens,
         cost=num_tokens + sum(visual.values()) + pairs / ATTENTION_TOKENS,
     )
+
+
+def shown_views(row: PlannedEpisode) -> list[tuple[ViewKey, int]]:
+    """The views that a row shows, one per picture, with their visual tokens."""
+    return [((row.image, part.view), part.num_visual_tokens) for part in row.prompts if part.view is not None]
+
+
+def view_order(key: ViewKey) -> tuple[int, str]:
+    """Sorts views by image and text."""
+    image, view = key
+    return image, str(view)
+
+
+def _visual_tokens(rows: Sequence[PlannedEpisode]) -> dict[ViewKey, int]:
+    return {key: size for row in rows for key, size in shown_views(row)}
 
 
 def shared_length(rows: Sequence[PlannedEpisode]) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from learner.batches.batch import PlannedEpisode, TrainingGroup, weight_episodes
-from learner.batches.family import Family, ViewKey, share
+from learner.batches.family import Family, ViewKey, share, view_order
 from learner.batches.rounds import num_visual_tokens, split_rounds
 
 IMBALANCE = 1.05
@@ -326,7 +326,7 @@ def split_views(shares: Sequence[Iterable[Family]], max_tokens: int) -> list[tup
 def _fill_passes(sizes: Mapping[ViewKey, int], max_tokens: int) -> list[list[ViewKey]]:
     passes: list[list[ViewKey]] = []
     room = 0
-    for key, size in sorted(sizes.items()):
+    for key, size in sorted(sizes.items(), key=lambda each: view_order(each[0])):
         if not passes or size > room:
             passes.append([])
             room = max_tokens

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from actors.data.shapes import COLOURS, QUESTIONS, SHAPES, SIDE, WAYS, ShapesRow, paint
 from actors.images import ViewSpec, quarter_view
-from actors.prompts import TOOL_CALL, TURN_END, ChatRenderer, PromptStyle
+from actors.prompts import TURN_END, ChatRenderer, PromptStyle
+from actors.tools.registry import RESIZE_ALONE
+from actors.tools.resize import RESIZE, RESIZE_CALL
 from learner.batches.collate import mrope_positions
 from learner.vision import Grid, patchify
 
@@ -54,7 +56,7 @@ def thought(row: ShapesRow, *, sees_full: bool) -> str:
 def reply_text(seen: str, answer: str | None) -> str:
     """A reply with this answer, or for None with the tool call."""
     if answer is None:
-        return f"<think>{seen}{DOUBT}</think><tool_call>{TOOL_CALL}</tool_call>"
+        return f"<think>{seen}{DOUBT}</think><tool_call>{RESIZE_CALL}</tool_call>"
     return f"<think>{seen}</think><answer>{answer}</answer>"
 
 
@@ -64,7 +66,7 @@ def tokenizer_corpus(style: PromptStyle) -> list[str]:
     headers = [style.system, style.system_without_tool, style.followup, "system\n", "user\n", "assistant\n", "\n"]
     return [
         text
-        for text in (*questions, *headers, *THOUGHTS, *(seen + DOUBT for seen in THOUGHTS), TOOL_CALL, *ANSWERS)
+        for text in (*questions, *headers, *THOUGHTS, *(seen + DOUBT for seen in THOUGHTS), RESIZE_CALL, *ANSWERS)
         if text
     ]
 
@@ -196,14 +198,14 @@ class LessonBook:
     def _write(self, form: Form, row: ShapesRow) -> Transcript:
         offers_tool = form in ("direct", "ask")
         first_view = FULL_TOKENS if form == "plain_full" else QUARTER_TOKENS
-        prompt = self._renderer.first_turn(row.question, first_view, offers_tool=offers_tool)
+        prompt = self._renderer.first_turn(row.question, first_view, RESIZE_ALONE if offers_tool else None)
         spoken = prompt
         targets: list[int] = []
         seen = thought(row, sees_full=form == "plain_full")
         if form == "ask":
             request = self._reply(seen, None)
             targets += range(len(spoken), len(spoken) + len(request))
-            spoken = self._renderer.second_turn(prompt, request, FULL_TOKENS)
+            spoken = self._renderer.next_turn(prompt, request, FULL_TOKENS, RESIZE_ALONE, RESIZE.name)
         reply = self._reply(thought(row, sees_full=form in ("ask", "plain_full")), row.answer)
         targets += range(len(spoken), len(spoken) + len(reply))
         answer_at = len(spoken) + reply.index(self._one_token("<answer>")) + 1

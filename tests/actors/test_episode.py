@@ -2,28 +2,35 @@ from dataclasses import replace
 
 import pytest
 
-from actors.episode import Episode, EpisodeId, Finish, ShowFull, Status, VersionSpan, next_move
-from actors.prompts import Answer, Malformed, ToolCall
+from actors.episode import Episode, EpisodeId, Finish, Progress, Show, Status, VersionSpan, next_move
+from actors.replies import Answer, Malformed
+from actors.tools.registry import RESIZE_ALONE, ToolCall
+from actors.tools.tool import Scene
 from tests.fakes import make_episode, make_turn
 
-ANSWER, CALL, BROKEN = Answer(text="red"), ToolCall(), Malformed(reason="x")
+ANSWER, BROKEN = Answer(text="red"), Malformed(reason="x")
+CALL = ToolCall(name="resize_image", arguments={"action": "resize"})
+SCENE = Scene(full_size=(224, 224), token_side=28, shown=("quarter",))
+OFFER, NONE = Progress(toolbox=RESIZE_ALONE, scene=SCENE), Progress(toolbox=None, scene=SCENE)
+SHOW = Show(view="full", tool="resize_image")
 
 
 @pytest.mark.parametrize(
-    ("reply", "finish_reason", "offers_tool", "expected"),
+    ("reply", "finish_reason", "progress", "expected"),
     [
-        (ANSWER, "stop", True, Finish(status=Status.ANSWERED, answer="red", is_well_formed=True)),
-        (ANSWER, "stop", False, Finish(status=Status.ANSWERED, answer="red", is_well_formed=True)),
-        (CALL, "stop", True, ShowFull()),
-        (CALL, "stop", False, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
-        (BROKEN, "stop", True, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
-        (BROKEN, "stop", False, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
-        (ANSWER, "length", True, Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)),
-        (CALL, "length", True, Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)),
+        (ANSWER, "stop", OFFER, Finish(status=Status.ANSWERED, answer="red", is_well_formed=True)),
+        (ANSWER, "stop", NONE, Finish(status=Status.ANSWERED, answer="red", is_well_formed=True)),
+        (CALL, "stop", OFFER, SHOW),
+        (CALL, "stop", NONE, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
+        (CALL, "stop", OFFER.after(SHOW), Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
+        (BROKEN, "stop", OFFER, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
+        (BROKEN, "stop", NONE, Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)),
+        (ANSWER, "length", OFFER, Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)),
+        (CALL, "length", OFFER, Finish(status=Status.TRUNCATED, answer=None, is_well_formed=False)),
     ],
 )
-def test_the_state_machine(reply, finish_reason, offers_tool, expected):
-    assert next_move(reply, finish_reason, offers_tool=offers_tool) == expected
+def test_the_state_machine(reply, finish_reason, progress, expected):
+    assert next_move(reply, finish_reason, progress) == expected
 
 
 def test_figures_of_an_episode_come_from_its_turns():

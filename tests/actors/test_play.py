@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from actors.errors import DataError
 from actors.images import ViewSpec
 from actors.play import Completion, make_views, play_episode, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
+from actors.views import Crop
 from configs.schema import RolloutConfig
+from configs.tools import ToolsConfig
 from tests.fakes import ASK, DIRECT, ScriptedEngine
 
 SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=224 * 224)
@@ -28,7 +31,8 @@ def renderer(tokenizer):
 
 @pytest.fixture
 def views():
-    return make_views(np.zeros((224, 224, 3), np.uint8), SPEC, "sha")
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    return make_views(pixels, SPEC, "sha")
 
 
 def engine(tokenizer, *replies, **how):
@@ -119,6 +123,64 @@ async def test_a_prompt_that_cannot_fit_makes_the_sample_unusable(tokenizer, ren
     rules = rules_for("policy", RolloutConfig(max_prompt_tokens=40), greedy=False)
     with pytest.raises(DataError, match="max_prompt_tokens=40"):
         await play_group(engine(tokenizer, DIRECT), renderer, views, "what?", rules, (EPISODE,))
+
+
+LOOK = '<think>a</think><tool_call>{{"name": "{}", "arguments": {}}}</tool_call>'
+REGION = LOOK.format("request_local_region", '{"bbox_2d": [14, 28, 42, 56]}')
+INSIDE = LOOK.format("image_zoom_in_tool", '{"bbox_2d": [0, 28, 28, 56], "label": "x", "img_idx": 1}')
+OUTSIDE = LOOK.format("request_local_region", '{"bbox_2d": [0, 0, 113, 9]}')
+MANY = RolloutConfig(
+    max_prompt_tokens=1024,
+    tools=ToolsConfig(
+        names=("resize_image", "request_local_region", "image_zoom_in_tool"), max_turns=5, on_wrong_call="reply"
+    ),
+)
+
+
+async def test_an_episode_of_many_turns_shows_what_was_called_for(tokenizer, renderer, views):
+    generate = engine(tokenizer, REGION, INSIDE, OUTSIDE, ASK, DIRECT)
+    rules = rules_for("policy", MANY, greedy=False)
+    episode = await play_episode(generate, renderer, views, "what?", rules, EPISODE)
+    shown = ["quarter", "crop:28,56,84,112", "crop:28,84,56,112", None, "full"]
+    assert [turn.view and str(turn.view) for turn in episode.turns] == shown
+    tools = [None, "request_local_region", "image_zoom_in_tool", None, "resize_image"]
+    assert [turn.tool for turn in episode.turns] == tools
+    assert [turn.num_visual_tokens for turn in episode.turns] == [16, 4, 1, 0, 64]
+    assert (episode.num_visual_tokens, len(episode.calls), episode.asked) == (85, 3, True)
+    assert (episode.status, episode.answer, episode.is_well_formed) == (Status.ANSWERED, "red", False)
+    for prompt_ids, images in generate.calls:
+        assert prompt_ids.count(renderer.image_pad_id) == sum(image.num_visual_tokens for image in images)
+    last = generate.calls[-1][1]
+    assert [image.picture.size for image in last] == [(112, 112), (56, 56), (28, 28), (224, 224)]
+    assert [np.asarray(image.picture).tolist() for image in last[1:3]] == [
+        views.pixels_HW3[56:112, 28:84].tolist(),
+        views.pixels_HW3[84:112, 28:56].tolist(),
+    ]
+    assert len({image.key for image in last}) == 4
+    refused = tokenizer.decode(generate.calls[3][0][len(generate.calls[2][0]) :])
+    assert "the box must lie inside the picture: x from 0 to 112, y from 0 to 112" in refused
+
+
+async def test_a_refused_call_ends_the_episode_by_default(tokenizer, renderer, views):
+    rules = rules_for("policy", replace(MANY, tools=replace(MANY.tools, on_wrong_call="malformed")), greedy=False)
+    episode = await play_episode(engine(tokenizer, OUTSIDE), renderer, views, "what?", rules, EPISODE)
+    assert (episode.status, len(episode.turns), episode.asked) == (Status.MALFORMED, 1, False)
+
+
+async def test_a_turn_that_does_not_fit_truncates_the_episode(tokenizer, renderer, views):
+    for reply in (REGION, OUTSIDE):
+        rules = replace(rules_for("policy", MANY, greedy=False), max_prompt_tokens=40)
+        episode = await play_episode(engine(tokenizer, reply), renderer, views, "what?", rules, EPISODE)
+        assert (episode.status, len(episode.turns), episode.is_well_formed) == (Status.TRUNCATED, 1, False)
+
+
+def test_crops_of_full_views_of_another_size_have_another_key():
+    crop = Crop(left=0, top=0, right=56, bottom=56)
+    wide = make_views(np.zeros((56, 112, 3), np.uint8), SPEC, "sha")
+    high = make_views(np.zeros((112, 56, 3), np.uint8), SPEC, "sha")
+    assert wide.show(crop).key != high.show(crop).key
+    assert wide.show("full") is wide.full
+    assert wide.show("quarter") is wide.quarter
 
 
 def test_equal_bytes_in_another_shape_have_another_key():

@@ -8,20 +8,17 @@ from hypothesis import strategies as st
 
 from actors.prompts import (
     IMAGE_PAD,
-    TOOL_CALL,
-    Answer,
     ChatRenderer,
-    Malformed,
-    ToolCall,
     load_prompt_style,
     load_tokenizer,
-    parse_reply,
     strip_special_tokens,
     vision_token_ids,
 )
+from actors.tools.registry import RESIZE_ALONE, TOOLS, toolbox_of
+from actors.tools.resize import RESIZE_CALL
+from configs.tools import ToolsConfig
 
-PRETTY = json.dumps(json.loads(TOOL_CALL), indent=4)
-CALL = f"<tool_call>{TOOL_CALL}</tool_call>"
+ALL_TOOLS = toolbox_of(ToolsConfig(names=tuple(TOOLS), max_turns=4, on_wrong_call="reply"))
 
 
 @pytest.fixture(scope="module")
@@ -71,67 +68,9 @@ def test_marks_are_taken_out_in_linear_time(opened, closed, depth):
     assert time.process_time() - started < 5
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("<think>clear</think><answer>red</answer>", "red"),
-        ("\n<think>a\nb</think>\n\n<answer> 3.5 cm </answer>\n", "3.5 cm"),
-        ("<think></think><answer></answer>", ""),
-        ("<think>1 < 2</think><answer>\\boxed{4}</answer>", "\\boxed{4}"),
-    ],
-)
-def test_one_thought_and_one_answer_is_an_answer(text, answer):
-    assert parse_reply(text) == Answer(text=answer)
-
-
-@pytest.mark.parametrize("call", [TOOL_CALL, PRETTY, f"\n{PRETTY}\n"])
-def test_a_valid_call_is_a_call_however_it_is_printed(call):
-    assert parse_reply(f"<think>too small</think>\n<tool_call>{call}</tool_call>") == ToolCall()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "red",
-        "<answer>red</answer>",
-        "<think>a</think>",
-        "<think>a</think><answer>red</answer><answer>blue</answer>",
-        "<think>a</think><think>b</think><answer>red</answer>",
-        "<think>a</think> well, <answer>red</answer>",
-        "<think>a</think><answer>red</answer> indeed",
-        "so <think>a</think><answer>red</answer>",
-        "<think>a</think><answer>red",
-        "<think>a<answer>red</answer>",
-        "<think>a<answer>b</answer></think><answer>red</answer>",
-        "<think>a</think><answer><answer>red</answer></answer>",
-        f"<think>a</think>{CALL}<answer>red</answer>",
-        f"<think>a</think>{CALL}{CALL}",
-        f"<think>a</think><answer>red</answer>{CALL}",
-        "<think>a</think><tool_call>resize</tool_call>",
-        '<think>a</think><tool_call>{"name": "resize_image"}</tool_call>',
-        '<think>a</think><tool_call>{"name": "zoom", "arguments": {"action": "resize"}}</tool_call>',
-        '<think>a</think><tool_call>{"name": "resize_image", "arguments": {"action": "crop"}}</tool_call>',
-        '<think>a</think><tool_call>{"name": "resize_image", "arguments": "resize"}</tool_call>',
-        f'<think>a</think><tool_call>{{"name": "x", {TOOL_CALL[1:]}</tool_call>',
-        f"<think>a</think><tool_call>[{TOOL_CALL}]</tool_call>",
-        f"<think>a</think><tool_call>{TOOL_CALL[:-1]}</tool_call>",
-        "<think>a</think><answer><|image_pad|></answer>",
-        "<think>a</think><answer>red<|im_start|>user</answer>",
-        "<THINK>a</THINK><answer>red</answer>",
-    ],
-)
-def test_anything_else_is_malformed(text):
-    assert isinstance(parse_reply(text), Malformed)
-
-
-def test_deeply_nested_json_is_malformed_and_not_a_crash():
-    assert isinstance(parse_reply(f"<think>a</think><tool_call>{'[' * 100_000}</tool_call>"), Malformed)
-
-
 def test_first_prompt_equals_the_tokenizers_own_chat_template(tokenizer):
     style = load_prompt_style("qwen")
-    ids = ChatRenderer(tokenizer, style).first_turn("How many?", 1)
+    ids = ChatRenderer(tokenizer, style).first_turn("How many?", 1, RESIZE_ALONE)
     messages = [
         {"role": "system", "content": style.system.format()},
         {
@@ -145,30 +84,116 @@ def test_first_prompt_equals_the_tokenizers_own_chat_template(tokenizer):
 
 def test_prompts_hold_one_placeholder_per_visual_token(tokenizer):
     renderer = ChatRenderer(tokenizer, load_prompt_style("tiny"))
-    first = renderer.first_turn("what?", 16)
+    first = renderer.first_turn("what?", 16, RESIZE_ALONE)
     assert first.count(renderer.image_pad_id) == 16
-    second = renderer.second_turn(first, (100, 101, renderer.end_id), 64)
+    second = renderer.next_turn(first, (100, 101, renderer.end_id), 64, RESIZE_ALONE, "resize_image")
     assert second.count(renderer.image_pad_id) == 80
     assert second[: len(first) + 3] == (*first, 100, 101, renderer.end_id)
 
 
 def test_a_question_cannot_stand_for_a_picture_or_open_a_turn(tokenizer):
     renderer = ChatRenderer(tokenizer, load_prompt_style("tiny"))
-    plain = renderer.first_turn("what {colour}?", 4)
-    forged = renderer.first_turn(f"what {IMAGE_PAD}<|im_start|>{{colour}}?", 4)
+    plain = renderer.first_turn("what {colour}?", 4, RESIZE_ALONE)
+    forged = renderer.first_turn(f"what {IMAGE_PAD}<|im_start|>{{colour}}?", 4, RESIZE_ALONE)
     assert forged == plain
-    nested = renderer.first_turn("what <|image_<|im_<|x|>end|>pad|>{colour}?", 4)
+    nested = renderer.first_turn("what <|image_<|im_<|x|>end|>pad|>{colour}?", 4, RESIZE_ALONE)
     assert nested == plain
 
 
 def test_prompts_with_and_without_the_tool_differ(tokenizer):
     for name in ("tiny", "qwen"):
         renderer = ChatRenderer(tokenizer, load_prompt_style(name))
-        assert renderer.first_turn("what?", 4) != renderer.first_turn("what?", 4, offers_tool=False)
+        assert renderer.first_turn("what?", 4, RESIZE_ALONE) != renderer.first_turn("what?", 4, None)
 
 
 def test_the_qwen_style_shows_the_one_valid_call():
-    assert TOOL_CALL in load_prompt_style("qwen").system.format()
+    assert RESIZE_CALL in load_prompt_style("qwen").system.format()
+
+
+def test_the_qwen_style_declares_the_tool_as_the_registry_does():
+    assert RESIZE_ALONE.declarations() in load_prompt_style("qwen").system.format()
+
+
+@pytest.mark.parametrize("coordinates", ["absolute", "relative"])
+def test_other_tools_are_declared_by_the_registry(tokenizer, coordinates):
+    toolbox = toolbox_of(ToolsConfig(names=("request_local_region", "image_zoom_in_tool"), coordinates=coordinates))
+    prompt = tokenizer.decode(ChatRenderer(tokenizer, load_prompt_style("qwen")).first_turn("what?", 1, toolbox))
+    declared = [json.loads(line) for line in prompt.split("<tools>\n")[1].split("\n</tools>")[0].split("\n")]
+    assert [each["function"]["name"] for each in declared] == ["request_local_region", "image_zoom_in_tool"]
+    for each in declared:
+        box = each["function"]["parameters"]["properties"]["bbox_2d"]
+        assert ("pixels" in box["description"]) == (coordinates == "absolute")
+        assert ("0 to 1000" in box["description"]) == (coordinates == "relative")
+    assert "resize_image" not in prompt
+
+
+@pytest.mark.parametrize("style", ["qwen", "tiny"])
+def test_a_refused_call_is_answered_without_a_picture(tokenizer, style):
+    renderer = ChatRenderer(tokenizer, load_prompt_style(style))
+    prompt = renderer.refused_turn((7, 8), (9,), ALL_TOOLS, "the box <|image_pad|>must not be empty")
+    assert prompt[:3] == (7, 8, 9)
+    said = tokenizer.decode(prompt[3:])
+    assert "the box must not be empty" in said
+    assert renderer.image_pad_id not in prompt
+    assert "<|vision_start|>" not in said
+    assert said.startswith("\n<|im_start|>user\n")
+    assert said.endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_tool_without_a_text_of_the_style_has_its_own(tokenizer, tmp_path):
+    path = tmp_path / "style.yaml"
+    texts = {"system": "", "system_without_tool": "", "user": "{question}", "user_without_tool": "{question}"}
+    path.write_text(
+        json.dumps(
+            texts
+            | {"followup": "again"}
+            | {"tools": {"system": "{tools}", "user": "Q {question}", "wrong_call": "no: {error}"}}
+        )
+    )
+    style = load_prompt_style(str(path))
+    assert style.followup_text(ALL_TOOLS, "request_local_region") == TOOLS["request_local_region"].followup
+    assert style.followup_text(RESIZE_ALONE, "resize_image") == "again"
+    assert style.user_text(ALL_TOOLS, "what?") == "Q what?"
+    assert style.system_text(ALL_TOOLS).count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ({"system": ""}, "must map exactly"),
+        ("closer", "must map exactly"),
+        ({"system": "{question}", "user": "{question}", "wrong_call": "{error}"}, "tools.system cannot be filled in"),
+        ({"system": "", "user": "what", "wrong_call": "{error}"}, "tools.user='what' has no {question}"),
+        ({"system": "", "user": "{question}", "wrong_call": "no"}, "tools.wrong_call='no' has no {error}"),
+        ({"system": "", "user": "{question}", "wrong_call": "{error}", "followups": ["x"]}, "must map exactly"),
+        ({"system": "", "user": "{question}", "wrong_call": "{error}", "followups": {"rotate": "x"}}, "must be one of"),
+    ],
+)
+def test_wrong_texts_for_tools_are_refused(tools, words, tmp_path):
+    texts = {"system": "", "system_without_tool": "", "user": "{question}", "user_without_tool": "{question}"}
+    path = tmp_path / "style.yaml"
+    path.write_text(json.dumps(texts | {"followup": "F", "tools": tools}))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_prompt_style(str(path))
+
+
+def test_a_style_for_resize_alone_is_refused_for_other_tools(tmp_path):
+    path = tmp_path / "style.yaml"
+    path.write_text(
+        "system: ''\nsystem_without_tool: ''\nuser: '{question}'\nuser_without_tool: '{question}'\nfollowup: F\n"
+    )
+    style = load_prompt_style(str(path))
+    style.check(RESIZE_ALONE)
+    for toolbox in (ALL_TOOLS, toolbox_of(ToolsConfig(on_wrong_call="reply"))):
+        with pytest.raises(ValueError, match=r"rollout\.tools\.names=\['resize_image'"):
+            style.check(toolbox)
+
+
+def test_only_texts_in_use_identify_a_run():
+    style = load_prompt_style("qwen")
+    assert set(style.texts(RESIZE_ALONE)) == {"system", "system_without_tool", "user", "user_without_tool", "followup"}
+    assert style.texts(ALL_TOOLS) == style.texts()
+    assert set(style.texts()["tools"]) == {"system", "user", "followups", "wrong_call"}
 
 
 def test_vision_tokens_come_from_the_vocabulary(tokenizer):

@@ -55,10 +55,7 @@ def start_plain(config: Config) -> Any:
 
 
 def prompts_for(player: Player, views: list[Views]) -> list[Prompt]:
-    return [
-        (player.renderer.first_turn(QUESTION, view.full.num_visual_tokens, offers_tool=False), (view.full,))
-        for view in views
-    ]
+    return [(player.renderer.first_turn(QUESTION, view.full.num_visual_tokens, None), (view.full,)) for view in views]
 
 
 def plain_round(engine: Any, prompts: list[Prompt], image_pad_id: int, params: Any) -> int:

@@ -32,7 +32,9 @@ from actors.data.dataset import Dataset, PromptCursor
 from actors.engine.vllm_engine import collapse_placeholders, set_engine_environment
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import make_views
-from actors.prompts import ChatRenderer, ToolCall, load_prompt_style, load_tokenizer, parse_reply, vision_token_ids
+from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
+from actors.replies import parse_reply
+from actors.tools.registry import RESIZE_ALONE, ToolCall
 from cluster.datasets.shipped import make_missing_data
 from cluster.display import Display
 from cluster.fleet import Fleet
@@ -91,14 +93,14 @@ def bare_rounds(config: Config) -> None:
             picture = check_and_decode(sample.image, max_pixels=10**8, max_side_ratio=100)
             views = make_views(full_view(picture, spec), spec, ref.uid)
             shown = views.full if is_full else views.quarter
-            ids = renderer.first_turn(sample.question, shown.num_visual_tokens, offers_tool=not is_full)
+            ids = renderer.first_turn(sample.question, shown.num_visual_tokens, None if is_full else RESIZE_ALONE)
             first += [(ids, views, shown)] * config.rollout.group_size
         replies = engine.generate([prompt(ids, [shown]) for ids, _, shown in first], params, use_tqdm=False)
         second = []
         for (ids, views, _), reply in zip(first, replies, strict=True):
             said = tuple(reply.outputs[0].token_ids)
-            if not is_full and isinstance(parse_reply(renderer.reply_text(said)), ToolCall):
-                follow = renderer.second_turn(ids, said, views.full.num_visual_tokens)
+            if not is_full and isinstance(parse_reply(renderer.reply_text(said), RESIZE_ALONE), ToolCall):
+                follow = renderer.next_turn(ids, said, views.full.num_visual_tokens, RESIZE_ALONE, "resize_image")
                 second.append(prompt(follow, [views.quarter, views.full]))
         if second:
             engine.generate(second, params, use_tqdm=False)

@@ -79,7 +79,12 @@ def padded_batches(episodes: Sequence[PlannedEpisode], max_tokens: int) -> Itera
 
 def score(model: Any, rows: Sequence[PlannedEpisode], images: Sequence[View_HW3]) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy [N] of each generated token."""
-    views = [cut_views([(row.image, part.view)], images)[row.image, part.view] for row in rows for part in row.prompts]
+    views = [
+        cut_views([(row.image, part.view)], images)[row.image, part.view]
+        for row in rows
+        for part in row.prompts
+        if part.view is not None
+    ]
     token_ids_BT = pad_sequence([torch.from_numpy(row.token_ids) for row in rows], batch_first=True)
     lengths = torch.tensor([row.num_tokens for row in rows])
     logits_BTV = model(

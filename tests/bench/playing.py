@@ -16,7 +16,6 @@ from actors.episode import Episode, EpisodeId
 from actors.images import ViewSpec
 from actors.play import Completion, Kind, Sampling, ShownImage, Views, make_views, play_group, rules_for
 from actors.prompts import (
-    TOOL_CALL,
     ChatRenderer,
     PromptStyle,
     Tokenizer,
@@ -24,11 +23,12 @@ from actors.prompts import (
     load_tokenizer,
     vision_token_ids,
 )
+from actors.tools.resize import RESIZE_CALL
 from configs.load import load_config
 from configs.schema import Config
 from tests.bench.model_shape import write_shape
 
-ASKING = f"<think>unclear</think><tool_call>{TOOL_CALL}</tool_call>"
+ASKING = f"<think>unclear</think><tool_call>{RESIZE_CALL}</tool_call>"
 DIRECT = "<think>clear</think><answer>red</answer>"
 QUESTION = "what colour is the small shape in the upper left corner?"
 ON_GPU = ["model.dtype=bfloat16", "rollout.num_gpus=1", "learner.num_gpus=1", "rollout.gpu_memory_fraction=0.6"]

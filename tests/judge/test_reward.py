@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.episode import Episode, EpisodeId, Status, Turn, VersionSpan
-from configs.schema import RewardConfig
+from configs.rewards import RewardConfig
 from judge.reward import direct_share, group_rewards
 from judge.verdict import NoVerdict, Outcome, Verdict
 

@@ -12,7 +12,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
-from actors.images import ViewSpec, quarter_view
+from actors.images import ViewSpec
+from actors.views import Crop, cut_view, tokens_of
 from learner.advantage import group_advantages
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
@@ -73,13 +74,23 @@ def draw_words(rng, count, vocab_size):
     return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
 
-def make_episode(rng, *, prompts, asks, index, num_words, vocab_size) -> Episode:
-    """An episode about a picture: the quarter view first, the full view if it asks.
+def draw_crops(rng, size, count):
+    """Boxes of whole visual tokens."""
+    rows, columns = size[0] // 28, size[1] // 28
+    for _ in range(count):
+        top, left = rng.randrange(rows), rng.randrange(columns)
+        bottom, right = rng.randint(top + 1, rows), rng.randint(left + 1, columns)
+        yield Crop(left=left * 28, top=top * 28, right=right * 28, bottom=bottom * 28)
 
-    `prompts` is what each turn adds, with the visual tokens in it: the same in all episodes of a group.
+
+def make_episode(rng, *, prompts, views, index, num_words, vocab_size) -> Episode:
+    """An episode about a picture that is shown these views; None is a turn without one.
+
+    `prompts` is what a turn with a view adds, with the visual tokens in it: the same in all episodes of a group.
     """
     prompt, turns = (), []
-    for view, (added, num_visual_tokens) in zip(("quarter", "full")[: 2 if asks else 1], prompts, strict=False):
+    for view in views:
+        added, num_visual_tokens = prompts[view]
         prompt += added
         spoken = draw_words(rng, rng.randint(num_words // 2, num_words), vocab_size)
         turns.append(
@@ -105,24 +116,31 @@ def make_episode(rng, *, prompts, asks, index, num_words, vocab_size) -> Episode
 
 
 def make_group(
-    seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96
+    seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96, num_calls=0
 ) -> TrainingGroup:
     """G episodes about one picture; rewards at the places in `lost` are missing.
 
-    The smaller the vocabulary, the more their replies have in common.
+    The smaller the vocabulary, the more their replies have in common. An episode makes up to `num_calls` calls between
+    the quarter view and the full one: some show a crop, others are refused.
     """
     rng = random.Random(seed)
-    height, width = size
-    full = (height // 28) * (width // 28)
-    prompts = []
-    for count in (full // 4, full):
+    crops = [*draw_crops(rng, size, 2), None] if num_calls else []
+    prompts = {}
+    for view in ("quarter", "full", *crops):
+        count = tokens_of(view, size, 28) if view is not None else 0
         before, after = draw_words(rng, 4, vocab_size), draw_words(rng, rng.randint(4, 10), vocab_size)
-        prompts.append(((*before, START_ID, *[IMAGE_ID] * count, END_ID, *after), count))
+        picture = (START_ID, *[IMAGE_ID] * count, END_ID) if count else ()
+        prompts[view] = ((*before, *picture, *after), count)
+
+    def views():
+        between = [rng.choice(crops) for _ in range(rng.randint(0, num_calls))] if num_calls else []
+        return ("quarter", *between, *(["full"] if rng.random() < ask_share else []))
+
     episodes = tuple(
         make_episode(
             rng,
             prompts=prompts,
-            asks=rng.random() < ask_share,
+            views=views(),
             index=index,
             num_words=num_words,
             vocab_size=vocab_size,
@@ -138,12 +156,12 @@ def make_group(
             needs_full=None,
             episodes=episodes,
             full_size=size,
-            num_full_tokens=(height // 28) * (width // 28),
+            num_full_tokens=tokens_of("full", size, 28),
             image_sha256="",
         ),
         rewards=rewards,
         advantages=group_advantages(rewards),
-        image=np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
+        image=np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8),
     )
 
 
@@ -224,7 +242,7 @@ def library_logprobs(model, episode, image, *, temperature=1.0):
     Its image processor, its positions, its whole forward pass with all logits: slow, and nothing in it is ours.
     """
     processor = Qwen2VLImageProcessor(min_pixels=1, max_pixels=10**9)
-    views = [quarter_view(image), image][: len(episode.turns)]
+    views = [cut_view(image, turn.view) for turn in episode.turns if turn.view is not None]
     pictures = processor(images=views, return_tensors="pt")
     token_ids = torch.tensor([episode.token_ids])
     logits = model(

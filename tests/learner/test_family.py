@@ -36,6 +36,7 @@ DRAWN_GROUPS = st.lists(
         lost=st.sampled_from([(), (0,), (1, 2)]),
         num_words=st.integers(2, 20),
         vocab_size=st.sampled_from([FEW_WORDS, 96]),
+        num_calls=st.sampled_from([0, 2]),
     ),
     min_size=1,
     max_size=3,
@@ -102,10 +103,17 @@ def test_values_and_gradients_are_those_of_each_episode_alone(groups, ranks, bud
         )
 
 
-@given(st.integers(0, 10**6), st.integers(2, 6), st.floats(0, 1), st.integers(2, 12), st.sampled_from([FEW_WORDS, 96]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 6),
+    st.floats(0, 1),
+    st.integers(2, 12),
+    st.sampled_from([FEW_WORDS, 96]),
+    st.integers(0, 3),
+)
 @settings(deadline=None, max_examples=100)
-def test_what_is_shared_is_the_longest_common_beginning_without_a_split_picture(seed, size, asks, words, vocab):
-    rows = rows_alike(seed, group_size=size, ask_share=asks, num_words=words, vocab_size=vocab)
+def test_what_is_shared_is_the_longest_common_beginning_without_a_split_picture(seed, size, asks, words, vocab, calls):
+    rows = rows_alike(seed, group_size=size, ask_share=asks, num_words=words, vocab_size=vocab, num_calls=calls)
     length = shared_length(rows)
     beginnings = {tuple(row.token_ids[:length].tolist()) for row in rows}
     assert len(beginnings) == 1

@@ -8,6 +8,7 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.errors import LearnerError
+from actors.views import shown_size
 from learner import scoring
 from learner.batches.batch import weight_episodes
 from learner.batches.collate import mrope_positions, placeholder_spans
@@ -102,22 +103,23 @@ def test_a_view_that_does_not_divide_into_tokens_is_refused():
         grid_of(np.zeros((57, 56, 3), np.uint8), SPEC)
 
 
-@pytest.mark.parametrize("ask_share", [0.0, 0.5, 1.0])
-def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(ask_share):
+@pytest.mark.parametrize(("ask_share", "num_calls"), [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 3)])
+def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(ask_share, num_calls):
     model = small_model()
     sizes = [(112, 112), (56, 224), (168, 112)]
-    groups = [make_group(seed, size=size, ask_share=ask_share) for seed, size in enumerate(sizes)]
+    groups = [make_group(seed, size=size, ask_share=ask_share, num_calls=num_calls) for seed, size in enumerate(sizes)]
     plans = plan_of(groups)
     _, (batch,) = pieces_of(plans, groups)[0]
     start = 0
     for family in plans[0].mini_batches[0].micro_batches[0]:
-        height, width = groups[family.rows[0].image].played.full_size
+        full_size = groups[family.rows[0].image].played.full_size
         remainder = start + family.num_shared
         for row, length in zip(family.rows, family.remainders, strict=True):
             at = [*range(start, start + family.num_shared), *range(remainder, remainder + length)]
             remainder += length
             token_ids = torch.from_numpy(row.token_ids)
-            grids = [(1, height // 28, width // 28), (1, height // 14, width // 14)][: len(row.prompts)]
+            sizes = [shown_size(part.view, full_size) for part in row.prompts if part.view is not None]
+            grids = [(1, height // 14, width // 14) for height, width in sizes]
             expected, _ = model.model.get_rope_index(
                 token_ids[None],
                 mm_token_type_ids=(token_ids == IMAGE_ID).long()[None],

@@ -10,7 +10,7 @@ from learner.batches.plan import IMBALANCE, balance, families_of
 from learner.memory import learns_in_rounds
 from tests.learner.builders import make_group, plan_of, rows_of
 
-GROUPS = [make_group(seed, group_size=4, size=(112, 112)) for seed in range(9)]
+GROUPS = [make_group(seed, group_size=4, size=(112, 112), num_calls=seed % 3) for seed in range(9)]
 
 
 def families(plans, mini_batch=0):

@@ -16,7 +16,7 @@ from cluster.records.metrics import summarize
 from cluster.records.reading import read_skips
 from cluster.records.recorder import Recorder
 from cluster.step import LostGroup, ScoredGroup, StepBatch
-from configs.schema import RewardConfig
+from configs.rewards import RewardConfig
 from judge.reward import group_rewards
 from judge.verdict import NoVerdict, Usage, Verdict
 from tests.fakes import make_episode, make_group, make_turn

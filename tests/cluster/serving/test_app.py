@@ -8,7 +8,7 @@ import sys
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from actors.prompts import TOOL_CALL
+from actors.tools.resize import RESIZE_CALL
 from cluster.serving.app import ServeSettings
 from cluster.serving.metrics import FOLDER_VARIABLE
 from tests.cluster.serving.endpoint import LOOK, chat, data_uri, encoded, endpoint, events_of, image_part, text_part
@@ -73,7 +73,7 @@ async def test_a_stream_says_the_same_as_a_whole_reply():
         assert sum("reasoning" in event["choices"][0]["delta"] for event in events[:-1]) >= 2, "as tokens come"
 
 
-CALL = f"<tool_call>{TOOL_CALL}</tool_call>"
+CALL = f"<tool_call>{RESIZE_CALL}</tool_call>"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.prompts import TOOL_CALL, Answer, ChatRenderer, load_prompt_style, load_tokenizer, parse_reply
+from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
+from actors.replies import Answer, parse_reply
+from actors.tools.registry import RESIZE_ALONE
+from actors.tools.resize import RESIZE_CALL
 from cluster.serving.deltas import TAGS, ReplySplitter, TokenText, split_reply
 
 
@@ -22,7 +25,7 @@ def shown(text):
     [
         ("<think>flat?</think><answer>red</answer>", "flat?", "red"),
         (" <think>\n a b \n</think>\n\n<answer>\n red  one \n</answer>\n", "a b", "red  one"),
-        (f"<think>unclear</think><tool_call>{TOOL_CALL}</tool_call>", "unclear", ""),
+        (f"<think>unclear</think><tool_call>{RESIZE_CALL}</tool_call>", "unclear", ""),
         ("It is red.", "", "It is red."),
         ("<think>never ends", "never ends", ""),
         ("<think>a</think><answer>b < c and <b>d</b> </ans", "a", "b < c and <b>d</b> </ans"),
@@ -56,7 +59,7 @@ def test_the_cuts_do_not_matter(text, data):
 @given(st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=30), st.text(max_size=10))
 def test_the_answer_is_the_one_that_is_scored(answer, thought):
     text = f"<think>{thought}</think><answer>{answer}</answer>"
-    reply = parse_reply(text)
+    reply = parse_reply(text, RESIZE_ALONE)
     if isinstance(reply, Answer):
         assert shown(text)[1] == reply.text
 

@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from actors.data.shapes import COARSE, FINE, ShapesRow, draw_scene
-from actors.prompts import (
-    Answer,
-    ChatRenderer,
-    ToolCall,
-    load_prompt_style,
-    load_tokenizer,
-    parse_reply,
-    vision_token_ids,
-)
+from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
+from actors.replies import Answer, parse_reply
+from actors.tools.registry import RESIZE_ALONE, ToolCall
 from learner.model import load_policy
 from learner.tiny.lessons import ANSWERS, FORMS, Lesson, LessonBook, reply_text, thought, tokenizer_corpus
 from learner.tiny.model import SPECIAL_TOKENS, TAGS, build_model, build_tokenizer
@@ -69,14 +63,16 @@ def test_the_chat_template_renders_the_prompts_of_training(tokenizer):
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    expected = ChatRenderer(tokenizer, STYLE).first_turn(question, 1)
+    expected = ChatRenderer(tokenizer, STYLE).first_turn(question, 1, RESIZE_ALONE)
     assert tuple(tokenizer.encode(text, add_special_tokens=False)) == expected
 
 
 def test_replies_are_well_formed():
     for seen in ("shape", "stripes", "flat"):
-        assert parse_reply(reply_text(seen, None)) == ToolCall()
-        assert [parse_reply(reply_text(seen, answer)) for answer in ANSWERS] == [Answer(text=a) for a in ANSWERS]
+        assert parse_reply(reply_text(seen, None), RESIZE_ALONE) == ToolCall(
+            name="resize_image", arguments={"action": "resize"}
+        )
+        assert [parse_reply(reply_text(seen, answer), None) for answer in ANSWERS] == [Answer(text=a) for a in ANSWERS]
 
 
 def test_the_thought_says_what_the_view_shows():
@@ -92,13 +88,13 @@ def test_a_transcript_is_what_an_episode_would_hold(book, tokenizer, form):
     script = book.transcript(Lesson(row=row, form=form))
     renderer = ChatRenderer(tokenizer, STYLE)
     prompt = renderer.first_turn(
-        row.question, 64 if form == "plain_full" else 16, offers_tool=form in ("direct", "ask")
+        row.question, 64 if form == "plain_full" else 16, RESIZE_ALONE if form in ("direct", "ask") else None
     )
     if form == "ask":
         request = tuple(tokenizer.encode(reply_text("flat", None) + "<|im_end|>", add_special_tokens=False))
-        prompt = renderer.second_turn(prompt, request, 64)
+        prompt = renderer.next_turn(prompt, request, 64, RESIZE_ALONE, "resize_image")
     assert script.token_ids[: len(prompt)] == prompt
-    assert parse_reply(renderer.reply_text(script.token_ids[len(prompt) :])) == Answer(text=row.answer)
+    assert parse_reply(renderer.reply_text(script.token_ids[len(prompt) :]), None) == Answer(text=row.answer)
     assert tokenizer.decode([script.token_ids[script.answer_at]]) == row.answer
     taught = {*script.targets, script.answer_at, *([script.decision_at] if script.decision_at else [])}
     spoken = set(range(len(prompt), len(script.token_ids)))

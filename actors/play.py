@@ -76,6 +76,10 @@ OnTokens = Callable[[tuple[int, ...]], None]
 """Is told of the tokens of a turn as they are sampled."""
 
 
+OnTurn = Callable[[ShownImage | None, str | None], None]
+"""Is told before each turn of the picture that its prompt adds, and of the tool that was called for it."""
+
+
 class Generate(Protocol):
     """Samples one completion. Prompt ids hold one placeholder per visual token of `images`, in order."""
 
@@ -184,7 +188,13 @@ class PlayRequest:
 
 
 async def play_episode(
-    generate: Generate, renderer: ChatRenderer, views: Views, question: str, rules: Rules, episode_id: EpisodeId
+    generate: Generate,
+    renderer: ChatRenderer,
+    views: Views,
+    question: str,
+    rules: Rules,
+    episode_id: EpisodeId,
+    on_turn: OnTurn = lambda added, tool: None,
 ) -> Episode:
     """Turns until the policy answers or may not go on; each tool call leads to a turn that shows a view."""
     first = (views.quarter if rules.first_view == "quarter" else None) or views.full
@@ -197,6 +207,7 @@ async def play_episode(
     prompt_ids = renderer.first_turn(question, first.num_visual_tokens, toolbox)
     turns: list[Turn] = []
     while True:
+        on_turn(added, tool)
         completion = await generate(prompt_ids, images, rules.sampling)
         text = renderer.reply_text(completion.token_ids)
         turns.append(_turn(prompt_ids, completion, text, added, tool))

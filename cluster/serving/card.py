@@ -10,6 +10,7 @@ import yaml
 
 from actors.hub import model_name
 from actors.prompts import load_prompt_style
+from actors.tools.registry import Toolbox, toolbox_of
 from actors.tools.resize import RESIZE_CALL
 from configs.schema import Config
 
@@ -58,13 +59,23 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
         "min_pixels": str(model.min_pixels),
         "max_model_len": str(rollout.max_model_len),
         "max_tokens": str(rollout.max_turn_tokens),
-        "tool_call": RESIZE_CALL,
+        "max_pictures": str(rollout.tools.max_turns),
+        "tools": _tools(toolbox_of(rollout.tools)),
         "user_without_tool": style.user_without_tool.format(question="QUESTION"),
         "system_without_tool": style.system_without_tool.format() or "(none)",
     }
     for template, name in (("README.md", "README.md"), ("client.py.txt", "client.py")):
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(places)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _tools(toolbox: Toolbox) -> str:
+    """The tools of the policy, for the card."""
+    if toolbox.is_resize_alone:
+        return f"It may ask for the full view once, with\n`<tool_call>{RESIZE_CALL}</tool_call>`."
+    lines = [f"- `{tool.name}`: {tool.declare(toolbox.config).description}" for tool in toolbox.tools]
+    most = f"at most {toolbox.config.max_turns} turns, the answer included"
+    return "\n".join([f"It has these tools, for {most}:", "", *lines])
 
 
 def _write_yaml(file: Path, content: dict[str, object]) -> None:

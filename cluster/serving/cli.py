@@ -8,6 +8,7 @@ import gc
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from cluster.stopping import Stopping
 Resolution = Annotated[
     str,
     typer.Option(
-        help="auto: the quarter view, and the full one if the policy asks. quarter or full: that view alone, no tool."
+        help="auto: the quarter view, and what the policy calls for. quarter or full: that view alone, no tools."
     ),
 ]
 
@@ -45,10 +46,10 @@ def ask(
     resolution: Resolution = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask a policy about a picture, and see both turns and what they cost.
+    """Ask a policy about a picture, and see all turns and what they cost.
 
-    The policy is shown a quarter of the visual tokens. It answers, or asks for
-    the full view and answers then. Greedy. Example:
+    The policy is shown a quarter of the visual tokens. It answers, or calls a
+    tool for the full view or a part of it, and answers then. Greedy. Example:
 
     visionthink ask photo.jpg "what colour is the shape?" --policy runs/tiny
     """
@@ -84,7 +85,12 @@ def ask(
             from cluster.serving.replies import usage
 
             turns = [
-                {"view": turn.view, "visual_tokens": turn.num_visual_tokens, "text": turn.text}
+                {
+                    "view": None if turn.view is None else str(turn.view),
+                    "tool": turn.tool,
+                    "visual_tokens": turn.num_visual_tokens,
+                    "text": turn.text,
+                }
                 for turn in answered.episode.turns
             ]
             texts = {"answer": answered.text("answer"), "reasoning": answered.text("reasoning")}
@@ -134,10 +140,10 @@ class _Screen:
 
         if isinstance(event, TurnStarted):
             self._num_turns, self._channel = self._num_turns + 1, None
-            asked = "[yellow]asks for the full view[/]\n" if self._num_turns > 1 else ""
-            lead = "\n" if self._num_turns > 1 else ""
-            title = f"turn {self._num_turns}: {event.view} view, {event.num_visual_tokens} visual tokens"
-            self._console.print(f"{lead}{asked}[cyan]{title}[/]")
+            called = f"calls {event.tool}" if event.tool else "calls what it may not"
+            shown = "why not" if event.view is None else f"{event.view} view, {event.num_visual_tokens} visual tokens"
+            lead = f"\n[yellow]{called}[/]\n" if self._num_turns > 1 else ""
+            self._console.print(f"{lead}[cyan]turn {self._num_turns}: {shown}[/]")
             return
         if self._channel not in (None, event.channel):
             self._console.print()
@@ -149,9 +155,11 @@ class _Screen:
         spent, full = answered.episode.num_visual_tokens, answered.num_full_tokens
         saved = full - spent
         told = f"{saved} saved ({saved / full:.0%})" if saved >= 0 else f"{-saved} more"
-        asked = "asked for the full view" if answered.episode.asked else "did not ask for the full view"
+        tools = Counter(turn.tool for turn in answered.episode.calls)
+        called = ", ".join(f"{name} called {'once' if n == 1 else f'{n} times'}" for name, n in tools.items())
+        told = f"{called or 'no tool called'}: {spent} visual tokens, always-full {full}: {told}"
         self._console.print(
-            f"\n\n[dim]{answered.episode.status.value}; {asked}: {spent} visual tokens, always-full {full}: {told}; "
+            f"\n\n[dim]{answered.episode.status.value}; {told}; "
             f"{answered.episode.num_generated_tokens} tokens generated in {answered.seconds:.2f} s[/]"
         )
 
@@ -177,11 +185,11 @@ def serve(
     ] = 1024,
     max_picture_mib: Annotated[int, typer.Option(min=1, help="Size of an encoded picture; more gets 413.")] = 20,
 ) -> None:
-    """Serve a policy behind an OpenAI-compatible endpoint that plays both turns within one request.
+    """Serve a policy behind an OpenAI-compatible endpoint that plays all turns within one request.
 
     Clients send a question with one picture as a data URI, as to any vision
     model. Per request, `resolution` may be auto, quarter or full. `usage` tells
-    the visual tokens spent and saved, and whether the policy asked. Ctrl-C or
+    the visual tokens spent and saved, and the calls of each tool. Ctrl-C or
     SIGTERM finishes the requests in progress. Example:
 
     visionthink serve --policy runs/tiny --replicas 1..4 --api-key-file keys

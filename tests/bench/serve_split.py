@@ -18,7 +18,7 @@ from tests.bench.serve_jobs import Job, shapes_jobs, shapes_phases, smooth_jobs,
 
 SEED = 1000
 """The floor is played with other pictures than the endpoint: no cache may know one of them."""
-KINDS_OF_PROCESSES = {"ProxyActor": "proxy", "ServeReplica": "replica", "EngineCore": "engine", "api_server": "server"}
+KINDS_OF_PROCESSES = {"ProxyActor": "proxy", "ServeReplica": "replica", "VLLM::": "engine", "api_server": "server"}
 """Part of a process's command line -> what it is."""
 
 

@@ -68,10 +68,16 @@ class Sampling:
     """Sample from the most likely tokens that together have this probability."""
     seed: int | None = None
     """Of this completion alone; None draws from the engine's own random stream."""
+    has_logprobs: bool = True
+    """Without them, which is faster, they are NaN: nothing can be learned from such a turn."""
 
 
 OnTokens = Callable[[tuple[int, ...]], None]
 """Is told of the tokens of a turn as they are sampled."""
+
+
+OnTurn = Callable[[ShownImage | None, str | None], None]
+"""Is told before each turn of the picture that its prompt adds, and of the tool that was called for it."""
 
 
 class Generate(Protocol):
@@ -182,7 +188,13 @@ class PlayRequest:
 
 
 async def play_episode(
-    generate: Generate, renderer: ChatRenderer, views: Views, question: str, rules: Rules, episode_id: EpisodeId
+    generate: Generate,
+    renderer: ChatRenderer,
+    views: Views,
+    question: str,
+    rules: Rules,
+    episode_id: EpisodeId,
+    on_turn: OnTurn = lambda added, tool: None,
 ) -> Episode:
     """Turns until the policy answers or may not go on; each tool call leads to a turn that shows a view."""
     first = (views.quarter if rules.first_view == "quarter" else None) or views.full
@@ -195,6 +207,7 @@ async def play_episode(
     prompt_ids = renderer.first_turn(question, first.num_visual_tokens, toolbox)
     turns: list[Turn] = []
     while True:
+        on_turn(added, tool)
         completion = await generate(prompt_ids, images, rules.sampling)
         text = renderer.reply_text(completion.token_ids)
         turns.append(_turn(prompt_ids, completion, text, added, tool))

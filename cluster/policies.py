@@ -1,15 +1,23 @@
-"""Finds a policy: in a run, in one of its checkpoints, or in a model folder."""
+"""Finds a policy, in a run, in one of its checkpoints or in a model folder, and the settings that belong to it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.errors import CheckpointError, RunError
-from actors.hub import local_copy
+from actors.hub import local_copy, model_name
+from actors.prompts import load_prompt_style
+from actors.tools.registry import toolbox_of
 from cluster.folders import CONFIG, checkpoints_url, read_summary
-from configs.load import load_saved
+from cluster.hub import fetch_named
+from cluster.preflight.checks import raise_all
+from cluster.preflight.model_files import model_folder_problems
+from cluster.serving.card import SETTINGS, write_card
+from cluster.shell import warn_user
+from configs.load import load_config, load_saved
 from configs.paths import resolve_paths
 from configs.schema import Config
 from learner.state.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
@@ -30,6 +38,54 @@ class PolicySource:
     run: Path | None = None
     """The run it belongs to."""
     step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPolicy:
+    """A policy that a command was given, ready to be loaded from `config.model.path`."""
+
+    config: Config
+    source: PolicySource | None
+    """None: `model.path` of the config itself."""
+
+    @property
+    def name(self) -> str:
+        """That of its run, or of its model."""
+        run = self.source.run if self.source else None
+        return run.absolute().name if run else model_name(self.config.model.path)
+
+
+def policy_config(
+    policy: Path | None, config: str | None, overrides: Sequence[str], *, keys: Collection[str] = ("model.path",)
+) -> ChosenPolicy:
+    """A policy with its settings.
+
+    They are those of its run, or those in its export, with overrides on top. `config` names others, and is needed for
+    a model folder that has none. Without a policy it is `model.path` of the config, which may name one of the hub.
+
+    Args:
+        keys: settings that may name something of the hub, which is then fetched.
+
+    Raises:
+        ValueError, RunError, CheckpointError, DataError: there is no such policy, or its settings are invalid.
+    """
+    source = find_policy(policy.expanduser()) if policy else None
+    folder = materialize(source).absolute() if source else None
+    chosen = [*overrides, *([f"model.path={folder}", "model.load=weights"] if folder else [])]
+    settings = folder / SETTINGS if folder else None
+    if config is None and source and source.run:
+        loaded = load_saved(source.run / CONFIG, chosen)[0]
+    elif config is None and folder and settings and settings.is_file():
+        prompt = load_config(str(settings)).model.prompt
+        loaded = load_config(str(settings), [f"model.prompt={folder / prompt}", *chosen])
+    else:
+        loaded = load_config(config, chosen)
+    resolved = fetch_named(resolve_paths(loaded), keys=keys, say=warn_user)
+    model = resolved.model
+    flaws = model_folder_problems("model.path", model.path, needs_weights=model.load == "weights")
+    raise_all([ValueError(flaw) for flaw in flaws])
+    load_prompt_style(model.prompt).check(toolbox_of(resolved.rollout.tools))
+    return ChosenPolicy(config=resolved, source=source)
 
 
 def config_of(run: Path) -> Config:
@@ -104,7 +160,6 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
     """
     if source.model is not None and out is None:
         return source.model
-    from cluster.serving.card import write_card
     from learner.export import export_checkpoint  # imports PyTorch
 
     if source.checkpoint is None:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -28,6 +29,20 @@ Overrides = Annotated[
     typer.Argument(help="Overrides as section.key=value, e.g. train.num_steps=60 reward.penalty=never."),
 ]
 ConfigName = Annotated[str, typer.Option("--config", "-c", help="Config name in configs/, or path of a YAML file.")]
+PolicyPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        help="A run, RUN/checkpoints/step-N, or an export (or any Hugging Face folder of the Qwen2.5-VL family). "
+        "Default: model.path of the config.",
+    ),
+]
+PolicyConfigName = Annotated[
+    str | None,
+    typer.Option(
+        "--config", "-c", help="Settings by name or YAML file. Default: those of the policy's run or export, or tiny."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object on the last line of stdout.")]
 
 

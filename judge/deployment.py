@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
@@ -38,6 +39,8 @@ POLL_S = 0.1
 TEARDOWN_S = 15.0
 """Longest wait for an application that is stopped: nobody calls it any more, and Serve goes on by itself."""
 CLOSE_S = 5.0
+HEAD_POLL_S = 1.0
+"""How often somebody who waits for Serve looks whether its cluster is still there."""
 START_TRIES = 5
 """Of two runs that start Serve at the same moment one comes too late, and finds it there the next time."""
 
@@ -220,17 +223,39 @@ def delete_application(app_name: str, *, within_s: float = TEARDOWN_S) -> None:
     # Serve itself waits a minute for the application, and without a deadline for its controller.
     is_done = _done_within(delete, within_s, f"delete {app_name}")
     if not is_done or any(isinstance(failure, TimeoutError) for failure in failures):
-        logger.warning("%r was not gone within %g s: Serve goes on to end it", app_name, within_s)
+        if ray.is_initialized() and not _head_is_up():
+            logger.warning("%r is left with its cluster, whose head has ended", app_name)
+        else:
+            logger.warning("%r was not gone within %g s: Serve goes on to end it", app_name, within_s)
     elif failures:
         logger.info("%r is not served any more: %s", app_name, root_cause(failures[0]))
 
 
 def _done_within(call: Callable[[], object], seconds: float, name: str) -> bool:
-    """Call what has no deadline in a thread that ends with the process; whether it was done in time."""
+    """Call what has no deadline in a thread that ends with the process; whether it was done in time.
+
+    Of a cluster whose head has ended nothing more is expected.
+    """
     thread = threading.Thread(target=call, name=name, daemon=True)
     thread.start()
-    thread.join(seconds)
+    deadline_at = time.monotonic() + seconds
+    while thread.is_alive() and (left_s := deadline_at - time.monotonic()) > 0:
+        thread.join(min(HEAD_POLL_S, left_s))
+        if thread.is_alive() and ray.is_initialized() and not _head_is_up():
+            break
     return not thread.is_alive()
+
+
+def _head_is_up() -> bool:
+    """Whether the head of this cluster takes connections. Calls to Ray would wait for it by themselves."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_POLL_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True  # unreachable from here, for now
+    return True
 
 
 def reap_applications(app_names: Sequence[str]) -> list[str]:

@@ -11,10 +11,7 @@ import typer
 from rich.console import Console
 
 from cluster.datasets.shipped import make_missing_data
-from cluster.hub import fetch_named
-from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors, run_async, warn_user
-from configs.load import load_config, load_saved
-from configs.paths import resolve_paths
+from cluster.shell import Json, Overrides, PolicyConfigName, PolicyPath, print_json, report_errors, run_async
 from configs.schema import Config
 
 if TYPE_CHECKING:
@@ -22,18 +19,15 @@ if TYPE_CHECKING:
     from cluster.evaluation.comparison import Comparison
     from cluster.evaluation.suites import Suite
     from cluster.evaluation.transcript import Transcript
-    from cluster.policies import PolicySource
+    from cluster.policies import ChosenPolicy
 
 EVALUATIONS = "evaluations"
 
 
 def evaluate(
     overrides: Overrides = None,
-    config: ConfigName = "tiny",
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="A run, RUN/checkpoints/step-N or a model folder. Default: model.path of the config."),
-    ] = None,
+    config: PolicyConfigName = None,
+    policy: PolicyPath = None,
     suite: Annotated[
         str,
         typer.Option(
@@ -66,39 +60,26 @@ def evaluate(
     """Compare the policy with always-quarter and always-full: scores, tool calls, tokens and time, with intervals.
 
     Greedy decoding. Each benchmark is scored by its official metric. Every episode is recorded, so that the same
-    command continues a killed evaluation, and repeats nothing of a complete one. The policy of a run is evaluated with
-    the settings of that run, unless --config is given.
+    command continues a killed evaluation, and repeats nothing of a complete one. A policy is evaluated with the
+    settings of its run or export, unless --config is given.
     """
     with report_errors():
         from cluster.evaluation.suites import HELDOUT, parse_suites
+        from cluster.policies import policy_config
 
         names = parse_suites(suite)
-        source, settings = _settings(config, overrides or [], policy, needs_split=HELDOUT in names)
-        settings, suites = _open(settings, names, suite_dir, limit)
+        keys = ("model.path", "data.heldout") if HELDOUT in names else ("model.path",)
+        chosen = policy_config(policy, config, overrides or [], keys=keys)
+        source = chosen.source
+        settings, suites = _open(chosen.config, names, suite_dir, limit)
         step = source.step or 0 if source else 0
-        folder = out or _default_folder(source, settings)
+        folder = out or _default_folder(chosen)
         comparisons, heldout = _evaluate(settings, suites, folder, restart=restart, num_judgements=1 + rejudge)
         if episodes is None and source is not None and source.run is not None:
             episodes = source.run / "heldout" / f"eval-{step:06d}.parquet"
         if heldout is not None and episodes is not None:
             heldout.merge(episodes, step)
         _report(comparisons, folder, as_json=as_json)
-
-
-def _settings(
-    config: str, overrides: list[str], policy: Path | None, *, needs_split: bool
-) -> tuple[PolicySource | None, Config]:
-    """Where the policy is, and the settings under which it is evaluated."""
-    from cluster.folders import CONFIG
-    from cluster.policies import find_policy, materialize
-
-    source = find_policy(policy) if policy else None
-    chosen = [f"model.path={materialize(source)}", "model.load=weights"] if source else []
-    run_folder = source.run if source and config == "tiny" else None
-    given = [*overrides, *chosen]
-    loaded = load_saved(run_folder / CONFIG, given)[0] if run_folder else load_config(config, given)
-    keys = ("model.path", "data.heldout") if needs_split else ("model.path",)
-    return source, fetch_named(resolve_paths(loaded), keys=keys, say=warn_user)
 
 
 def _open(settings: Config, names: list[str], suite_dir: Path | None, limit: int | None) -> tuple[Config, list[Suite]]:
@@ -113,10 +94,10 @@ def _open(settings: Config, names: list[str], suite_dir: Path | None, limit: int
     return dataclasses.replace(settings, data=data, judge=suite_judges(settings.judge, suites)), suites
 
 
-def _default_folder(source: PolicySource | None, settings: Config) -> Path:
-    if source is not None and source.run is not None:
-        return source.run / EVALUATIONS / f"step-{source.step or 0:06d}"
-    return Path(EVALUATIONS) / Path(settings.model.path).name
+def _default_folder(chosen: ChosenPolicy) -> Path:
+    if chosen.source is not None and chosen.source.run is not None:
+        return chosen.source.run / EVALUATIONS / f"step-{chosen.source.step or 0:06d}"
+    return Path(EVALUATIONS) / chosen.name
 
 
 def _evaluate(

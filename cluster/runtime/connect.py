@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 
 import ray
+from ray._private import services
 
 from actors.causes import root_cause
 from actors.errors import RunError
@@ -54,23 +55,18 @@ def connect() -> None:
     else:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
-    with _RayStart(what), signals_kept():
+    with _RayStart(what), signals_kept(), sessions_of_their_own():
         # At "warning", Ray reports at every start that token authentication is on.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Signals stay with this process while Ray starts in the body.
-
-    Ray takes SIGTERM over, to exit on the spot; ours is put back. And it starts processes here that live in this
-    terminal, which tells all of them when it closes: they inherit that SIGHUP is blocked, so that a run can still save.
-    """
+    """Ray takes SIGTERM over when it starts in the body, to exit on the spot: it is given back to this process."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Ray leaves signals alone there
         return
     handler = signal.getsignal(signal.SIGTERM)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
     except SystemExit as exit_:
@@ -81,7 +77,21 @@ def signals_kept() -> Iterator[None]:
         raise RunError("stopped while Ray was starting") from None
     finally:
         signal.signal(signal.SIGTERM, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def sessions_of_their_own() -> Iterator[None]:
+    """What Ray starts in the body gets none of the signals for this terminal or process group.
+
+    `timeout`, supervisors and terminals tell a whole group. Ray's own processes would end at once, and a run could
+    not save, nor an endpoint finish its requests. They end with this process still: Ray has the kernel see to that.
+    """
+    plain = services.ConsolePopen
+    services.ConsolePopen = functools.partial(plain, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 class _RayStart:

@@ -8,7 +8,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from actors.errors import RolloutError
 from actors.fleet.cutting import CutPicture
-from cluster.serving.admission import Admission
+from cluster.serving.admission import Admission, Ticket
 from cluster.serving.deltas import Delta
 from cluster.serving.errors import ApiError
 from cluster.serving.metrics import Metrics
@@ -52,10 +52,19 @@ class ServeSettings:
     """Requests that one replica plays at a time."""
     max_waiting: int = 256
     """Requests that may wait on one replica; others get 429."""
+    max_waiting_bytes: int = 1 << 30
+    """Of bodies and encoded pictures that one replica holds until it is their turn; what would exceed it gets 429."""
     body_timeout_s: float = 30.0
     """From the head of a request to the end of its body."""
     request_timeout_s: float = 600.0
     """From a request to the end of its reply."""
+
+    def __post_init__(self) -> None:
+        if self.max_waiting_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_waiting_bytes={self.max_waiting_bytes} is invalid: must be at least {self.max_body_bytes}, the "
+                "largest body (one and a half times --max-picture-mib); raise --max-waiting-mib"
+            )
 
 
 def build_app(start: Callable[[], Awaitable[ServedPolicy]], settings: ServeSettings) -> Starlette:
@@ -100,7 +109,9 @@ async def _bug(request: Request, error: Exception) -> Response:
 class _Api:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
-        self._admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting)
+        self._admission = Admission(
+            max_running=settings.max_running, max_waiting=settings.max_waiting, max_bytes=settings.max_waiting_bytes
+        )
         self._metrics = Metrics()
 
     async def health(self, request: Request) -> Response:
@@ -143,11 +154,11 @@ class _Api:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as cleanup:
             cleanup.callback(self._count_inside)
-            cleanup.enter_context(self._admission.ticket())
+            ticket = cleanup.enter_context(self._admission.ticket())
             self._count_inside()
-            chat = await self._read(request)
-            policy = _policy(request)
-            picture = await unless_gone(request.receive, self._admit(policy, chat, cleanup))
+            policy, chat = _policy(request), await self._read(request, ticket)
+            picture = await unless_gone(request.receive, self._admit(policy, chat.picture, ticket, cleanup))
+            chat = replace(chat, picture=b"")  # its memory is free again
             head = ReplyHead(id=f"chatcmpl-{uuid.uuid4().hex}", created=int(time.time()), model=self._settings.model)
 
             async def play(on_event: OnEvent | None = None) -> Answered:
@@ -165,7 +176,7 @@ class _Api:
     def _count_inside(self) -> None:
         self._metrics.set_inside(self._admission.num_inside)
 
-    async def _read(self, request: Request) -> ChatRequest:
+    async def _read(self, request: Request, ticket: Ticket) -> ChatRequest:
         settings = self._settings
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -178,6 +189,7 @@ class _Api:
                     if len(body) > settings.max_body_bytes:
                         message = f"the body has more than {settings.max_body_bytes} bytes"
                         raise ApiError(message, status=413, code="request_too_large")
+                    ticket.hold(len(body))
         except TimeoutError:
             message = f"the body did not arrive within {settings.body_timeout_s:g} s"
             raise ApiError(message, status=408, code="request_timeout") from None
@@ -188,15 +200,19 @@ class _Api:
             allows_remote=settings.allow_remote_images,
         )
         self._check_model(chat.model)
+        ticket.hold(len(chat.picture))
         return chat
 
-    async def _admit(self, policy: ServedPolicy, chat: ChatRequest, cleanup: contextlib.AsyncExitStack) -> CutPicture:
+    async def _admit(
+        self, policy: ServedPolicy, picture: bytes | str, ticket: Ticket, cleanup: contextlib.AsyncExitStack
+    ) -> CutPicture:
         """The views of the picture, once it is this request's turn."""
-        encoded = chat.picture
-        if isinstance(encoded, str):
-            encoded = await fetch_picture(encoded, max_bytes=self._settings.max_picture_bytes)
+        if isinstance(picture, str):
+            picture = await fetch_picture(picture, max_bytes=self._settings.max_picture_bytes, on_size=ticket.hold)
         await cleanup.enter_async_context(self._admission.turn())
-        return await policy.cut(encoded)
+        cut = await policy.cut(picture)
+        ticket.hold(0)
+        return cut
 
     def _check_key(self, request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")

@@ -8,12 +8,14 @@ from string import Template
 
 import yaml
 
+from actors.hub import model_name
 from actors.prompts import load_prompt_style
+from actors.tools.registry import Toolbox, toolbox_of
 from actors.tools.resize import RESIZE_CALL
 from configs.schema import Config
 
 SETTINGS = "visionthink.yaml"
-"""Settings of an export, in the form of a config: what `ask` and `serve` read."""
+"""Settings in an export, in the form of a config: those that its policy was trained with."""
 PROMPT = "prompt.yaml"
 TEMPLATES = Path(__file__).resolve().parent / "export"
 
@@ -52,18 +54,28 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
     places = {
         "name": config.run.name,
         "step": "unknown" if step is None else str(step),
-        "base": Path(model.path).name,
+        "base": model_name(model.path),
         "max_pixels": str(model.max_pixels),
         "min_pixels": str(model.min_pixels),
         "max_model_len": str(rollout.max_model_len),
         "max_tokens": str(rollout.max_turn_tokens),
-        "tool_call": RESIZE_CALL,
+        "max_pictures": str(rollout.tools.max_turns),
+        "tools": _tools(toolbox_of(rollout.tools)),
         "user_without_tool": style.user_without_tool.format(question="QUESTION"),
         "system_without_tool": style.system_without_tool.format() or "(none)",
     }
     for template, name in (("README.md", "README.md"), ("client.py.txt", "client.py")):
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(places)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _tools(toolbox: Toolbox) -> str:
+    """The tools of the policy, for the card."""
+    if toolbox.is_resize_alone:
+        return f"It may ask for the full view once, with\n`<tool_call>{RESIZE_CALL}</tool_call>`."
+    lines = [f"- `{tool.name}`: {tool.declare(toolbox.config).description}" for tool in toolbox.tools]
+    most = f"at most {toolbox.config.max_turns} turns, the answer included"
+    return "\n".join([f"It has these tools, for {most}:", "", *lines])
 
 
 def _write_yaml(file: Path, content: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ import gc
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,26 +16,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cluster.shell import Json, Overrides, console, print_json, report_errors, run_async, warn_user
+from cluster.shell import (
+    Json,
+    Overrides,
+    PolicyConfigName,
+    PolicyPath,
+    console,
+    print_json,
+    report_errors,
+    run_async,
+    warn_user,
+)
 from cluster.stopping import Stopping
 
-Policy = Annotated[
-    Path | None,
-    typer.Option(
-        help="A run, RUN/checkpoints/step-N, or an export (or any Hugging Face folder of the Qwen2.5-VL family). "
-        "Default: model.path of the config."
-    ),
-]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config", "-c", help="Settings by name or YAML file. Default: those of the policy's run or export, or tiny."
-    ),
-]
 Resolution = Annotated[
     str,
     typer.Option(
-        help="auto: the quarter view, and the full one if the policy asks. quarter or full: that view alone, no tool."
+        help="auto: the quarter view, and what the policy calls for. quarter or full: that view alone, no tools."
     ),
 ]
 
@@ -43,22 +41,23 @@ def ask(
     image: Annotated[Path, typer.Argument(help="JPEG, PNG or WebP file.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
     overrides: Overrides = None,
-    policy: Policy = None,
-    config: Config = None,
+    policy: PolicyPath = None,
+    config: PolicyConfigName = None,
     resolution: Resolution = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask a policy about a picture, and see both turns and what they cost.
+    """Ask a policy about a picture, and see all turns and what they cost.
 
-    The policy is shown a quarter of the visual tokens. It answers, or asks for
-    the full view and answers then. Greedy. Example:
+    The policy is shown a quarter of the visual tokens. It answers, or calls a
+    tool for the full view or a part of it, and answers then. Greedy. Example:
 
     visionthink ask photo.jpg "what colour is the shape?" --policy runs/tiny
     """
     with report_errors():
+        from cluster.policies import policy_config
         from cluster.serving.policy import start_policy
         from cluster.serving.requests import KINDS, Question
-        from cluster.serving.settings import policy_config, serving_config
+        from cluster.serving.settings import serving_config
 
         if resolution not in KINDS:
             raise ValueError(f"--resolution {resolution!r} is invalid: must be {', '.join(KINDS)}")
@@ -66,7 +65,7 @@ def ask(
             encoded = image.expanduser().read_bytes()
         except OSError as error:
             raise ValueError(f"{image} cannot be read: {error.strerror}") from error
-        settings, _ = policy_config(policy, config, overrides or [])
+        settings = policy_config(policy, config, overrides or []).config
         screen = None if as_json else _Screen()
 
         async def play() -> Any:
@@ -86,7 +85,12 @@ def ask(
             from cluster.serving.replies import usage
 
             turns = [
-                {"view": turn.view, "visual_tokens": turn.num_visual_tokens, "text": turn.text}
+                {
+                    "view": None if turn.view is None else str(turn.view),
+                    "tool": turn.tool,
+                    "visual_tokens": turn.num_visual_tokens,
+                    "text": turn.text,
+                }
                 for turn in answered.episode.turns
             ]
             texts = {"answer": answered.text("answer"), "reasoning": answered.text("reasoning")}
@@ -136,10 +140,10 @@ class _Screen:
 
         if isinstance(event, TurnStarted):
             self._num_turns, self._channel = self._num_turns + 1, None
-            asked = "[yellow]asks for the full view[/]\n" if self._num_turns > 1 else ""
-            lead = "\n" if self._num_turns > 1 else ""
-            title = f"turn {self._num_turns}: {event.view} view, {event.num_visual_tokens} visual tokens"
-            self._console.print(f"{lead}{asked}[cyan]{title}[/]")
+            called = f"calls {event.tool}" if event.tool else "calls what it may not"
+            shown = "why not" if event.view is None else f"{event.view} view, {event.num_visual_tokens} visual tokens"
+            lead = f"\n[yellow]{called}[/]\n" if self._num_turns > 1 else ""
+            self._console.print(f"{lead}[cyan]turn {self._num_turns}: {shown}[/]")
             return
         if self._channel not in (None, event.channel):
             self._console.print()
@@ -151,17 +155,19 @@ class _Screen:
         spent, full = answered.episode.num_visual_tokens, answered.num_full_tokens
         saved = full - spent
         told = f"{saved} saved ({saved / full:.0%})" if saved >= 0 else f"{-saved} more"
-        asked = "asked for the full view" if answered.episode.asked else "did not ask for the full view"
+        tools = Counter(turn.tool for turn in answered.episode.calls)
+        called = ", ".join(f"{name} called {'once' if n == 1 else f'{n} times'}" for name, n in tools.items())
+        told = f"{called or 'no tool called'}: {spent} visual tokens, always-full {full}: {told}"
         self._console.print(
-            f"\n\n[dim]{answered.episode.status.value}; {asked}: {spent} visual tokens, always-full {full}: {told}; "
+            f"\n\n[dim]{answered.episode.status.value}; {told}; "
             f"{answered.episode.num_generated_tokens} tokens generated in {answered.seconds:.2f} s[/]"
         )
 
 
 def serve(
     overrides: Overrides = None,
-    policy: Policy = None,
-    config: Config = None,
+    policy: PolicyPath = None,
+    config: PolicyConfigName = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key_file: Annotated[
@@ -174,26 +180,30 @@ def serve(
     ] = False,
     max_running: Annotated[int, typer.Option(min=1, help="Requests that one engine plays at a time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait per engine; others get 429.")] = 256,
+    max_waiting_mib: Annotated[
+        int, typer.Option(min=1, help="Of bodies and encoded pictures that wait per engine; what exceeds it gets 429.")
+    ] = 1024,
     max_picture_mib: Annotated[int, typer.Option(min=1, help="Size of an encoded picture; more gets 413.")] = 20,
 ) -> None:
-    """Serve a policy behind an OpenAI-compatible endpoint that plays both turns within one request.
+    """Serve a policy behind an OpenAI-compatible endpoint that plays all turns within one request.
 
     Clients send a question with one picture as a data URI, as to any vision
     model. Per request, `resolution` may be auto, quarter or full. `usage` tells
-    the visual tokens spent and saved, and whether the policy asked. Ctrl-C or
+    the visual tokens spent and saved, and the calls of each tool. Ctrl-C or
     SIGTERM finishes the requests in progress. Example:
 
     visionthink serve --policy runs/tiny --replicas 1..4 --api-key-file keys
     """
     with report_errors():
+        from cluster.policies import policy_config
         from cluster.serving.app import ServeSettings, digest_key
-        from cluster.serving.settings import policy_config, read_keys, serving_config
+        from cluster.serving.settings import read_keys, serving_config
         from configs.ranges import parse_range
 
         size, keys = parse_range("--replicas", replicas), read_keys(api_key_file) if api_key_file else []
-        settings, found = policy_config(policy, config, overrides or [])
+        chosen = policy_config(policy, config, overrides or [])
         limits = ServeSettings(
-            model=name or found,
+            model=name or chosen.name,
             created=int(time.time()),
             key_digests=frozenset(map(digest_key, keys)),
             allow_remote_images=allow_remote_images,
@@ -201,10 +211,11 @@ def serve(
             max_body_bytes=(max_picture_mib << 20) * 3 // 2,
             max_running=max_running,
             max_waiting=max_waiting,
+            max_waiting_bytes=max_waiting_mib << 20,
         )
         if not keys and host not in ("127.0.0.1", "::1", "localhost"):
             warn_user(f"anybody who reaches {host}:{port} can use this policy: --api-key-file asks for a key")
-        _serve(serving_config(settings, max_running=max_running), limits, replicas=size, host=host, port=port)
+        _serve(serving_config(chosen.config, max_running=max_running), limits, replicas=size, host=host, port=port)
 
 
 def _serve(settings: Any, limits: Any, **where: Any) -> None:

@@ -73,13 +73,14 @@ def served(
     Raises:
         RunError: the port is taken, or no replica came up within `rollout.start_timeout_s`.
     """
-    app_name = f"policy-{settings.model}-{port}"
+    app_name = f"policy-{port}"
     deployment = serve.deployment(**_options(config, settings, replicas, app_name))(serve.ingress()(PolicyReplica))
     target = serve.RunTarget(target=deployment.bind(config, settings, start), name=app_name, route_prefix="/")
     deadline_at = time.monotonic() + config.rollout.start_timeout_s
     with contextlib.ExitStack() as cleanup:
         try:
             _listen(host, port)
+            _refuse_second(app_name, host, port)
             cleanup.callback(delete_application, app_name, within_s=DRAIN_S + 5.0)
             serve.run_many([target], wait_for_applications_running=False)
             _wait_until_running(app_name, deadline_at)
@@ -108,7 +109,7 @@ def _options(config: Config, settings: ServeSettings, replicas: Range, app_name:
         ),
         "graceful_shutdown_timeout_s": DRAIN_S,
         "health_check_timeout_s": config.rollout.progress_timeout_s,
-        "max_constructor_retry_count": 2,
+        "max_constructor_retry_count": 1,  # what an engine fails at once, such as memory, it fails at again
     }
 
 
@@ -132,6 +133,15 @@ def _listen(host: str, port: int) -> None:
         http_options=HTTPOptions(host=host, port=port),
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
+
+
+def _refuse_second(app_name: str, host: str, port: int) -> None:
+    """Serve would put a second application of the name in place of the first."""
+    if app_name in serve.status().applications:
+        raise RunError(
+            f"an endpoint is up at {host}:{port} of this cluster already: end its command, or remove what a killed one "
+            "has left with `serve shutdown`, which ends all that Ray Serve runs there"
+        )
 
 
 def _wait_until_running(app_name: str, deadline_at: float) -> None:

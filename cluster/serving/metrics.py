@@ -33,6 +33,10 @@ class Metrics:
             "visionthink_answers", "Answers, by whether the policy asked.", ["asked", "status"], registry=own
         )
         self._tokens = Counter("visionthink_tokens", "Tokens of answers, by kind.", ["kind"], registry=own)
+        self._calls = Counter("visionthink_tool_calls", "Calls that showed a view, by tool.", ["tool"], registry=own)
+        self._tool_tokens = Counter(
+            "visionthink_tool_visual_tokens", "Visual tokens of what calls showed, by tool.", ["tool"], registry=own
+        )
 
     def set_inside(self, number: int) -> None:
         self._inside.set(number)
@@ -52,6 +56,9 @@ class Metrics:
         }
         for kind, count in counts.items():
             self._tokens.labels(kind).inc(count)
+        for turn in episode.calls:
+            self._calls.labels(turn.tool).inc()
+            self._tool_tokens.labels(turn.tool).inc(turn.num_visual_tokens)
 
     def page(self) -> bytes:
         folder = os.environ.get(FOLDER_VARIABLE)

@@ -1,4 +1,4 @@
-"""A policy that answers questions: the two-turn protocol of `actors.play`, with an engine in this process."""
+"""A policy that answers questions: the episodes of `actors.play`, with an engine in this process."""
 
 from __future__ import annotations
 
@@ -44,10 +44,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnStarted:
-    """The policy is shown a view."""
+    """The policy is shown a view, or told why its call was refused."""
 
-    view: View
+    view: View | None
+    """None: a refused call."""
     num_visual_tokens: int
+    tool: str | None
+    """The tool that was called for it."""
 
 
 Event = TurnStarted | Delta
@@ -65,7 +68,7 @@ class Answered:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Each token counts once: turn 2 finds what turn 1 was shown in the engine's cache."""
+        """Each token counts once: a turn finds what earlier ones were shown in the engine's cache."""
         return len(self.episode.token_ids) - self.episode.num_generated_tokens
 
     def text(self, channel: str) -> str:
@@ -78,7 +81,7 @@ class Answered:
 
 
 TURN_BREAK = "\n\n"
-"""Between the reasoning of the two turns."""
+"""Between the reasoning of two turns."""
 
 
 class ServedPolicy:
@@ -105,13 +108,14 @@ class ServedPolicy:
         """
         started_at = time.monotonic()
         rules = rules_for(question.kind, self._rollout, greedy=True)
-        sampling = replace(rules.sampling, temperature=question.temperature, top_p=question.top_p, seed=question.seed)
-        rules = replace(rules, sampling=sampling)
+        wanted = {"temperature": question.temperature, "top_p": question.top_p, "seed": question.seed}
+        rules = replace(rules, sampling=replace(rules.sampling, has_logprobs=False, **wanted))
         episode_id = EpisodeId(run="serve", step=0, sample=uuid.uuid4().hex, index=0, attempt=0)
         turns = _Turns(self._engine, self._renderer, question.max_tokens, on_event)
+        played = (turns, self._renderer, picture.views, question.text, rules, episode_id, turns.started)
         try:
             check_prompt(self._renderer, picture.views, question.text, rules)
-            episode = await play_episode(turns, self._renderer, picture.views, question.text, rules, episode_id)
+            episode = await play_episode(*played)
         except DataError as error:
             raise bad_request(str(error), param="messages", code="context_length_exceeded") from error
         except SampleError as error:
@@ -143,6 +147,12 @@ class _Turns:
         self._shown: set[Channel] = set()
         """Channels with text in the turns so far."""
 
+    def started(self, added: ShownImage | None, tool: str | None) -> None:
+        """The next turn begins; see `play.OnTurn`."""
+        if self._tell is not None:
+            view, num_tokens = (added.view, added.num_visual_tokens) if added else (None, 0)
+            self._tell(TurnStarted(view=view, num_visual_tokens=num_tokens, tool=tool))
+
     async def __call__(
         self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
     ) -> Completion:
@@ -161,7 +171,6 @@ class _Turns:
         self, tell: OnEvent, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling
     ) -> Completion:
         text, splitter, to_break = TokenText(self._renderer.reply_text), ReplySplitter(), set(self._shown)
-        tell(TurnStarted(view=images[-1].view, num_visual_tokens=images[-1].num_visual_tokens))
 
         def tell_all(deltas: list[Delta]) -> None:
             for delta in deltas:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -43,8 +44,14 @@ def _public_socket(address: Any) -> socket.socket:
     return socket.socket(family=family, type=kind, proto=protocol)
 
 
-async def fetch_picture(url: str, *, max_bytes: int, socket_factory: Any = _public_socket) -> bytes:
-    """The content of an http(s) URL.
+async def fetch_picture(
+    url: str,
+    *,
+    max_bytes: int,
+    on_size: Callable[[int], None] = lambda size: None,
+    socket_factory: Any = _public_socket,
+) -> bytes:
+    """The content of an http(s) URL. `on_size` is told what has arrived so far, in bytes, and may end it by an error.
 
     Raises:
         ApiError: it is not on the public Internet, does not answer in time, or is too large.
@@ -67,6 +74,7 @@ async def fetch_picture(url: str, *, max_bytes: int, socket_factory: Any = _publ
                 content += piece
                 if len(content) > max_bytes:
                     raise too_large(len(content), max_bytes)
+                on_size(len(content))
             return bytes(content)
     except TimeoutError as error:
         raise _refused(f"it did not arrive within {TIMEOUT_S:g} s") from error

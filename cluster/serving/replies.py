@@ -66,15 +66,22 @@ def _ending(answered: Answered) -> dict[str, Any]:
 
 
 def usage(answered: Answered) -> dict[str, Any]:
-    """Tokens of both turns. `visual_tokens` are among the prompt tokens; `saved` is negative where asking cost more."""
+    """Tokens of all turns. `visual_tokens` are among the prompt tokens; `saved` is negative where asking cost more."""
     episode, full = answered.episode, answered.num_full_tokens
     spent = episode.num_visual_tokens
+    tools: dict[str, dict[str, int]] = {}
+    for turn in episode.calls:
+        used = tools.setdefault(str(turn.tool), {"calls": 0, "visual_tokens": 0})
+        used["calls"] += 1
+        used["visual_tokens"] += turn.num_visual_tokens
     return {
         "prompt_tokens": answered.num_prompt_tokens,
         "completion_tokens": episode.num_generated_tokens,
         "total_tokens": answered.num_prompt_tokens + episode.num_generated_tokens,
         "visual_tokens": {"spent": spent, "always_full": full, "saved": full - spent},
         "asked": episode.asked,
+        "tools": tools,
+        "refused_calls": len(episode.turns) - 1 - len(episode.calls),
     }
 
 

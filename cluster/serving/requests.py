@@ -32,8 +32,11 @@ KINDS: dict[str, Kind] = {"auto": "policy", "quarter": "always_quarter", "full":
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "send the request again for another answer; its prompt is cached"),
     "stop": (([], ""), "a reply ends where the policy's format ends"),
-    "logprobs": ((False,), "there are two turns behind an answer, and one list of log-probabilities could not say so"),
-    "tools": (([],), "the policy has one tool, which the server calls"),
+    "logprobs": (
+        (False,),
+        "there are several turns behind an answer, and one list of log-probabilities could not say so",
+    ),
+    "tools": (([],), "the policy has tools of its own, which the server calls"),
     "tool_choice": (("auto", "none"), "use `resolution` to decide which view is shown"),
     "response_format": (({"type": "text"},), "the policy writes text in its own format"),
     "logit_bias": (({},), "the policy's format depends on its own distribution"),
@@ -112,7 +115,7 @@ class Question:
     top_p: float = 1.0
     seed: int | None = None
     max_tokens: int | None = None
-    """Of both turns together, beside `rollout.max_turn_tokens` for each."""
+    """Of all turns together, beside `rollout.max_turn_tokens` for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

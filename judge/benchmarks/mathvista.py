@@ -18,8 +18,11 @@ MULTI_CHOICE = "multi_choice"
 
 def plain_answer(answer: str, row: BenchmarkRow) -> str | None:
     """The answer where it needs no extraction: a choice, its letter alone, or a number; None where it does."""
-    if row.question_type == MULTI_CHOICE and (answer in row.choices or re.fullmatch(r"\(?[A-Z]\)?\.?", answer)):
-        return answer.rstrip(".")
+    if row.question_type == MULTI_CHOICE:
+        if answer in row.choices:
+            return answer
+        if letter := re.fullmatch(r"\(?([A-Z])\)?\.?", answer):
+            return letter[1]
     try:
         if row.answer_type == "integer":
             return str(int(answer))

@@ -15,7 +15,7 @@ from actors.data.files import find_files
 from actors.data.hub_files import choose_files
 from actors.episode import SampleRef
 from actors.errors import DataError
-from actors.hub import HubName, download, local_copy, parse_name, pin, snapshot_of
+from actors.hub import HubName, download, local_copy, model_name, parse_name, pin, snapshot_of
 from tests.fake_hub import fake_hub
 
 MODEL = {
@@ -316,3 +316,10 @@ def test_what_a_part_names_is_what_is_found_after_the_download(files, part, tmp_
     chosen = choose_files("hf://o/n", files, part)
     found = find_files(str(tmp_path / chosen.path)).files
     assert sorted(file.relative_to(tmp_path).as_posix() for file in found) == sorted(chosen.files)
+
+
+def test_a_model_is_called_by_its_name_and_not_by_its_commit():
+    assert model_name(f"/cache/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/{'a' * 40}") == (
+        "Qwen/Qwen2.5-VL-3B-Instruct"
+    )
+    assert model_name("/somewhere/tiny/") == "tiny"

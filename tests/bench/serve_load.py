@@ -1,15 +1,18 @@
 """1,000 mixed requests, 64 at a time, through the official client: our endpoint beside plain vLLM, always-full.
 
     uv run python -m tests.bench.serve_load [--json] [--policy configs/tiny] [--requests 1000] [--concurrency 64]
-    uv run python -m tests.bench.serve_load --shape 3b --gpus 1 --side 1008 --json
+    uv run python -m tests.bench.serve_load --shape 3b --gpus 1 --side 1008,2016 --json
 
 The shapes task: each picture is played once before anything is timed, which tells whether the policy asks about it and
 what it replies. A timed request shows a copy of a picture that no cache knows, and has to get the reply of its own
 picture. With a `--shape`, weights are random: whether a question is asked about is forced (`forced_policy.py`, in this
 bench only), replies are not looked at, and a request is known by its visual tokens.
 
-`time` is the time of a request against plain vLLM's, which gets half as many, `tokens` the visual tokens against
-always-full. The limit of both is 1/4 + p, where p is the share of requests in which the policy asked.
+`time` is the time of a request against plain vLLM's, `tokens` the visual tokens against always-full. The limit of both
+is 1/4 + p, where p is the share of requests in which the policy asked. `engine` is the time of a request in the engine
+alone (`serve_split.py`: same tokens, pictures cut in advance, no HTTP) against always-full there: what it has above the
+limit no endpoint can mend. `overhead` is the time of a request against the engine alone, and `cpu_*_ms` the CPU time of
+a request in each process; the client is one of them.
 """
 
 from __future__ import annotations
@@ -18,61 +21,40 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import io
 import json
+import math
 import os
-import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-import numpy as np
 import ray
 from openai import APIError, AsyncOpenAI
-from PIL import Image, PngImagePlugin
 
-from actors.data.shapes import draw_row, encode_png, paint
-from actors.images import ViewSpec, num_visual_tokens, view_size
 from actors.prompts import load_prompt_style
+from cluster.policies import policy_config
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings
 from cluster.serving.deployment import served
-from cluster.serving.policy import start_policy
-from cluster.serving.settings import policy_config, serving_config
+from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from configs.schema import Config
-from tests.bench.forced_policy import ASK, start_forced
 from tests.bench.playing import bench_config
+from tests.bench.serve_jobs import Job, fresh_copy, shapes_jobs, shapes_phases, smooth_jobs, smooth_phases
+from tests.bench.serve_split import cpu_seconds, start_with_floor
 
-SHARES = (0.3, 0.7)
-NUM_PICTURES = 128
 START_S = 240.0
 MODEL = "policy"
-SIZES = ((1.0, 1.0), (1.25, 0.75), (0.75, 1.25), (0.5, 1.5))
-"""Of pictures with random weights, in units of `--side`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One request."""
-
-    picture: bytes
-    question: str
-    resolution: str
-    expected: tuple[Any, ...] | None
-    """What identifies the right reply; None where it is not known yet."""
-    streams: bool
-    truth: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +105,8 @@ class Phase:
     """All replies to a list of jobs."""
 
     seconds: float
+    cpu_s: dict[str, float]
+    """By process."""
     replies: tuple[Reply | str, ...]
     """A text is an error."""
 
@@ -142,6 +126,8 @@ class Phase:
             "asked": sum(reply.asked for _, reply in got) / len(got),
             "tokens": sum(reply.spent for _, reply in got) / max(1, sum(reply.always_full for _, reply in got)),
             "accuracy": sum(str(job.truth) in reply.text for job, reply in known) / max(1, len(known)),
+            **{f"cpu_{kind}_ms": 1000 * seconds / len(jobs) for kind, seconds in self.cpu_s.items()},
+            "cpu_ms": 1000 * sum(self.cpu_s.values()) / len(jobs),
         }
 
 
@@ -156,81 +142,15 @@ async def run_phase(address: str, jobs: Sequence[Job], *, concurrency: int, **fi
             except APIError as error:
                 return f"{type(error).__name__}: {error}"
 
-    started = time.perf_counter()
+    before, started = cpu_seconds(), time.perf_counter()
     async with client:
         replies = await asyncio.gather(*map(one, jobs))
-    print(f"{len(jobs)} requests in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    seconds, after = time.perf_counter() - started, cpu_seconds()
+    cpu_s = {kind: after[kind] - before[kind] for kind in after}
+    print(f"{len(jobs)} requests in {seconds:.1f} s", file=sys.stderr)
     for error in {reply for reply in replies if isinstance(reply, str)}:
         print(error[:300], file=sys.stderr)
-    return Phase(seconds=time.perf_counter() - started, replies=tuple(replies))
-
-
-def shapes_jobs(seed: int) -> list[Job]:
-    """One job per picture of the shapes task."""
-    rng = np.random.default_rng(seed)
-    rows = [draw_row(rng, "heldout", needs_full_share=0.5) for _ in range(NUM_PICTURES)]
-    return [
-        Job(
-            picture=encode_png(paint(row.scene)),
-            question=row.question,
-            resolution="auto",
-            expected=None,
-            streams=False,
-            truth=row.answer,
-        )
-        for row in rows
-    ]
-
-
-def fresh_copy(picture: bytes, index: int, *, changes_pixel: bool = False) -> bytes:
-    """The same picture in other bytes, by which our caches know it; with a pixel of a corner changed for vLLM's own."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    if changes_pixel:
-        image.putpixel((image.width - 1, image.height - 1), (index % 256, index // 256 % 256, 128))
-    note, out = PngImagePlugin.PngInfo(), io.BytesIO()
-    note.add_text("copy", str(index))
-    image.save(out, "PNG", pnginfo=note)
-    return out.getvalue()
-
-
-def mix(jobs: Sequence[Job], asks: Sequence[bool], share: float, num_jobs: int, *, seed: int) -> list[Job]:
-    """`num_jobs` copies of jobs, of which this share is asked about; every fourth is streamed."""
-    rng = random.Random(seed)
-    pools = {
-        wanted: [job for job, asked in zip(jobs, asks, strict=True) if asked == wanted] for wanted in (True, False)
-    }
-    num_asked = round(share * num_jobs)
-    drawn = [rng.choice(pools[index < num_asked]) for index in range(num_jobs)]
-    rng.shuffle(drawn)
-    return [
-        replace(job, picture=fresh_copy(job.picture, seed * num_jobs + index), streams=index % 4 == 0)
-        for index, job in enumerate(drawn)
-    ]
-
-
-def smooth_jobs(config: Config, side: int, num_jobs: int, share: float, *, seed: int) -> list[Job]:
-    """Pictures of soft noise in several sizes, known by their visual tokens; this share of them is asked about."""
-    rng = np.random.default_rng(seed)
-    model = config.model
-    spec = ViewSpec.from_model(model)
-    asks = rng.permutation(num_jobs) < round(share * num_jobs)
-    noise = rng.integers(0, 256, (num_jobs, 12, 12, 3), dtype=np.uint8)
-
-    def job(index: int) -> Job:
-        across, down = SIZES[index % len(SIZES)]
-        size, out = (int(across * side), int(down * side)), io.BytesIO()
-        Image.fromarray(noise[index]).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=85)
-        full = num_visual_tokens(*view_size(size[1], size[0], spec), spec)
-        return Job(
-            picture=out.getvalue(),
-            question=f"{ASK if asks[index] else ''} what is it?",
-            resolution="auto",
-            expected=(bool(asks[index]), full // 4 + (full if asks[index] else 0)),
-            streams=False,
-        )
-
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(job, range(num_jobs)))
+    return Phase(seconds=seconds, cpu_s=cpu_s, replies=tuple(replies))
 
 
 def free_port() -> int:
@@ -274,66 +194,70 @@ def plain_vllm(config: Config, *, on_gpu: bool) -> Iterator[str]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     is_tiny, on_gpu, number = arguments.shape == "tiny", arguments.gpus > 0, arguments.requests
+    sides = [] if is_tiny else [int(side) for side in arguments.side.split(",")]
     if is_tiny:
-        config, _ = policy_config(Path(arguments.policy), None, arguments.overrides)
+        config = policy_config(Path(arguments.policy), None, arguments.overrides).config
     else:
         overrides = [f"rollout.max_turn_tokens={arguments.max_tokens}", *arguments.overrides]
-        config = bench_config(arguments.shape, side=arguments.side, on_gpu=on_gpu, overrides=overrides)
+        config = bench_config(arguments.shape, side=max(sides), on_gpu=on_gpu, overrides=overrides)
     play = partial(run_phase, concurrency=arguments.concurrency)
     phases: dict[str, tuple[Phase, list[Job]]] = {}
+    floor = Path(tempfile.mkdtemp()) / "floor.json"
     settings = ServeSettings(model=MODEL, created=int(time.time()), max_running=arguments.concurrency)
     engine, port = serving_config(config, max_running=arguments.concurrency), free_port()
-    start = start_policy if is_tiny else start_forced
+    start = partial(start_with_floor, sides=sides, number=number, concurrency=arguments.concurrency, file=str(floor))
     connect()
     with served(engine, settings, replicas=Range(minimum=1, maximum=1), host="127.0.0.1", port=port, start=start) as to:
-        mixes: dict[str, list[Job]]
         if is_tiny:
             jobs = shapes_jobs(seed=0)
-            quiet = asyncio.run(play(to, jobs))
             known = [
                 (replace(job, expected=reply.mark(has_text=True)), reply.asked)
-                for job, reply in zip(jobs, quiet.replies, strict=True)
+                for job, reply in zip(jobs, asyncio.run(play(to, jobs)).replies, strict=True)
                 if isinstance(reply, Reply)
             ]
             assert len(known) == len(jobs), "every picture gets its reply"
-            jobs, asks = [job for job, _ in known], [asked for _, asked in known]
-            mixes = {f"p={share:g}": mix(jobs, asks, share, number, seed=n) for n, share in enumerate(SHARES, 1)}
-            full = [replace(job, resolution="full", expected=None) for job in mix(jobs, asks, 0.5, number, seed=5)]
+            chosen = shapes_phases(known, number, seed=1)
         else:
-            mixes = {
-                f"p={share:g}": smooth_jobs(config, arguments.side, number, share, seed=n)
-                for n, share in enumerate(SHARES, 1)
-            }
-            full = [
-                replace(job, resolution="full", expected=None)
-                for job in smooth_jobs(config, arguments.side, number, 0.0, seed=5)
-            ]
-            asyncio.run(play(to, smooth_jobs(config, arguments.side, 64, 0.5, seed=9)))
-        for name, chosen in {**mixes, "ours, full": full[: number // 4]}.items():
-            phases[name] = (asyncio.run(play(to, chosen)), chosen)
+            asyncio.run(play(to, smooth_jobs(config, sides[0], 64, 0.5, seed=99)))
+            chosen = smooth_phases(config, sides, number, seed=1)
+        for name, jobs in chosen.items():
+            phases[name] = (asyncio.run(play(to, jobs)), jobs)
     ray.shutdown()
-    style = load_prompt_style(config.model.prompt)
-    plain = [
-        replace(job, resolution="", question=style.user_without_tool.format(question=job.question))
-        for job in full[: number // 2]
-    ]
-    fields = {"max_tokens": config.rollout.max_turn_tokens, **({} if is_tiny else {"ignore_eos": True})}
     with plain_vllm(config, on_gpu=on_gpu) as to:
-        warm = plain[:16] if is_tiny else smooth_jobs(config, arguments.side, 64, 0.0, seed=9)
-        asyncio.run(run_phase(to, [replace(job, resolution="") for job in warm], concurrency=64, **fields))
-        if is_tiny:
-            plain = [
-                replace(job, picture=fresh_copy(job.picture, n, changes_pixel=True)) for n, job in enumerate(plain)
-            ]
-        phases["plain vLLM"] = (asyncio.run(play(to, plain, **fields)), plain)
+        fields = {"max_tokens": config.rollout.max_turn_tokens, **({} if is_tiny else {"ignore_eos": True})}
+        full = {name: jobs for name, jobs in chosen.items() if name.endswith("full")}
+        warm = next(iter(full.values()))[:16] if is_tiny else smooth_jobs(config, sides[0], 64, 0.0, seed=98)
+        asyncio.run(run_phase(to, [_plain(config, job) for job in warm], concurrency=64, **fields))
+        for name, jobs in full.items():
+            jobs = [_plain(config, job, copy=number if is_tiny else None) for number, job in enumerate(jobs)]
+            phases[name.replace("full", "plain")] = (asyncio.run(play(to, jobs, **fields)), jobs)
     found = {name: phase.figures(jobs, has_text=is_tiny) for name, (phase, jobs) in phases.items()}
-    for name, figures in found.items():
-        figures["limit"] = 0.25 + figures["asked"] if name in mixes else 1.0
-        figures["time"] = found["plain vLLM"]["requests_per_s"] / figures["requests_per_s"]
-        figures["time_against_ours"] = found["ours, full"]["requests_per_s"] / figures["requests_per_s"]
-        for key in ("time", "tokens", "time_against_ours"):
-            figures[f"{key}/limit"] = figures[key] / figures["limit"]
+    _compare(found, json.loads(floor.read_text()))
     return found
+
+
+def _plain(config: Config, job: Job, *, copy: int | None = None) -> Job:
+    """The request as plain vLLM is asked; with a pixel changed in a copy."""
+    style = load_prompt_style(config.model.prompt)
+    picture = job.picture if copy is None else fresh_copy(job.picture, copy, changes_pixel=True)
+    question = style.user_without_tool.format(question=job.question)
+    return replace(job, picture=picture, resolution="", question=question, expected=None)
+
+
+def _compare(found: dict[str, dict[str, float]], floor: dict[str, float]) -> None:
+    """Add the ratios to the figures of each phase."""
+    for name, figures in found.items():
+        head = name[: name.rindex("p=") if "p=" in name else name.rindex(name.split()[-1])]
+        figures["limit"] = 0.25 + figures["asked"] if "p=" in name else 1.0
+        figures["time"] = found[f"{head}plain"]["requests_per_s"] / figures["requests_per_s"]
+        figures["time_against_ours"] = found[f"{head}full"]["requests_per_s"] / figures["requests_per_s"]
+        if name in floor:
+            figures["engine"] = floor[f"{head}full"] / floor[name]
+            figures["engine_requests_per_s"] = floor[name]
+            figures["overhead"] = floor[name] / figures["requests_per_s"]
+        for key in ("time", "tokens", "time_against_ours", "engine"):
+            if key in figures:
+                figures[f"{key}/limit"] = figures[key] / figures["limit"]
 
 
 def main() -> None:
@@ -342,17 +266,16 @@ def main() -> None:
     parser.add_argument("--policy", default="configs/tiny", help="run, checkpoint or export of the shapes task")
     parser.add_argument("--shape", default="tiny", help="tiny, or a shape of model_shape.py with random weights")
     parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--side", type=int, default=1008, help="pixels of a square picture's side, with --shape")
+    parser.add_argument("--side", default="1008", help="pixels of a square picture's side, with --shape; or several")
     parser.add_argument("--max-tokens", type=int, default=16, help="generated per turn, with --shape")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     found = measure(arguments)
-    columns = list(next(iter(found.values())))
-    print(f"{'':12}" + "".join(f"{column:>{max(9, len(column)) + 2}}" for column in columns))
-    for name, figures in found.items():
-        print(f"{name:12}" + "".join(f"{figures[column]:{max(9, len(column)) + 2}.3g}" for column in columns))
+    print(f"{'':24}" + "".join(f"{name:>12}" for name in found))
+    for column in next(iter(found.values())):
+        print(f"{column:24}" + "".join(f"{figures.get(column, math.nan):>12.3g}" for figures in found.values()))
     if arguments.json:
         print(json.dumps(found))
     if any(figures["errors"] or figures["wrong_pairings"] for figures in found.values()):

@@ -37,10 +37,10 @@ def test_a_run_whose_head_is_killed_ends_and_the_same_command_goes_on_with_it(tm
     print(f"ended after {time.monotonic() - killed_at:.1f} s, code {process.returncode}: {errors[-500:]}", flush=True)
     assert process.returncode not in (0, None)
     deadline = time.monotonic() + 60
-    while (left := left_behind(process.pid, beside=AGENTS)) and time.monotonic() < deadline:
+    while (left := left_behind(tmp_path, beside=AGENTS)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
-    await_no_agents(process.pid)
+    await_no_agents(tmp_path)
     again = start(tmp_path, shapes, *SETTINGS)
     errors = again.communicate(timeout=400)[1]
     assert again.returncode == 0, errors[-3000:]

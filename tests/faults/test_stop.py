@@ -26,6 +26,8 @@ GRACE_S = 20
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_END_WITHIN_S = 90.0
 """Ray's agents notice at once that their raylet is gone, and then try for a minute to tell a GCS that is gone too."""
+MARK = "VISIONTHINK_TEST_RUN"
+"""In the environment of all processes of a run, whatever session they are in."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,10 @@ def start(folder: Path, shapes, *overrides: str) -> subprocess.Popen[str]:
     ]
     command = [sys.executable, "-m", "cluster.cli", "train", *settings]
     # A session of its own: what tells the whole group, as a terminal that closes does, tells nobody else.
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = {**os.environ, MARK: str(folder)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def await_steps(process: subprocess.Popen[str], folder: Path, num_steps: int) -> None:
@@ -59,27 +64,30 @@ def await_steps(process: subprocess.Popen[str], folder: Path, num_steps: int) ->
         time.sleep(0.05)
 
 
-def left_behind(session: int, *, beside: tuple[str, ...] = ()) -> list[str]:
-    """The command lines of a session's processes, but for those that begin with one of `beside`."""
+def left_behind(folder: Path, *, beside: tuple[str, ...] = ()) -> list[str]:
+    """The command lines of the processes of a run, but for those that begin with one of `beside`."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+    for process in psutil.process_iter(["cmdline", "status"]):
         try:
-            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.info["cmdline"] or []))
-        except ProcessLookupError:
+            is_ours = process.environ().get(MARK) == str(folder)
+        except psutil.Error:
             continue
+        if is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or []))
     return [line for line in found if not line.startswith(beside)]
 
 
-def await_no_agents(session: int) -> None:
+def await_no_agents(folder: Path) -> None:
     deadline = time.monotonic() + AGENTS_END_WITHIN_S
-    while (left := left_behind(session)) and time.monotonic() < deadline:
+    while (left := left_behind(folder)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
 
 
 @pytest.mark.parametrize(
-    ("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGINT, True)], ids=str
+    ("number", "to_all"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGINT, True)],
+    ids=str,
 )
 def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, to_all, tmp_path, shapes):
     process = start(tmp_path, shapes)
@@ -104,7 +112,7 @@ def test_a_run_that_gets_a_signal_saves_and_ends_with_a_code_of_its_own(number, 
     assert "Traceback" not in errors
     assert seconds < GRACE_S
     deadline = time.monotonic() + 30
-    while (left := left_behind(process.pid)) and time.monotonic() < deadline:
+    while (left := left_behind(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
 
@@ -139,8 +147,8 @@ def test_a_driver_that_is_killed_leaves_no_process_and_no_shared_memory(tmp_path
         process.kill()
         process.communicate()
     deadline = time.monotonic() + 30
-    while (left := left_behind(process.pid, beside=AGENTS)) or shared() - before:
+    while (left := left_behind(tmp_path, beside=AGENTS)) or shared() - before:
         assert time.monotonic() < deadline, f"left: {left}, {shared() - before}"
         time.sleep(0.5)
-    await_no_agents(process.pid)
+    await_no_agents(tmp_path)
     assert shared() - before == set()

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -127,6 +130,19 @@ def test_a_serve_that_does_not_answer_is_left_alone_after_the_deadline(monkeypat
     delete_application("x", within_s=0.2)
     assert time.monotonic() - started < 5
     assert "'x' was not gone within 0.2 s" in caplog.text
+
+
+def test_a_serve_whose_head_has_ended_is_not_waited_for(monkeypatch, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+    monkeypatch.setattr(serve, "delete", lambda name: threading.Event().wait(30))
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    monkeypatch.setattr("judge.deployment.HEAD_POLL_S", 0.1)
+    started = time.monotonic()
+    delete_application("x", within_s=20.0)
+    assert time.monotonic() - started < 5
+    assert "'x' is left with its cluster, whose head has ended" in caplog.text
 
 
 @pytest.mark.ray

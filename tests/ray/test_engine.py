@@ -11,6 +11,7 @@ import psutil
 import pytest
 import ray
 import torch
+from PIL import Image
 
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
@@ -18,8 +19,8 @@ from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.fleet.pool import RolloutPool
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
-from actors.play import PlayRequest, Sampling
-from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
+from actors.play import PlayRequest, Sampling, ShownImage
+from actors.prompts import IMAGE_PAD, VISION_END, VISION_START, load_tokenizer, vision_token_ids
 from cluster import launch
 from cluster.runtime import workers as ray_workers
 from cluster.runtime.failures import await_remote
@@ -47,6 +48,18 @@ class OpenWorker(RolloutWorker):
         sampling = Sampling(temperature=0.0, max_tokens=1)
         completion = await self._engine(prompt_ids, (), sampling)
         return len(completion.token_ids)
+
+    async def leave_and_ask_again(self, prompt_ids: tuple[int, ...], pictures: list[ShownImage]) -> list[int]:
+        """Cancel a turn about each picture a little later than the one before, then ask for it again; its tokens."""
+        sampling, counts = Sampling(temperature=0.0, max_tokens=1), []
+        for patience, picture in enumerate(pictures):
+            turn = asyncio.create_task(self._engine(prompt_ids, (picture,), sampling))
+            for _ in range(patience):
+                await asyncio.sleep(0)
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+            counts.append(len((await self._engine(prompt_ids, (picture,), sampling)).token_ids))
+        return counts
 
     async def engine_digests(self) -> dict[str, str]:
         """By parameter, without the rank that vLLM puts in front."""
@@ -332,6 +345,21 @@ def test_a_request_that_the_engine_refuses_or_reads_otherwise_fails_alone(worker
             loop.run(call)
     loop.run(worker.check_health())
     assert loop.run(answer(worker._actor.generate.remote((word,) * 10))) == 1
+
+
+def test_a_picture_whose_turn_was_cancelled_can_be_shown_again(worker, config, loop, synced):
+    """Wherever the turn was: vLLM sends a picture to the engine once, when it is first rendered."""
+    tokenizer = load_tokenizer(config.model.path)
+    vocabulary = tokenizer.get_vocab()
+    pads = (vocabulary[IMAGE_PAD],) * 64
+    prompt_ids = (vocabulary[VISION_START], *pads, vocabulary[VISION_END])
+    noise = np.random.default_rng(1).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
+    pictures = [
+        ShownImage(picture=Image.fromarray(pixels), key=f"left {number}", num_visual_tokens=64)
+        for number, pixels in enumerate(noise)
+    ]
+    counts = loop.run(answer(worker._actor.leave_and_ask_again.remote(prompt_ids, pictures)))
+    assert counts == [1] * 16
 
 
 def test_a_group_that_misses_its_deadline_is_lost_and_leaves_no_turn_in_the_engine(worker, config, loop, synced):

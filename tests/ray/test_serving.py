@@ -16,10 +16,12 @@ import ray
 from PIL import Image
 from ray import serve
 
+from actors.errors import RunError
+from cluster.policies import policy_config
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings, digest_key
 from cluster.serving.deployment import served
-from cluster.serving.settings import policy_config, serving_config
+from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from tests.ray.serving_parts import draw_rows, make_export
 
@@ -47,7 +49,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def address():
-    config, _ = policy_config(None, None, [])
+    config = policy_config(None, None, []).config
     limits = ServeSettings(
         model="tiny", created=1, key_digests=frozenset({digest_key(KEY)}), max_running=16, max_body_bytes=1 << 20
     )
@@ -126,6 +128,17 @@ async def test_bad_requests_get_openais_errors_and_hurt_no_good_one(client, addr
     async with httpx.AsyncClient() as plain:
         reply = await plain.get(f"{address}/nothing")
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
+
+
+def test_a_second_endpoint_does_not_take_the_place_of_the_first(address):
+    config, limits = policy_config(None, None, []).config, ServeSettings(model="another", created=1)
+    one = Range(minimum=1, maximum=1)
+    with (
+        pytest.raises(RunError, match=r"an endpoint is up at 127\.0\.0\.1:18734 of this cluster already"),
+        served(config, limits, replicas=one, host="127.0.0.1", port=18_734),
+    ):
+        pass
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}, "and its end took nothing away"
 
 
 async def test_clients_that_leave_free_their_places(client, address, rows):

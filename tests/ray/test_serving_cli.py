@@ -1,16 +1,32 @@
 """`visionthink ask` and `visionthink serve` as they are typed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+import ray
+from ray import serve
 
+from actors.errors import RolloutError, RunError
+from cluster.runtime.connect import connect
+from cluster.serving.app import ServeSettings
+from cluster.serving.deployment import served
+from configs.load import load_config
+from configs.ranges import Range
 from tests.ray.serving_parts import draw_rows, make_export
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default"),  # Ray's own, at its start and end
+]
 
 
 @pytest.fixture
@@ -38,8 +54,10 @@ def test_ask_on_the_command_line(export, tmp_path):
 
 
 def test_serve_on_the_command_line_ends_with_its_signal(export):
+    """The signal goes to the whole group, as supervisors and `timeout` send it: Ray is needed to end in order."""
     port = 18_735
-    serving = subprocess.Popen([*COMMAND, "serve", "--policy", str(export), "--port", str(port)])
+    command = [*COMMAND, "serve", "--policy", str(export), "--port", str(port)]
+    serving = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         deadline_at = time.monotonic() + 200
         while True:
@@ -51,7 +69,38 @@ def test_serve_on_the_command_line_ends_with_its_signal(export):
                 assert serving.poll() is None
                 time.sleep(0.5)
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "export"
-        serving.terminate()
-        assert serving.wait(60) == 143
+        told_at = time.monotonic()
+        os.killpg(serving.pid, signal.SIGTERM)
+        errors = serving.communicate(timeout=60)[1]
+        seconds = time.monotonic() - told_at
+        print(f"ended after {seconds:.1f} s")
+        assert serving.returncode == 143
+        assert seconds < 20
+        assert "was not gone" not in errors
+        assert "head has ended" not in errors
     finally:
         serving.kill()
+        serving.communicate()
+
+
+async def fails_to_start(config):
+    with Path(os.environ["STARTS"]).open("a") as starts:
+        starts.write("once\n")
+    raise RolloutError("no memory for this engine")
+
+
+def test_an_engine_that_fails_is_not_started_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    connect()
+    limits, one = ServeSettings(model="tiny", created=1), Range(minimum=1, maximum=1)
+    try:
+        with (
+            pytest.raises(RunError, match="the policy's engine failed to start"),
+            served(load_config("tiny"), limits, replicas=one, host="127.0.0.1", port=18_736, start=fails_to_start),
+        ):
+            pass
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    assert (tmp_path / "starts").read_text() == "once\n"

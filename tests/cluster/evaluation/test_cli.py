@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,8 @@ from cluster.cli import app
 from cluster.evaluation.cli import _identity
 from cluster.evaluation.suites import open_suites
 from cluster.evaluation.transcript import Transcript
-from configs.load import load_config
+from cluster.serving.card import write_card
+from configs.load import load_config, to_yaml
 from configs.paths import resolve_paths
 from judge.pool import JudgePool
 from tests.actors.data.benchmarks.layouts import ROWS, picture, write_suite
@@ -74,6 +77,32 @@ def test_another_view_size_is_refused_and_restart_forgets(recorded, monkeypatch)
     assert "a fleet would start" in result.stderr
     assert list((recorded / "out" / "mme").glob("part-*")) == []
     assert started[0].data.heldout.startswith("chartqa:/")
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "num_tokens"), [((), "prompt.yaml", 40), (("--config", "tiny"), "tiny", 48)]
+)
+def test_an_export_is_evaluated_with_its_settings_or_with_those_that_are_named(
+    options, prompt, num_tokens, tmp_path, monkeypatch
+):
+    export, started = tmp_path / "run" / "export", []
+    shutil.copytree("configs/tiny", export)
+    write_card(export, load_config("tiny", ["rollout.max_turn_tokens=40"]), step=1)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(load_config("tiny", ["rollout.max_turn_tokens=33"])))
+    (tmp_path / "run" / "summary.json").write_text('{"steps": 1}')
+
+    async def launch(settings, *_):
+        started.append(settings)
+        raise ValueError("a fleet would start")
+
+    monkeypatch.setattr("cluster.evaluation.cli._play_all", launch)
+    write_suite("chartqa", tmp_path / "sets", ROWS["chartqa"])
+    for policy, own in ((export, num_tokens), (tmp_path / "run", 48 if options else 33)):
+        where = ["--suite-dir", str(tmp_path / "sets"), "--out", str(tmp_path / f"out-{policy.name}")]
+        result = CliRunner().invoke(app, ["eval", "--suite", "chartqa", "--policy", str(policy), *where, *options])
+        assert "a fleet would start" in result.stderr, result.stderr
+        assert (started[-1].model.path, started[-1].rollout.max_turn_tokens) == (str(export), own)
+    assert Path(started[0].model.prompt).name == prompt
 
 
 def test_a_suite_that_is_not_there_ends_in_one_line(tmp_path):

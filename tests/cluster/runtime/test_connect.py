@@ -142,19 +142,3 @@ def test_signals_are_those_of_the_command_again_once_ray_has_started():
         assert seen == [signal.SIGTERM, signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_what_ray_starts_survives_the_end_of_the_terminal():
-    """A terminal that closes tells every process in it, Ray's too, without which a run could save nothing."""
-    with signals_kept():
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        child.send_signal(signal.SIGHUP)
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(timeout=1)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=10) == -signal.SIGTERM
-    finally:
-        child.kill()
-        child.communicate()
-    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -71,7 +71,8 @@ class ScriptedEngine:
     async def _sample(
         self, question: str, images: tuple[ShownImage, ...], sampling: Sampling, on_tokens: OnTokens | None
     ) -> Completion:
-        text = self.script[len(images) - 1] if self.script else self._say(question, images)
+        num_turns_before = question.count("assistant\n") - 1
+        text = self.script[num_turns_before] if self.script else self._say(question, images)
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.renderer.end_id]
         is_cut = len(ids) > sampling.max_tokens
         ids = ids[: sampling.max_tokens]
@@ -101,9 +102,9 @@ class ScriptedEngine:
         self.is_shut_down = True
 
 
-def policy_of(engine: ScriptedEngine, **limits: Any) -> ServedPolicy:
+def policy_of(engine: ScriptedEngine, rollout: RolloutConfig | None = None, **limits: Any) -> ServedPolicy:
     spec = ViewSpec.from_model(ModelConfig(path=TINY))
-    return ServedPolicy(engine, engine.renderer, PictureCutter(spec, DataConfig(**limits)), RolloutConfig())
+    return ServedPolicy(engine, engine.renderer, PictureCutter(spec, DataConfig(**limits)), rollout or RolloutConfig())
 
 
 class Endpoint:
@@ -121,11 +122,13 @@ class Endpoint:
 
 
 @contextlib.asynccontextmanager
-async def endpoint(limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
+async def endpoint(
+    limits: dict[str, Any] | None = None, *, rollout: RolloutConfig | None = None, **settings: Any
+) -> AsyncIterator[Endpoint]:
     engine = ScriptedEngine()
 
     async def start() -> ServedPolicy:
-        return policy_of(engine, **(limits or {}))
+        return policy_of(engine, rollout, **(limits or {}))
 
     app = build_app(start, ServeSettings(model="tiny", created=1, **settings))
     async with app.router.lifespan_context(app):

@@ -9,6 +9,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from actors.tools.resize import RESIZE_CALL
+from cluster.serving.app import ServeSettings
 from cluster.serving.metrics import FOLDER_VARIABLE
 from tests.cluster.serving.endpoint import LOOK, chat, data_uri, encoded, endpoint, events_of, image_part, text_part
 
@@ -117,6 +118,7 @@ async def test_sampling_settings_reach_the_engine_and_max_tokens_bounds_both_tur
         await here.post(chat())
         (sampling,) = here.engine.samplings
         assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0.0, 1.0, None, 48)
+        assert not sampling.has_logprobs, "nothing is learned from it"
         here.engine.samplings.clear()
         fields = (await here.post(chat("red", CLOSELY, max_tokens=20))).json()
         first, second = here.engine.samplings
@@ -171,6 +173,33 @@ async def test_whoever_finds_too_many_waiting_is_told_when_to_come_back():
         here.engine.gate.set()
         assert [reply.status_code for reply in await asyncio.gather(*inside)] == [200] * 3
         assert (await here.post(chat())).status_code == 200
+
+
+def padded(num_bytes):
+    """A question about a picture of so many bytes, most of them behind its end."""
+    picture = encoded()
+    url = data_uri(picture + bytes(num_bytes - len(picture)))
+    return {"model": "tiny", "messages": [{"role": "user", "content": [image_part(url), text_part("which colour?")]}]}
+
+
+async def test_requests_that_wait_hold_bounded_memory():
+    settings = {"max_running": 1, "max_body_bytes": 16_000, "max_waiting_bytes": 16_000}
+    async with endpoint(**settings) as here:
+        here.engine.gate.clear()
+        playing = asyncio.create_task(here.post(padded(9_000)))
+        while here.engine.num_running < 1:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(here.post(padded(9_000)))  # a body of 12 kB: what is played holds nothing
+        await asyncio.sleep(0.1)
+        refused = await here.post(padded(9_000))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert "the requests that wait hold 9000 bytes already" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        here.engine.gate.set()
+        assert [reply.status_code for reply in await asyncio.gather(playing, waiting)] == [200, 200]
+        assert (await here.post(padded(9_000))).status_code == 200, "what was held is free again"
+    with pytest.raises(ValueError, match="max_waiting_bytes=5 is invalid"):
+        ServeSettings(model="tiny", created=1, max_waiting_bytes=5)
 
 
 class Caller:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from actors.prompts import load_prompt_style
+from cluster.policies import policy_config
 from cluster.serving.card import write_card
-from cluster.serving.settings import policy_config, read_keys, serving_config
+from cluster.serving.settings import read_keys, serving_config
 from configs.load import FOLDER, load_config, to_yaml
 
 TINY = "configs/tiny"
@@ -44,8 +45,9 @@ def test_an_export_is_served_with_the_settings_it_was_trained_with(export, tmp_p
     moved = tmp_path / "elsewhere"
     export.rename(moved)
     monkeypatch.chdir(tmp_path)
-    config, name = policy_config(moved, None, ["rollout.temperature=0.5"])
-    assert (config.model.path, name) == (str(moved), "elsewhere")
+    chosen = policy_config(moved, None, ["rollout.temperature=0.5"])
+    config = chosen.config
+    assert (config.model.path, chosen.name) == (str(moved), "elsewhere")
     assert config.rollout.max_turn_tokens == 40
     assert config.rollout.temperature == 0.5
     assert load_prompt_style(config.model.prompt) == load_prompt_style("tiny")
@@ -56,14 +58,14 @@ def test_an_export_is_served_with_the_settings_it_was_trained_with(export, tmp_p
 def test_the_settings_of_a_large_policy_are_valid_by_themselves(name, export):
     trained = load_config(name)
     write_card(export, trained, step=None)
-    config, _ = policy_config(export, None, [])
+    config = policy_config(export, None, []).config
     for field in ("dtype", "min_pixels", "max_pixels"):
         assert getattr(config.model, field) == getattr(trained.model, field)
     for field in ("mode", "max_turn_tokens", "max_prompt_tokens", "num_gpus", "tensor_parallel_size"):
         assert getattr(config.rollout, field) == getattr(trained.rollout, field)
     assert load_prompt_style(config.model.prompt) == load_prompt_style("qwen")
     on_cpu = ["model.dtype=float32", "rollout.num_gpus=0", "learner.num_gpus=0"]
-    assert policy_config(export, None, on_cpu)[0].rollout.num_gpus == 0
+    assert policy_config(export, None, on_cpu).config.rollout.num_gpus == 0
 
 
 def test_a_run_is_served_with_its_own_settings(export):
@@ -71,16 +73,25 @@ def test_a_run_is_served_with_its_own_settings(export):
     saved = load_config("tiny", ["rollout.max_turn_tokens=33"])
     (run / "config.yaml").write_text(to_yaml(saved))
     (run / "summary.json").write_text('{"steps": 7}')
-    config, name = policy_config(run, None, [])
-    assert (config.rollout.max_turn_tokens, config.model.path, name) == (33, str(export), "run")
+    chosen = policy_config(run, None, [])
+    config = chosen.config
+    assert (config.rollout.max_turn_tokens, config.model.path, chosen.name) == (33, str(export), "run")
 
 
 def test_without_a_policy_the_shipped_model_is_served_and_a_missing_one_is_told():
-    config, name = policy_config(None, None, [])
-    assert name == "tiny"
-    assert serving_config(config, max_running=9).rollout.max_groups_in_flight == 9
+    chosen = policy_config(None, None, [])
+    assert chosen.name == "tiny"
+    assert serving_config(chosen.config, max_running=9).rollout.max_groups_in_flight == 9
     with pytest.raises(ValueError, match=r"model\.path"):
         policy_config(None, None, ["model.path=nowhere"])
+
+
+def test_a_model_of_the_hub_is_served_and_described_by_its_name(export, tmp_path):
+    snapshot = tmp_path / "models--Qwen--Small-VL" / "snapshots" / ("a" * 40)
+    shutil.copytree(TINY, snapshot)
+    assert policy_config(snapshot, None, []).name == "Qwen/Small-VL"
+    write_card(export, load_config("tiny", [f"model.path={snapshot}"]), step=1)
+    assert "Trained from `Qwen/Small-VL`" in (export / "README.md").read_text()
 
 
 def test_keys(tmp_path):

@@ -10,6 +10,7 @@ from cluster.cli import app
 from cluster.serving import policy
 from cluster.serving.cli import _engine_log
 from tests.cluster.serving.endpoint import LOOK, ScriptedEngine, encoded, policy_of
+from tests.cluster.serving.test_tools import OUTSIDE, RED, REGION
 
 
 @pytest.fixture
@@ -17,16 +18,19 @@ def ask(tmp_path, monkeypatch):
     """Runs the command about a red picture."""
     picture = tmp_path / "picture.png"
     picture.write_bytes(encoded("red"))
-    engines = []
+    engines, script = [], ()
 
     async def start(config):
         engines.append(ScriptedEngine())
         os.write(2, b"the engine says a lot\n")
-        return policy_of(engines[-1])
+        engines[-1].script = script
+        return policy_of(engines[-1], config.rollout)
 
     monkeypatch.setattr(policy, "start_policy", start)
 
-    def run(*arguments):
+    def run(*arguments, says=()):
+        nonlocal script
+        script = says
         done = CliRunner().invoke(app, ["ask", str(picture), *arguments])
         assert all(engine.is_shut_down for engine in engines)
         return done
@@ -42,13 +46,35 @@ def test_both_turns_are_shown_and_what_they_cost(ask, capfd):
         "starting the engine",
         "turn 1: quarter view, 16 visual tokens",
         "unclear",
-        "asks for the full view",
+        "calls resize_image",
         "turn 2: full view, 64 visual tokens",
         "clear é",
     ]
     assert lines[6] == "red"
     assert "80 visual tokens, always-full 64: 16 more" in " ".join(lines[7:])
     assert "the engine says" not in done.output + "".join(capfd.readouterr())
+
+
+CROPS = ("rollout.tools.names=request_local_region", "rollout.tools.max_turns=3", "rollout.tools.on_wrong_call=reply")
+LONG = ("rollout.max_turn_tokens=128", "rollout.max_prompt_tokens=1024")
+
+
+def test_the_turns_of_other_tools_are_shown(ask):
+    done = ask("which colour?", *CROPS, *LONG, says=(OUTSIDE, REGION, RED))
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[3:5] == ["calls what it may not", "turn 2: why not"]
+    assert lines[6:8] == ["calls request_local_region", "turn 3: crop:56,56,112,112 view, 4 visual tokens"]
+    assert "request_local_region called once: 20 visual tokens" in " ".join(lines)
+
+
+def test_a_crop_as_json(ask):
+    found = json.loads(ask("which colour?", *CROPS, *LONG, "--json", says=(REGION, RED)).stdout.splitlines()[-1])
+    assert [(turn["view"], turn["tool"], turn["visual_tokens"]) for turn in found["turns"]] == [
+        ("quarter", None, 16),
+        ("crop:56,56,112,112", "request_local_region", 4),
+    ]
+    assert found["usage"]["tools"] == {"request_local_region": {"calls": 1, "visual_tokens": 4}}
 
 
 def test_as_json(ask):

@@ -47,6 +47,12 @@ async def test_mathvista_asks_only_where_the_answer_is_not_plain(reply, score):
     assert judge.asked[0].reference == "a whole number"
 
 
+@pytest.mark.parametrize(("answer", "score"), [("B", 1.0), ("B)", 1.0), ("(B)", 1.0), ("A)", 0.0)])
+async def test_mathvista_reads_a_letter_however_it_is_bracketed(answer, score):
+    choice = row("8/11", choices=("3/11", "8/11", "6/11"), question_type="multi_choice")
+    assert (await grade_answer("mathvista", choice, answer, Scripted({}))).score == score
+
+
 async def test_null_is_no_choice_even_where_the_nearest_one_would_be_right():
     judge = Scripted({"extract": "null"})
     choice = row("nil", choices=("nil", "a lot"), question_type="multi_choice")

@@ -205,6 +205,9 @@ def test_mathvista_normalisation(extracted, row, is_right):
         ("8/11", problem("8/11", choices=PARTS), "8/11"),
         ("B", problem("8/11", choices=PARTS), "B"),
         ("B.", problem("8/11", choices=PARTS), "B"),
+        ("B)", problem("8/11", choices=PARTS), "B"),
+        ("(B).", problem("8/11", choices=PARTS), "B"),
+        ("3 cm.", problem("3 cm.", choices=("3 cm.", "3 m")), "3 cm."),
         ("The answer is B", problem("8/11", choices=PARTS), None),
         ("014", problem("14", answer_type="integer"), "14"),
         ("14.0", problem("14", answer_type="integer"), None),  # int("14.0") fails

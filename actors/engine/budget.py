@@ -37,6 +37,8 @@ class ModelWidths:
     vision_intermediate: int
     merge_size: int
     """Patches per side of a visual token."""
+    features: int
+    """Values of a visual token's features: as wide as the language model, once more for each deep-stack feature."""
 
     @classmethod
     def from_model(cls, path: str) -> Self:
@@ -46,19 +48,21 @@ class ModelWidths:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={path!r} is invalid: its config.json has no {error}; "
-                "give a folder of the Qwen2.5-VL family"
+                "give a folder of a vision-language model"
             ) from error
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From the content of a `config.json`; KeyError when a width is missing."""
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        hidden = int(text.get("hidden_size") or config["hidden_size"])
         return cls(
-            hidden=int(text.get("hidden_size") or config["hidden_size"]),
+            hidden=hidden,
             intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
             vision_hidden=int(vision["hidden_size"]),
             vision_intermediate=int(vision["intermediate_size"]),
             merge_size=int(vision["spatial_merge_size"]),
+            features=hidden * (1 + len(vision.get("deepstack_visual_indexes", ()))),
         )
 
     @property
@@ -108,7 +112,7 @@ def token_budget(
     # The full view and the quarter of every group in flight: each is shown again in every turn of the group.
     wanted = rollout.max_groups_in_flight * (view + view // 4)
     memory = rollout.kv_cache_gib * 2**30 * CPU_CACHE_SHARE if gpu_memory is None else gpu_memory * CACHE_SHARE
-    cache = max(per_step, min(wanted, int(memory / (widths.hidden * bytes_per_value))))
+    cache = max(per_step, min(wanted, int(memory / (widths.features * bytes_per_value))))
     return TokenBudget(per_step=per_step, encoder_per_step=per_step, encoder_cache=cache)
 
 

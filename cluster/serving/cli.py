@@ -21,7 +21,7 @@ from cluster.stopping import Stopping
 Policy = Annotated[
     Path | None,
     typer.Option(
-        help="A run, RUN/checkpoints/step-N, or an export (or any Hugging Face folder of the Qwen2.5-VL family). "
+        help="A run, RUN/checkpoints/step-N, or an export (or any Hugging Face folder of a supported family). "
         "Default: model.path of the config."
     ),
 ]

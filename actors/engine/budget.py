@@ -37,8 +37,8 @@ class ModelWidths:
     vision_intermediate: int
     merge_size: int
     """Patches per side of a visual token."""
-    features: int
-    """Values of a visual token's features: as wide as the language model, once more for each deep-stack feature."""
+    num_features: int = 1
+    """Features of a visual token, each as wide as the language model: more than one with deep-stack features."""
 
     @classmethod
     def from_model(cls, path: str) -> Self:
@@ -55,15 +55,19 @@ class ModelWidths:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From the content of a `config.json`; KeyError when a width is missing."""
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-        hidden = int(text.get("hidden_size") or config["hidden_size"])
         return cls(
-            hidden=hidden,
+            hidden=int(text.get("hidden_size") or config["hidden_size"]),
             intermediate=int(text.get("intermediate_size") or config["intermediate_size"]),
             vision_hidden=int(vision["hidden_size"]),
             vision_intermediate=int(vision["intermediate_size"]),
             merge_size=int(vision["spatial_merge_size"]),
-            features=hidden * (1 + len(vision.get("deepstack_visual_indexes", ()))),
+            num_features=1 + len(vision.get("deepstack_visual_indexes", ())),
         )
+
+    @property
+    def features(self) -> int:
+        """Values of a visual token's features."""
+        return self.num_features * self.hidden
 
     @property
     def values_per_token(self) -> int:

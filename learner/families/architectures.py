@@ -1,4 +1,4 @@
-"""How the models of each family compute, by our layers: the vision tower, and how its features enter the language model.
+"""How the models of each family compute, by our layers: the tower, and how its features enter the language model.
 
 Legend: P patches, D values of a patch, S visual tokens, M image placeholders, W width of the language model, F values
 of a visual token's features: W, once more for each deep-stack feature.

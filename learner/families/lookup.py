@@ -1,4 +1,4 @@
-"""The supported families of models, and which one a model is of. Pure: `learner.families.architectures` has the code."""
+"""The supported families of models, and which one a model is of. Pure; `learner.families.architectures` computes."""
 
 from __future__ import annotations
 

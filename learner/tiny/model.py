@@ -102,7 +102,7 @@ def _with_tags_as_text(raw: Tokenizer) -> Tokenizer:
 def build_model(tokenizer: PreTrainedTokenizerFast, family: ModelFamily, *, seed: int) -> Any:
     """1.2 to 1.7 million float32 parameters, drawn from the seed. Heads are 32 wide: vLLM's CPU build takes no less.
 
-    Patches are 14 pixels wide in either family, so that the views of the shapes task have 8 x 8 and 4 x 4 visual tokens.
+    Patches are 14 pixels wide in either family: then the views of the shapes task have 8 x 8 and 4 x 4 visual tokens.
     """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {

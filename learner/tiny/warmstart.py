@@ -134,7 +134,8 @@ def warm_start(
 ) -> None:
     """Train the tiny model from scratch and save it into `output`, ready for vLLM and transformers.
 
-    `family` is its model_type. `progress` is called with the step and its loss. Pictures are drawn by `num_workers` processes, or in this one.
+    `family` is its model_type. `progress` is called with the step and its loss. Pictures are drawn by `num_workers`
+    processes, or in this one.
     """
     style = load_prompt_style("tiny")
     tokenizer = build_tokenizer(tokenizer_corpus(style))

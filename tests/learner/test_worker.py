@@ -17,8 +17,9 @@ from actors.weights.digest import bucket_digest
 from configs.learner import LearnerConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.batches.collate import Collator
+from learner.families.lookup import read_shape
 from learner.loss import LossInputs, grpo_loss
-from learner.memory import language_bytes, read_shape
+from learner.memory import language_bytes
 from learner.model import load_policy, token_logprobs
 from learner.state.checkpoint import CheckpointFolder
 from learner.sync.resident import find_resident

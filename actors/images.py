@@ -104,7 +104,7 @@ class ViewSpec:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={model.path!r} is invalid: its config.json has no vision_config with patch_size and "
-                "spatial_merge_size; give a folder of the Qwen2.5-VL family"
+                "spatial_merge_size; give a folder of a vision-language model"
             ) from error
         preprocessor = Path(model.path) / "preprocessor_config.json"
         processor = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}

@@ -36,6 +36,7 @@ from cluster.stopping import Stopping
 from cluster.viewer.cli import report, view
 from configs.load import load_config
 from configs.paths import resolve_paths
+from learner.families.lookup import find_family
 
 app = typer.Typer(
     name="visionthink",
@@ -127,13 +128,16 @@ def train(
 def warmstart(
     out: Annotated[Path, typer.Option(help="Output folder for the model.")] = Path("runs/warmstart"),
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
+    batch_size: Annotated[int, typer.Option(help="Episodes per step.")] = 128,
     seed: Annotated[int, typer.Option(help="Random seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
     num_workers: Annotated[int, typer.Option(help="Data-loading processes; 0 loads in the main process.")] = 0,
+    family: Annotated[str, typer.Option(help="Family of the model: qwen2_5_vl or qwen3_vl.")] = "qwen2_5_vl",
     as_json: Json = False,
 ) -> None:
     """Train the tiny model (configs/tiny) from scratch on supervised episodes, and evaluate it."""
     with report_errors():
+        find_family({"model_type": family}, f"--family={family}")
         from rich.progress import Progress
 
         from learner.tiny.probe import probe, probe_rows
@@ -145,7 +149,16 @@ def warmstart(
             def shown(step: int, loss: float) -> None:
                 progress.update(bar, completed=step + 1, description=f"warm start, loss {loss:.3f}")
 
-            warm_start(out, seed=seed, steps=steps, device=device, num_workers=num_workers, progress=shown)
+            warm_start(
+                out,
+                family=family,
+                seed=seed,
+                steps=steps,
+                batch_size=batch_size,
+                device=device,
+                num_workers=num_workers,
+                progress=shown,
+            )
         figures = probe(out, probe_rows(600, seed=seed + 1), device=device)
         for name, figure in figures.items():
             console.print(f"{name:40} {figure:.3f}", highlight=False)

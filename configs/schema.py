@@ -44,7 +44,7 @@ class RunConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     path: str = "configs/tiny"
-    """Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL family), or a name on the Hub:
+    """Hugging Face folder with config.json, safetensors and tokenizer (Qwen2.5-VL or Qwen3-VL), or a name on the Hub:
     `org/name` or `org/name@revision`."""
     load: Literal["weights", "random"] = "weights"
     """`weights` loads the checkpoint. `random` initializes from config.json alone, to measure speed and memory."""

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from learner.hf_files import name_in_files
+from learner.families.lookup import family_of_folder
 from learner.hf_folder import save_hf
 from learner.state.checkpoint import CheckpointFolder
 from learner.state.share_files import SavedLearner
@@ -51,8 +51,9 @@ def _weights(saved: SavedLearner, model: Path, dtype: torch.dtype) -> Iterator[t
         yield name.removeprefix(POLICY), torch.from_numpy(array).to(dtype)
     if any(name.startswith(f"{POLICY}{VISION}") for name in saved.shapes):
         return
+    prefix = family_of_folder(model).name_in_files(VISION)
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
-                if name.startswith(name_in_files(VISION)):
+                if name.startswith(prefix):
                     yield name, tensors.get_tensor(name).to(dtype)

@@ -1,4 +1,4 @@
-"""Hugging Face files: names of parameters in them, and tensors written to safetensors files of bounded size."""
+"""Tensors written to safetensors files of bounded size."""
 
 from __future__ import annotations
 
@@ -11,18 +11,8 @@ from torch import Tensor
 
 from actors.errors import CheckpointError
 
-RENAMED_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
-"""Of a parameter in memory, and in the files."""
 SHARD_BYTES = 2 << 30
 """A file is closed at this size, which bounds the host memory needed to save a model of any size."""
-
-
-def name_in_files(name: str) -> str:
-    """Name of a parameter of Qwen2_5_VLForConditionalGeneration in the files of a model, and for vLLM."""
-    for prefix, renamed in RENAMED_PREFIXES:
-        if name.startswith(prefix):
-            return renamed + name.removeprefix(prefix)
-    return name
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.hf_files import name_in_files, write_shards
+from learner.families.lookup import family_of_folder
+from learner.hf_files import write_shards
 
 COPIED_FILES = (
     "config.json",
@@ -37,7 +38,8 @@ def save_hf(parameters: Iterable[tuple[str, Tensor]], folder: Path, *, source: P
             shutil.copyfile(source / name, folder / name)
     for stale in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
         stale.unlink()
-    named = ((name_in_files(name), tensor) for name, tensor in parameters)
+    family = family_of_folder(source)
+    named = ((family.name_in_files(name), tensor) for name, tensor in parameters)
     weight_map = write_shards(named, folder, "model")
     shards = [folder / name for name in dict.fromkeys(weight_map.values())]
     if len(shards) == 1:

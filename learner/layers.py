@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from learner.fusing import fuse
 
@@ -44,8 +44,7 @@ def gated_gradients(gradient: Tensor, gate: Tensor, values: Tensor) -> tuple[Ten
 
 fused_gated = fuse(gated, tokens_at=(-2, -2))
 fused_gated_gradients = fuse(gated_gradients, tokens_at=(-2, -2, -2))
-rotary = qwen.apply_rotary_pos_emb
-fused_rotary = fuse(rotary, tokens_at=(-2, -2, -2, -2))
+fused_rotary = fuse(apply_rotary_pos_emb, tokens_at=(-2, -2, -2, -2))
 
 
 class Gated(torch.autograd.Function):
@@ -107,13 +106,12 @@ class NarrowLinear(nn.Linear):
         return F.linear(input, F.pad(self.weight, (0, -self.in_features % ALIGNMENT)), self.bias)
 
 
-def use_fused_layers(model: Any) -> None:
-    """Swap the classes of a model's norms and MLPs, and for all models the rotation of queries and keys."""
-    qwen.apply_rotary_pos_emb = Rotary.apply
+def use_fused_layers(model: Any, *, norms: tuple[type, ...], gated_mlps: tuple[type, ...]) -> None:
+    """Swap these classes of a model's norms and MLPs."""
     for module in model.modules():
-        if isinstance(module, qwen.Qwen2_5_VLRMSNorm):
+        if isinstance(module, norms):
             module.__class__ = FusedRMSNorm
-        elif isinstance(module, qwen.Qwen2_5_VLMLP | qwen.Qwen2MLP):
+        elif isinstance(module, gated_mlps):
             assert isinstance(module.act_fn, SiLUActivation | nn.SiLU), type(module.act_fn)
             module.__class__ = GatedMLP
             if module.down_proj.in_features % ALIGNMENT:

@@ -8,12 +8,11 @@ against measured runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from actors.config_json import text_settings, vision_settings
 from configs.learner import LearnerConfig
 
 TOLERANCE = 0.1
@@ -24,12 +23,9 @@ REDUCE_BUCKET = 500_000_000
 """Gradients reduced at a time under ZeRO-1 and 2, DeepSpeed's default."""
 MAX_LOGITS, LOGIT_BYTES = 2**27, 17
 """Logits of a chunk of the output layer (`learner.scoring`), and their bytes with what is derived from them."""
-KEPT_WIDTHS, KEPT_WIDTHS_OF_BLOCK, KEPT_INTERMEDIATES = 8, 14, 3
-"""Values that a layer of the language model, or a block of the tower, keeps per token for its backward pass: in widths
-(its input, the sum in its middle, both normalised, queries, attended values, and keys and values by segment; a block
-has as many keys and values as queries, and those before the rotation, too), and in intermediate widths (gate, values,
-product)."""
 PATCHES_PER_TOKEN = 4
+FEATURE_BYTES = 8
+"""Of a value of a visual token's features: float32, and its gradient, which adds up over micro-batches."""
 MARGIN = 0.05
 """Share of the device's memory that stays free, for what lies between blocks of memory and what is not estimated."""
 SMALL_VISION_PASS = 1024
@@ -42,20 +38,17 @@ class Stack:
 
     depth: int
     width: int
-    intermediate: int
+    query_width: int
+    """Of all heads together."""
     layer: int
     """Parameters of one."""
-    kept_widths: int
-
-    @property
-    def kept(self) -> int:
-        """Values per token that one layer keeps for its backward pass."""
-        return self.kept_widths * self.width + KEPT_INTERMEDIATES * self.intermediate
+    kept: int
+    """Values per token that one layer keeps for its backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What the memory of a Qwen2.5-VL model depends on."""
+    """What the memory and the speed of a model depend on; read by its family (`learner.families.lookup.read_shape`)."""
 
     text: Stack
     vision: Stack
@@ -63,6 +56,12 @@ class ModelShape:
     num_parameters: int
     kv_width: int
     """Values of a token's key in a layer, and as many of its value."""
+    num_features: int
+    """Features of a visual token, as wide as the language model: the tower's last, and those for layers further in."""
+    window_patches: int
+    """Patches that a block of the tower attends to, unless it attends to the whole picture."""
+    whole_share: float
+    """Of the blocks that do."""
 
     @property
     def embedding(self) -> int:
@@ -114,56 +113,6 @@ def learns_in_rounds(config: LearnerConfig) -> bool:
     backward pass brings all gradients there, so that the fewest are best.
     """
     return config.train_vision and config.zero_stage < 3 and not config.offload_optimizer
-
-
-def read_shape(config: Mapping[str, Any]) -> ModelShape:
-    """The shape in a config.json of either layout.
-
-    Raises:
-        ValueError: a number of it is missing, or is none.
-    """
-    try:
-        return _shape(config, text_settings(config), vision_settings(config))
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        missing = f"has no {error}" if isinstance(error, KeyError) else f"has an invalid size ({error})"
-        raise ValueError(f"config.json {missing}: give a model folder of the Qwen2.5-VL family") from error
-
-
-def _shape(config: Mapping[str, Any], given: Mapping[str, Any], vision: Mapping[str, Any]) -> ModelShape:
-    width, inner, heads = given["hidden_size"], given["intermediate_size"], given["num_attention_heads"]
-    keys = width // heads * (given.get("num_key_value_heads") or heads)
-    attention = 2 * width * width + width + 2 * (width * keys + keys)
-    text = Stack(
-        depth=given["num_hidden_layers"],
-        width=width,
-        intermediate=inner,
-        layer=attention + 3 * width * inner + 2 * width,
-        kept_widths=KEPT_WIDTHS,
-    )
-    tower, hidden = _tower(vision)
-    unit = vision["spatial_merge_size"] ** 2 * hidden
-    merger = hidden + unit * unit + unit + unit * width + width
-    patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2 * hidden
-    is_tied = config.get("tie_word_embeddings") or given.get("tie_word_embeddings")
-    return ModelShape(
-        text=text,
-        vision=tower,
-        vocabulary=given["vocab_size"],
-        kv_width=keys,
-        num_parameters=text.depth * text.layer
-        + width
-        + (1 if is_tied else 2) * given["vocab_size"] * width
-        + tower.depth * tower.layer
-        + merger
-        + patch,
-    )
-
-
-def _tower(vision: Mapping[str, Any]) -> tuple[Stack, int]:
-    width, inner = vision["hidden_size"], vision["intermediate_size"]
-    layer = 4 * width * width + 4 * width + 3 * width * inner + 2 * inner + width + 2 * width
-    depth, kept = vision["depth"], KEPT_WIDTHS_OF_BLOCK
-    return Stack(depth=depth, width=width, intermediate=inner, layer=layer, kept_widths=kept), width
 
 
 def rank_bytes(
@@ -242,7 +191,8 @@ def tower_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int)
 
 def vision_bytes(shape: ModelShape, num_visual_tokens: int, item: int) -> int:
     """Activations of a pass of the tower; `item` is the bytes of a value."""
-    return item * PATCHES_PER_TOKEN * num_visual_tokens * shape.vision.depth * shape.vision.kept
+    features = FEATURE_BYTES * num_visual_tokens * shape.num_features * shape.text.width
+    return item * PATCHES_PER_TOKEN * num_visual_tokens * shape.vision.depth * shape.vision.kept + features
 
 
 def language_bytes(shape: ModelShape, num_tokens: int, item: int, *, num_kept: int) -> int:
@@ -262,20 +212,12 @@ def layers_that_fit(shape: ModelShape, num_tokens: int, item: int, *, room: int)
     return next(fits, 0)
 
 
-def memory_problem(model: Mapping[str, Any], config: LearnerConfig, *, in_bfloat16: bool, gpu_bytes: int) -> str | None:
+def memory_message(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, gpu_bytes: int) -> str | None:
     """Message for a learner that does not fit its GPU even if the estimate is too high; None if it may fit.
 
     Args:
-        model: config.json of the model.
         gpu_bytes: memory of the whole GPU, of which a rank has the part that learner.num_gpus says.
     """
-    if model.get("model_type") != "qwen2_5_vl":
-        return None
-    return memory_message(read_shape(model), config, in_bfloat16=in_bfloat16, gpu_bytes=gpu_bytes)
-
-
-def memory_message(shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, gpu_bytes: int) -> str | None:
-    """As `memory_problem`, of a shape that was read."""
     room = int(gpu_bytes * min(1.0, config.num_gpus))
 
     def parts_of(settings: LearnerConfig) -> dict[str, int]:

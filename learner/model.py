@@ -1,12 +1,11 @@
 """The policy: loading, and log-probabilities of its completions.
 
 Legend: B rows of T tokens (a packed sequence is one row), N predicted (completion) tokens, M image placeholders, S
-visual tokens of the views of a piece, W width of the language model.
+visual tokens of the views of a piece, W width of the language model, F values of a visual token's features.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,15 +13,16 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
+from actors.config_json import read_config_json
 from learner.attention import use_packed_attention
 from learner.batches.collate import MicroBatch, VisionPass
 from learner.batches.segments import Segments
-from learner.layers import use_fused_layers
+from learner.families.architectures import architecture_of, encode_views
+from learner.families.lookup import find_family
 from learner.scoring import ScoringHead
-from learner.vision import PatchProjection, encode_views, install_fast_vision_attention
 from learner.zero.loading import CheckpointWeights, RandomWeights, fill
 
 
@@ -34,7 +34,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     seed: int = 0,
     construction: AbstractContextManager[object] | None = None,
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> Any:
     """The model of a local Hugging Face folder, in training mode, with the layers that `use_fast_layers` puts in.
 
     Args:
@@ -51,8 +51,7 @@ def load_policy(
     # The library's own initialization would draw whole parameters, only to be overwritten.
     with no_init_weights(), torch.device(device), construction or nullcontext():
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    assert isinstance(model, Qwen2_5_VLForConditionalGeneration), type(model)
-    if "sliding_attention" in model.config.text_config.layer_types:
+    if "sliding_attention" in getattr(model.config.text_config, "layer_types", ()):
         raise ValueError(f"model.path={str(path)!r} is invalid: sliding-window attention is not supported")
     model.tie_weights()
     if load == "random":
@@ -69,23 +68,21 @@ def load_policy(
 def _check_family(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.path={str(folder)!r} is invalid: no config.json there; give a local model folder")
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_config_json(folder)
     if "auto_map" in settings:
         raise ValueError(
             f"model.path={str(folder)!r} is invalid: its config.json has auto_map, which would run third-party code"
         )
-    if settings.get("model_type") != "qwen2_5_vl":
-        found = settings.get("model_type")
-        raise ValueError(f"model.path={str(folder)!r} is invalid: model_type must be qwen2_5_vl, not {found!r}")
+    find_family(settings, f"model.path={str(folder)!r}")
 
 
-def use_fast_layers(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def use_fast_layers(model: Any) -> None:
     """Replace attention, norms, patch projection and output layer by our own; weights are unchanged."""
-    install_fast_vision_attention()
+    architecture = architecture_of(model)
+    architecture.install()
     use_packed_attention(model.model.language_model)
-    model.model.visual.patch_embed.proj.__class__ = PatchProjection
     model.lm_head.__class__ = ScoringHead
-    use_fused_layers(model)
+    architecture.use_fast_layers(model)
 
 
 def hidden_states(
@@ -93,35 +90,35 @@ def hidden_states(
     token_ids_BT: Tensor,
     positions_3BT: Tensor,
     placeholder_at_M: Tensor,
-    features_MW: Tensor,
+    features_MF: Tensor,
     segments: Segments | None = None,
 ) -> Tensor:
-    """Last hidden states [B * T, W] of rows whose image placeholders, by flat index, are replaced by these features.
+    """Last hidden states [B * T, W] of rows with these features of the pictures at the placeholders, by flat index.
 
     Without segments, rows are padded on the right: attention is causal, so that no token sees padding.
     """
     language = model.model.language_model
     embeddings_BTW = language.embed_tokens(token_ids_BT)
     width = embeddings_BTW.shape[-1]
-    merged = embeddings_BTW.reshape(-1, width).index_copy(0, placeholder_at_M, features_MW.to(embeddings_BTW.dtype))
+    shown, *deep = features_MF.to(embeddings_BTW.dtype).split(width, dim=1)
+    merged = embeddings_BTW.reshape(-1, width).index_copy(0, placeholder_at_M, shown)
     hidden_BTW: Tensor = language(
         inputs_embeds=merged.reshape(embeddings_BTW.shape),
         position_ids=positions_3BT,
-        # The masks, complete: the library makes none, and does not look for packed rows in the positions.
-        attention_mask={"full_attention": None},
         use_cache=False,
         segments=segments,
+        **architecture_of(model).language_inputs(placeholder_at_M, deep),
     ).last_hidden_state
     return hidden_BTW.reshape(-1, width)
 
 
 def token_logprobs(
-    model: Any, batch: MicroBatch, features_SW: Tensor, *, temperature: float, forbidden_ids: Sequence[int]
+    model: Any, batch: MicroBatch, features_SF: Tensor, *, temperature: float, forbidden_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each completion token and entropy of the distribution it came from, [N] float32 each.
 
     The distribution is the sampler's: logits over temperature, forbidden ids left out. `model` is one that
-    `load_policy` gave, `features_SW` what its tower made of the piece's vision passes. Each module of the language
+    `load_policy` gave, `features_SF` what its tower made of the piece's vision passes. Each module of the language
     model is called once, whatever the batch holds.
     """
     hidden_NW = hidden_states(
@@ -129,7 +126,7 @@ def token_logprobs(
         batch.token_ids_T[None],
         batch.positions_3T[:, None],
         batch.placeholder_at_M,
-        features_SW.index_select(0, batch.feature_of_M),
+        features_SF.index_select(0, batch.feature_of_M),
         batch.segments,
     )[batch.predicted_from_N]
     forbidden = torch.tensor(list(forbidden_ids), dtype=torch.long, device=hidden_NW.device)
@@ -149,14 +146,12 @@ class Policy(nn.Module):
     @overload
     def forward(self, batch: VisionPass) -> Tensor: ...
     @overload
-    def forward(self, batch: MicroBatch, features_SW: Tensor) -> tuple[Tensor, Tensor]: ...
-    def forward(self, batch: VisionPass | MicroBatch, features_SW: Tensor | None = None) -> Any:
-        """Features [visual tokens of the pass, W], or the scores of `token_logprobs`."""
+    def forward(self, batch: MicroBatch, features_SF: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, batch: VisionPass | MicroBatch, features_SF: Tensor | None = None) -> Any:
+        """Features [visual tokens of the pass, F], or the scores of `token_logprobs`."""
         if isinstance(batch, VisionPass):
-            return encode_views(
-                self.model.model.visual, batch.patches_PD, batch.grids, recomputes_blocks=batch.recomputes_blocks
-            )
-        assert features_SW is not None, "a micro-batch needs the features of its pictures"
+            return encode_views(self.model, batch.patches_PD, batch.grids, recomputes_blocks=batch.recomputes_blocks)
+        assert features_SF is not None, "a micro-batch needs the features of its pictures"
         return token_logprobs(
-            self.model, batch, features_SW, temperature=self.temperature, forbidden_ids=self.forbidden_ids
+            self.model, batch, features_SF, temperature=self.temperature, forbidden_ids=self.forbidden_ids
         )

@@ -17,7 +17,8 @@ from actors.prompts import vision_token_ids
 from configs.learner import LearnerConfig
 from configs.schema import ModelConfig
 from learner.engine import ShardedForward, construction
-from learner.memory import memory_problem, read_shape
+from learner.families.lookup import read_shape
+from learner.memory import memory_message
 from learner.model import Policy, load_policy
 from learner.recompute import Recomputation, device_room
 from learner.zero.sharding import learner_settings, part_sizes, reference_settings
@@ -70,8 +71,8 @@ class Policies:
         """
         if self._device.type != "cuda":
             return
-        problem = memory_problem(
-            self._config_json,
+        problem = memory_message(
+            read_shape(self._config_json),
             self._config,
             in_bfloat16=self.dtype == torch.bfloat16,
             gpu_bytes=torch.cuda.mem_get_info()[1],

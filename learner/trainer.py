@@ -7,7 +7,8 @@ backward pass of its last micro-batch goes on through the tower: DeepSpeed handl
 Otherwise every pass is encoded a second time when its gradient is known, so that memory holds the activations of one
 pass, and not beside those of a micro-batch.
 
-Legend: N generated tokens of a micro-batch, S visual tokens of the views of a round, W width of the language model.
+Legend: N generated tokens of a micro-batch, S visual tokens of the views of a round, W values of a visual token's
+features: the width of the language model, once more for each deep-stack feature.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The vision tower of Qwen2.5-VL, with few calls for all of its windows.
+"""What vision towers are made of, with few calls for all of their pictures (`learner.families` puts it together).
 
-The library's tower attends to one image or window after the other in a Python loop and works out the same indices at
+The library's towers attend to one image or window after the other in a Python loop and work out the same indices at
 every call. Here one call attends to all windows (flash attention on a GPU), or to all segments of one length, and what
 depends on an image's grid alone is worked out once per grid. The numbers are the library's own
 (tests/learner/test_model.py compares them).
 
 Legend: V views of one size, H and W their sides in pixels, P patches, D values of a patch, S visual tokens (merged
-patches), E width of the tower, W width of the language model, N segments of one length, L their length, A attention
+patches), E width of the tower, N segments of one length, L their length, A attention
 heads, K width of a head.
 """
 
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.images import View_HW3, ViewSpec
 from learner.attention import varlen_attention
@@ -153,11 +152,6 @@ def _grouped_attention(packed_3PAK: Sequence[Tensor], windows: GroupedWindows, s
     return out if windows.inverse_P is None else out[windows.inverse_P]
 
 
-def install_fast_vision_attention() -> None:
-    """Make every Qwen2.5-VL vision tower of this process attend by `fast_attention`. Repeating it changes nothing."""
-    qwen.Qwen2_5_VLVisionAttention.forward = fast_attention
-
-
 class PatchProjection(nn.Conv3d):
     """The patch embedding as the matrix product that it is: each patch is one kernel's worth of values."""
 
@@ -249,32 +243,16 @@ def rotate(values: Tensor, cos_PK: Tensor, sin_PK: Tensor) -> Tensor:
     return rotated
 
 
-def encode_views(visual: Any, patches_PD: Tensor, grids: Sequence[Grid], *, recomputes_blocks: bool = False) -> Tensor:
-    """Embeddings [S, W] of pictures, one after the other, by the submodules of the tower `visual`.
+def whole_pictures(grids: Sequence[Grid], device: torch.device) -> Windows:
+    """Every frame attends to itself. Pictures of one size are adjacent, and their kernel is the faster one for long
+    segments."""
+    return group_segments([rows * columns for frames, rows, columns in grids for _ in range(frames)], device)
 
-    `recomputes_blocks` keeps only the inputs of blocks for the backward pass.
-    """
-    config, device = visual.config, patches_PD.device
-    merge_size = config.spatial_merge_size
-    window_tokens = config.window_size // merge_size // config.patch_size
-    layouts = [grid_layout(grid, merge_size=merge_size, window_tokens=window_tokens) for grid in grids]
-    firsts = np.cumsum([0, *(len(layout.window_order_S) for layout in layouts)])
-    order = np.concatenate([layout.window_order_S + first for layout, first in zip(layouts, firsts, strict=False)])
-    order_S, inverse_S, coordinates = (
-        torch.from_numpy(each).to(device)
-        for each in (order, np.argsort(order), np.concatenate([layout.coordinates_P2 for layout in layouts]))
-    )
-    embeddings = rotary_embeddings(coordinates, config.hidden_size // config.num_heads)
-    hidden_PE = visual.patch_embed(patches_PD)
-    windowed = cut_windows([length for layout in layouts for length in layout.window_lengths], device, hidden_PE.dtype)
-    # Pictures of one size are adjacent, and their kernel is the faster one for long segments.
-    whole = group_segments([rows * columns for frames, rows, columns in grids for _ in range(frames)], device)
 
-    unit = merge_size**2
-    hidden_PE = hidden_PE.reshape(len(order), unit, -1)[order_S].reshape(len(hidden_PE), -1)
-    for index, block in enumerate(visual.blocks):
-        windows = whole if index in config.fullatt_block_indexes else windowed
-        run = partial(block, cu_seqlens=None, position_embeddings=embeddings, windows=windows)
-        hidden_PE = checkpoint(run, hidden_PE, use_reentrant=False) if recomputes_blocks else run(hidden_PE)
-    merged: Tensor = visual.merger(hidden_PE)[inverse_S]
-    return merged
+def run_block(
+    block: Any, hidden_PE: Tensor, embeddings: tuple[Tensor, Tensor], windows: Windows, *, recomputes: bool
+) -> Tensor:
+    """A block of the tower, [P, E] -> [P, E]; one that `recomputes` keeps its input alone for the backward pass."""
+    run = partial(block, cu_seqlens=None, position_embeddings=embeddings, windows=windows)
+    result: Tensor = checkpoint(run, hidden_PE, use_reentrant=False) if recomputes else run(hidden_PE)
+    return result

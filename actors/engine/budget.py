@@ -36,6 +36,8 @@ class ModelWidths:
     vision_intermediate: int
     merge_size: int
     """Patches per side of a visual token."""
+    num_features: int = 1
+    """Features of a visual token, each as wide as the language model: more than one with deep-stack features."""
 
     @classmethod
     def from_model(cls, path: str) -> Self:
@@ -45,7 +47,7 @@ class ModelWidths:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"model.path={path!r} is invalid: its config.json has no {error}; "
-                "give a folder of the Qwen2.5-VL family"
+                "give a folder of a vision-language model"
             ) from error
 
     @classmethod
@@ -58,7 +60,13 @@ class ModelWidths:
             vision_hidden=int(vision["hidden_size"]),
             vision_intermediate=int(vision["intermediate_size"]),
             merge_size=int(vision["spatial_merge_size"]),
+            num_features=1 + len(vision.get("deepstack_visual_indexes", ())),
         )
+
+    @property
+    def features(self) -> int:
+        """Values of a visual token's features."""
+        return self.num_features * self.hidden
 
     @property
     def values_per_token(self) -> int:
@@ -107,7 +115,7 @@ def token_budget(
     # The full view and the quarter of every group in flight: each is shown again in every turn of the group.
     wanted = rollout.max_groups_in_flight * (view + view // 4)
     memory = rollout.kv_cache_gib * 2**30 * CPU_CACHE_SHARE if gpu_memory is None else gpu_memory * CACHE_SHARE
-    cache = max(per_step, min(wanted, int(memory / (widths.hidden * bytes_per_value))))
+    cache = max(per_step, min(wanted, int(memory / (widths.features * bytes_per_value))))
     return TokenBudget(per_step=per_step, encoder_per_step=per_step, encoder_cache=cache)
 
 

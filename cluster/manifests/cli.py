@@ -18,7 +18,8 @@ from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors
 from configs.load import load_config
 from configs.paths import find_folder
 from configs.schema import Config
-from learner.memory import ModelShape, read_shape
+from learner.families.lookup import find_shape
+from learner.memory import ModelShape
 
 cluster_app = typer.Typer(no_args_is_help=True, help="Plan a cluster for a config and write its manifests.")
 
@@ -128,8 +129,7 @@ def _write(text: str, out: Path | None, kind: Kind, as_json: bool) -> None:
 def _shape(config: Config) -> ModelShape | None:
     """The policy's shape where its config.json is on this machine and of a known family."""
     try:
-        content = read_config_json(find_folder(config.model.path, Path.cwd()))
-        return read_shape(content) if content.get("model_type") == "qwen2_5_vl" else None
+        return find_shape(read_config_json(find_folder(config.model.path, Path.cwd())))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from actors.config_json import read_config_json
 from cluster.manifests.render import Kind, Request, default_target, render
 from configs.load import load_config
 from configs.paths import ROOT
-from learner.memory import read_shape
+from learner.families.lookup import read_shape
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -84,7 +84,7 @@ def engine_process(shape: ModelShape, widths: ModelWidths, spec: ViewSpec, confi
 
 def _step_bytes(widths: ModelWidths, shape: ModelShape, budget: TokenBudget, item: int) -> int:
     """Activations of an engine step, cached pictures, and logits of every turn in float32."""
-    return item * (widths.values_per_token * budget.per_step + widths.hidden * budget.encoder_cache)
+    return item * (widths.values_per_token * budget.per_step + widths.features * budget.encoder_cache)
 
 
 def rank_process(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> tuple[Process, Kept]:

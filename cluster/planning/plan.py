@@ -18,7 +18,8 @@ from cluster.planning.speed import StepTime, step_time
 from cluster.planning.workload import CHARACTERS_PER_TOKEN, Workload, workload_of
 from cluster.runtime.placement import capacity_problem, place
 from configs.schema import Config
-from learner.memory import GIB, Kept, expected_bytes, read_shape
+from learner.families.lookup import read_shape
+from learner.memory import GIB, Kept, expected_bytes
 
 UNDECIDED_SHARE = 0.71
 """Of the answers, which rules in front of an LLM leave to it (`docs/benchmarks.md`, the rules as a judge: 0.288)."""

@@ -162,5 +162,5 @@ def _cpu_play_s(config: Config, work: Workload) -> float:
 
 
 def megapixels(work: Workload) -> float:
-    """Of a full view, whose visual tokens have 28 pixels a side."""
-    return work.visual_tokens * 28**2 / 1e6
+    """Of a full view."""
+    return work.visual_tokens * work.token_side**2 / 1e6

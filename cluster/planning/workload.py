@@ -17,8 +17,6 @@ from learner.memory import PATCHES_PER_TOKEN, Load, ModelShape, learns_in_rounds
 CHARACTERS_PER_TOKEN = 4
 QUESTION_TOKENS = 15
 """Of a question, and of the marks around the parts of a prompt."""
-WINDOW_PATCHES, WHOLE_SHARE = 64, 1 / 8
-"""Qwen2.5-VL's tower attends inside windows of 8 x 8 patches, in one of eight blocks to the whole picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +25,8 @@ class Workload:
 
     visual_tokens: int
     """Of a full view."""
+    token_side: int
+    """Pixels of a visual token's side."""
     text_tokens: int
     """Of a first prompt beside its picture: system text, question, tool."""
     second_text_tokens: int
@@ -123,7 +123,7 @@ class Workload:
 def language_flops(shape: ModelShape, tokens: float, pairs: float) -> float:
     """A forward pass through the layers."""
     text = shape.text
-    return 2 * text.depth * text.layer * tokens + 4 * text.width * text.depth * pairs
+    return 2 * text.depth * text.layer * tokens + 4 * text.query_width * text.depth * pairs
 
 
 def head_flops(shape: ModelShape, tokens: float) -> float:
@@ -134,9 +134,9 @@ def head_flops(shape: ModelShape, tokens: float) -> float:
 def vision_flops(shape: ModelShape, visual_tokens: float) -> float:
     """A forward pass of the tower over one view."""
     tower, patches = shape.vision, PATCHES_PER_TOKEN * visual_tokens
-    seen = WHOLE_SHARE * patches + (1 - WHOLE_SHARE) * min(WINDOW_PATCHES, patches)
+    seen = shape.whole_share * patches + (1 - shape.whole_share) * min(shape.window_patches, patches)
     unit = PATCHES_PER_TOKEN * tower.width
-    merger = unit * unit + unit * shape.text.width
+    merger = shape.num_features * (unit * unit + unit * shape.text.width)
     return 2 * (tower.depth * tower.layer * patches + merger * visual_tokens) + 4 * tower.width * tower.depth * (
         seen * patches
     )
@@ -154,6 +154,7 @@ def workload_of(
     """The workload of a config, with what is assumed of pictures and replies."""
     return Workload(
         visual_tokens=max(4, round(pixels / token_side**2)),
+        token_side=token_side,
         text_tokens=_num_tokens(style.system + style.user) + QUESTION_TOKENS,
         second_text_tokens=_num_tokens(style.followup),
         turn_tokens=turn_tokens,

@@ -39,7 +39,8 @@ from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
 from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
-from learner.memory import memory_problem
+from learner.families.lookup import find_family, read_shape
+from learner.memory import memory_message
 
 Check = Callable[[], object]
 """Raises on a problem: a ValueError, an OSError or one of our errors."""
@@ -145,7 +146,11 @@ def _folder_lines(config: Config) -> Iterator[str]:
 
 def _model_lines(config: Config) -> Iterator[str]:
     needs_weights = config.model.load == "weights"
-    yield from model_folder_problems("model.path", config.model.path, needs_weights=needs_weights)
+    flaws = list(model_folder_problems("model.path", config.model.path, needs_weights=needs_weights))
+    yield from flaws
+    if not flaws:
+        content = read_json(Path(config.model.path) / "config.json")
+        yield from map(str, raised([lambda: find_family(content, f"model.path={config.model.path!r}")]))
 
 
 def _machine_lines() -> Iterator[str]:
@@ -200,7 +205,7 @@ def _learner_lines(config: Config) -> Iterator[str]:
     if memory is None or any(_model_lines(config)):
         return
     model, in_bfloat16 = read_json(Path(config.model.path) / "config.json"), config.model.dtype == "bfloat16"
-    if problem := memory_problem(model, config.learner, in_bfloat16=in_bfloat16, gpu_bytes=memory):
+    if problem := memory_message(read_shape(model), config.learner, in_bfloat16=in_bfloat16, gpu_bytes=memory):
         yield problem
 
 

@@ -26,7 +26,8 @@ from cluster.runtime.placement import capacity_problem
 from configs.schema import Config
 from judge.trust.check import check_rows, measure
 from judge.trust.goldset import GOLD_FILE, GoldRow, read_gold
-from learner.memory import GIB, ModelShape, read_shape
+from learner.families.lookup import find_shape
+from learner.memory import GIB, ModelShape
 
 NUM_GOLD = 10
 FEWEST_FILES, ENOUGH_FILES = 1024, 8192
@@ -130,8 +131,7 @@ class _Adding:
 
 
 def _shape(config: Config) -> ModelShape | None:
-    model = read_json(Path(config.model.path) / "config.json")
-    return read_shape(model) if isinstance(model, dict) and model.get("model_type") == "qwen2_5_vl" else None
+    return find_shape(read_json(Path(config.model.path) / "config.json"))
 
 
 def _gpu_problems(config: Config) -> Iterator[Exception]:

@@ -1,6 +1,6 @@
 """The sending end of weight sync: fills buckets with the learner's parameters and hands them to a transport.
 
-Names are those of the Hugging Face checkpoints, whatever the library calls the parameters in memory.
+Names are those that the library gives the parameters in memory. vLLM knows them beside those of the published files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
-from learner.hf_files import name_in_files
 from learner.sync.resident import ResidentWeights, find_resident
 from learner.sync.transports import SendingEnd, open_end
 
@@ -36,8 +35,7 @@ class WeightSender:
         self._bucket_bytes = bucket_bytes
         kind = str(dtype).removeprefix("torch.")
         self._tensors = [
-            TensorSpec(name=name_in_files(name), dtype=kind, shape=tuple(map(int, shape)))
-            for name, shape in shapes.items()
+            TensorSpec(name=name, dtype=kind, shape=tuple(map(int, shape))) for name, shape in shapes.items()
         ]
         self._end: SendingEnd | None = None
         self._resident: ResidentWeights | None = None
@@ -147,7 +145,7 @@ def _filled(
     """(index, memory) of each bucket once all its tensors are in it. What the iterable gives is read at once."""
     index, bucket = 0, end.bucket(0)
     for slot, (name, parameter) in zip(layout.slots, parameters, strict=True):
-        assert name_in_files(name) == slot.tensor.name, "parameters come in the order of the layout"
+        assert name == slot.tensor.name, "parameters come in the order of the layout"
         if slot.bucket != index:
             yield index, bucket
             index, bucket = slot.bucket, end.bucket(slot.bucket)

@@ -26,11 +26,12 @@ from actors.prompts import TURN_END, ChatRenderer, PromptStyle
 from actors.tools.registry import RESIZE_ALONE
 from actors.tools.resize import RESIZE, RESIZE_CALL
 from learner.batches.collate import mrope_positions
+from learner.tiny.model import PATCH_SIZE
 from learner.vision import Grid, patchify
 
 Form = Literal["direct", "ask", "plain_quarter", "plain_full"]
 FORMS: tuple[Form, ...] = get_args(Form)
-SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
+SPEC = ViewSpec(patch_size=PATCH_SIZE, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
 FULL_GRID: Grid = (1, SIDE // SPEC.patch_size, SIDE // SPEC.patch_size)
 QUARTER_GRID: Grid = (1, SIDE // SPEC.patch_size // 2, SIDE // SPEC.patch_size // 2)
 THOUGHTS = ("shape", "stripes", "flat")
@@ -127,10 +128,9 @@ class LessonBatch:
     def to(self, device: torch.device) -> LessonBatch:
         return LessonBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
-    @property
-    def patches_PD(self) -> Tensor:
-        """Of all views, in the order of `grids`."""
-        return torch.cat([patchify(views, SPEC) for views in (self.quarters_VHW3, self.fulls_VHW3) if len(views)])
+    def patches_PD(self, spec: ViewSpec) -> Tensor:
+        """Of all views, in the order of `grids`; normalised as in `spec`."""
+        return torch.cat([patchify(views, spec) for views in (self.quarters_VHW3, self.fulls_VHW3) if len(views)])
 
     @property
     def grids(self) -> tuple[Grid, ...]:

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL small enough to be trained from scratch on a CPU and shipped with the code, and its tokenizer.
+"""A Qwen2.5-VL or Qwen3-VL small enough to be trained from scratch on a CPU, and its tokenizer; the former is shipped.
 
 The folder is laid out as the published checkpoints are (configuration, chat template, image processor), so that vLLM
 and transformers load it with no code of ours.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from actors.images import CLIP_MEAN, CLIP_STD
+from learner.families.family import ModelFamily
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -31,7 +32,7 @@ VOCABULARY_SIZE = 512
 """At most; 256 bytes, 13 special tokens and tags, and as many merges as the corpus supports."""
 
 WIDTH, LAYERS = 128, 4
-VISION_WIDTH, VISION_LAYERS = 96, 4
+VISION_WIDTH, VISION_LAYERS, PATCH_SIZE = 96, 4, 14
 INITIALIZER_RANGE = 0.08
 """With the library's 0.02 a model this narrow does not learn stripes in 2,000 steps; with 0.08, in 60."""
 CONTEXT_LENGTH = 2048
@@ -98,8 +99,11 @@ def _with_tags_as_text(raw: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(written))
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """About 1.2 million float32 parameters, drawn from the seed. Heads are 32 wide: vLLM's CPU build takes no less."""
+def build_model(tokenizer: PreTrainedTokenizerFast, family: ModelFamily, *, seed: int) -> Any:
+    """1.2 to 1.7 million float32 parameters, drawn from the seed. Heads are 32 wide: vLLM's CPU build takes no less.
+
+    Patches are 14 pixels wide in either family: then the views of the shapes task have 8 x 8 and 4 x 4 visual tokens.
+    """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
@@ -109,12 +113,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLF
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT_LENGTH,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
         "tie_word_embeddings": True,
         "initializer_range": INITIALIZER_RANGE,
         "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
+        **family.tiny.text,
     }
     vision = {
         "depth": VISION_LAYERS,
@@ -122,14 +126,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLF
         "intermediate_size": 160,
         "num_heads": 3,
         "out_hidden_size": WIDTH,
-        "fullatt_block_indexes": [1, 3],
-        "window_size": 112,
-        "patch_size": 14,
+        "patch_size": PATCH_SIZE,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "initializer_range": INITIALIZER_RANGE,
+        **family.tiny.vision,
     }
-    config = Qwen2_5_VLConfig(
+    config = AutoConfig.for_model(
+        family.model_type,
         text_config=text,
         vision_config=vision,
         tie_word_embeddings=True,
@@ -141,30 +145,35 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2_5_VLF
     config.dtype = torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
 
 
-def save_tiny(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+def save_tiny(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast, family: ModelFamily) -> None:
     """Write everything that vLLM and transformers read, weights as float32 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    processor = {
+    settings = processor_settings(family, patch_size=PATCH_SIZE)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def processor_settings(family: ModelFamily, *, patch_size: int) -> dict[str, Any]:
+    """preprocessor_config.json of a model of the family."""
+    return {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": family.processor,
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-        "min_pixels": 28 * 28,
-        "max_pixels": 448 * 448,
-        "patch_size": 14,
+        "image_mean": list(family.image_mean),
+        "image_std": list(family.image_std),
+        "min_pixels": (2 * patch_size) ** 2,
+        "max_pixels": (32 * patch_size) ** 2,
+        "patch_size": patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

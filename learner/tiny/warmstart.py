@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from actors.data.shapes import COARSE, FINE, Kind, ShapesRow, draw_scene
 from actors.prompts import load_prompt_style
+from learner.families.architectures import architecture_of, encode_views
+from learner.families.lookup import FAMILIES
 from learner.model import hidden_states
-from learner.tiny.lessons import ANSWER_WEIGHT, Form, Lesson, LessonBatch, LessonBook, tokenizer_corpus
+from learner.tiny.lessons import ANSWER_WEIGHT, SPEC, Form, Lesson, LessonBatch, LessonBook, tokenizer_corpus
 from learner.tiny.model import build_model, build_tokenizer, save_tiny
-from learner.vision import encode_views, install_fast_vision_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,9 @@ def draw_lessons(rng: np.random.Generator, stage: Stage, num_rows: int) -> list[
 
 def lesson_states(model: Any, batch: LessonBatch) -> Tensor:
     """Hidden states [B * T, W] of a batch."""
-    features = encode_views(model.model.visual, batch.patches_PD, batch.grids)
+    family = FAMILIES[model.config.model_type]
+    spec = replace(SPEC, mean=family.image_mean, std=family.image_std)
+    features = encode_views(model, batch.patches_PD(spec), batch.grids)
     return hidden_states(model, batch.token_ids_BT, batch.positions_3BT, batch.placeholder_at_M, features)
 
 
@@ -120,6 +123,7 @@ class _Drawer(torch.utils.data.Dataset[LessonBatch]):
 def warm_start(
     output: Path,
     *,
+    family: str = "qwen2_5_vl",
     seed: int = 0,
     steps: int = 2500,
     batch_size: int = 128,
@@ -130,13 +134,14 @@ def warm_start(
 ) -> None:
     """Train the tiny model from scratch and save it into `output`, ready for vLLM and transformers.
 
-    `progress` is called with the step and its loss. Pictures are drawn by `num_workers` processes, or in this one.
+    `family` is its model_type. `progress` is called with the step and its loss. Pictures are drawn by `num_workers`
+    processes, or in this one.
     """
-    install_fast_vision_attention()
     style = load_prompt_style("tiny")
     tokenizer = build_tokenizer(tokenizer_corpus(style))
     book = LessonBook(tokenizer, style)
-    model = build_model(tokenizer, seed=seed)
+    model = build_model(tokenizer, FAMILIES[family], seed=seed)
+    architecture_of(model).install()
     nn.Module.to(model, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     drawer = _Drawer(book, seed=seed, num_steps=steps, batch_size=batch_size)
@@ -152,4 +157,4 @@ def warm_start(
         if progress is not None and (step % 50 == 0 or step == steps - 1):
             progress(step, loss.item())
     nn.Module.to(model, "cpu").eval()
-    save_tiny(output, model, tokenizer)
+    save_tiny(output, model, tokenizer, FAMILIES[family])

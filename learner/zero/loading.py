@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from configs.seeds import derive_seed
-from learner.hf_files import name_in_files
+from learner.families.lookup import family_of_folder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -73,6 +73,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._name_in_files = family_of_folder(folder).name_in_files
         if (folder / INDEX).is_file():
             files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
         else:
@@ -82,7 +83,7 @@ class CheckpointWeights:
         self._found: dict[str, tuple[Any, str]] = {}
         for file in files:
             opened: Any = safe_open(folder / file, framework="pt")
-            self._found |= {name_in_files(key): (opened, key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+            self._found |= {self._name_in_files(key): (opened, key) for key in opened.keys()}  # noqa: SIM118 - no mapping
 
     def check_names(self, model: nn.Module) -> None:
         """Compare with a model's parameters.
@@ -90,8 +91,8 @@ class CheckpointWeights:
         Raises:
             ValueError: a tensor is missing, or is one that the model does not have.
         """
-        known = {name_in_files(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-        wanted = {name_in_files(name) for name, _ in model.named_parameters()}
+        known = {self._name_in_files(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        wanted = {self._name_in_files(name) for name, _ in model.named_parameters()}
         for what, names in (("lacks", wanted - self._found.keys()), ("has unexpected", self._found.keys() - known)):
             if names:
                 others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -103,7 +104,7 @@ class CheckpointWeights:
         Raises:
             ValueError: the tensor has another shape.
         """
-        file, key = self._found[name_in_files(name)]
+        file, key = self._found[self._name_in_files(name)]
         stored = file.get_slice(key)
         if (found := tuple(stored.get_shape())) != shape:
             raise self._flaw(f"has {key} of shape {found}, the model's config.json says {shape}")

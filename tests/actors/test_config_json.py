@@ -10,18 +10,18 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from actors.config_json import read_config_json, text_settings, vision_settings
 from actors.engine.budget import ModelWidths
 from actors.images import ViewSpec
-from cluster.planning.models import find_model, published_model
+from cluster.planning.models import find_model
 from cluster.preflight.model_files import longest_sequence
 from configs.schema import ModelConfig
-from learner.memory import read_shape
+from learner.families.lookup import PUBLISHED, read_shape
 
-PUBLISHED = Path(__file__).parent / "published"
+FOLDERS = Path(__file__).parent / "published"
 SIZES = ("3b", "7b")
 
 
 def published(size):
     """Folder with the config.json of Qwen2.5-VL-3B-Instruct or -7B-Instruct as the Hub has it."""
-    return PUBLISHED / f"qwen2.5-vl-{size}"
+    return FOLDERS / f"qwen2.5-vl-{size}"
 
 
 @pytest.fixture(params=["flat", "nested"])
@@ -44,14 +44,14 @@ def test_the_parameters_of_a_published_file_are_counted_as_the_library_makes_the
 @pytest.mark.parametrize("size", SIZES)
 def test_a_published_file_says_what_is_known_of_its_name(size):
     found = find_model(str(published(size)))
-    assert read_shape(found) == read_shape(published_model(size))
-    assert ModelWidths.from_config(found) == ModelWidths.from_config(published_model(size))
+    assert read_shape(found) == read_shape(PUBLISHED[f"qwen2.5-vl-{size}"])
+    assert ModelWidths.from_config(found) == ModelWidths.from_config(PUBLISHED[f"qwen2.5-vl-{size}"])
 
 
 def test_all_readers_take_both_layouts(folder):
     config = read_config_json(folder)
-    assert read_shape(config) == read_shape(published_model("3b"))
-    assert ModelWidths.from_model(str(folder)) == ModelWidths.from_config(published_model("3b"))
+    assert read_shape(config) == read_shape(PUBLISHED["qwen2.5-vl-3b"])
+    assert ModelWidths.from_model(str(folder)) == ModelWidths.from_config(PUBLISHED["qwen2.5-vl-3b"])
     assert longest_sequence(config) == 128_000
     spec = ViewSpec.from_model(ModelConfig(path=str(folder), min_pixels=56 * 56, max_pixels=10**6))
     assert (spec.patch_size, spec.merge_size, spec.temporal_patch_size) == (14, 2, 2)

@@ -14,6 +14,7 @@ import torch
 
 from learner.batches.family import Family
 from learner.batches.plan import PiecePlan
+from learner.families.lookup import read_shape
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, side: int, repeats: int = 20) -> float:
@@ -51,13 +52,13 @@ def update_flops(
 
 
 def _language(model: Any, families: Iterable[Family]) -> float:
-    config, layers = model.config.text_config, model.model.language_model.layers
+    layers, width = model.model.language_model.layers, read_shape(model.config.to_dict()).text.query_width
     weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
     total = 0.0
     for family in families:
         shared = family.num_shared
         pairs = shared**2 / 2 + sum(length * (shared + length / 2) for length in family.remainders)
-        total += 2 * weights * family.num_tokens + 4 * config.hidden_size * len(layers) * pairs
+        total += 2 * weights * family.num_tokens + 4 * width * len(layers) * pairs
     return total
 
 
@@ -72,12 +73,12 @@ def _vision(model: Any, families: Iterable[Family]) -> float:
     sizes = {key: size for family in families for key, size in family.visual_tokens.items()}.values()
     per_patch = sum(p.numel() for block in tower.blocks for p in block.parameters() if p.ndim == 2)
     per_patch += tower.patch_embed.proj.weight.numel()
-    per_token = sum(p.numel() for p in tower.merger.parameters() if p.ndim == 2)
-    window = unit * (config.window_size // config.patch_size // config.spatial_merge_size) ** 2
-    whole_blocks = len(config.fullatt_block_indexes)
-    total = 0.0
+    mergers = [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
+    per_token = sum(p.numel() for merger in mergers for p in merger.parameters() if p.ndim == 2)
+    shape, total = read_shape(model.config.to_dict()), 0.0
     for size in sizes:
         patches = unit * size
-        seen = whole_blocks * patches + (config.depth - whole_blocks) * min(window, patches)
+        inside = min(shape.window_patches, patches)
+        seen = config.depth * (shape.whole_share * patches + (1 - shape.whole_share) * inside)
         total += 2 * (per_patch * patches + per_token * size) + 4 * config.hidden_size * seen * patches
     return total

@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--episodes", type=int, help="default: 256 of the tiny shape, 64 of a model's")
     parser.add_argument("--group-sizes", type=int, nargs="+", help="default: 8; 8 and 16 of a model's shape")
-    parser.add_argument("--side", type=int, help="pixels of the full view's side; default: 224, or 1008")
+    parser.add_argument("--side", type=int, help="pixels of the full view's side, of 28 a token; default: 224, or 1008")
     parser.add_argument("--words", type=int, help="most generated tokens per turn; default: 28, or 256")
     parser.add_argument("--budget", type=int, help="tokens per micro-batch; default: 8192, or 16384")
     parser.add_argument("--vision-budget", type=int, help="visual tokens per pass of the tower; default: 4096, or 8192")
@@ -255,7 +255,14 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]
     found: dict[str, dict[str, float]] = {"peak": {"matmul_tflops": peak / 1e12}}
     drawn = {
         size: [
-            make_group(seed, group_size=size, size=(chosen.side, chosen.side), num_words=chosen.words, vocab_size=400)
+            make_group(
+                seed,
+                group_size=size,
+                size=(chosen.side, chosen.side),
+                num_words=chosen.words,
+                vocab_size=400,
+                spec=rank._policies.spec,
+            )
             for seed in range(chosen.episodes // size)
         ]
         for size in chosen.group_sizes

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLImageProcessor
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
 from actors.images import ViewSpec
@@ -19,17 +21,51 @@ from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
 from learner.batches.family import share
 from learner.batches.plan import plan_mini_batches
-from learner.vision import encode_views
+from learner.families.architectures import encode_views
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, FIRST_WORD = 5, 6, 3, 4, 10
 FORBIDDEN_IDS = (START_ID, END_ID, IMAGE_ID, VIDEO_ID)
 SPEC = ViewSpec(patch_size=14, merge_size=2, min_pixels=56 * 56, max_pixels=448 * 448)
+HALF = (0.5, 0.5, 0.5)
+SPECS = {
+    "qwen2_5_vl": SPEC,
+    "qwen3_vl": replace(SPEC, patch_size=16, min_pixels=64 * 64, max_pixels=512 * 512, mean=HALF, std=HALF),
+}
+"""By family."""
+TEXT = {
+    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
+    "qwen3_vl": {
+        # Heads of another width than that of the model by their number.
+        "head_dim": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+    },
+}
+VISION = {
+    "qwen2_5_vl": {"fullatt_block_indexes": [1, 3], "window_size": 112},
+    # Fewer places on the grid of positions than some pictures have patches, and more than others.
+    "qwen3_vl": {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 10**2},
+}
+LIBRARY = [
+    (owner, name, getattr(owner, name))
+    for owner, name in (
+        (modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention, "forward"),
+        (modeling_qwen2_5_vl, "apply_rotary_pos_emb"),
+        (modeling_qwen3_vl.Qwen3VLVisionAttention, "forward"),
+        (modeling_qwen3_vl.Qwen3VLTextModel, "_deepstack_process"),
+        (modeling_qwen3_vl, "apply_rotary_pos_emb"),
+    )
+]
+"""What our layers replace for all models of a process, as the library has it."""
 
 
-def small_model(
-    *, width=32, vision_width=32, layers=2, vocab_size=96, seed=0, tied=True
-) -> Qwen2_5_VLForConditionalGeneration:
+def restore_library():
+    """Undo what our layers have replaced."""
+    for owner, name, original in LIBRARY:
+        setattr(owner, name, original)
+
+
+def small_model(*, family="qwen2_5_vl", width=32, vision_width=32, layers=2, vocab_size=96, seed=0, tied=True):
     text = {
         "vocab_size": vocab_size,
         "hidden_size": width,
@@ -38,11 +74,11 @@ def small_model(
         "num_attention_heads": width // 16,
         "num_key_value_heads": 1,
         "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
         "tie_word_embeddings": tied,
         "initializer_range": 0.08,
         "bos_token_id": None,
         "eos_token_id": 2,
+        **TEXT[family],
     }
     vision = {
         "depth": layers,
@@ -50,15 +86,15 @@ def small_model(
         "intermediate_size": 2 * vision_width,
         "num_heads": vision_width // 16,
         "out_hidden_size": width,
-        "fullatt_block_indexes": [1, 3],
-        "window_size": 112,
-        "patch_size": 14,
+        "patch_size": SPECS[family].patch_size,
         "spatial_merge_size": 2,
         "initializer_range": 0.08,
+        **VISION[family],
     }
     torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
+    return AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(
+            family,
             text_config=text,
             vision_config=vision,
             tie_word_embeddings=tied,
@@ -66,7 +102,8 @@ def small_model(
             video_token_id=VIDEO_ID,
             vision_start_token_id=START_ID,
             vision_end_token_id=END_ID,
-        )
+        ),
+        dtype=torch.float32,
     )
 
 
@@ -74,13 +111,14 @@ def draw_words(rng, count, vocab_size):
     return tuple(rng.randrange(FIRST_WORD, vocab_size) for _ in range(count))
 
 
-def draw_crops(rng, size, count):
+def draw_crops(rng, size, count, token_side):
     """Boxes of whole visual tokens."""
-    rows, columns = size[0] // 28, size[1] // 28
+    rows, columns = size[0] // token_side, size[1] // token_side
     for _ in range(count):
         top, left = rng.randrange(rows), rng.randrange(columns)
         bottom, right = rng.randint(top + 1, rows), rng.randint(left + 1, columns)
-        yield Crop(left=left * 28, top=top * 28, right=right * 28, bottom=bottom * 28)
+        left, top, right, bottom = (at * token_side for at in (left, top, right, bottom))
+        yield Crop(left=left, top=top, right=right, bottom=bottom)
 
 
 def make_episode(rng, *, prompts, views, index, num_words, vocab_size) -> Episode:
@@ -116,18 +154,30 @@ def make_episode(rng, *, prompts, views, index, num_words, vocab_size) -> Episod
 
 
 def make_group(
-    seed, *, group_size=4, size=(112, 112), ask_share=0.5, lost=(), num_words=12, vocab_size=96, num_calls=0
+    seed,
+    *,
+    group_size=4,
+    size=(112, 112),
+    ask_share=0.5,
+    lost=(),
+    num_words=12,
+    vocab_size=96,
+    num_calls=0,
+    spec=SPEC,
 ) -> TrainingGroup:
     """G episodes about one picture; rewards at the places in `lost` are missing.
+
+    `size` is that of the picture where visual tokens are 28 pixels wide; with others it has as many of them.
 
     The smaller the vocabulary, the more their replies have in common. An episode makes up to `num_calls` calls between
     the quarter view and the full one: some show a crop, others are refused.
     """
     rng = random.Random(seed)
-    crops = [*draw_crops(rng, size, 2), None] if num_calls else []
+    size = tuple(side // SPEC.token_side * spec.token_side for side in size)
+    crops = [*draw_crops(rng, size, 2, spec.token_side), None] if num_calls else []
     prompts = {}
     for view in ("quarter", "full", *crops):
-        count = tokens_of(view, size, 28) if view is not None else 0
+        count = tokens_of(view, size, spec.token_side) if view is not None else 0
         before, after = draw_words(rng, 4, vocab_size), draw_words(rng, rng.randint(4, 10), vocab_size)
         picture = (START_ID, *[IMAGE_ID] * count, END_ID) if count else ()
         prompts[view] = ((*before, *picture, *after), count)
@@ -156,7 +206,7 @@ def make_group(
             needs_full=None,
             episodes=episodes,
             full_size=size,
-            num_full_tokens=tokens_of("full", size, 28),
+            num_full_tokens=tokens_of("full", size, spec.token_side),
             image_sha256="",
         ),
         rewards=rewards,
@@ -182,24 +232,24 @@ def images_of(plan, groups):
     return [groups[index].image for index in plan.image_groups]
 
 
-def collator_of(images):
-    return Collator(images, SPEC, image_token_id=IMAGE_ID, kernel="padded")
+def collator_of(images, spec=SPEC):
+    return Collator(images, spec, image_token_id=IMAGE_ID, kernel="padded")
 
 
-def collated(piece, images):
+def collated(piece, images, spec=SPEC):
     """The vision passes and the micro-batches of a piece, as tensors."""
-    collator = collator_of(images)
+    collator = collator_of(images, spec)
     passes = [collator.vision_pass(each) for each in piece.vision_passes]
     return passes, [collator.micro_batch(families) for families in piece.micro_batches]
 
 
-def pieces_of(plans, groups):
+def pieces_of(plans, groups, spec=SPEC):
     """(vision passes, micro-batches) of the first mini-batch, per rank."""
-    return [collated(plan.mini_batches[0], images_of(plan, groups)) for plan in plans]
+    return [collated(plan.mini_batches[0], images_of(plan, groups), spec) for plan in plans]
 
 
 def features_of(model, passes):
-    return torch.cat([encode_views(model.model.visual, each.patches_PD, each.grids) for each in passes])
+    return torch.cat([encode_views(model, each.patches_PD, each.grids) for each in passes])
 
 
 def rows_of(plans, mini_batch=0):
@@ -236,12 +286,19 @@ def piece_without_pictures(piece):
     )
 
 
+def library_processor(spec):
+    """The library's image processor, which resizes nothing."""
+    return Qwen2VLImageProcessor(
+        min_pixels=1, max_pixels=10**9, patch_size=spec.patch_size, image_mean=list(spec.mean), image_std=list(spec.std)
+    )
+
+
 def library_logprobs(model, episode, image, *, temperature=1.0):
     """[(position, log-probability, entropy)] of an episode's generated tokens, through the library alone.
 
     Its image processor, its positions, its whole forward pass with all logits: slow, and nothing in it is ours.
     """
-    processor = Qwen2VLImageProcessor(min_pixels=1, max_pixels=10**9)
+    processor = library_processor(SPECS[model.config.model_type])
     views = [cut_view(image, turn.view) for turn in episode.turns if turn.view is not None]
     pictures = processor(images=views, return_tensors="pt")
     token_ids = torch.tensor([episode.token_ids])

@@ -6,37 +6,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from learner.batches.batch import PromptPart, weight_episodes
 from learner.batches.family import share, shared_length
 from learner.batches.segments import choose_kernel, segments_of
+from learner.families.lookup import FAMILIES
 from learner.model import token_logprobs, use_fast_layers
 from tests.learner.builders import (
     FIRST_WORD,
     FORBIDDEN_IDS,
+    SPECS,
     features_of,
     library_logprobs,
     make_group,
     pieces_of,
     plan_of,
+    restore_library,
     small_model,
 )
 
-LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
 FEW_WORDS = FIRST_WORD + 2
 """A vocabulary of two words: replies share their beginnings, or are equal."""
-DRAWN_GROUPS = st.lists(
-    st.builds(
-        make_group,
-        st.integers(0, 10**6),
-        group_size=st.integers(3, 6),
-        size=st.sampled_from([(56, 56), (112, 112), (56, 168), (168, 112)]),
-        ask_share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
-        lost=st.sampled_from([(), (0,), (1, 2)]),
-        num_words=st.integers(2, 20),
-        vocab_size=st.sampled_from([FEW_WORDS, 96]),
-        num_calls=st.sampled_from([0, 2]),
+DRAWN_SETTINGS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 10**6),
+            "group_size": st.integers(3, 6),
+            "size": st.sampled_from([(56, 56), (112, 112), (56, 168), (168, 112)]),
+            "ask_share": st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+            "lost": st.sampled_from([(), (0,), (1, 2)]),
+            "num_words": st.integers(2, 20),
+            "vocab_size": st.sampled_from([FEW_WORDS, 96]),
+            "num_calls": st.sampled_from([0, 2]),
+        }
     ),
     min_size=1,
     max_size=3,
@@ -47,14 +49,10 @@ def rows_alike(seed, **drawn):
     return weight_episodes([(0, make_group(seed, **drawn))], 1)
 
 
-@pytest.fixture(autouse=True)
-def library_attention(monkeypatch):
-    monkeypatch.setattr(qwen.Qwen2_5_VLVisionAttention, "forward", LIBRARY_ATTENTION)
-
-
-def separately(groups, upstream):
+def separately(family, groups, upstream):
     """Objective and gradients of every scored episode alone, through the library."""
-    model, total = small_model(), 0.0
+    restore_library()
+    model, total = small_model(family=family), 0.0
     for group in groups:
         for episode, advantage in zip(group.played.episodes, group.advantages, strict=True):
             if advantage is not None:
@@ -64,12 +62,12 @@ def separately(groups, upstream):
     return total.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def packed(groups, upstream, *, ranks, budget, vision):
+def packed(family, groups, upstream, *, ranks, budget, vision):
     """The same by families, micro-batches and vision passes."""
-    model, found = small_model(), 0.0
+    model, found = small_model(family=family), 0.0
     use_fast_layers(model)
     plans = plan_of(groups, ranks=ranks, budget=budget, vision=vision)
-    for plan, (passes, batches) in zip(plans, pieces_of(plans, groups), strict=True):
+    for plan, (passes, batches) in zip(plans, pieces_of(plans, groups, SPECS[family]), strict=True):
         features = features_of(model, passes)
         leaf = features.detach().requires_grad_()
         for families, batch in zip(plan.mini_batches[0].micro_batches, batches, strict=True):
@@ -84,17 +82,19 @@ def packed(groups, upstream, *, ranks, budget, vision):
     return found, {name: p.grad for name, p in model.named_parameters()}
 
 
-@given(DRAWN_GROUPS, st.integers(1, 3), st.sampled_from([60, 200, 10**6]), st.sampled_from([1, 20, 10**6]))
+@pytest.mark.parametrize("family", FAMILIES)
+@given(DRAWN_SETTINGS, st.integers(1, 3), st.sampled_from([60, 200, 10**6]), st.sampled_from([1, 20, 10**6]))
 @settings(deadline=None, max_examples=12)
-def test_values_and_gradients_are_those_of_each_episode_alone(groups, ranks, budget, vision):
+def test_values_and_gradients_are_those_of_each_episode_alone(family, drawn, ranks, budget, vision):
+    groups = [make_group(**each, spec=SPECS[family]) for each in drawn]
     num_tokens = sum(e.num_generated_tokens for group in groups for e in group.played.episodes)
 
     def upstream(at):
         """A weight that differs between positions."""
         return (1 + at % 7) / num_tokens
 
-    expected, expected_gradients = separately(groups, upstream)
-    found, gradients = packed(groups, upstream, ranks=ranks, budget=budget, vision=vision)
+    expected, expected_gradients = separately(family, groups, upstream)
+    found, gradients = packed(family, groups, upstream, ranks=ranks, budget=budget, vision=vision)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     for name, gradient in gradients.items():
         largest = expected_gradients[name].abs().max().clamp_min(1.0)

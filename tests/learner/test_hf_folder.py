@@ -2,24 +2,36 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from learner import hf_files
+from learner.families.lookup import FAMILIES
 from learner.hf_folder import save_hf
 from tests.learner.builders import save_model, small_model
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_are_those_of_the_librarys_checkpoints(tmp_path, family, tied):
+    model = small_model(family=family, tied=tied)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert {FAMILIES[family].name_in_files(name) for name, _ in model.named_parameters()} == set(file.keys())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 50_000])
-def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch, shard_bytes):
+def test_an_exported_folder_is_one_that_transformers_loads(tmp_path, monkeypatch, family, shard_bytes):
     monkeypatch.setattr(hf_files, "SHARD_BYTES", shard_bytes)
     source, target = tmp_path / "source", tmp_path / "target"
-    model = small_model(seed=0)
-    save_model(source, small_model(seed=1))
+    model = small_model(family=family, seed=0)
+    save_model(source, small_model(family=family, seed=1))
     target.mkdir()
     (target / "model.safetensors").write_bytes(b"of an earlier export")
     save_hf(model.named_parameters(), target, source=source)
-    loaded, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    loaded, report = AutoModelForImageTextToText.from_pretrained(
         target, local_files_only=True, output_loading_info=True
     )
     assert not report["missing_keys"]

@@ -23,7 +23,7 @@ def pair(inner, bias):
         models.append(nn.Sequential(qwen.Qwen2_5_VLRMSNorm(24), mlp, qwen.Qwen2_5_VLRMSNorm(24)))
     models[0][0].weight.data.uniform_(0.5, 2)
     models[1].load_state_dict(models[0].state_dict())
-    use_fused_layers(models[1])
+    use_fused_layers(models[1], norms=(qwen.Qwen2_5_VLRMSNorm,), gated_mlps=(qwen.Qwen2_5_VLMLP,))
     return models
 
 

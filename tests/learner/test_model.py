@@ -4,41 +4,45 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLImageProcessor
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from actors.errors import LearnerError
 from actors.views import shown_size
 from learner import scoring
 from learner.batches.batch import weight_episodes
 from learner.batches.collate import mrope_positions, placeholder_spans
+from learner.families.architectures import architecture_of, encode_views
+from learner.families.lookup import FAMILIES
 from learner.model import Policy, load_policy, token_logprobs, use_fast_layers
 from learner.scoring import FORBIDDEN_LOGIT
-from learner.vision import encode_views, fast_attention, grid_of, install_fast_vision_attention, patchify
+from learner.vision import grid_of, patchify
 from tests.learner.builders import (
     FORBIDDEN_IDS,
     IMAGE_ID,
     SPEC,
+    SPECS,
     collated,
     features_of,
     images_of,
     library_logprobs,
+    library_processor,
     make_group,
     piece_without_pictures,
     pieces_of,
     plan_of,
+    restore_library,
     small_model,
 )
 
-LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
 GRIDS = ((1, 8, 8), (1, 16, 16), (1, 10, 14), (1, 8, 8), (1, 6, 20), (2, 4, 6))
 
 
+of_each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
 @pytest.fixture(autouse=True)
-def library_attention(monkeypatch):
-    """Each test starts from the library's own vision attention."""
-    assert LIBRARY_ATTENTION is not fast_attention
-    monkeypatch.setattr(qwen.Qwen2_5_VLVisionAttention, "forward", LIBRARY_ATTENTION)
+def library_as_it_is():
+    """Each test starts from the library's own layers."""
+    restore_library()
 
 
 def fast(model):
@@ -46,13 +50,9 @@ def fast(model):
     return model
 
 
-def pieces(groups, budget=10**6, **settings):
-    return pieces_of(plan_of(groups, budget=budget, **settings), groups)
-
-
-def one_pass(groups):
+def one_pass(groups, spec=SPEC):
     """One vision pass and one micro-batch."""
-    (((only_pass,), (only_batch,)),) = pieces(groups)
+    (((only_pass,), (only_batch,)),) = pieces_of(plan_of(groups), groups, spec)
     return only_pass, only_batch
 
 
@@ -61,13 +61,21 @@ def scores(model, shown, batch, **settings):
     return token_logprobs(model, batch, features_of(model, [shown]), **settings)
 
 
+@of_each_family
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_the_vision_tower_gives_the_librarys_embeddings_and_gradients(implementation):
-    model = small_model()
+def test_the_vision_tower_gives_the_librarys_features_and_gradients(family, implementation):
+    """Those of deep blocks, too, side by side with the last."""
+    model = small_model(family=family)
     model.set_attn_implementation(implementation)
     tower = model.model.visual
-    patches = torch.randn(sum(t * h * w for t, h, w in GRIDS), 1176)
-    probe = torch.randn(len(patches) // 4, 32)
+    values = 2 * 3 * SPECS[family].patch_size ** 2
+    patches = torch.randn(sum(t * h * w for t, h, w in GRIDS), values)
+
+    def library():
+        out = tower(patches, grid_thw=torch.tensor(GRIDS))
+        return torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or ())], dim=1)
+
+    probe = torch.randn(len(patches) // 4, library().shape[1])
 
     def run(encode):
         tower.zero_grad()
@@ -75,25 +83,30 @@ def test_the_vision_tower_gives_the_librarys_embeddings_and_gradients(implementa
         (embeddings * probe).sum().backward()
         return embeddings.detach(), {name: p.grad.clone() for name, p in tower.named_parameters()}
 
-    expected, expected_grads = run(lambda: tower(patches, grid_thw=torch.tensor(GRIDS)).pooler_output)
-    install_fast_vision_attention()
-    patched, _ = run(lambda: tower(patches, grid_thw=torch.tensor(GRIDS)).pooler_output)
+    expected, expected_grads = run(library)
+    architecture_of(model).install()
+    patched, _ = run(library)
     fast(model)
-    ours, grads = run(lambda: encode_views(tower, patches, GRIDS))
+    ours, grads = run(lambda: encode_views(model, patches, GRIDS))
+    assert (
+        ours.shape[1]
+        == model.config.text_config.hidden_size * FAMILIES[family].read_shape(model.config.to_dict()).num_features
+    )
     torch.testing.assert_close(patched, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected_grads[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("size", [(56, 56), (112, 224), (280, 168)])
-def test_patches_are_those_of_the_librarys_processor(size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    patches = patchify(torch.from_numpy(np.stack([picture, picture[::-1]])), SPEC)
-    theirs = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=10**7)(
-        images=[picture, picture[::-1].copy()], return_tensors="np"
-    )
-    assert grid_of(picture, SPEC) == tuple(theirs["image_grid_thw"][0])
+@of_each_family
+@pytest.mark.parametrize("size", [(2, 2), (4, 8), (10, 6)])
+def test_patches_are_those_of_the_librarys_processor(family, size):
+    spec = SPECS[family]
+    height, width = (tokens * spec.token_side for tokens in size)
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    patches = patchify(torch.from_numpy(np.stack([picture, picture[::-1]])), spec)
+    theirs = library_processor(spec)(images=[picture, picture[::-1].copy()], return_tensors="np")
+    assert grid_of(picture, spec) == tuple(theirs["image_grid_thw"][0])
     assert patches.dtype == torch.float32
     np.testing.assert_allclose(patches.numpy(), theirs["pixel_values"], atol=1e-6)
 
@@ -103,13 +116,17 @@ def test_a_view_that_does_not_divide_into_tokens_is_refused():
         grid_of(np.zeros((57, 56, 3), np.uint8), SPEC)
 
 
+@of_each_family
 @pytest.mark.parametrize(("ask_share", "num_calls"), [(0.0, 0), (0.5, 0), (1.0, 0), (0.5, 3)])
-def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(ask_share, num_calls):
-    model = small_model()
+def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(family, ask_share, num_calls):
+    model, spec = small_model(family=family), SPECS[family]
     sizes = [(112, 112), (56, 224), (168, 112)]
-    groups = [make_group(seed, size=size, ask_share=ask_share, num_calls=num_calls) for seed, size in enumerate(sizes)]
+    groups = [
+        make_group(seed, size=size, ask_share=ask_share, num_calls=num_calls, spec=spec)
+        for seed, size in enumerate(sizes)
+    ]
     plans = plan_of(groups)
-    _, (batch,) = pieces_of(plans, groups)[0]
+    _, (batch,) = pieces_of(plans, groups, spec)[0]
     start = 0
     for family in plans[0].mini_batches[0].micro_batches[0]:
         full_size = groups[family.rows[0].image].played.full_size
@@ -119,7 +136,7 @@ def test_positions_are_those_of_the_librarys_rope_index_in_each_episode_alone(as
             remainder += length
             token_ids = torch.from_numpy(row.token_ids)
             sizes = [shown_size(part.view, full_size) for part in row.prompts if part.view is not None]
-            grids = [(1, height // 14, width // 14) for height, width in sizes]
+            grids = [(1, height // spec.patch_size, width // spec.patch_size) for height, width in sizes]
             expected, _ = model.model.get_rope_index(
                 token_ids[None],
                 mm_token_type_ids=(token_ids == IMAGE_ID).long()[None],
@@ -140,11 +157,12 @@ def test_positions_after_a_picture_continue_behind_its_longer_side():
     ]
 
 
+@of_each_family
 @pytest.mark.parametrize("budget", [300, 10**6])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, temperature):
-    model = small_model()
-    groups = [make_group(1, size=(112, 112)), make_group(2, size=(56, 168), lost=(1,))]
+def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(family, budget, temperature):
+    model, spec = small_model(family=family), SPECS[family]
+    groups = [make_group(1, size=(112, 112), spec=spec), make_group(2, size=(56, 168), lost=(1,), spec=spec)]
     expected = {
         (episode.token_ids, at): (logprob.item(), entropy.item())
         for group in groups
@@ -154,7 +172,7 @@ def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, t
     }
     fast(model)
     (plan,) = plan_of(groups, budget=budget)
-    passes, batches = pieces_of([plan], groups)[0]
+    passes, batches = pieces_of([plan], groups, spec)[0]
     seen = 0
     for families, batch in zip(plan.mini_batches[0].micro_batches, batches, strict=True):
         logprobs, entropies = token_logprobs(
@@ -168,8 +186,9 @@ def test_logprobs_and_entropies_are_those_of_the_librarys_forward_pass(budget, t
     assert seen == len(expected)
 
 
-def test_a_language_model_without_segments_attends_as_the_librarys():
-    model = small_model()
+@of_each_family
+def test_a_language_model_without_segments_attends_as_the_librarys(family):
+    model = small_model(family=family)
     token_ids = torch.randint(10, 96, (3, 17))
     expected = model(input_ids=token_ids).logits
     torch.testing.assert_close(fast(model)(input_ids=token_ids).logits, expected, atol=1e-5, rtol=0)
@@ -207,10 +226,11 @@ def test_the_views_of_a_group_are_encoded_once_and_its_first_picture_is_placed_o
     assert len(batch.feature_of_M.unique()) == 4 + 16
 
 
-def test_pieces_without_a_picture_still_run_every_module_once_forward_and_backward():
+@of_each_family
+def test_pieces_without_a_picture_still_run_every_module_once_forward_and_backward(family):
     """Under ZeRO-3 each of these calls is a collective."""
-    model = fast(small_model())
-    groups = [make_group(1)]
+    model, spec = fast(small_model(family=family)), SPECS[family]
+    groups = [make_group(1, spec=spec)]
     (plan,) = plan_of(groups)
     (piece,) = plan.mini_batches
     calls = []
@@ -220,7 +240,7 @@ def test_pieces_without_a_picture_still_run_every_module_once_forward_and_backwa
     for each, images in ((piece, images_of(plan, groups)), (piece_without_pictures(piece), [])):
         model.zero_grad()
         calls.clear()
-        (shown,), (batch,) = collated(each, images)
+        (shown,), (batch,) = collated(each, images, spec)
         scores(model, shown, batch)[0].sum().backward()
         found.append(list(calls))
     assert found[0] == found[1]
@@ -242,8 +262,9 @@ def test_two_pictures_side_by_side_are_not_one():
     assert [stop - start for start, stop in spans] == [4, 16]
 
 
-def test_a_policy_is_loaded_from_its_folder(tmp_path):
-    model = small_model()
+@of_each_family
+def test_a_policy_is_loaded_from_its_folder(tmp_path, family):
+    model = small_model(family=family)
     model.save_pretrained(tmp_path)
     loaded = load_policy(tmp_path)
     for (name, expected), (_, found) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
@@ -263,7 +284,12 @@ def test_random_weights_need_the_configuration_alone_and_follow_the_seed(tmp_pat
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"auto_map": {"AutoModel": "theirs.py"}}, "auto_map"), ({"model_type": "llama"}, "llama")],
+    [
+        ({"auto_map": {"AutoModel": "theirs.py"}}, "auto_map"),
+        ({"model_type": "llama"}, r"must be one of qwen2_5_vl \(Qwen2.5-VL\), qwen3_vl \(Qwen3-VL\), not 'llama'"),
+        ({"model_type": "qwen3_vl_moe"}, "not 'qwen3_vl_moe'"),
+        ({"model_type": None}, "not None"),
+    ],
 )
 def test_a_folder_with_foreign_code_or_another_family_is_refused(tmp_path, change, reason):
     small_model().save_pretrained(tmp_path)
@@ -278,12 +304,13 @@ def test_a_name_that_is_no_folder_is_refused():
         load_policy("Qwen/Qwen2.5-VL-7B-Instruct")
 
 
+@of_each_family
 @pytest.mark.parametrize("recomputes", [True, False])
-def test_neither_checkpointing_nor_recomputed_blocks_change_a_gradient(recomputes):
-    model = fast(small_model())
+def test_neither_checkpointing_nor_recomputed_blocks_change_a_gradient(family, recomputes):
+    model, spec = fast(small_model(family=family)), SPECS[family]
     policy = Policy(model, temperature=1.0, forbidden_ids=FORBIDDEN_IDS)
     policy.train()
-    shown, batch = one_pass([make_group(1)])
+    shown, batch = one_pass([make_group(1, spec=spec)], spec)
     runs = []
     model.model.visual.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from learner.loss import LossInputs, grpo_loss
 from learner.model import token_logprobs, use_fast_layers
@@ -15,6 +14,7 @@ from tests.learner.builders import (
     make_group,
     pieces_of,
     plan_of,
+    restore_library,
     small_model,
 )
 
@@ -24,7 +24,6 @@ GROUPS = [
     make_group(2, size=(56, 168), lost=(1,)),
     make_group(3, size=(112, 112), ask_share=1.0, group_size=3),
 ]
-LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
 
 
 def slow_loss(policy, reference):
@@ -88,7 +87,7 @@ def learner_loss(policy, reference, *, ranks, budget):
 
 @pytest.fixture(scope="module")
 def expected():
-    qwen.Qwen2_5_VLVisionAttention.forward = LIBRARY_ATTENTION
+    restore_library()
     policy, reference = small_model(seed=0), small_model(seed=1)
     loss = slow_loss(policy, reference)
     loss.backward()

@@ -5,11 +5,9 @@ import itertools
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from actors.weights.buckets import slot_tensor
 from actors.weights.digest import bucket_digest
-from learner.hf_files import name_in_files
 from learner.sync.sender import WeightSender
 from tests.learner.builders import small_model
 
@@ -36,23 +34,15 @@ def sent_tensors(sender, layout):
     return {slot.tensor.name: slot_tensor(sender.read(slot.bucket), slot) for slot in layout.slots}
 
 
-def by_name_in_files(model):
-    return {name_in_files(name): parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_names_are_those_of_the_librarys_checkpoints(tmp_path, tied):
-    model = small_model(tied=tied)
-    model.save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        assert {name_in_files(name) for name, _ in model.named_parameters()} == set(file.keys())
+def by_name(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def test_a_link_says_what_receivers_need(connect):
     model = small_model()
     _, link = connect(model)
     assert (link.transport, link.is_rendezvous, link.timeout_s) == ("shared_memory", False, 5)
-    assert [slot.tensor.name for slot in link.layout.slots] == list(by_name_in_files(model))
+    assert [slot.tensor.name for slot in link.layout.slots] == list(by_name(model))
     assert [slot.tensor.shape for slot in link.layout.slots] == [tuple(each.shape) for each in model.parameters()]
 
 
@@ -63,7 +53,7 @@ def test_buckets_hold_every_tensor_whole_and_have_their_digests(connect, dtype, 
     sender, link = connect(model, dtype=dtype, bucket_bytes=bucket_bytes)
     sent = sender.send(model.named_parameters(), 3)
     assert (sent.offer.version, sent.offer.num_buckets) == (3, len(link.layout.bucket_sizes))
-    expected = by_name_in_files(model)
+    expected = by_name(model)
     for name, found in sent_tensors(sender, link.layout).items():
         assert found.dtype == dtype
         assert torch.equal(found, expected[name]), name
@@ -88,7 +78,7 @@ def test_what_was_sent_stays_as_it_was_when_the_model_goes_on(connect):
     model = small_model()
     sender, link = connect(model)
     sent = sender.send(model.named_parameters(), 1)
-    expected = {name: parameter.clone() for name, parameter in by_name_in_files(model).items()}
+    expected = {name: parameter.clone() for name, parameter in by_name(model).items()}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
@@ -100,7 +90,7 @@ def test_a_parameter_is_read_before_the_next_one_is_asked_for(connect):
     """Under ZeRO-3 it is whole only until then."""
     model = small_model()
     sender, link = connect(model)
-    expected = by_name_in_files(model)
+    expected = by_name(model)
 
     def gathered():
         for name, parameter in model.named_parameters():
@@ -121,7 +111,7 @@ def test_each_bucket_is_delivered_once_it_is_full_and_not_later(connect, monkeyp
 
     def parameters():
         for name, parameter in model.named_parameters():
-            log.append(name_in_files(name))
+            log.append(name)
             yield name, parameter
 
     sender.send(parameters(), 1)

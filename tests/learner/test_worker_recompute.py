@@ -6,7 +6,8 @@ import pytest
 import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from learner.memory import language_bytes, read_shape
+from learner.families.lookup import read_shape
+from learner.memory import language_bytes
 from tests.learner.builders import (
     images_of,
     plan_of,

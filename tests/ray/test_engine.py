@@ -30,9 +30,9 @@ from learner.advantage import group_advantages
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
 from learner.batches.plan import plan_mini_batches
+from learner.families.architectures import encode_views
 from learner.model import load_policy, token_logprobs
 from learner.sync.sender import WeightSender
-from learner.vision import encode_views
 
 pytestmark = [
     pytest.mark.ray,
@@ -234,7 +234,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
             logprobs_N, _ = token_logprobs(
                 policy,
                 batch,
-                encode_views(policy.model.visual, shown.patches_PD, shown.grids),
+                encode_views(policy, shown.patches_PD, shown.grids),
                 temperature=config.rollout.temperature,
                 forbidden_ids=forbidden_ids,
             )

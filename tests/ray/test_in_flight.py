@@ -25,9 +25,9 @@ from learner.attention import PACKED
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
 from learner.batches.plan import plan_mini_batches
+from learner.families.architectures import encode_views
 from learner.model import load_policy, token_logprobs
 from learner.sync.sender import WeightSender
-from learner.vision import encode_views
 
 pytestmark = [
     pytest.mark.ray,
@@ -254,7 +254,7 @@ def teacher_forced(policy, played, image, config, forbidden_ids):
     collator = Collator([image], spec, image_token_id=policy.config.image_token_id, kernel="padded")
     (shown,), (batch,) = map(collator.vision_pass, piece.vision_passes), map(collator.micro_batch, piece.micro_batches)
     with torch.no_grad():
-        features = encode_views(policy.model.visual, shown.patches_PD, shown.grids)
+        features = encode_views(policy, shown.patches_PD, shown.grids)
         logprobs_N, _ = token_logprobs(policy, batch, features, temperature=1.0, forbidden_ids=forbidden_ids)
     return batch.sampler_logprobs_N.view(-1, TURN_TOKENS), logprobs_N.view(-1, TURN_TOKENS)
 

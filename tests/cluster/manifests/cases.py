@@ -5,19 +5,19 @@ from copy import copy
 from dataclasses import replace
 
 from cluster.manifests.render import Request, default_target
-from cluster.planning.models import published_model
 from configs.learner import LearnerConfig
 from configs.load import load_config
 from configs.paths import ROOT
 from configs.schema import Config, RolloutConfig
-from learner.memory import ModelShape, read_shape
+from learner.families.lookup import PUBLISHED, read_shape
+from learner.memory import ModelShape
 
 TINY = read_shape(json.loads((ROOT / "configs" / "tiny" / "config.json").read_text()))
 NFS = {"nfs": "fs.internal:/vt", "project": "some-project"}
 
 
 def published_shape(size: str) -> ModelShape:
-    return read_shape(published_model(size))
+    return read_shape(PUBLISHED[f"qwen2.5-vl-{size}"])
 
 
 def with_sizes(config: Config, workers: int | str, ranks: int | str) -> Config:

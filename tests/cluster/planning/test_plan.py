@@ -117,8 +117,9 @@ def test_what_is_not_known_is_one_line(arguments, words):
 
 def test_a_model_that_is_not_here_is_known_by_its_name(tmp_path):
     assert find_model("Qwen/Qwen2.5-VL-7B-Instruct")["text_config"]["hidden_size"] == 3584
+    assert find_model("models/Qwen3-VL-4B-Instruct")["text_config"]["hidden_size"] == 2560
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="another family"):
+    with pytest.raises(ValueError, match=r"must be one of qwen2_5_vl .* not 'llama'"):
         find_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
@@ -133,7 +134,7 @@ def test_a_gpu_of_the_table_may_have_another_memory():
 def test_the_tokens_of_a_group_are_counted_as_the_learner_shares_them():
     """Two of four episodes ask: 25 + 10 shared; 4 replies of 7; twice 100 + 3 and a reply of 7."""
     work = Workload(
-        visual_tokens=100, text_tokens=10, second_text_tokens=3, turn_tokens=7, ask_share=0.5,
+        visual_tokens=100, token_side=28, text_tokens=10, second_text_tokens=3, turn_tokens=7, ask_share=0.5,
         shows_full_first=False, group_size=4, groups=1,
     )  # fmt: skip
     assert work.learned_tokens == 35 + 4 * 7 + 2 * (103 + 7)
@@ -145,7 +146,7 @@ def test_the_tokens_of_a_group_are_counted_as_the_learner_shares_them():
 def test_a_view_larger_than_a_pass_is_recomputed_by_block_and_rounds_hold_whole_groups():
     learner = load_config("visionthink_3b_2gpu", ["learner.offload_optimizer=false"]).learner
     small = Workload(
-        visual_tokens=400, text_tokens=10, second_text_tokens=3, turn_tokens=50, ask_share=0.5,
+        visual_tokens=400, token_side=28, text_tokens=10, second_text_tokens=3, turn_tokens=50, ask_share=0.5,
         shows_full_first=False, group_size=8, groups=32,
     )  # fmt: skip
     load = small.load(learner)

@@ -10,12 +10,13 @@ from actors.data.shapes import COARSE, FINE, ShapesRow, draw_scene
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.replies import Answer, parse_reply
 from actors.tools.registry import RESIZE_ALONE, ToolCall
+from learner.families.architectures import architecture_of
+from learner.families.lookup import FAMILIES
 from learner.model import load_policy
 from learner.tiny.lessons import ANSWERS, FORMS, Lesson, LessonBook, reply_text, thought, tokenizer_corpus
 from learner.tiny.model import SPECIAL_TOKENS, TAGS, build_model, build_tokenizer
 from learner.tiny.probe import probe, probe_rows
 from learner.tiny.warmstart import CURRICULUM, draw_lessons, learning_rate_at, lesson_loss, stage_at, warm_start
-from learner.vision import install_fast_vision_attention
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "tiny"
 STYLE = load_prompt_style("tiny")
@@ -102,9 +103,10 @@ def test_a_transcript_is_what_an_episode_would_hold(book, tokenizer, form):
     assert all(script.token_ids[index] != renderer.image_pad_id for index in taught)
 
 
-def test_the_loss_does_not_depend_on_the_company_a_lesson_keeps(book, tokenizer):
-    install_fast_vision_attention()
-    model = build_model(tokenizer, seed=0).eval()
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_loss_does_not_depend_on_the_company_a_lesson_keeps(book, tokenizer, family):
+    model = build_model(tokenizer, family, seed=0).eval()
+    architecture_of(model).install()
     lessons = [Lesson(row=row, form=form) for row, form in zip(rows(4), FORMS, strict=True)]
     weights, losses = [], []
     with torch.no_grad():
@@ -144,12 +146,15 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[160:]))
 
 
-def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(tmp_path):
+@pytest.mark.parametrize(("family", "most"), [("qwen2_5_vl", 1_250_000), ("qwen3_vl", 1_700_000)])
+def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(tmp_path, family, most):
     losses: list[float] = []
-    warm_start(tmp_path / "model", steps=12, batch_size=8, progress=lambda step, loss: losses.append(loss))
+    warm_start(
+        tmp_path / "model", family=family, steps=12, batch_size=8, progress=lambda step, loss: losses.append(loss)
+    )
     assert losses[-1] < 0.8 * losses[0]
     model = load_policy(tmp_path / "model")
-    assert 1_000_000 < sum(parameter.numel() for parameter in model.parameters()) < 1_250_000
+    assert 1_000_000 < sum(parameter.numel() for parameter in model.parameters()) < most
     assert {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "generation_config.json"} <= {
         file.name for file in (tmp_path / "model").iterdir()
     }

@@ -91,8 +91,10 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
-    """Settings that must not change, by key."""
-    plain = json.loads(json.dumps(asdict(config), default=str))
+    """Settings that must not change, by key; those that the objective chooses as they are chosen."""
+    settings = asdict(config)
+    settings["learner"] |= asdict(config.learner.chosen_objective)
+    plain = json.loads(json.dumps(settings, default=str))
     return {key: value for key, value in _flat(plain) if not may_change(key)}
 
 

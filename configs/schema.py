@@ -13,30 +13,7 @@ from configs.judges import JudgeConfig
 from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.ranges import Range, parse_range
 from configs.require import require
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    name: str = "tiny"
-    """Name of the run's folder inside `dir`: letters, digits, dots, dashes and underscores."""
-    dir: str = "runs"
-    """Folder that holds the runs."""
-    seed: int = 0
-    """Random seed of data order, sampling and learner. Any integer."""
-    stop_grace_s: float = 30.0
-    """Seconds from a signal or preemption notice to the end of the process: saving its last step and shutting down."""
-    trackers: tuple[TrackerName, ...] = ("tensorboard",)
-    """Experiment trackers beside the run's own records: tensorboard, wandb, mlflow, trackio. All write into the run's
-    folder unless their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID) say otherwise."""
-
-    def __post_init__(self) -> None:
-        shown = list(self.trackers)
-        require(len(set(shown)) == len(shown), "run.trackers", shown, "must name each tracker once")
-        require(self.stop_grace_s > 0, "run.stop_grace_s", self.stop_grace_s, "must be above 0")
-        legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
-        require(legal, "run.name", self.name, "must consist of letters, digits, '.', '_' and '-'")
+from configs.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,11 +212,18 @@ class RewardConfig:
     """Direct answers are penalized where their share of the group's correct answers is below theta."""
     applies_to: Literal["correct", "all"] = "correct"
     """`correct`: only correct answers are penalized (published code). `all`: Eq. 5 taken literally."""
+    overlong_tokens: int = 0
+    """Generated tokens of an episode from which DAPO's soft length penalty is 1 (arXiv 2503.14476, Eq. 13); 0: none."""
+    overlong_buffer: int = 0
+    """Length of the ramp before `overlong_tokens` on which that penalty grows from 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy_weight", "format_weight", "penalty_weight"):
             require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "must be at least 0")
         require(0 <= self.theta <= 1, "reward.theta", self.theta, "must be from 0 to 1")
+        most, ramp = self.overlong_tokens, self.overlong_buffer
+        require(most >= 0, "reward.overlong_tokens", most, "must be at least 0; 0 penalizes no length")
+        require(0 <= ramp <= most, "reward.overlong_buffer", ramp, f"must be from 0 to reward.overlong_tokens={most}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +342,12 @@ class Config:
             "must be false where engines sleep during updates: with the learner on their GPU and "
             f"weights.transport={self.weights.transport}",
         )
+        self.learner.check_run(
+            max_turn_tokens=self.rollout.max_turn_tokens,
+            has_several_mini_batches=per_step > mini_batch,
+            is_streamed=self.streams_updates,
+            is_stale=self.train.max_staleness > 0,
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -391,6 +381,11 @@ class Config:
     def engines_sleep(self) -> bool:
         """Whether engines free the GPU that they share with the learner during updates; only if they are idle then."""
         return self.transport == "ipc" and self.train.max_staleness == 0
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Whether the ratio is taken to the learner's own log-probabilities, and theirs to the sampler's corrected."""
+        return self.train.max_staleness > 0 or self.learner.recompute_logprobs
 
     @property
     def streams_updates(self) -> bool:

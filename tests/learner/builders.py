@@ -13,6 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
 from actors.images import ViewSpec, quarter_view
+from configs.objectives import GRPO
 from learner.advantage import group_advantages
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
@@ -147,7 +148,7 @@ def make_group(
     )
 
 
-def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_before=0):
+def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_before=0, objective=GRPO):
     """The plans of all ranks; by default everything in one pass."""
     return plan_mini_batches(
         groups,
@@ -156,6 +157,7 @@ def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_be
         max_tokens_per_micro_batch=budget,
         max_tokens_per_vision_pass=vision,
         num_before=num_before,
+        objective=objective,
     )
 
 

@@ -53,8 +53,9 @@ def importance_weights(log_importance_N: Tensor, episode_of_N: Tensor, objective
 
     What is masked still counts where tokens are averaged, so that losses of micro-batches add up.
     """
-    mean_N = episode_mean(log_importance_N, episode_of_N)
-    raw_N = (mean_N if objective.surrogate == "clip_episode" else log_importance_N).exp()
+    if objective.surrogate == "clip_episode":
+        log_importance_N = episode_mean(log_importance_N, episode_of_N)
+    raw_N = log_importance_N.exp()
     capped_N = raw_N.clamp(max=objective.importance_sampling_cap)
     low, high = objective.importance_band
     match objective.importance_correction:
@@ -64,7 +65,8 @@ def importance_weights(log_importance_N: Tensor, episode_of_N: Tensor, objective
             is_kept_N = (raw_N >= low) & (raw_N <= high)
             return torch.where(is_kept_N, raw_N, 0.0), ~is_kept_N
         case "mask_episodes":
-            is_kept_N = (mean_N.exp() >= low) & (mean_N.exp() <= high)
+            mean_N = episode_mean(log_importance_N, episode_of_N).exp()
+            is_kept_N = (mean_N >= low) & (mean_N <= high)
             changed_N = ~is_kept_N | (raw_N > objective.importance_sampling_cap)
             return torch.where(is_kept_N, capped_N, 0.0), changed_N
 

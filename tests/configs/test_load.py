@@ -231,6 +231,7 @@ def test_every_setting_is_described():
     assert described["rollout.group_size"].type == "int"
     assert described["rollout.group_size"].default == "8"
     assert described["rollout.group_size"].doc == "Episodes per prompt (G in GRPO)."
+    assert described["learner.kl_estimator"].type == "Literal['k1', 'k2', 'k3'] | None", "choices, not their name"
     assert len(described) > 60
     assert [key for key, field in described.items() if not field.doc] == []
 

@@ -476,9 +476,10 @@ def test_an_update_by_another_objective_depends_neither_on_packing_nor_on_the_ze
         (plan,) = plan_of(GROUPS, prompts=2, budget=budget, objective=OBJECTIVES[name])
         return rank.update(plan, images_of(plan, GROUPS)).metrics, exported(rank)
 
-    (whole, weights), (split, same) = metrics(400, 1), metrics(80, 3)
+    (whole, weights), (split, _), (sharded, same) = metrics(400, 1), metrics(80, 1), metrics(400, 3)
     for figure in ("loss", "grad_norm", "clipped", "importance_weight"):
         assert split[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
+        assert sharded[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
     for tensor, content in weights.items():
         a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, same[tensor]))
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=tensor)

@@ -93,13 +93,19 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
-    """Settings that must not change, by key."""
-    return {key: value for key, value in flat_settings(config).items() if not may_change(key)}
+    """Settings that must not change, by key; those that the objective chooses as they are chosen."""
+    chosen = {f"learner.{name}": value for name, value in asdict(config.learner.chosen_objective).items()}
+    return {key: value for key, value in (flat_settings(config) | _plain(chosen)).items() if not may_change(key)}
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings by key, as JSON has them."""
-    return dict(_flat(json.loads(json.dumps(asdict(config), default=str))))
+    return dict(_flat(_plain(asdict(config))))
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
 
 
 def may_change(key: str) -> bool:

@@ -11,7 +11,7 @@ from cluster.step import LostGroup, ScoredGroup, UnscoredGroup
 from configs.schema import Config
 from judge.reward import group_rewards
 from judge.verdict import NoVerdict
-from learner.advantage import group_advantages
+from learner.advantage import group_advantages, turn_credits
 
 
 async def roll_out(
@@ -52,8 +52,18 @@ async def score_group(fleet: Fleet, config: Config, group: UnscoredGroup) -> Sco
     outcomes = await fleet.judge(played)
     rewards = group_rewards(played.episodes, outcomes, config.reward)
     totals = [None if reward is None else reward.total for reward in rewards]
+    objective = config.learner.chosen_objective
     scored = ScoredGroup(
-        played=played, outcomes=outcomes, rewards=rewards, advantages=group_advantages(totals), image=group.image
+        played=played,
+        outcomes=outcomes,
+        rewards=rewards,
+        advantages=group_advantages(totals, objective.advantage),
+        turn_credits=turn_credits(
+            [None if reward is None else reward.turn for reward in rewards],
+            [len(episode.turns) for episode in played.episodes],
+            objective,
+        ),
+        image=group.image,
     )
     if sum(total is not None for total in totals) < config.train.min_scored:
         reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, NoVerdict))

@@ -32,6 +32,8 @@ class ScoredGroup:
     advantages: tuple[float | None, ...]
     image: object
     """As in `UnscoredGroup`."""
+    turn_credits: tuple[tuple[float, ...], ...] = ()
+    """[G][turns], as in `TrainingGroup`."""
 
     @property
     def totals(self) -> tuple[float | None, ...]:
@@ -39,7 +41,13 @@ class ScoredGroup:
 
     @property
     def training(self) -> TrainingGroup:
-        return TrainingGroup(played=self.played, rewards=self.totals, advantages=self.advantages, image=self.image)
+        return TrainingGroup(
+            played=self.played,
+            rewards=self.totals,
+            advantages=self.advantages,
+            image=self.image,
+            turn_credits=self.turn_credits,
+        )
 
     def has_signal(self, config: Config) -> bool:
         """Whether it has enough verdicts and non-zero reward variance."""

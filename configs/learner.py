@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from configs.objectives import (
+    OBJECTIVES,
+    Advantage,
+    Aggregation,
+    Correction,
+    KLEstimator,
+    Name,
+    Objective,
+    Surrogate,
+)
 from configs.ranges import Range, parse_range
 from configs.require import require
 
@@ -54,15 +64,48 @@ class LearnerConfig:
     has more, or with gradient checkpointing and no room, they are encoded once more for the backward pass."""
     train_vision: bool = True
     """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
-    clip_low: float = 0.2
-    """Lower clip range: the probability ratio is clipped at 1 - clip_low."""
-    clip_high: float = 0.2
-    """Upper clip range: the probability ratio is clipped at 1 + clip_high."""
+    objective: Name = "grpo"
+    """What an update maximizes (docs/objectives.md): `grpo` (the paper), `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`,
+    `dtpo`. Each is a choice of the settings below that are null; what is set there replaces it."""
+    advantage: Advantage | None = None
+    """Baseline and scale of rewards within a group. `std`: minus the mean, over the standard deviation. `mean`: minus
+    the mean. `leave_one_out`: minus the mean of the others. null: that of the objective (`std`)."""
+    aggregation: Aggregation | None = None
+    """How tokens are averaged: `episode_mean` over each episode, then the group; `group_tokens` over all tokens of a
+    group; `batch_tokens` over all tokens of a mini-batch; `group_turns` over the last turns of a group, and with half
+    the weight over the turns before them; `fixed_length` divides the sum over an episode by `length_normalizer`,
+    `episode_sum` by nothing. Then over groups. null: that of the objective (`episode_mean`)."""
+    surrogate: Surrogate | None = None
+    """`clip`: PPO's clipped ratio of each token. `clip_episode`: of the geometric mean over the tokens of an episode.
+    `weighted_logprob`: log-probabilities weighted by the clipped ratio. null: that of the objective (`clip`)."""
+    clip_low: float | None = None
+    """Lower clip range: the probability ratio is clipped at 1 - clip_low. null: that of the objective (0.2)."""
+    clip_high: float | None = None
+    """Upper clip range: the probability ratio is clipped at 1 + clip_high. null: that of the objective (0.2)."""
+    length_normalizer: int = 96
+    """With `aggregation=fixed_length`: tokens that an episode can generate, rollout.max_turn_tokens times turns."""
+    turn_credit: float | None = None
+    """Weight of the group-relative advantage of a tool call's own reward, which the tokens of the first turn get on top
+    of their episode's advantage (DTPO). null: that of the objective (0)."""
+    recompute_logprobs: bool = False
+    """On-policy, take the ratio to the learner's own log-probabilities before the update instead of the sampler's, and
+    correct for the difference by `importance_correction`. Always so with `train.max_staleness` above 0. Costs a
+    forward pass for each mini-batch of a step but the first."""
+    importance_correction: Correction = "truncate"
+    """What is done with the importance weight of a token, the ratio of its probabilities under the policy before the
+    update and under the one that sampled it. `truncate`: capped (truncated importance sampling). `mask_tokens`: 0
+    outside `importance_band` (IcePop). `mask_episodes`: 0 for episodes whose geometric mean lies outside, capped for
+    others. Applies with `train.max_staleness` above 0 or `recompute_logprobs`."""
     importance_sampling_cap: float = 2.0
-    """With `train.max_staleness` above 0: cap of the importance weight of a token, the ratio of its probabilities under
-    the policy before the update and under the one that sampled it (truncated importance sampling)."""
-    kl_coefficient: float = 0.001
-    """Coefficient of the KL to the frozen reference policy (k3 estimator); 0 loads no reference model."""
+    """Cap of the importance weight of a token."""
+    importance_band: tuple[float, float] = (0.5, 5.0)
+    """Least and greatest importance weight that is not masked."""
+    kl_coefficient: float | None = None
+    """Coefficient of the KL to the frozen reference policy; 0 loads no reference model. null: that of the objective
+    (0.001)."""
+    kl_estimator: KLEstimator | None = None
+    """Estimate of that KL in the loss, x being the log-ratio of the reference to the policy: `k1` = -x, `k2` = x^2/2,
+    `k3` = exp(x) - x - 1. null: that of the objective (`k3`)."""
     entropy_coefficient: float = 0.001
     """Coefficient of the entropy bonus."""
     gradient_checkpointing: bool = False
@@ -91,13 +134,13 @@ class LearnerConfig:
             "max_tokens_per_micro_batch",
             "max_tokens_per_vision_pass",
             "max_skipped_updates",
+            "length_normalizer",
         ):
             require(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "must be at least 1")
         parse_range("learner.num_ranks", self.num_ranks)
         for name in ("learning_rate", "max_grad_norm", "update_timeout_s", "stall_timeout_s"):
             require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
         for name in (
-            "kl_coefficient",
             "entropy_coefficient",
             "warmup_steps",
             "weight_decay",
@@ -106,12 +149,7 @@ class LearnerConfig:
             "num_spares",
         ):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "must be at least 0")
-        for name in ("clip_low", "clip_high"):
-            require(getattr(self, name) > 0, f"learner.{name}", getattr(self, name), "must be above 0")
-        cap = self.importance_sampling_cap
-        require(
-            cap >= 1, "learner.importance_sampling_cap", cap, "must be at least 1, the weight of an on-policy token"
-        )
+        self._check_objective()
         betas = self.adam_betas
         require(
             all(0 <= beta < 1 for beta in betas),
@@ -126,6 +164,67 @@ class LearnerConfig:
             "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
         )
 
+    def _check_objective(self) -> None:
+        chosen = self.chosen_objective
+        for name in ("kl_coefficient", "turn_credit"):
+            require(getattr(chosen, name) >= 0, f"learner.{name}", getattr(chosen, name), "must be at least 0")
+        for name in ("clip_low", "clip_high"):
+            require(getattr(chosen, name) > 0, f"learner.{name}", getattr(chosen, name), "must be above 0")
+        cap = self.importance_sampling_cap
+        require(
+            cap >= 1, "learner.importance_sampling_cap", cap, "must be at least 1, the weight of an on-policy token"
+        )
+        low, high = self.importance_band
+        require(
+            0 <= low < 1 < high,
+            "learner.importance_band",
+            list(self.importance_band),
+            "must be two numbers around 1, the weight of an on-policy token, as in [0.5,5]",
+        )
+
+    def check_run(
+        self, *, max_turn_tokens: int, has_several_mini_batches: bool, is_streamed: bool, is_stale: bool
+    ) -> None:
+        """Check the objective against the other sections.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        aggregation = self.chosen_objective.aggregation
+        require(
+            not (is_streamed and aggregation == "batch_tokens"),
+            "learner.aggregation",
+            aggregation,
+            "must be group_tokens with learner.stream, which learns before the tokens of a mini-batch can be counted; "
+            "or set learner.stream=false",
+        )
+        require(
+            aggregation != "fixed_length" or self.length_normalizer >= max_turn_tokens,
+            "learner.length_normalizer",
+            self.length_normalizer,
+            f"must be at least rollout.max_turn_tokens={max_turn_tokens}: it is what an episode can generate",
+        )
+        require(
+            self.importance_correction == "truncate" or is_stale or self.recompute_logprobs,
+            "learner.importance_correction",
+            self.importance_correction,
+            "must be truncate where no importance weight differs from 1; set learner.recompute_logprobs=true to "
+            "compare the learner with the sampler on-policy",
+        )
+        require(
+            not (is_streamed and self.recompute_logprobs and has_several_mini_batches),
+            "learner.recompute_logprobs",
+            True,
+            "must be false with learner.stream and several mini-batches per step, whose log-probabilities are needed "
+            "before the first of them is learned from; or set learner.stream=false",
+        )
+
+    @property
+    def chosen_objective(self) -> Objective:
+        """The objective of this name, with the settings that replace or complete its choices."""
+        mine = {field.name: getattr(self, field.name) for field in fields(Objective)}
+        return replace(OBJECTIVES[self.objective], **{name: value for name, value in mine.items() if value is not None})
+
     @property
     def ranks(self) -> Range:
         """`num_ranks`, parsed."""
@@ -134,7 +233,7 @@ class LearnerConfig:
     @property
     def shards_reference(self) -> bool:
         """Whether a reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
-        return self.kl_coefficient > 0 and (self.zero_stage == 3 or self.offload_reference)
+        return self.chosen_objective.kl_coefficient > 0 and (self.zero_stage == 3 or self.offload_reference)
 
 
 Transport = Literal["shared_memory", "nccl", "ipc"]

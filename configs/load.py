@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -122,7 +122,18 @@ def _describe(section: type[Any], path: str) -> Iterator[FieldDescription]:
             made = "required" if field.default_factory is MISSING else str(field.default_factory())
             default = made if field.default is MISSING else str(field.default)
             doc = docs.get((section.__name__, field.name), "")
-            yield FieldDescription(key=f"{path}.{field.name}", type=str(field.type), default=default, doc=doc)
+            shown = _spelled_out(str(field.type), vars(sys.modules[section.__module__]))
+            yield FieldDescription(key=f"{path}.{field.name}", type=shown, default=default, doc=doc)
+
+
+def _spelled_out(annotation: str, names: Mapping[str, object]) -> str:
+    """An annotation with choices in place of the names that a module has for them."""
+
+    def choices(word: re.Match[str]) -> str:
+        named = names.get(word[0])
+        return f"Literal{list(get_args(named))}" if get_origin(named) is Literal else word[0]
+
+    return re.sub(r"\w+", choices, annotation)
 
 
 def _sections(owner: type[Any] = Config, path: str = "") -> Iterator[tuple[type[Any], str]]:

@@ -24,8 +24,15 @@ class RewardConfig:
     """Direct answers are penalized where their share of the group's correct answers is below theta."""
     applies_to: Literal["correct", "all"] = "correct"
     """`correct`: only correct answers are penalized (published code). `all`: Eq. 5 taken literally."""
+    overlong_tokens: int = 0
+    """Generated tokens of an episode from which DAPO's soft length penalty is 1 (arXiv 2503.14476, Eq. 13); 0: none."""
+    overlong_buffer: int = 0
+    """Length of the ramp before `overlong_tokens` on which that penalty grows from 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy_weight", "format_weight", "penalty_weight"):
             require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "must be at least 0")
         require(0 <= self.theta <= 1, "reward.theta", self.theta, "must be from 0 to 1")
+        most, ramp = self.overlong_tokens, self.overlong_buffer
+        require(most >= 0, "reward.overlong_tokens", most, "must be at least 0; 0 penalizes no length")
+        require(0 <= ramp <= most, "reward.overlong_buffer", ramp, f"must be from 0 to reward.overlong_tokens={most}")

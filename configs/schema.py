@@ -14,31 +14,8 @@ from configs.learner import LearnerConfig, Transport, WeightsConfig
 from configs.ranges import Range, parse_range
 from configs.require import require
 from configs.rewards import RewardConfig
+from configs.run import RunConfig
 from configs.tools import ToolsConfig
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    name: str = "tiny"
-    """Name of the run's folder inside `dir`: letters, digits, dots, dashes and underscores."""
-    dir: str = "runs"
-    """Folder that holds the runs."""
-    seed: int = 0
-    """Random seed of data order, sampling and learner. Any integer."""
-    stop_grace_s: float = 30.0
-    """Seconds from a signal or preemption notice to the end of the process: saving its last step and shutting down."""
-    trackers: tuple[TrackerName, ...] = ("tensorboard",)
-    """Experiment trackers beside the run's own records: tensorboard, wandb, mlflow, trackio. All write into the run's
-    folder unless their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID) say otherwise."""
-
-    def __post_init__(self) -> None:
-        shown = list(self.trackers)
-        require(len(set(shown)) == len(shown), "run.trackers", shown, "must name each tracker once")
-        require(self.stop_grace_s > 0, "run.stop_grace_s", self.stop_grace_s, "must be above 0")
-        legal = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name.strip(".") != ""
-        require(legal, "run.name", self.name, "must consist of letters, digits, '.', '_' and '-'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +315,12 @@ class Config:
             "must be false where engines sleep during updates: with the learner on their GPU and "
             f"weights.transport={self.weights.transport}",
         )
+        self.learner.check_run(
+            max_turn_tokens=self.rollout.max_turn_tokens,
+            has_several_mini_batches=per_step > mini_batch,
+            is_streamed=self.streams_updates,
+            is_stale=self.train.max_staleness > 0,
+        )
         longest = self.rollout.max_model_len
         budget = self.learner.max_tokens_per_micro_batch
         require(
@@ -371,6 +354,11 @@ class Config:
     def engines_sleep(self) -> bool:
         """Whether engines free the GPU that they share with the learner during updates; only if they are idle then."""
         return self.transport == "ipc" and self.train.max_staleness == 0
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Whether the ratio is taken to the learner's own log-probabilities, and theirs to the sampler's corrected."""
+        return self.train.max_staleness > 0 or self.learner.recompute_logprobs
 
     @property
     def streams_updates(self) -> bool:

@@ -19,11 +19,15 @@ class Reward:
     """Reward of one episode. Its parts R_accuracy, R_format and P_control are their weights, or 0."""
 
     total: float
-    """accuracy + format - penalty."""
+    """accuracy + format - penalty - overlong."""
     accuracy: float
     format: float
     penalty: float
     is_correct: bool
+    overlong: float = 0.0
+    """Penalty for the length of the episode."""
+    turn: float = 0.0
+    """Of the first turn's action alone, not in `total`: what DTPO credits that turn with. `resize_image` has none."""
 
 
 def direct_share(episodes: Sequence[Episode], outcomes: Sequence[Outcome]) -> float | None:
@@ -56,10 +60,28 @@ def group_rewards(
         accuracy = config.accuracy_weight if is_correct else 0.0
         well_formed = config.format_weight if episode.is_well_formed else 0.0
         penalty = config.penalty_weight if pays else 0.0
-        total = accuracy + well_formed - penalty
-        return Reward(total=total, accuracy=accuracy, format=well_formed, penalty=penalty, is_correct=is_correct)
+        overlong = overlong_penalty(episode.num_generated_tokens, config.overlong_tokens, config.overlong_buffer)
+        return Reward(
+            total=accuracy + well_formed - penalty - overlong,
+            accuracy=accuracy,
+            format=well_formed,
+            penalty=penalty,
+            is_correct=is_correct,
+            overlong=overlong,
+        )
 
     return tuple(reward(episode, outcome) for episode, outcome in zip(episodes, outcomes, strict=True))
+
+
+def overlong_penalty(num_tokens: int, longest: int, buffer: int) -> float:
+    """DAPO's soft length penalty (arXiv 2503.14476, Eq. 13), negated: 0 up to longest - buffer, 1 from longest on, and
+    straight between them. `longest` = 0 penalizes nothing.
+
+    An episode that reaches the limit of its turns need not be near `longest`; it is truncated and has no answer.
+    """
+    if longest == 0 or num_tokens <= longest - buffer:
+        return 0.0
+    return 1.0 if num_tokens >= longest else (num_tokens - (longest - buffer)) / buffer
 
 
 def _is_right(episode: Episode, outcome: Outcome) -> bool | None:

@@ -151,6 +151,7 @@ class LearnerGroup:
             max_tokens_per_vision_pass=self._config.max_tokens_per_vision_pass,
             num_before=num_before % self._config.prompts_per_mini_batch,
             in_rounds=learns_in_rounds(self._config),
+            objective=self._config.chosen_objective,
         )
         if not num_before:
             await formation.call("begin", lambda rank: rank.begin(), must_move=True)

@@ -131,7 +131,7 @@ def rank_bytes(
     optimizer = {0: 8 * total}.get(stage, 0 if config.offload_optimizer else 12 * share)
     gradients = 4 * total if stage < 2 else 0 if config.offload_optimizer else 4 * share
     bucket = {0: 0, 3: 2 * 2 * shape.text.layer}.get(stage, REDUCE_BUCKET)
-    if config.kl_coefficient == 0 or config.offload_reference:
+    if config.chosen_objective.kl_coefficient == 0 or config.offload_reference:
         reference = 0
     else:
         reference = item * (share if config.shards_reference else total)
@@ -254,7 +254,7 @@ def _savings(config: LearnerConfig) -> Iterator[tuple[str, Any]]:
     yield "gradient_checkpointing", True
     if config.ranks.minimum > 1:
         yield "zero_stage", 3
-    if config.kl_coefficient > 0:
+    if config.chosen_objective.kl_coefficient > 0:
         yield "offload_reference", True
     if config.zero_stage:
         yield "offload_optimizer", True

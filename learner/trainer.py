@@ -28,7 +28,7 @@ from learner.batches.collate import Collator, MicroBatch, VisionPass
 from learner.batches.plan import PiecePlan, piece_without_a_finite_loss
 from learner.batches.prefetch import prefetch_one
 from learner.engine import LearnerEngine
-from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, grpo_loss, token_metrics
+from learner.loss import MAXIMA, SUMS, LossInputs, LossOutput, policy_loss, token_metrics
 from learner.recompute import Recomputation
 from learner.timing import StageClock
 
@@ -241,22 +241,17 @@ class Trainer:
         logprobs_N, entropy_N = self._engine(batch, features_SW)
         if proximal_logprobs_N is None:
             proximal_logprobs_N = logprobs_N.detach() if self._is_off_policy else batch.sampler_logprobs_N
-        return grpo_loss(
-            LossInputs(
-                logprobs_N=logprobs_N,
-                entropy_N=entropy_N,
-                sampler_logprobs_N=batch.sampler_logprobs_N,
-                proximal_logprobs_N=proximal_logprobs_N,
-                reference_logprobs_N=reference_logprobs_N,
-                advantages_N=batch.advantages_N,
-                weights_N=batch.weights_N,
-            ),
-            clip_low=self._config.clip_low,
-            clip_high=self._config.clip_high,
-            importance_sampling_cap=self._config.importance_sampling_cap,
-            kl_coefficient=self._config.kl_coefficient,
-            entropy_coefficient=self._config.entropy_coefficient,
+        given = LossInputs(
+            logprobs_N=logprobs_N,
+            entropy_N=entropy_N,
+            sampler_logprobs_N=batch.sampler_logprobs_N,
+            proximal_logprobs_N=proximal_logprobs_N,
+            reference_logprobs_N=reference_logprobs_N,
+            episode_of_N=batch.episode_of_N,
+            advantages_N=batch.advantages_N,
+            weights_N=batch.weights_N,
         )
+        return policy_loss(given, self._config.chosen_objective)
 
     def _count_skips(self, is_applied: bool) -> None:
         self.num_skipped_in_a_row = 0 if is_applied else self.num_skipped_in_a_row + 1

@@ -162,7 +162,7 @@ class LearnerRank:
             device=self._device,
             bucket_bytes=self._weights.bucket_mib << 20,
         )
-        if self._config.kl_coefficient > 0 and self._reference is None:
+        if self._config.chosen_objective.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
             self._reference = self._policies.load_reference()
         self._trainer = Trainer(

@@ -138,7 +138,7 @@ def _update_flops(
     again = 1 - kept.num_layers / shape.text.depth
     passes = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
     vision = views * (passes if learner.train_vision else 1)
-    reference = layers + head + views if learner.kl_coefficient else 0.0
+    reference = layers + head + views if learner.chosen_objective.kl_coefficient else 0.0
     return vision, reference, (3 + again) * layers + 4 * head
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster.records.curves import Curves
 from cluster.records.tracker_adapters import ADAPTERS, Row, Tracker
-from configs.schema import Config, TrackerName
+from configs.run import TrackerName
+from configs.schema import Config
 
 MAX_WAITING = 1000
 """Calls that wait for a tracker; more are dropped, as it hangs."""

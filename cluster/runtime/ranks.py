@@ -333,7 +333,7 @@ def start_learner(
             temperature=config.rollout.temperature,
             weights=config.weights,
             transport=config.transport,
-            is_off_policy=config.train.max_staleness > 0,
+            is_off_policy=config.corrects_importance,
         )
         return RayRank(actor, f"learner rank {number}")
 

@@ -77,6 +77,8 @@ class MicroBatch:
     """Index among the T of the position before each generated token; the same for rows that share it."""
     target_ids_N: Tensor
     sampler_logprobs_N: Tensor
+    episode_of_N: Tensor
+    """Which tokens are of one row."""
     advantages_N: Tensor
     weights_N: Tensor
 
@@ -154,8 +156,9 @@ class Collator:
             predicted_from_N=_joined(_predicted_from(families)),
             target_ids_N=_joined([row.token_ids[row.generated_at] for row in rows]),
             sampler_logprobs_N=torch.from_numpy(np.concatenate([row.sampler_logprobs for row in rows])),
-            advantages_N=torch.from_numpy(np.repeat([row.advantage for row in rows], counts).astype(np.float32)),
-            weights_N=torch.from_numpy(np.repeat([row.token_weight for row in rows], counts).astype(np.float32)),
+            episode_of_N=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+            advantages_N=torch.from_numpy(np.concatenate([row.advantages for row in rows]).astype(np.float32)),
+            weights_N=torch.from_numpy(np.concatenate([row.token_weights for row in rows]).astype(np.float32)),
         )
 
     @staticmethod

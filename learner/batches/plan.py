@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from configs.objectives import GRPO, Objective
 from learner.batches.batch import PlannedEpisode, TrainingGroup, weight_episodes
 from learner.batches.family import Family, ViewKey, share, view_order
 from learner.batches.rounds import num_visual_tokens, split_rounds
@@ -130,6 +131,7 @@ def plan_mini_batches(
     max_tokens_per_vision_pass: int,
     num_before: int = 0,
     in_rounds: bool = True,
+    objective: Objective = GRPO,
 ) -> tuple[RankPlan, ...]:
     """Plan one update, or the next part of one: a RankPlan for each of `num_ranks` ranks.
 
@@ -147,10 +149,12 @@ def plan_mini_batches(
     """
     assert groups, "an update needs at least one group"
     assert num_before < prompts_per_mini_batch, "a full mini-batch takes no more"
+    assert not (num_before and objective.aggregation == "batch_tokens"), "its tokens are counted over the whole of it"
     pieces: list[list[PiecePlan]] = [[] for _ in range(num_ranks)]
     workload, start = Workload(), 0
     for stop in (*range(prompts_per_mini_batch - num_before, len(groups), prompts_per_mini_batch), len(groups)):
-        rows = weight_episodes([(index, groups[index]) for index in range(start, stop)], prompts_per_mini_batch)
+        numbered = [(index, groups[index]) for index in range(start, stop)]
+        rows = weight_episodes(numbered, prompts_per_mini_batch, objective)
         shares = balance(families_of(rows, max_tokens_per_micro_batch), num_ranks)
         visual = max_tokens_per_vision_pass
         split = split_rounds(shares, max_tokens_per_micro_batch, visual) if in_rounds else [shares]
@@ -298,8 +302,8 @@ def dummy_family(*, token_weight: float = 0.0) -> Family:
         sampler_logprobs=np.zeros(1, np.float32),
         prompts=(),
         image=-1,
-        advantage=0.0,
-        token_weight=token_weight,
+        advantages=np.zeros(1),
+        token_weights=np.full(1, token_weight),
     )
     return share([row])
 

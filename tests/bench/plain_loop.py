@@ -22,7 +22,7 @@ from actors.images import View_HW3
 from configs.learner import LearnerConfig
 from learner.batches.batch import PlannedEpisode
 from learner.batches.collate import cut_views
-from learner.loss import LossInputs, grpo_loss
+from learner.loss import LossInputs, policy_loss
 from learner.vision import grid_of, patchify
 from tests.learner.builders import FORBIDDEN_IDS, IMAGE_ID, SPEC
 
@@ -33,7 +33,7 @@ class PlainLoop:
     def __init__(self, folder: Path, config: LearnerConfig) -> None:
         self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
         self.reference: Any = None
-        if config.kl_coefficient > 0:
+        if config.chosen_objective.kl_coefficient > 0:
             self.reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate)
         self.config = config
@@ -54,12 +54,11 @@ class PlainLoop:
                 sampler_logprobs_N=sampler_logprobs_N,
                 proximal_logprobs_N=sampler_logprobs_N,
                 reference_logprobs_N=reference_N,
-                advantages_N=torch.tensor([row.advantage for row in rows]).repeat_interleave(counts),
-                weights_N=torch.tensor([row.token_weight for row in rows]).repeat_interleave(counts),
+                episode_of_N=torch.arange(len(rows)).repeat_interleave(counts),
+                advantages_N=torch.cat([torch.from_numpy(row.advantages) for row in rows]).float(),
+                weights_N=torch.cat([torch.from_numpy(row.token_weights) for row in rows]).float(),
             )
-            coefficients = {"kl_coefficient": self.config.kl_coefficient, "entropy_coefficient": 1e-3}
-            clipping = {"clip_low": 0.2, "clip_high": 0.2, "importance_sampling_cap": 2.0}
-            grpo_loss(given, **clipping, **coefficients).loss.backward()
+            policy_loss(given, self.config.chosen_objective).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

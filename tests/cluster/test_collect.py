@@ -14,9 +14,11 @@ from cluster.collect import Collector
 from cluster.fleet import Fleet
 from cluster.lookahead import Lookahead
 from cluster.staleness import PublishedVersions
+from configs.learner import LearnerConfig
 from configs.schema import Config, RolloutConfig, TrainConfig
 from judge.pool import JudgePool
 from judge.verdict import Failure, NoVerdict, Verdict
+from learner.advantage import group_advantages
 from tests.fakes import ExactJudges, FakeWorker, make_episode, make_group
 from tests.judge.scripted import Judges, failed, llm_config, said
 from tests.virtual_time import in_virtual_time, now
@@ -180,6 +182,13 @@ async def test_an_unjudged_episode_is_masked_and_its_group_goes_on():
     assert group.advantages[0] is None
     assert all(advantage is not None for advantage in group.advantages[1:])
     assert group.training.rewards[0] is None
+
+
+async def test_advantages_and_credits_of_turns_are_those_of_the_objective():
+    rloo = replace(CONFIG, learner=LearnerConfig(objective="rloo", turn_credit=0.3))
+    (group, *_) = (await collect(Parts(pool(FakeWorker("a"))), rloo)).trained
+    assert group.advantages == group_advantages(group.totals, "leave_one_out") != group_advantages(group.totals)
+    assert group.training.turn_credits == tuple((0.0,) * len(each.turns) for each in group.played.episodes)
 
 
 @in_virtual_time

@@ -73,10 +73,29 @@ def test_a_checkpoint_of_an_older_version_is_compared_where_it_can_be():
         "reward.penalty=never", "reward.theta=0.5", "rollout.mode=general", "rollout.group_size=4",
         "rollout.temperature=0.9", "learner.learning_rate=1e-5", "learner.kl_coefficient=0.1", "run.seed=4",
         "train.prompts_per_step=64", "train.max_staleness=1", "judge.metric=relaxed", "model.max_pixels=100000",
+        "learner.objective=gspo", "learner.aggregation=group_tokens", "learner.clip_high=0.28",
+        "learner.kl_estimator=k2", "learner.turn_credit=0.3", "learner.recompute_logprobs=true",
+        "learner.importance_band=0.1,9", "learner.length_normalizer=50", "reward.overlong_tokens=90",
     ],
 )  # fmt: skip
 def test_what_changes_what_is_learned_is_fixed(override):
     assert fixed_settings(load_config("tiny", [override])) != fixed_settings(load_config("tiny"))
+
+
+def test_a_setting_is_compared_as_the_objective_chooses_it():
+    """Checkpoints of earlier versions have numbers where null now stands for the same ones."""
+    settings = fixed_settings(load_config("tiny"))
+    assert (settings["learner.clip_high"], settings["learner.kl_coefficient"]) == (0.2, 0.001)
+    assert settings == fixed_settings(load_config("tiny", ["learner.clip_high=0.2", "learner.advantage=std"]))
+    before = {"learner.clip_low": 0.2, "learner.clip_high": 0.2, "learner.kl_coefficient": 0.001}
+    check_identity({**SAVED, "settings": before}, replace(CURRENT, settings=settings))
+    gspo = fixed_settings(load_config("tiny", ["learner.objective=gspo"]))
+    with pytest.raises(
+        CheckpointError, match=r"learner\.objective='grpo'.*'gspo'.*set learner\.objective=\"grpo\" again"
+    ):
+        check_identity({**SAVED, "settings": settings}, replace(CURRENT, settings=gspo))
+    with pytest.raises(CheckpointError, match=r"learner\.clip_high=0\.2.*0\.0004"):
+        check_identity({**SAVED, "settings": before}, replace(CURRENT, settings=gspo))
 
 
 @pytest.mark.parametrize(

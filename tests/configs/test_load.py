@@ -29,7 +29,7 @@ def test_the_7b_config_has_the_papers_settings():
     config = load_config("visionthink_7b_4x8gpu")
     assert (config.train.prompts_per_step, config.learner.prompts_per_mini_batch) == (512, 32)
     assert (config.rollout.group_size, config.rollout.temperature) == (16, 1.0)
-    assert (config.learner.learning_rate, config.learner.kl_coefficient) == (1e-6, 0.001)
+    assert (config.learner.learning_rate, config.learner.chosen_objective.kl_coefficient) == (1e-6, 0.001)
     assert config.learner.entropy_coefficient == 0.001
     assert (config.rollout.max_prompt_tokens, config.rollout.max_turn_tokens) == (8192, 8192)
     assert (config.model.min_pixels, config.model.max_pixels) == (512**2, 2048**2)
@@ -231,6 +231,7 @@ def test_every_setting_is_described():
     assert described["rollout.group_size"].type == "int"
     assert described["rollout.group_size"].default == "8"
     assert described["rollout.group_size"].doc == "Episodes per prompt (G in GRPO)."
+    assert described["learner.kl_estimator"].type == "Literal['k1', 'k2', 'k3'] | None", "choices, not their name"
     assert len(described) > 60
     assert [key for key, field in described.items() if not field.doc] == []
 

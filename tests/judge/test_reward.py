@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.episode import Episode, EpisodeId, Status, Turn, VersionSpan
 from configs.rewards import RewardConfig
-from judge.reward import direct_share, group_rewards
+from judge.reward import direct_share, group_rewards, overlong_penalty
 from judge.verdict import NoVerdict, Outcome, Verdict
 
 RIGHT = Verdict(is_correct=True, judge="rules", reason="same text")
@@ -183,3 +183,23 @@ def test_correctness_survives_any_weights(rows, accuracy, format_, penalty_weigh
             payers.add(kind)
             assert outcome.is_correct or applies_to == "all"
     assert len(payers) <= 1, "a group pays for asking or for answering directly, never for both"
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "expected"), [(0, 0.0), (80, 0.0), (81, 0.05), (90, 0.5), (99, 0.95), (100, 1.0), (500, 1.0)]
+)
+def test_the_length_penalty_is_a_ramp_before_the_longest_length(num_tokens, expected):
+    assert overlong_penalty(num_tokens, 100, 20) == expected
+
+
+def test_without_a_ramp_the_length_penalty_is_a_step_and_0_tokens_penalize_nothing():
+    assert [overlong_penalty(number, 100, 0) for number in (99, 100, 101)] == [0.0, 0.0, 1.0]
+    assert overlong_penalty(10**6, 0, 0) == 0.0
+
+
+def test_the_length_of_all_turns_is_penalized_right_or_wrong():
+    episodes, outcomes = group(("direct", RIGHT), ("asked", WRONG))
+    config = RewardConfig(penalty="never", overlong_tokens=4, overlong_buffer=4)
+    direct, asked = group_rewards(episodes, outcomes, config)
+    assert (direct.overlong, asked.overlong) == (0.25, 0.5), "1 token, and 1 in each of two turns"
+    assert (direct.total, asked.total) == (1.5 - 0.25, 0.5 - 0.5)

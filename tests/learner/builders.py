@@ -16,6 +16,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, Status, Turn, VersionSpan
 from actors.images import ViewSpec
 from actors.views import Crop, cut_view, tokens_of
+from configs.objectives import GRPO
 from learner.advantage import group_advantages
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
@@ -215,7 +216,7 @@ def make_group(
     )
 
 
-def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_before=0):
+def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_before=0, objective=GRPO):
     """The plans of all ranks; by default everything in one pass."""
     return plan_mini_batches(
         groups,
@@ -224,6 +225,7 @@ def plan_of(groups, *, prompts=None, ranks=1, budget=10**6, vision=10**6, num_be
         max_tokens_per_micro_batch=budget,
         max_tokens_per_vision_pass=vision,
         num_before=num_before,
+        objective=objective,
     )
 
 

@@ -14,6 +14,12 @@ def test_advantages_are_the_hand_computed_ones():
     assert group_advantages((1.5, 0.0, 1.5, 0.0)) == pytest.approx((1.0, -1.0, 1.0, -1.0))
 
 
+def test_without_the_std_and_against_the_others():
+    assert group_advantages((1.5, None, 0.0, 0.0), "mean") == pytest.approx((1.0, None, -0.5, -0.5))
+    assert group_advantages((1.5, None, 0.0, 0.0), "leave_one_out") == pytest.approx((1.5, None, -0.75, -0.75))
+    assert group_advantages((0.5, 0.5), "leave_one_out") == (0.0, 0.0)
+
+
 def test_an_unscored_episode_stays_unscored_and_does_not_shift_the_others():
     assert group_advantages((1.5, None, 0.0)) == (1.0, None, -1.0)
 

@@ -1,11 +1,13 @@
 """Eq. 3 on a real model: what the learner computes against the same thing written out slowly."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from learner.loss import LossInputs, grpo_loss
+from configs.objectives import GRPO
+from learner.loss import LossInputs, policy_loss
 from learner.model import token_logprobs, use_fast_layers
 from tests.learner.builders import (
     FORBIDDEN_IDS,
@@ -19,6 +21,7 @@ from tests.learner.builders import (
 )
 
 LOW, HIGH, BETA, ENTROPY = 0.2, 0.3, 0.05, 0.01
+OBJECTIVE = replace(GRPO, clip_low=LOW, clip_high=HIGH, kl_coefficient=BETA, entropy_coefficient=ENTROPY)
 GROUPS = [
     make_group(1, size=(112, 112)),
     make_group(2, size=(56, 168), lost=(1,)),
@@ -69,17 +72,11 @@ def learner_loss(policy, reference, *, ranks, budget):
                 sampler_logprobs_N=batch.sampler_logprobs_N,
                 proximal_logprobs_N=batch.sampler_logprobs_N,
                 reference_logprobs_N=frozen,
+                episode_of_N=batch.episode_of_N,
                 advantages_N=batch.advantages_N,
                 weights_N=batch.weights_N,
             )
-            output = grpo_loss(
-                given,
-                clip_low=LOW,
-                clip_high=HIGH,
-                importance_sampling_cap=2.0,
-                kl_coefficient=BETA,
-                entropy_coefficient=ENTROPY,
-            )
+            output = policy_loss(given, OBJECTIVE)
             output.loss.backward()
             total, num_micro_batches = total + output.loss.detach(), num_micro_batches + 1
     return total.item(), num_micro_batches

@@ -25,7 +25,7 @@ def cost(families):
 @pytest.mark.parametrize("budget", [200, 1000, 10**6])
 def test_token_weights_of_all_ranks_sum_to_1(ranks, budget):
     rows = rows_of(plan_of(GROUPS, ranks=ranks, budget=budget))
-    assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(1.0)
+    assert sum(row.token_weights.sum() for row in rows) == pytest.approx(1.0)
 
 
 @given(
@@ -36,7 +36,7 @@ def test_token_weights_of_all_ranks_sum_to_1(ranks, budget):
 @settings(deadline=None, max_examples=60)
 def test_every_scored_episode_is_learned_from_once(drawn, ranks, budget):
     groups = [make_group(seed, group_size=size, lost=(0, 2) if lost else ()) for seed, size, lost in drawn]
-    rows = [row for row in rows_of(plan_of(groups, ranks=ranks, budget=budget)) if row.token_weight]
+    rows = [row for row in rows_of(plan_of(groups, ranks=ranks, budget=budget)) if row.token_weights.any()]
     scored = [
         episode.token_ids
         for group in groups
@@ -51,7 +51,7 @@ def test_every_scored_episode_is_learned_from_once(drawn, ranks, budget):
 def test_a_mini_batch_weighs_as_much_as_the_share_of_its_groups(num_groups, ranks):
     """A single group must not move the weights as far as a full mini-batch does."""
     rows = rows_of(plan_of(GROUPS[:num_groups], prompts=9, ranks=ranks))
-    assert sum(row.token_weight * len(row.generated_at) for row in rows) == pytest.approx(num_groups / 9)
+    assert sum(row.token_weights.sum() for row in rows) == pytest.approx(num_groups / 9)
 
 
 def groups_of(plan, groups):
@@ -178,7 +178,7 @@ def test_no_rounds_are_made_where_one_pass_does_or_micro_batches_would_be_too_sm
 
 def test_a_dummy_weighs_nothing_and_needs_no_picture():
     plans = plan_of([make_group(1)], ranks=12)
-    idle = [plan for plan in plans if not any(row.token_weight for row in rows_of([plan]))]
+    idle = [plan for plan in plans if not any(row.token_weights.any() for row in rows_of([plan]))]
     assert len(idle) == 8
     assert all(plan.image_groups == () and rows_of([plan])[0].prompts == () for plan in idle)
 

@@ -8,8 +8,9 @@ import torch
 
 from actors.errors import LearnerError
 from actors.prompts import load_tokenizer, vision_token_ids
+from configs.objectives import GRPO, OBJECTIVES
 from learner.batches.collate import Collator
-from learner.loss import LossInputs, grpo_loss
+from learner.loss import LossInputs, policy_loss
 from learner.model import load_policy, token_logprobs
 from learner.update import summarize_steps
 from tests.learner.builders import (
@@ -77,21 +78,18 @@ def test_an_update_gives_the_figures_of_one_forward_and_backward_pass_written_ou
         frozen, _ = token_logprobs(
             reference, batch, features_of(reference, passes), temperature=1.0, forbidden_ids=forbidden_ids
         )
-    output = grpo_loss(
+    output = policy_loss(
         LossInputs(
             logprobs_N=logprobs,
             entropy_N=entropy,
             sampler_logprobs_N=batch.sampler_logprobs_N,
             proximal_logprobs_N=batch.sampler_logprobs_N,
             reference_logprobs_N=frozen,
+            episode_of_N=batch.episode_of_N,
             advantages_N=batch.advantages_N,
             weights_N=batch.weights_N,
         ),
-        clip_low=0.2,
-        clip_high=0.2,
-        importance_sampling_cap=2.0,
-        kl_coefficient=0.05,
-        entropy_coefficient=0.001,
+        replace(GRPO, kl_coefficient=0.05),
     )
     output.loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters()])
@@ -103,12 +101,12 @@ def proximal_probes(monkeypatch):
     """What the loss is given, per micro-batch: (behaviour, proximal, current) log-probabilities."""
     given = []
 
-    def noted(inputs, **settings):
+    def noted(inputs, objective):
         columns = (inputs.sampler_logprobs_N, inputs.proximal_logprobs_N, inputs.logprobs_N)
         given.append([column.detach().clone() for column in columns])
-        return grpo_loss(inputs, **settings)
+        return policy_loss(inputs, objective)
 
-    monkeypatch.setattr("learner.trainer.grpo_loss", noted)
+    monkeypatch.setattr("learner.trainer.policy_loss", noted)
     return given
 
 
@@ -172,6 +170,24 @@ def test_the_weights_do_not_depend_on_the_zero_stage(folder, is_off_policy, prom
         for name, content in found[0].items():
             a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, other[name]))
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", ["gspo", "dtpo"])
+def test_an_update_by_another_objective_depends_neither_on_packing_nor_on_the_zero_stage(folder, name):
+    """Off-policy, with two mini-batches: ratios of episodes, weights of turns."""
+
+    def metrics(budget, stage):
+        rank = started(folder, objective=name, zero_stage=stage, is_off_policy=True)
+        (plan,) = plan_of(GROUPS, prompts=2, budget=budget, objective=OBJECTIVES[name])
+        return rank.update(plan, images_of(plan, GROUPS)).metrics, exported(rank)
+
+    (whole, weights), (split, _), (sharded, same) = metrics(400, 1), metrics(80, 1), metrics(400, 3)
+    for figure in ("loss", "grad_norm", "clipped", "importance_weight"):
+        assert split[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
+        assert sharded[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
+    for tensor, content in weights.items():
+        a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, same[tensor]))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=tensor)
 
 
 @pytest.mark.parametrize("poison", [math.nan, -1000.0])

@@ -25,8 +25,13 @@ def name_in_files(name: str) -> str:
     return name
 
 
-def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str) -> dict[str, str]:
+def write_shards(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str, *, shard_bytes: int | None = None
+) -> dict[str, str]:
     """Write `stem`-00000.safetensors and so on, tensor by tensor; returns the file of each key, in order.
+
+    Args:
+        shard_bytes: at which a file is closed, SHARD_BYTES by default.
 
     Raises:
         CheckpointError: a file could not be written.
@@ -50,7 +55,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str)
     for key, tensor in tensors:
         shard[key] = tensor.detach().to("cpu", copy=True).contiguous()
         num_bytes += tensor.nbytes
-        if num_bytes >= SHARD_BYTES:
+        if num_bytes >= (shard_bytes or SHARD_BYTES):
             close()
             shard, num_bytes, num_shards = {}, 0, num_shards + 1
     if shard:

@@ -105,7 +105,7 @@ class Policies:
         return ShardedForward(reference, reference_settings(self._config, self.dtype, part_sizes(reference)))
 
     def save_adapter(self, adapters: Mapping[str, Tensor], folder: Path) -> None:
-        """Write adapters, by their name in the policy, beside exported weights in a folder; nothing without adapters."""
+        """Write adapters, by their name in the policy, into a folder of exported weights, if there are any."""
         if adapters:
             from learner.lora.adapters import save_adapter
 

@@ -5,6 +5,7 @@ Legend: T tokens, I inputs and O outputs of a layer, J either of them rounded up
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import peft
 import torch.nn.functional as F
 from peft.tuners import lora
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.learner import LoraConfig
+from learner.hf_files import write_shards
 from learner.layers import NarrowLinear, WideLinear
 from learner.lora.merging import ADAPTER
 
@@ -87,6 +88,9 @@ def save_adapter(adapters: Mapping[str, Tensor], folder: Path, config: LoraConfi
 
     Args:
         adapters: by their name in the policy.
+
+    Raises:
+        CheckpointError: it could not be written.
     """
     folder = folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,5 +99,6 @@ def save_adapter(adapters: Mapping[str, Tensor], folder: Path, config: LoraConfi
     settings = adapter_settings(config, layers)
     settings.base_model_name_or_path, settings.inference_mode = base, True
     settings.save_pretrained(str(folder))
-    named = {f"{PREFIX}{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous() for name, tensor in adapters.items()}
-    save_file(named, folder / FILE, metadata={"format": "pt"})
+    named = ((f"{PREFIX}{name.replace(f'.{ADAPTER}.', '.')}", tensor) for name, tensor in adapters.items())
+    (file,) = set(write_shards(named, folder, "adapter", shard_bytes=sys.maxsize).values())
+    (folder / file).rename(folder / FILE)

@@ -136,7 +136,7 @@ def _update_flops(
     layers = work.groups * language_flops(shape, work.learned_tokens, work.token_pairs)
     head = work.groups * head_flops(shape, work.generated_tokens)
     again = 1 - kept.num_layers / shape.text.depth
-    passes = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
+    passes: float = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
     adapters = adapted(shape, learner).num_adapted / shape.num_parameters
     if learner.lora.rank:  # frozen weights have no gradient; adapters cost what weights of their number do
         passes += passes * adapters - 1

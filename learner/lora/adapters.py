@@ -46,7 +46,7 @@ class AdaptedLinear(lora.Linear):  # type: ignore[misc]
             low_TR = F.linear(rows, _padded(down, 1, rows.shape[1]))
             # What a layer has put out is nobody else's, and not needed for its backward pass.
             output.addmm_(low_TR, _padded(up, 0, output.shape[1]).T, alpha=self.scaling[ADAPTER])
-        return output.unflatten(0, input.shape[:-1])
+        return output.view(*input.shape[:-1], -1)
 
 
 def _padded(weight: Tensor, dim: int, size: int) -> Tensor:

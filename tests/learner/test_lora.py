@@ -61,7 +61,7 @@ def logprobs_of(model):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("train_vision", [True, False])
 def test_adapters_alone_are_trained_and_add_nothing_at_first(folder, stage, train_vision):
-    frozen = {name: tensor.numpy().tobytes() for name, tensor in load_policy(folder).named_parameters()}
+    frozen = {name: tensor.detach().numpy().tobytes() for name, tensor in load_policy(folder).named_parameters()}
     rank = started(folder, zero_stage=stage, train_vision=train_vision, **SETTINGS)
     before = exported(rank)
     assert sorted(before.values()) == sorted(frozen.values())
@@ -132,9 +132,7 @@ def test_an_export_and_its_adapter_compute_in_plain_transformers_what_the_learne
         [
             logprob
             for group in GROUPS[:2]
-            for _, logprob, _ in library_logprobs(
-                learned._engine.module.model.eval().requires_grad_(False), group.played.episodes[0], group.image
-            )
+            for _, logprob, _ in library_logprobs(learned._engine.module.model, group.played.episodes[0], group.image)
         ]
     )
     torch.testing.assert_close(unmerged, expected, atol=1e-5, rtol=0)
@@ -189,7 +187,7 @@ def test_a_resumed_learner_goes_on_bit_for_bit_even_in_a_new_group(folder, tmp_p
 
 def test_the_state_of_adapters_of_another_rank_is_refused(folder, tmp_path):
     name = save(tmp_path, [started(folder, **SETTINGS)])
-    with pytest.raises(CheckpointError, match=r"another model: .*lora_A.* is \(4, 32\) there and \(2, 32\) here"):
+    with pytest.raises(CheckpointError, match=r"another model: .*lora_A.* is \(4, \d+\) there and \(2, \d+\) here"):
         started(folder, lora=LoraConfig(rank=2)).load(str(tmp_path), name)
     with pytest.raises(CheckpointError, match="another model"):
         started(folder).load(str(tmp_path), name)

@@ -88,9 +88,11 @@ class Policies:
         """The policy, of which what is trained has gradients. A collective under ZeRO-3."""
         policy = self._load(learner_settings(self._config, self.dtype))
         if self._config.lora.rank:
-            from learner.lora.adapters import add_adapters  # imports PEFT, which takes seconds
+            from learner.lora.adapters import add_adapters, give_inputs_gradients  # imports PEFT, which takes seconds
 
             add_adapters(policy.model, self._config.lora, with_vision=self._config.train_vision)
+            if self._config.zero_stage == 3:
+                give_inputs_gradients(policy.model, with_vision=self._config.train_vision)
         else:
             policy.model.model.visual.requires_grad_(self._config.train_vision)
         return policy

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
@@ -76,6 +77,21 @@ def projections(model: Any, config: LoraConfig, *, with_vision: bool) -> Iterato
     for name, part in model.named_modules():
         if part in inside and (config.target == "all" or any(each in ATTENTION for each in name.split("."))):
             yield name
+
+
+def give_inputs_gradients(model: Any, *, with_vision: bool) -> None:
+    """Let what enters the first layers have a gradient, though only frozen weights have made it.
+
+    DeepSpeed 0.19.8 takes a layer's gradients away under ZeRO-3 once that of its input is known. Without one it does so
+    before they are there.
+    """
+    firsts = [model.model.language_model.embed_tokens, *([model.model.visual.patch_embed] if with_vision else [])]
+    for first in firsts:
+        first.register_forward_hook(_with_gradient)
+
+
+def _with_gradient(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def adapted_layers(module: nn.Module) -> list[AdaptedLinear]:

@@ -171,6 +171,13 @@ def materialize(source: PolicySource, out: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     model = Path(local_copy(config.model.path))
-    export_checkpoint(checkpoints_of(source.run), source.checkpoint, target, model=model, dtype=config.model.dtype)
+    export_checkpoint(
+        checkpoints_of(source.run),
+        source.checkpoint,
+        target,
+        model=model,
+        dtype=config.model.dtype,
+        lora=config.learner.lora,
+    )
     write_card(target, config, step=source.step)
     return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from configs.objectives import (
@@ -17,6 +17,28 @@ from configs.objectives import (
 )
 from configs.ranges import Range, parse_range
 from configs.require import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    rank: int = 0
+    """Rank of the low-rank adapters that are trained in place of the weights, which are frozen; 0 trains the weights.
+    Adapters lie beside the linear layers of the language model, and with `learner.train_vision` of the vision tower.
+    They take about ten times the learning rate. Rollout workers and exports get whole weights with the adapters added,
+    and the weights without them are the reference policy."""
+    alpha: float = 32.0
+    """Adapters count with alpha / rank."""
+    target: Literal["attention", "all"] = "all"
+    """Which linear layers have adapters: those of attention, or those of the MLPs, too."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "learner.lora.rank", self.rank, "must be at least 0")
+        require(self.alpha > 0, "learner.lora.alpha", self.alpha, "must be above 0")
+
+    @property
+    def scale(self) -> float:
+        """Factor of what adapters add."""
+        return self.alpha / self.rank if self.rank else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +86,7 @@ class LearnerConfig:
     has more, or with gradient checkpointing and no room, they are encoded once more for the backward pass."""
     train_vision: bool = True
     """Whether the vision tower is trained; a frozen one has no gradient and no optimizer state."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     objective: Name = "grpo"
     """What an update maximizes (docs/objectives.md): `grpo` (the paper), `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`,
     `dtpo`. Each is a choice of the settings below that are null; what is set there replaces it."""
@@ -163,6 +186,12 @@ class LearnerConfig:
             True,
             "must be false with learner.zero_stage=0; set learner.zero_stage to 1, 2 or 3",
         )
+        require(
+            not (self.offload_reference and self.lora.rank),
+            "learner.offload_reference",
+            True,
+            "must be false with learner.lora.rank above 0: the frozen weights are the reference, there are no others",
+        )
 
     def _check_objective(self) -> None:
         chosen = self.chosen_objective
@@ -233,7 +262,8 @@ class LearnerConfig:
     @property
     def shards_reference(self) -> bool:
         """Whether a reference policy is sharded over the ranks, and gathered layer by layer in its forward pass."""
-        return self.chosen_objective.kl_coefficient > 0 and (self.zero_stage == 3 or self.offload_reference)
+        has_own = self.chosen_objective.kl_coefficient > 0 and not self.lora.rank
+        return has_own and (self.zero_stage == 3 or self.offload_reference)
 
 
 Transport = Literal["shared_memory", "nccl", "ipc"]

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from actors.errors import InterruptedCallError
 from configs.learner import LearnerConfig
+from learner.lora.merging import is_adapter, merged, name_of_weight
 from learner.memory import deepspeed_stage
 from learner.rendezvous import meet_on_loopback
 from learner.state.partition import MOMENTS, Partition
@@ -221,10 +222,21 @@ class LearnerEngine:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole parameter as the forward pass has it), in order, on every rank: a collective under ZeRO-3.
 
-        Take each before the next. Under ZeRO-3 the following ones are gathered while these are used.
+        Adapters are added to the weights that they belong to. Take each before the next.
         """
-        named = list(self.module.named_parameters())
-        if self._stage != 3:
+        return merged(self._whole, self._config.lora.scale)
+
+    def adapters(self) -> dict[str, Tensor]:
+        """Whole adapters as the forward pass has them, by name, on every rank: a collective under ZeRO-3."""
+        return {name: parameter.clone() for name, parameter in self._whole(is_adapter)}
+
+    def _whole(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        """Those of the whole parameters whose names are wanted.
+
+        Under ZeRO-3 each is there until the next is taken, and the following ones are gathered meanwhile.
+        """
+        named = [(name, parameter) for name, parameter in self.module.named_parameters() if wanted(name)]
+        if self._stage != 3 or not named:
             yield from ((name, parameter.detach()) for name, parameter in named)
             return
         chunks = list(_chunks(named))
@@ -241,17 +253,19 @@ class LearnerEngine:
                 gather.release()
 
     def resident_parameters(self) -> list[Tensor] | None:
-        """All parameters in order if they are whole at any time, and stay where they are; None under ZeRO-3."""
-        return None if self._stage == 3 else [parameter.detach() for parameter in self.module.parameters()]
+        """All parameters in order if they are whole at any time, and stay where they are; None under ZeRO-3, and with
+        adapters, which are added on the way out."""
+        if self._stage == 3 or self._config.lora.rank:
+            return None
+        return [parameter.detach() for parameter in self.module.parameters()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each whole parameter."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+        """Shape of each of `parameters`."""
+        return {name_of_weight(name): _shape(p) for name, p in self.module.named_parameters() if not is_adapter(name)}
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each whole parameter that is trained, and so part of the state."""
-        trained = {name for name, _ in self._trained()}
-        return {name: shape for name, shape in self.shapes().items() if name in trained}
+        return {name: _shape(parameter) for name, parameter in self._trained()}
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
@@ -327,6 +341,11 @@ class ShardedForward:
 def _carried(outputs: Tensor, gradient: Tensor) -> Tensor:
     """A scalar whose gradient with respect to these outputs is the given one."""
     return (outputs.to(gradient.dtype) * gradient).sum()
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, sharded or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _kind(inputs: tuple[Any, ...]) -> Hashable:

@@ -15,8 +15,13 @@ SHARD_BYTES = 2 << 30
 """A file is closed at this size, which bounds the host memory needed to save a model of any size."""
 
 
-def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str) -> dict[str, str]:
+def write_shards(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str, *, shard_bytes: int | None = None
+) -> dict[str, str]:
     """Write `stem`-00000.safetensors and so on, tensor by tensor; returns the file of each key, in order.
+
+    Args:
+        shard_bytes: at which a file is closed, SHARD_BYTES by default.
 
     Raises:
         CheckpointError: a file could not be written.
@@ -40,7 +45,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, stem: str)
     for key, tensor in tensors:
         shard[key] = tensor.detach().to("cpu", copy=True).contiguous()
         num_bytes += tensor.nbytes
-        if num_bytes >= SHARD_BYTES:
+        if num_bytes >= (shard_bytes or SHARD_BYTES):
             close()
             shard, num_bytes, num_shards = {}, 0, num_shards + 1
     if shard:

@@ -42,8 +42,13 @@ class Stack:
     """Of all heads together."""
     layer: int
     """Parameters of one."""
+    intermediate: int
+    has_gate: bool
+    """Whether the MLP has three projections and not two."""
     kept: int
     """Values per token that one layer keeps for its backward pass."""
+    adapter: int = 0
+    """Parameters of the adapters of one; 0 without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,16 @@ class ModelShape:
     """Patches that a block of the tower attends to, unless it attends to the whole picture."""
     whole_share: float
     """Of the blocks that do."""
+
+    @property
+    def num_adapted(self) -> int:
+        """Parameters of all adapters; 0 without."""
+        return self.text.depth * self.text.adapter + self.vision.depth * self.vision.adapter
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters with gradients and optimizer state; a tower that is frozen beside a trained model counts."""
+        return self.num_adapted or self.num_parameters
 
     @property
     def embedding(self) -> int:
@@ -115,6 +130,25 @@ def learns_in_rounds(config: LearnerConfig) -> bool:
     return config.train_vision and config.zero_stage < 3 and not config.offload_optimizer
 
 
+def adapted(shape: ModelShape, config: LearnerConfig) -> ModelShape:
+    """The shape with the adapters that the settings put beside it (`learner.lora`), or unchanged."""
+    lora = config.lora
+    if not lora.rank:
+        return shape
+
+    def with_adapters(stack: Stack, *, attention: int, num_attention: int) -> Stack:
+        num_mlp = (3 if stack.has_gate else 2) if lora.target == "all" else 0
+        sides = attention + num_mlp * (stack.width + stack.intermediate)
+        # The values between the two halves of an adapter stay for the backward pass.
+        return replace(stack, adapter=lora.rank * sides, kept=stack.kept + lora.rank * (num_attention + num_mlp))
+
+    # Inputs and outputs of queries, keys, values and the projection after them, which a tower has in two layers.
+    text, tower = shape.text, shape.vision
+    text = with_adapters(text, attention=4 * text.width + 2 * text.query_width + 2 * shape.kv_width, num_attention=4)
+    vision = with_adapters(tower, attention=6 * tower.width, num_attention=2)
+    return replace(shape, text=text, vision=vision if config.train_vision else shape.vision)
+
+
 def rank_bytes(
     shape: ModelShape, config: LearnerConfig, *, in_bfloat16: bool, load: Load | None = None
 ) -> dict[str, int]:
@@ -124,14 +158,15 @@ def rank_bytes(
         load: by default the most that the settings allow.
     """
     stage, item = deepspeed_stage(config, in_bfloat16=in_bfloat16), 2 if in_bfloat16 else 4
-    total = shape.num_parameters
-    share = -(-total // config.ranks.minimum)
+    shape = adapted(shape, config)
+    total, trained = shape.num_parameters + shape.num_adapted, shape.num_trained
+    share, trained_share = (-(-each // config.ranks.minimum) for each in (total, trained))
     # Gathered layers and the output layer (`learner.zero.sharding`).
     live = item * (shape.embedding + LIVE_LAYERS * shape.text.layer) if stage == 3 or config.shards_reference else 0
-    optimizer = {0: 8 * total}.get(stage, 0 if config.offload_optimizer else 12 * share)
-    gradients = 4 * total if stage < 2 else 0 if config.offload_optimizer else 4 * share
+    optimizer = {0: 8 * trained}.get(stage, 0 if config.offload_optimizer else 12 * trained_share)
+    gradients = 4 * trained if stage < 2 else 0 if config.offload_optimizer else 4 * trained_share
     bucket = {0: 0, 3: 2 * 2 * shape.text.layer}.get(stage, REDUCE_BUCKET)
-    if config.chosen_objective.kl_coefficient == 0 or config.offload_reference:
+    if config.chosen_objective.kl_coefficient == 0 or config.offload_reference or config.lora.rank:
         reference = 0
     else:
         reference = item * (share if config.shards_reference else total)
@@ -149,6 +184,7 @@ def expected_bytes(
 ) -> tuple[dict[str, int], Kept]:
     """As `rank_bytes`, with the activations that are kept because the GPU has room for them (`learner.recompute`)."""
     parts, item = rank_bytes(shape, config, in_bfloat16=in_bfloat16, load=load), 2 if in_bfloat16 else 4
+    shape = adapted(shape, config)
     in_one_pass = learns_in_rounds(config) and not load.recomputes_blocks
     if not config.gradient_checkpointing:
         return parts, Kept(num_layers=shape.text.depth, has_tower=in_one_pass)
@@ -167,7 +203,7 @@ def expected_bytes(
 
 def gradient_reserve(shape: ModelShape, config: LearnerConfig, item: int) -> int:
     """Bytes that DeepSpeed takes for gradients at the beginning of a backward pass, when all activations are there."""
-    return item * (-(-shape.num_parameters // config.ranks.minimum) + 2 * REDUCE_BUCKET)
+    return item * (-(-adapted(shape, config).num_trained // config.ranks.minimum) + 2 * REDUCE_BUCKET)
 
 
 def _activation_bytes(shape: ModelShape, config: LearnerConfig, load: Load, item: int) -> int:
@@ -197,8 +233,10 @@ def vision_bytes(shape: ModelShape, num_visual_tokens: int, item: int) -> int:
 
 def language_bytes(shape: ModelShape, num_tokens: int, item: int, *, num_kept: int) -> int:
     """Activations of a micro-batch of which `num_kept` layers keep theirs; the others keep their inputs."""
-    # Float32 gradient of the output layer's weight, and its copy in the model's precision.
-    head = LOGIT_BYTES * min(MAX_LOGITS, num_tokens * shape.vocabulary) + (4 + item) * shape.embedding
+    head = LOGIT_BYTES * min(MAX_LOGITS, num_tokens * shape.vocabulary)
+    if not shape.num_adapted:
+        # Float32 gradient of the output layer's weight, and its copy in the model's precision.
+        head += (4 + item) * shape.embedding
     one_layer = item * num_tokens * shape.text.kept
     again = shape.text.depth - num_kept
     inputs = item * num_tokens * again * shape.text.width
@@ -254,7 +292,7 @@ def _savings(config: LearnerConfig) -> Iterator[tuple[str, Any]]:
     yield "gradient_checkpointing", True
     if config.ranks.minimum > 1:
         yield "zero_stage", 3
-    if config.chosen_objective.kl_coefficient > 0:
+    if config.chosen_objective.kl_coefficient > 0 and not config.lora.rank:
         yield "offload_reference", True
     if config.zero_stage:
         yield "offload_optimizer", True

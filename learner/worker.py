@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import gc
 import resource
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,14 @@ from learner.engine import (
 from learner.fusing import allow_fusing
 from learner.hf_folder import save_hf
 from learner.host import disable_malloc_trim, free_port, own_address
-from learner.policies import Policies
+from learner.policies import Policies, WithoutAdapters
 from learner.state.saving import StateKeeper
 from learner.state.share_files import WrittenShare
 from learner.state.snapshot import ReadRows, Share, ShareHeader
 from learner.sync.sender import WeightSender
 from learner.trainer import Trainer
 from learner.update import UpdateInParts, UpdateReport
+from learner.zero.gathering import join_collective
 
 
 class LearnerRank:
@@ -114,7 +114,7 @@ class LearnerRank:
             self._engine.close()
         for bound in ("_keeper", "_trainer", "_sender", "_engine"):
             vars(self).pop(bound, None)  # a start that failed half-way has left some
-        if isinstance(self._reference, ShardedForward):
+        if isinstance(self._reference, ShardedForward | WithoutAdapters):
             self._reference.close()
             self._reference = None
         leave_process_group()
@@ -154,7 +154,6 @@ class LearnerRank:
         if self._config.gradient_checkpointing:
             # Not the tower: what it does twice is decided per vision pass.
             policy.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy.model.model.visual.requires_grad_(self._config.train_vision)
         self._engine = LearnerEngine(policy, self._config, dtype=self._policies.dtype)
         self._sender = WeightSender(
             {name.removeprefix("model."): shape for name, shape in self._engine.shapes().items()},
@@ -164,7 +163,7 @@ class LearnerRank:
         )
         if self._config.chosen_objective.kl_coefficient > 0 and self._reference is None:
             # The policy at step 0 whatever the run resumes from, so it is loaded anew and never copied.
-            self._reference = self._policies.load_reference()
+            self._reference = self._policies.load_reference(self._engine)
         self._trainer = Trainer(
             self._engine,
             self._reference,
@@ -320,8 +319,9 @@ class LearnerRank:
         self._sender.close()
 
     def export_hf(self, folder: str | Path) -> None:
-        """Write a folder that vLLM and transformers load. A collective; rank 0 writes."""
-        parameters = self._parameters()
+        """Write a folder that vLLM and transformers load, and in it the adapter, if there is one. A collective; rank 0
+        writes."""
+        adapters, parameters = self._engine.adapters(), self._parameters()
         if self._rank:
             join_collective(parameters)
             return
@@ -329,6 +329,7 @@ class LearnerRank:
             save_hf(parameters, Path(folder), source=Path(self._model.path))
         finally:
             join_collective(parameters)  # after a failed write, the other ranks still gather
+        self._policies.save_adapter(adapters, Path(folder))
 
     def snapshot(self) -> Share:
         """Copy this rank's part of the state to host memory, between updates. No other rank takes part in it.
@@ -393,8 +394,3 @@ class LearnerRank:
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((name.removeprefix("model."), tensor) for name, tensor in self._engine.parameters())
-
-
-def join_collective(items: Iterable[object]) -> None:
-    """Iterate to the end, to take part in the collectives behind it, and discard the items: another rank uses them."""
-    deque(items, maxlen=0)

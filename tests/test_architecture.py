@@ -29,6 +29,7 @@ OWNERS = {
     "deepspeed": ("learner/engine.py",),
     "omegaconf": ("configs/load.py",),
     "openai": ("judge/",),
+    "peft": ("learner/lora/adapters.py",),
 }
 """Package to the files that may import it."""
 

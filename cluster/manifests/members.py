@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cluster.runtime.placement import Resources, place
 from configs.schema import Config
 from judge.llm.served_model import num_gpus_wanted
-from learner.memory import GIB, ModelShape, rank_bytes
+from learner.memory import GIB, ModelShape, adapted, rank_bytes
 
 GPU_CPUS = 8
 """Cores of an engine or rank on a GPU: decoding of images, tokenization, data transfer."""
@@ -116,7 +116,7 @@ def _rank(config: Config, shape: ModelShape | None) -> Member:
         memory = UNKNOWN_RANK_GIB * learner.num_gpus if on_gpu else UNKNOWN_RANK_GIB
         return Member(reserved=reserved, num_threads=num_threads, memory_gib=memory)
     sizes = config.learner.ranks
-    share = math.ceil(shape.num_parameters / sizes.minimum)
+    share = math.ceil(adapted(shape, learner).num_trained / sizes.minimum)
     # A rank's last two copies of its own state, an earlier one while it is still being written, and the copies that it
     # holds for a peer, from which a lost rank is restored.
     num_copies = (3 if learner.copy_state else 2) + (0 if sizes.maximum == 1 else 2)

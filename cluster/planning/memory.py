@@ -16,6 +16,7 @@ from learner.memory import (
     GIB,
     Kept,
     ModelShape,
+    adapted,
     expected_bytes,
     language_bytes,
     memory_message,
@@ -96,7 +97,7 @@ def rank_process(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) ->
     )
     room = int(gpu.memory_bytes * min(1.0, fewest.num_gpus))
     most = sum(rank_bytes(shape, fewest, in_bfloat16=in_bfloat16).values()) / GIB
-    item = item_size(config)
+    item, shape = item_size(config), adapted(shape, fewest)
     activations = {
         "tokens": language_bytes(shape, load.num_tokens, item, num_kept=kept.num_layers),
         "vision": tower_bytes(shape, fewest, load, item),
@@ -140,12 +141,17 @@ def _engine_problems(shape: ModelShape, widths: ModelWidths, spec: ViewSpec, con
 
 
 def _shared_gpu_problem(shape: ModelShape, config: Config, gpu: Gpu) -> Iterator[str]:
-    """An engine that sleeps during updates leaves the learner its activations, but not its weights and its state."""
+    """An engine that sleeps during updates leaves the learner its activations, but not its weights and its state.
+
+    Nor weights with adapters added: they are a second copy, and there until the engine has read it.
+    """
     if not shares_one_gpu(config):
         return
     parts = rank_bytes(shape, config.learner, in_bfloat16=config.model.dtype == "bfloat16")
-    held = sum(size for name, size in parts.items() if name != "activations") / gpu.memory_bytes
-    share = held if config.engines_sleep else config.learner.num_gpus
+    held = sum(size for name, size in parts.items() if name != "activations")
+    if config.learner.lora.rank:
+        held += item_size(config) * shape.num_parameters
+    share = held / gpu.memory_bytes if config.engines_sleep else config.learner.num_gpus
     wanted, what = config.rollout.gpu_memory_fraction, "state" if config.engines_sleep else "share"
     if config.rollout.workers.maximum * wanted + share > 1:
         most = (1 - share - FREE_SHARE) / config.rollout.workers.maximum

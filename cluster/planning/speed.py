@@ -13,7 +13,7 @@ from cluster.planning.gpus import Gpu
 from cluster.planning.memory import item_size
 from cluster.planning.workload import Workload, head_flops, language_flops, views_flops
 from configs.schema import Config
-from learner.memory import Kept, Load, ModelShape
+from learner.memory import Kept, Load, ModelShape, adapted
 
 LANGUAGE_USE, VISION_USE, PREFILL_USE = 0.62, 0.53, 0.45
 """Of the speed of matrix products: learner's language model, its tower, the engine's prompts and pictures."""
@@ -107,7 +107,7 @@ def _gpu_update(
         learn_s = max(learn_s / ZERO_3_SPEED, gathered_s)
     steps = work.groups / config.learner.prompts_per_mini_batch
     per_parameter = HOST_ADAM_S if config.learner.offload_optimizer else ADAM_BYTES / (gpu.memory_gb_s * 1e9)
-    optimizer_s = steps * shape.num_parameters / ranks * per_parameter
+    optimizer_s = steps * adapted(shape, config.learner).num_trained / ranks * per_parameter
     return vision / (ranks * peak * VISION_USE), reference / language_rate, learn_s, optimizer_s
 
 
@@ -136,9 +136,14 @@ def _update_flops(
     layers = work.groups * language_flops(shape, work.learned_tokens, work.token_pairs)
     head = work.groups * head_flops(shape, work.generated_tokens)
     again = 1 - kept.num_layers / shape.text.depth
-    passes = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
+    passes: float = 3 if kept.has_tower else 5 if load.recomputes_blocks else 4
+    adapters = adapted(shape, learner).num_adapted / shape.num_parameters
+    if learner.lora.rank:  # frozen weights have no gradient; adapters cost what weights of their number do
+        passes += passes * adapters - 1
     vision = views * (passes if learner.train_vision else 1)
     reference = layers + head + views if learner.chosen_objective.kl_coefficient else 0.0
+    if learner.lora.rank:
+        return vision, reference, (2 + again + (3 + again) * adapters) * layers + 3 * head
     return vision, reference, (3 + again) * layers + 4 * head
 
 

@@ -27,7 +27,7 @@ from configs.schema import Config
 from judge.trust.check import check_rows, measure
 from judge.trust.goldset import GOLD_FILE, GoldRow, read_gold
 from learner.families.lookup import find_shape
-from learner.memory import GIB, ModelShape
+from learner.memory import GIB, ModelShape, adapted
 
 NUM_GOLD = 10
 FEWEST_FILES, ENOUGH_FILES = 1024, 8192
@@ -226,7 +226,8 @@ def _disk_problems(config: Config) -> Iterator[Exception]:
         return
     folder = Path(config.train.checkpoint_dir or config.run.dir)
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    needed = (SAVED_BYTES * (config.train.keep_checkpoints + 1) + 4) * shape.num_parameters
+    saved = SAVED_BYTES * adapted(shape, config.learner).num_trained
+    needed = saved * (config.train.keep_checkpoints + 1) + 4 * shape.num_parameters
     free = shutil.disk_usage(there).free
     if free < needed:
         yield RunError(

@@ -62,6 +62,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         depth=given["num_hidden_layers"],
         width=width,
         query_width=width,
+        intermediate=inner,
+        has_gate=True,
         layer=attention + 3 * width * inner + 2 * width,
         kept=KEPT_WIDTHS * width + KEPT_INTERMEDIATES * inner,
     )
@@ -93,6 +95,8 @@ def _tower(vision: Mapping[str, Any]) -> Stack:
         depth=vision["depth"],
         width=width,
         query_width=width,
+        intermediate=inner,
+        has_gate=True,
         layer=4 * width * width + 4 * width + 3 * width * inner + 2 * inner + width + 2 * width,
         kept=KEPT_WIDTHS_OF_BLOCK * width + KEPT_INTERMEDIATES * inner,
     )

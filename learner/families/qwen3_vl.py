@@ -76,6 +76,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         depth=given["num_hidden_layers"],
         width=width,
         query_width=queries,
+        intermediate=inner,
+        has_gate=True,
         layer=2 * width * (queries + keys) + 2 * head + 3 * width * inner + 2 * width,
         kept=KEPT_WIDTHS * width + KEPT_QUERIES * queries + KEPT_INTERMEDIATES * inner,
     )
@@ -110,6 +112,8 @@ def _tower(vision: Mapping[str, Any]) -> Stack:
         depth=vision["depth"],
         width=width,
         query_width=width,
+        intermediate=inner,
+        has_gate=False,
         layer=4 * width * width + 4 * width + 2 * width * inner + inner + width + 4 * width,
         kept=KEPT_WIDTHS_OF_BLOCK * width + KEPT_INTERMEDIATES_OF_BLOCK * inner,
     )

@@ -1,4 +1,4 @@
-"""The order in which ZeRO-3 gathers parameters, remembered per kind of call.
+"""Gathering the shards of ZeRO-3: its order, remembered per kind of call, and taking part in it for other ranks.
 
 DeepSpeed 0.19.8 looks ahead in the order of modules that it saw in the calls before, and forgets it at the first module
 that comes in another. A learner alternates between vision passes and micro-batches, which have different orders.
@@ -7,7 +7,8 @@ that comes in another. A learner alternates between vision passes and micro-batc
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 
@@ -29,3 +30,8 @@ class GatherOrders:
             self._by_kind[kind] = copy.copy(self._unused)
             self._by_kind[kind]._clear_trace_structures()
         self._offload.param_coordinator = self._by_kind[kind]
+
+
+def join_collective(items: Iterable[object]) -> None:
+    """Iterate to the end, to take part in the collectives behind it, and discard the items: another rank uses them."""
+    deque(items, maxlen=0)

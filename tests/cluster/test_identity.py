@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import CheckpointError
-from cluster.identity import MAY_CHANGE, Identity, check_identity, fixed_settings, identify, may_change
+from cluster.identity import MAY_CHANGE, Identity, check_identity, check_settings, fixed_settings, identify, may_change
 from configs.load import describe_fields, load_config
 from configs.schema import Config
 
@@ -168,3 +168,15 @@ def test_commits_of_the_hub_are_compared_where_both_runs_have_one():
         check_identity({**SAVED, "revisions": there}, replace(CURRENT, revisions=here))
     with pytest.raises(CheckpointError, match=r"a{40}.*b{40}.*set model.path and data.train to the revisions"):
         check_identity({**SAVED, "revisions": first}, replace(CURRENT, revisions=second))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("rank=16", "rank=8"), ("rank=16", "rank=0"), ("rank=0", "rank=16"), ("alpha=32", "alpha=64"),
+     ("target=all", "target=attention")],
+)  # fmt: skip
+def test_a_run_goes_on_with_its_adapters_alone(before, now):
+    there, here = (fixed_settings(load_config("tiny", [f"learner.lora.{each}"])) for each in (before, now))
+    name = before.partition("=")[0]
+    with pytest.raises(CheckpointError, match=rf"learner\.lora\.{name}=.*set learner\.lora\.{name}=.* again"):
+        check_settings(there, here)

@@ -103,7 +103,7 @@ def read_log(folder: Path, *, last: int | None = None) -> list[LoggedEvent]:
 
 def _parse(fields: Mapping[str, Any]) -> LoggedEvent | None:
     """None where these are not the fields of an event, on which pages and tables rely. Any kind is one."""
-    numbers = {name: fields.get(name) for name in ("time", "step", "seconds")}
+    numbers: dict[str, Any] = {name: fields.get(name) for name in ("time", "step", "seconds")}
     texts = {name: fields.get(name, "") for name in ("kind", "who", "detail")}
     if not all(isinstance(text, str) for text in texts.values()) or not (texts["kind"] and texts["who"]):
         return None

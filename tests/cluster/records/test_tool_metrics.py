@@ -16,7 +16,7 @@ CROP = Crop(left=0, top=0, right=56, bottom=56)
 
 
 def called(*tools):
-    """An episode whose calls led to these views: `resize_image` the full one, other tools a crop of 4 tokens, None none."""
+    """An episode of these calls: `resize_image` shows the full view, others a crop of 4 tokens; None is refused."""
     turns = [make_turn()]
     for tool in tools:
         before = turns[-1]

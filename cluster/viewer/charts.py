@@ -51,6 +51,9 @@ ASKS = ("policy/ask_share all", "policy/ask_share_needed full view needed", "pol
 RATIOS = ("policy/visual_token_share rollouts", "heldout/visual_token_share held-out")
 STAGES = ("time/step_s step", "time/collect_s rollout", "time/update_s update", "time/publish_s weight sync")
 CALLS = ("judge/llm_calls calls", "judge/cache_hits from the cache", "judge/retries retries")
+GAINS = (
+    "heldout/tool_gain gain", "heldout/tool_gain_by_call won by calls", "heldout/tool_harm_by_call lost by calls",
+)  # fmt: skip
 BY_TOOL = tuple(f"policy/tool_share/{name} {name}" for name in TOOLS)
 PANELS = (
     _panel("Accuracy and format", "reward/accuracy accuracy", "reward/format well formed", is_share=True),
@@ -59,7 +62,8 @@ PANELS = (
     _panel("Calls per episode", "policy/calls_per_episode calls", "policy/refused_per_episode refused"),
     _panel("Visual tokens per call", "policy/tokens_per_call tokens"),
     _panel("Calls by tool", *BY_TOOL, is_share=True, compares=True),
-    _panel("Reward", "reward/mean reward", "reward/penalty penalty"),
+    _panel("Accuracy through tools, held-out", *GAINS),
+    _panel("Reward", "reward/mean reward", "reward/penalty penalty", "reward/box box", "reward/area area"),
     _panel("Groups", "groups/trained trained", "groups/no_signal zero variance", "groups/lost lost"),
     _panel("Sampled tokens per episode", "policy/completion_tokens tokens"),
     _panel("KL divergence (k3)", "learner/reference_kl to the reference", "learner/policy_kl to the sampler"),

@@ -144,15 +144,18 @@ def _turn(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], tokenize
 
 
 def _reward_parts(row: Row, config: Config | str) -> dict[str, float] | None:
-    """R = R_accuracy + R_format - P_control, by the weights of the run; None where there was no reward."""
+    """R = R_accuracy + R_format + R_box - penalties, by the weights of the run; None where there was no reward."""
     if row["reward"] is None or not isinstance(config, Config):
         return None
     accuracy = config.reward.accuracy_weight * bool(row["is_correct"])
     form = config.reward.format_weight * bool(row["is_well_formed"])
+    has_crop = any((turn["view"] or "").startswith("crop:") for turn in row["turns"])
+    box = config.reward.box_weight * bool(row["is_correct"] and has_crop)
     return {
         "accuracy": accuracy,
         "format": form,
-        "penalty": round(accuracy + form - row["reward"], 6),
+        "box": box,
+        "penalty": round(accuracy + form + box - row["reward"], 6),
         "total": row["reward"],
     }
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.report import write_report
 from cluster.viewer.runs import RunBook
 from cluster.viewer.server import make_app
+from configs.load import to_yaml
+from configs.schema import Config
 from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
 
 FULL = (224, 224)
@@ -130,6 +133,16 @@ def test_the_page_draws_each_box_and_shows_the_region_in_its_turn(client, run):
     shown = np.asarray(Image.open(io.BytesIO(client.get(source.replace("&amp;", "&")).content)))
     full = client.get(re.search(r'<img class="full" src="([^"]+)"', page)[1].replace("&amp;", "&")).content
     assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(full)))[112:168, 56:112])
+
+
+def test_the_reward_of_a_box_is_a_part_of_its_own(client, run):
+    config = Config()
+    reward = replace(config.reward, box_weight=0.1, area_weight=0.2)
+    (run / "config.yaml").write_text(to_yaml(replace(config, reward=reward)))
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", client.get(f"/r/tiny/episode?{KEY}0").text))
+    assert "1.500 = 1.00 accuracy + 0.50 format + 0.10 box − 0.10 penalty" in text
+    direct = re.sub("<[^>]+>", "", client.get(f"/r/tiny/episode?{KEY}4").text)
+    assert "0.50 format − 0.00 penalty" in direct
 
 
 def test_a_refused_call_is_told_and_shows_no_picture(client):

@@ -186,6 +186,7 @@ PURE = (
     "cluster/timekeeping.py",
     "cluster/update_stream.py",
     "cluster/viewer/alerts.py",
+    "cluster/viewer/boxes.py",
     "cluster/viewer/charts.py",
     "cluster/viewer/cli.py",
     "cluster/viewer/export.py",

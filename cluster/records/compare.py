@@ -29,6 +29,8 @@ class Panel:
     """In metrics.jsonl."""
     marks: tuple[tuple[float, str], ...] = ()
     """Horizontal reference lines: (value, label)."""
+    is_share: bool = True
+    """The axis spans at least 0 to 1."""
 
 
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
@@ -38,10 +40,12 @@ PANELS = (
     Panel(title="Tool-call rate", key="policy/ask_share"),
     Panel(title="Accuracy", key="reward/accuracy"),
     Panel(title="Visual-token ratio (1 = always full)", key="policy/visual_token_share", marks=VIEWS),
+    Panel(title="Calls per episode", key="policy/calls_per_episode"),
+    Panel(title="Visual tokens per call", key="policy/tokens_per_call", is_share=False),
     Panel(title="Held-out accuracy", key="heldout/accuracy"),
     Panel(title="Held-out visual-token ratio", key="heldout/visual_token_share"),
 )
-"""All of them shares. Runs without the metric are left out, and so is a panel of which no run has any."""
+"""Runs without the metric are left out, and so is a panel of which no run has any."""
 HELDOUT = {
     "step": "step",
     "heldout/accuracy": "accuracy",
@@ -109,7 +113,7 @@ def _look(number: int) -> tuple[str, str]:
 
 
 def _style_axes(axes: Axes, panel: Panel) -> None:
-    """Title, grid, reference lines, and an axis of shares."""
+    """Title, grid, reference lines, and the span of shares."""
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -122,7 +126,8 @@ def _style_axes(axes: Axes, panel: Panel) -> None:
             name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=QUIET
         )
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -0.02), max(high, 1.05))
+    if panel.is_share:
+        axes.set_ylim(min(low, -0.02), max(high, 1.05))
 
 
 def heldout_figures(runs: Sequence[Path]) -> dict[str, dict[str, float | None]]:

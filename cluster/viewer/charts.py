@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from actors.tools.registry import TOOLS
 from cluster.records.events import Event
 from cluster.records.reading import curve
 
@@ -36,6 +37,8 @@ class Panel:
     marks: tuple[tuple[float, str], ...] = ()
     """Horizontal reference lines: (value, label)."""
     shows_events: bool = False
+    compares: bool = False
+    """Of a run that has only one of the metrics, the chart would say nothing."""
 
 
 def _panel(title: str, *curves: str, place: str = "curves", **options: Any) -> Panel:
@@ -48,11 +51,19 @@ ASKS = ("policy/ask_share all", "policy/ask_share_needed full view needed", "pol
 RATIOS = ("policy/visual_token_share rollouts", "heldout/visual_token_share held-out")
 STAGES = ("time/step_s step", "time/collect_s rollout", "time/update_s update", "time/publish_s weight sync")
 CALLS = ("judge/llm_calls calls", "judge/cache_hits from the cache", "judge/retries retries")
+GAINS = (
+    "heldout/tool_gain gain", "heldout/tool_gain_by_call won by calls", "heldout/tool_harm_by_call lost by calls",
+)  # fmt: skip
+BY_TOOL = tuple(f"policy/tool_share/{name} {name}" for name in TOOLS)
 PANELS = (
     _panel("Accuracy and format", "reward/accuracy accuracy", "reward/format well formed", is_share=True),
     _panel("Tool-call rate", *ASKS, is_share=True),
     _panel("Visual-token ratio", *RATIOS, is_share=True, marks=((1.0, "always full"), (0.25, "always quarter"))),
-    _panel("Reward", "reward/mean reward", "reward/penalty penalty"),
+    _panel("Calls per episode", "policy/calls_per_episode calls", "policy/refused_per_episode refused"),
+    _panel("Visual tokens per call", "policy/tokens_per_call tokens"),
+    _panel("Calls by tool", *BY_TOOL, is_share=True, compares=True),
+    _panel("Accuracy through tools, held-out", *GAINS),
+    _panel("Reward", "reward/mean reward", "reward/penalty penalty", "reward/box box", "reward/area area"),
     _panel("Groups", "groups/trained trained", "groups/no_signal zero variance", "groups/lost lost"),
     _panel("Sampled tokens per episode", "policy/completion_tokens tokens"),
     _panel("KL divergence (k3)", "learner/reference_kl to the reference", "learner/policy_kl to the sampler"),
@@ -115,6 +126,9 @@ def _chart(
     panel: Panel, runs: Mapping[str, Metrics], x_range: tuple[float, float], events: Sequence[Event]
 ) -> Chart | None:
     found = []
+    num_metrics = sum(
+        any(key in figures for metrics in runs.values() for figures in metrics) for key, _ in panel.curves
+    )
     for r, (run, metrics) in enumerate(runs.items()):
         for c, (key, label) in enumerate(panel.curves):
             points = [
@@ -123,7 +137,7 @@ def _chart(
             if points:
                 name = label if len(runs) == 1 else f"{run}: {label}" if len(panel.curves) > 1 else run
                 found.append((run, name, points, (c, 0) if len(runs) == 1 else (r, c)))
-    if not found:
+    if not found or (panel.compares and num_metrics < 2):
         return None
     low, high = _span([y for _, _, points, _ in found for _, y in points], panel)
     ticks = log_ticks(low, high) if panel.is_log else ticks_of(low, high)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
+from actors.tools.resize import RESIZE
+from actors.views import Crop, Size, View, shown_size
 from cluster.records.reading import Row
 from cluster.viewer import queries
+from cluster.viewer.boxes import Box, boxes_by_view, view_of
 from cluster.viewer.filters import CHOICES, PRESETS, Filter
 from cluster.viewer.index import OPENED
+from cluster.viewer.pictures import Views
 from cluster.viewer.rendering import episode_url, listed_url, run_page
 from cluster.viewer.runs import RunFolder
 from cluster.viewer.text import load_tokenizer, spans_of
 from configs.schema import Config
+
+VIEWS: tuple[View, View] = ("quarter", "full")
 
 
 def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
@@ -26,14 +35,19 @@ def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
 
 
 def group(run: RunFolder, rows: Sequence[Row]) -> dict[str, Any]:
-    shown = [episode_view(run, row) for row in rows]
-    return {**run_page(run, "episodes", f"Group {rows[0]['sample']}"), "episodes": shown, "row": shown[0]["row"]}
+    return {**run_page(run, "episodes", f"Group {rows[0]['sample']}"), **_side_by_side([(run, row) for row in rows])}
 
 
 def pair(run: RunFolder, found: Sequence[tuple[RunFolder, Row]]) -> dict[str, Any]:
     """One sample in two evaluations: a group of two, perhaps of two runs."""
+    return {**run_page(run, "heldout", f"Sample {found[0][1]['sample']}"), **_side_by_side(found)}
+
+
+def _side_by_side(found: Sequence[tuple[RunFolder, Row]]) -> dict[str, Any]:
+    """The picture stands once, with the views that any of them saw; boxes are on the pages of the episodes."""
     shown = [episode_view(owner, row) for owner, row in found]
-    return {**run_page(run, "heldout", f"Sample {found[0][1]['sample']}"), "episodes": shown, "row": shown[0]["row"]}
+    views = [replace(view, boxes=()) for view in shown[0]["views"]]
+    return {"episodes": shown, "row": shown[0]["row"], "picture": {**shown[0], "views": views}}
 
 
 def episode(run: RunFolder, row: Row, chosen: Filter, position: int | None) -> dict[str, Any]:
@@ -82,13 +96,17 @@ def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
         row, problem = {**row, **dict.fromkeys(OPENED), "turns": []}, str(error)
         views = problem
     tokenizer = load_tokenizer(config.model.path) if isinstance(config, Config) else None
+    shown = [] if isinstance(views, str) else _shown(row["turns"], views)
     return {
         "row": row,
         "url": episode_url(owner.name, row),
         "problem": problem,
         "no_picture": views if isinstance(views, str) else "",
-        "sizes": [] if isinstance(views, str) else [(n, v.shape[1], v.shape[0]) for n, v in _named(views)],
+        "sources": {v.name: episode_url(owner.name, row, "picture", urlencode({"view": v.name})) for v in shown},
+        "views": [view for view in shown if view.name in VIEWS],
+        "crops": {view.name: view for view in shown if view.name not in VIEWS},
         "turns": [_turn(turn, row["turns"][:i], tokenizer) for i, turn in enumerate(row["turns"])],
+        "calls": Counter(turn["tool"] or RESIZE.name for turn in row["turns"][1:] if turn["view"] is not None),
         "reward": _reward_parts(row, config),
         "has_tokenizer": tokenizer is not None,
         "trained": _why_trained(row),
@@ -96,8 +114,24 @@ def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
     }
 
 
-def _named(views: Any) -> list[tuple[str, Any]]:
-    return [(name, view) for name, view in zip(("quarter", "full"), views, strict=True) if view is not None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownView:
+    """A picture on a page, with the regions that were called for in it."""
+
+    name: str
+    width: int
+    height: int
+    boxes: Sequence[Box]
+
+
+def _shown(turns: Sequence[Mapping[str, Any]], views: Views) -> list[ShownView]:
+    """The quarter and the full view, whether seen or not, then each region that was seen."""
+    full_size: Size = views[1].shape[:2]
+    boxes = boxes_by_view(turns, full_size)
+    both = [view for view, pixels in zip(VIEWS, views, strict=True) if pixels is not None]
+    seen = (view for turn in turns if isinstance(view := view_of(turn["view"], full_size), Crop))
+    sizes = {str(view): shown_size(view, full_size) for view in (*both, *seen)}
+    return [ShownView(name=n, width=w, height=h, boxes=boxes.get(n, ())) for n, (h, w) in sizes.items()]
 
 
 def _turn(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:
@@ -110,15 +144,18 @@ def _turn(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], tokenize
 
 
 def _reward_parts(row: Row, config: Config | str) -> dict[str, float] | None:
-    """R = R_accuracy + R_format - P_control, by the weights of the run; None where there was no reward."""
+    """R = R_accuracy + R_format + R_box - penalties, by the weights of the run; None where there was no reward."""
     if row["reward"] is None or not isinstance(config, Config):
         return None
     accuracy = config.reward.accuracy_weight * bool(row["is_correct"])
     form = config.reward.format_weight * bool(row["is_well_formed"])
+    has_crop = any((turn["view"] or "").startswith("crop:") for turn in row["turns"])
+    box = config.reward.box_weight * bool(row["is_correct"] and has_crop)
     return {
         "accuracy": accuracy,
         "format": form,
-        "penalty": round(accuracy + form - row["reward"], 6),
+        "box": box,
+        "penalty": round(accuracy + form + box - row["reward"], 6),
         "total": row["reward"],
     }
 

@@ -28,7 +28,7 @@ def csv_lines(con: queries.Connection, chosen: Filter) -> Iterator[str]:
     found = con.execute(f"SELECT {columns} FROM episodes WHERE {where} ORDER BY {chosen.order()}", bound)
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow([name.strip('"') for name in queries.LISTED])
+    writer.writerow([column[0] for column in found.description or ()])
     while rows := found.fetchmany(BATCH):
         writer.writerows([["'" + v if isinstance(v, str) and _runs(v) else v for v in row] for row in rows])
         yield buffer.getvalue()

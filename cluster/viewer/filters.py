@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
+from actors.tools.registry import TOOLS
+
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "set": {"training": "set = 'training'", "heldout": "set = 'heldout'"},
     "kind": {name: f"kind = '{name}'" for name in ("policy", "always_quarter", "always_full")},
     "verdict": {"right": "is_correct", "wrong": "NOT is_correct", "none": "is_correct IS NULL"},
-    "tool": {"asked": "asked", "direct": "NOT asked"},
+    "tool": {
+        "asked": "asked",
+        "direct": "NOT asked",
+        **{name: f"list_contains(tools, '{name}')" for name in TOOLS},
+        "refused": "refused_calls > 0",
+    },
+    "calls": {"1": "tool_calls = 1", "2": "tool_calls = 2", "3 or more": "tool_calls > 2"},
     "need": {"full": "needs_full", "quarter": "NOT needs_full", "unknown": "needs_full IS NULL"},
     "status": {name: f"status = '{name}'" for name in ("answered", "malformed", "truncated")},
     "trained": {"yes": "is_trained", "no": "NOT is_trained"},
@@ -19,7 +27,17 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 """Parameter to its values, each with its condition."""
 EXACT = ("sample", "judge", "reason", "file")
 """Parameters that are compared as they are."""
-SORTS = ("step", "reward", "advantage", "visual_tokens", "generated_tokens", "question", "answer", "oldest_version")
+SORTS = (
+    "step",
+    "reward",
+    "advantage",
+    "visual_tokens",
+    "tool_calls",
+    "generated_tokens",
+    "question",
+    "answer",
+    "oldest_version",
+)
 STEPS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 MAX_TEXT = 500
 
@@ -36,16 +54,16 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "needless": Preset(
         title="asked needlessly",
-        about="Asked for the full view although the quarter view is enough: by the data set, or, where that does not "
-        "say, because another episode of the sample was right without it.",
+        about="Called a tool although the quarter view is enough: by the data set, or, where that does not say, "
+        "because another episode of the sample was right without a call.",
         condition="kind = 'policy' AND asked AND (needs_full IS FALSE OR (needs_full IS NULL AND direct_right > 0))",
     ),
     "missed": Preset(
         title="should have asked",
-        about="Wrong from the quarter view alone, where the full view is needed: by the data set, or, where that does "
-        "not say, because another episode of the sample was right with it.",
+        about="Wrong from the quarter view alone, where more is needed: by the data set, or, where that does not say, "
+        "because another episode of the sample was right after a call, or with the full view.",
         condition="kind = 'policy' AND NOT asked AND is_correct IS FALSE "
-        "AND (needs_full IS TRUE OR (needs_full IS NULL AND full_right > 0))",
+        "AND (needs_full IS TRUE OR (needs_full IS NULL AND called_right > 0))",
     ),
     "wrong": Preset(title="wrong", about="Judged wrong, or without an answer.", condition="is_correct IS FALSE"),
     "masked": Preset(

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.tools.resize import RESIZE
 from cluster.records.episodes import EPISODES
 from cluster.records.reading import Row
 
@@ -33,32 +34,38 @@ OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version")
 """Columns that only the page of an episode needs."""
 FLAT = tuple(name for name in EPISODES.names if name not in OPENED)
 NO_TURN: Mapping[str, Any] = {
-    "text": "", "view": "quarter", "num_visual_tokens": 0, "num_prompt_tokens": 0, "completion_ids": [],
+    "text": "", "view": None, "tool": None, "num_visual_tokens": 0, "num_prompt_tokens": 0, "completion_ids": [],
     "logprobs": [], "version_spans": [], "finish_reason": None,
 }  # fmt: skip
 """In place of what a recorded turn lacks."""
 LEAVES = (
     "turns.list.element.view",
+    "turns.list.element.tool",
     "turns.list.element.num_visual_tokens",
     "turns.list.element.version_spans.list.element.num_tokens",
 )
 """All that is read of the turns: a leaf of a Parquet file is read without its neighbours."""
 TABLE = """
 CREATE TABLE episodes AS SELECT *, 0::BIGINT AS visual_tokens, 0::BIGINT AS full_tokens, 0::BIGINT AS generated_tokens,
-  0 AS direct_right, 0 AS full_right, '' AS searched FROM arriving LIMIT 0;
+  []::VARCHAR[] AS tools, []::BIGINT[] AS call_tokens, 0::BIGINT AS tool_calls, 0::BIGINT AS refused_calls,
+  0 AS direct_right, 0 AS called_right, '' AS searched FROM arriving LIMIT 0;
 ALTER TABLE episodes DROP COLUMN turns;
 CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
 """
 # A quarter view has exactly a quarter of the full view's tokens, and one too small to quarter is shown full at once.
-INSERT = """
-INSERT INTO episodes SELECT * EXCLUDE (turns) REPLACE (coalesce(kind, 'policy') AS kind),
+# Calls are later turns that show a view; the others tell why a call was refused. Older files do not name the tool.
+INSERT = f"""
+INSERT INTO episodes SELECT * EXCLUDE (turns, calls) REPLACE (coalesce(kind, 'policy') AS kind),
   list_sum(list_transform(turns, lambda t: t.num_visual_tokens)),
   turns[1].num_visual_tokens * CASE turns[1].view WHEN 'quarter' THEN 4 ELSE 1 END,
   list_sum(list_transform(turns, lambda t: list_sum(list_transform(t.version_spans, lambda s: s.num_tokens)))),
+  list_transform(calls, lambda t: coalesce(t.tool, '{RESIZE.name}')),
+  list_transform(calls, lambda t: t.num_visual_tokens), len(calls), greatest(0, len(turns) - 1 - len(calls)),
   count(*) FILTER (is_correct AND NOT asked AND turns[1].view = 'quarter') OVER same_sample,
   count(*) FILTER (is_correct AND (asked OR turns[1].view = 'full')) OVER same_sample,
   lower(concat_ws(' ', question, reference, answer, reason, sample))
-FROM arriving WINDOW same_sample AS (PARTITION BY set, file, sample)
+FROM (SELECT *, list_filter(turns[2:], lambda t: t.view IS NOT NULL) AS calls FROM arriving)
+WINDOW same_sample AS (PARTITION BY set, file, sample)
 """
 DISPUTED = """
 INSERT INTO disputed SELECT question, reference, coalesce(answer, '') AS given FROM episodes
@@ -220,6 +227,7 @@ def _slim_schema() -> pa.Schema:
     turn = pa.struct(
         [
             ("view", pa.string()),
+            ("tool", pa.string()),
             ("num_visual_tokens", pa.int64()),
             ("version_spans", pa.list_(pa.struct([("num_tokens", pa.int64())]))),
         ]

@@ -8,13 +8,14 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from actors.hub import model_name
+from actors.tools.resize import RESIZE
 from cluster.records.events import WARNINGS
 from cluster.records.reading import Row
 from cluster.viewer import queries
 from cluster.viewer.alerts import alerts
 from cluster.viewer.charts import line_charts, trade_off
 from cluster.viewer.filters import PRESETS, Filter
-from cluster.viewer.queries import Score
+from cluster.viewer.queries import Score, ToolUse
 from cluster.viewer.rendering import kind_name, run_page
 from cluster.viewer.runs import RunBook, RunFolder, differing_settings, settings_text
 from configs.schema import Config
@@ -41,6 +42,8 @@ def _run_line(run: RunFolder) -> dict[str, Any]:
         "accuracy": run.last("reward/accuracy"),
         "ratio": run.last("heldout/visual_token_share") or run.last("policy/visual_token_share"),
         "ask_share": run.last("policy/ask_share"),
+        "calls_per_episode": run.last("policy/calls_per_episode"),
+        "tokens_per_call": run.last("policy/tokens_per_call"),
         "model": model_name(config.model.path) if isinstance(config, Config) else "unreadable settings",
         "penalty": config.reward.penalty if isinstance(config, Config) else "–",
     }
@@ -67,6 +70,7 @@ def overview(run: RunFolder) -> dict[str, Any]:
         for name, style, score in found
         if score.token_ratio is not None and score.accuracy.share is not None
     ]
+    uses = queries.tool_uses(con)
     wanted = config.train.prompts_per_step if isinstance(config, Config) else 0
     cause = look.cause if look else ""
     return {
@@ -76,12 +80,19 @@ def overview(run: RunFolder) -> dict[str, Any]:
         "alerts": alerts(run.metrics, prompts_per_step=wanted, unreadable=run.episodes.unreadable, cause=cause),
         "scores": last,
         "trade_off": trade_off(points),
+        "tool_uses": uses,
+        "has_tools": _has_tools(uses),
         "rollouts": _rollouts(queries.scores(con, "training")),
         "presets": PRESETS,
         "preset_counts": queries.counts(con, Filter(values={"set": "training"}))[1],
         "settings": settings_text(config) if isinstance(config, Config) else {},
         "settings_error": "" if isinstance(config, Config) else config,
     }
+
+
+def _has_tools(uses: Sequence[ToolUse]) -> bool:
+    """Whether there is more to say of tools than how many episodes asked for the full view."""
+    return any(use.tool != RESIZE.name or use.num_calls > use.episodes.num_hits for use in uses)
 
 
 def _rollouts(scores: Sequence[Score]) -> dict[str, Any]:
@@ -138,7 +149,8 @@ def events(run: RunFolder, kind: str) -> dict[str, Any]:
 
 def heldout(run: RunFolder, book: RunBook, first: str, second: str, kind: str) -> dict[str, Any]:
     """All evaluations, and two of them sample by sample. An evaluation is named RUN/FILE."""
-    scores = queries.scores(run.episodes.cursor(), "heldout")
+    con = run.episodes.cursor()
+    scores = queries.scores(con, "heldout")
     names = list(dict.fromkeys(f"{run.name}/{score.file}" for score in scores))
     others = [other for other in book.all().values() if other.name != run.name]
     names += [f"{o.name}/{path.stem}" for o in others for path in sorted((o.path / "heldout").glob("*.parquet"))]
@@ -149,6 +161,7 @@ def heldout(run: RunFolder, book: RunBook, first: str, second: str, kind: str) -
     return {
         **run_page(run, "heldout", "Held-out"),
         "scores": scores,
+        "has_tools": _has_tools(queries.tool_uses(con)),
         "names": names,
         "first": first or (names[0] if names else ""),
         "second": second or (names[min(1, len(names) - 1)] if names else ""),

@@ -9,12 +9,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from actors.data.dataset import Dataset
 from actors.episode import SampleRef
 from actors.errors import DataError
 from actors.images import View_HW3, ViewSpec, can_quarter, check_and_decode, full_view, quarter_view
+from actors.views import View, cut_view
 from configs.schema import Config
 
 Views = tuple[View_HW3 | None, View_HW3]
@@ -64,9 +66,15 @@ class Pictures:
         return (quarter_view(full) if can_quarter(full.shape[0], full.shape[1], spec) else None), full
 
 
+def picture_of(views: Views, view: View) -> View_HW3 | None:
+    """The pixels of a view, which lies inside the full one; None for the quarter view of a picture too small for it."""
+    quarter, full = views
+    return quarter if view == "quarter" else cut_view(full, view)
+
+
 def encode(view: View_HW3, max_side: int | None = None) -> tuple[str, bytes]:
     """Media type and bytes of a view, reduced until no side is longer than `max_side` pixels; lossless while small."""
-    image = Image.fromarray(view)
+    image = Image.fromarray(np.ascontiguousarray(view))
     is_small = image.width * image.height <= MAX_LOSSLESS and (max_side is None or max(image.size) <= max_side)
     if max_side is not None:
         image.thumbnail((max_side, max_side))

@@ -14,10 +14,11 @@ from cluster.viewer.filters import PRESETS, Filter
 from judge.trust.check import Z_95, Rate
 
 Connection = duckdb.DuckDBPyConnection
+CALLED = "array_to_string(tools, ' ') AS called"
 LISTED = (
     "set", "file", "step", "kind", "sample", '"index"', "question", "reference", "answer", "asked", "needs_full",
     "is_correct", "is_well_formed", "status", "reward", "advantage", "is_trained", "visual_tokens", "full_tokens",
-    "generated_tokens", "oldest_version", "newest_version", "judge", "reason",
+    "generated_tokens", "tool_calls", CALLED, "refused_calls", "oldest_version", "newest_version", "judge", "reason",
 )  # fmt: skip
 """Columns of a table of episodes, and of a CSV."""
 KEY = ("set", "file", "sample", "kind", "index")
@@ -38,8 +39,20 @@ class Score:
     tool_calls: Rate
     tool_calls_needed: Rate
     tool_calls_unneeded: Rate
+    num_calls: int
+    """Views that tools showed."""
+    call_tokens: int
+    """Visual tokens of these views."""
     visual_tokens: int
     full_tokens: int
+
+    @property
+    def calls_per_episode(self) -> float:
+        return self.num_calls / self.num
+
+    @property
+    def tokens_per_call(self) -> float | None:
+        return self.call_tokens / self.num_calls if self.num_calls else None
 
     @property
     def token_ratio(self) -> float | None:
@@ -106,6 +119,7 @@ def scores(con: Connection, of_set: str) -> list[Score]:
           count(*) FILTER (is_correct) AS correct, count(*) FILTER (asked) AS asked,
           count(*) FILTER (needs_full) AS needed, count(*) FILTER (needs_full AND asked) AS asked_needed,
           count(*) FILTER (NOT needs_full) AS unneeded, count(*) FILTER (NOT needs_full AND asked) AS asked_unneeded,
+          coalesce(sum(tool_calls), 0) AS calls, coalesce(sum(list_sum(call_tokens)), 0) AS call_tokens,
           coalesce(sum(visual_tokens), 0) AS visual, coalesce(sum(full_tokens), 0) AS full_view
         FROM episodes WHERE set = ? GROUP BY file, kind ORDER BY step, file, kind DESC"""
     return [
@@ -119,10 +133,54 @@ def scores(con: Connection, of_set: str) -> list[Score]:
             tool_calls=Rate(num_hits=row["asked"], num_cases=row["num"]),
             tool_calls_needed=Rate(num_hits=row["asked_needed"], num_cases=row["needed"]),
             tool_calls_unneeded=Rate(num_hits=row["asked_unneeded"], num_cases=row["unneeded"]),
+            num_calls=int(row["calls"]),
+            call_tokens=int(row["call_tokens"]),
             visual_tokens=int(row["visual"]),
             full_tokens=int(row["full_view"]),
         )
         for row in select(con, sql, [of_set])
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """How a tool was used by the policy, in training or in all evaluations."""
+
+    set: str
+    tool: str
+    num_calls: int
+    num_tokens: int
+    """Visual tokens of what it showed."""
+    episodes: Rate
+    """Those with a call of it, of all."""
+    accuracy: Rate
+    """Of the episodes with a call of it that have a verdict."""
+
+    @property
+    def tokens_per_call(self) -> float:
+        return self.num_tokens / self.num_calls
+
+
+def tool_uses(con: Connection) -> list[ToolUse]:
+    """Of each set and tool, the tools that are called most first."""
+    sql = """
+        WITH played AS (SELECT *, rowid AS id FROM episodes WHERE kind = 'policy'),
+        calls AS (SELECT set, id, is_correct, unnest(tools) AS tool, unnest(call_tokens) AS tokens FROM played)
+        SELECT set, tool, count(*) AS calls, coalesce(sum(tokens), 0)::BIGINT AS tokens, count(DISTINCT id) AS num,
+          count(DISTINCT id) FILTER (is_correct) AS correct,
+          count(DISTINCT id) FILTER (is_correct IS NOT NULL) AS judged,
+          (SELECT count(*) FROM played WHERE played.set = calls.set) AS played
+        FROM calls GROUP BY set, tool ORDER BY set DESC, calls DESC, tool"""
+    return [
+        ToolUse(
+            set=row["set"],
+            tool=row["tool"],
+            num_calls=row["calls"],
+            num_tokens=row["tokens"],
+            episodes=Rate(num_hits=row["num"], num_cases=row["played"]),
+            accuracy=Rate(num_hits=row["correct"], num_cases=row["judged"]),
+        )
+        for row in select(con, sql)
     ]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from actors.views import Size, parse_view
 from cluster.folders import CONFIG
 from cluster.records.files import write_atomically
 from cluster.records.reading import Row
 from cluster.viewer import pages, queries, rendering
 from cluster.viewer.episode_pages import episode_view
 from cluster.viewer.filters import PRESETS, Filter
-from cluster.viewer.pictures import encode
+from cluster.viewer.pictures import encode, picture_of
 from cluster.viewer.runs import RunFolder
 
 NUM_PER_KIND = 3
@@ -24,7 +25,7 @@ NUM_LOOKED_AT = 200
 MAX_BYTES = 1 << 28
 """Of the files that are read: the driver writes the report at the end of a run, which may have millions of episodes."""
 MAX_SHOWN_SIDE = 640
-"""Pixels of the longer side of a full view; its quarter is reduced by the same factor, else it would look as fine."""
+"""Pixels of the longer side of a full view; other views are reduced by the same factor, else they would look finer."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -84,8 +85,11 @@ def _episode(run: RunFolder, row: Row) -> dict[str, Any]:
     views = view["no_picture"] or run.pictures.views(view["row"])
     sources = {}
     if not isinstance(views, str):
-        for name, picture, most in (("quarter", views[0], MAX_SHOWN_SIDE // 2), ("full", views[1], MAX_SHOWN_SIDE)):
-            if picture is not None:
-                media_type, content = encode(picture, most)
-                sources[name] = f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+        full_size: Size = views[1].shape[:2]
+        scale = min(1.0, MAX_SHOWN_SIDE / max(full_size))
+        for shown in (*view["views"], *view["crops"].values()):
+            picture = picture_of(views, parse_view(shown.name))
+            assert picture is not None, shown
+            media_type, content = encode(picture, max(1, round(scale * max(picture.shape[:2]))))
+            sources[shown.name] = f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
     return {**view, "sources": sources}

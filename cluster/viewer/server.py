@@ -24,10 +24,11 @@ from starlette.staticfiles import StaticFiles
 
 from cluster.records.reading import Row
 from cluster.viewer import episode_pages, pages, queries, rendering
+from cluster.viewer.boxes import view_of
 from cluster.viewer.export import csv_lines, write_filtered
 from cluster.viewer.filters import Filter
 from cluster.viewer.guard import HOSTS, Guard
-from cluster.viewer.pictures import encode
+from cluster.viewer.pictures import encode, picture_of
 from cluster.viewer.runs import RunBook, RunFolder
 from cluster.visible import visible
 
@@ -144,10 +145,12 @@ class Viewer:
         views = run.pictures.views(run.episodes.read(self.row_of(run, request.query_params)))
         if isinstance(views, str):
             raise HTTPException(404, views)
-        view = views[0] if request.query_params.get("view") == "quarter" else views[1]
-        if view is None:
-            raise HTTPException(404, "the picture is too small for a quarter view")
-        media_type, content = encode(view)
+        height, width = views[1].shape[:2]
+        asked = view_of(request.query_params.get("view", "full"), (height, width))
+        picture = None if asked is None else picture_of(views, asked)
+        if picture is None:
+            raise HTTPException(404, f"there is no such view: the full one has {width} x {height} pixels")
+        media_type, content = encode(picture)
         return Response(content, media_type=media_type)
 
     def pulse(self, request: Request) -> Response:

@@ -25,7 +25,7 @@ OBJECTIVE = replace(GRPO, clip_low=LOW, clip_high=HIGH, kl_coefficient=BETA, ent
 GROUPS = [
     make_group(1, size=(112, 112)),
     make_group(2, size=(56, 168), lost=(1,)),
-    make_group(3, size=(112, 112), ask_share=1.0, group_size=3),
+    make_group(3, size=(112, 112), ask_share=1.0, group_size=3, num_calls=2),
 ]
 
 

@@ -9,7 +9,7 @@ const COLUMNS = {
   question: (row) => row.question,
   answer: (row) => row.answer ?? `(${row.status})`,
   verdict: null,
-  tool: (row) => (row.asked ? "asked" : "direct"),
+  tool: (row) => (!row.asked ? "direct" : row.called === "resize_image" || !row.called ? "asked" : `${row.tool_calls} call${row.tool_calls > 1 ? "s" : ""}`),
   visual_tokens: (row) => (row.full_tokens ? `${Math.round((100 * row.visual_tokens) / row.full_tokens)} %` : "–"),
   generated_tokens: (row) => row.generated_tokens,
   reward: (row) => row.reward?.toFixed(2) ?? "–",
@@ -35,6 +35,7 @@ function makeCell(name, row) {
     cell.title = row.needs_full ? "the full view is needed" : "the full view is not needed";
     text += row.needs_full ? ", needed" : ", not needed";
   }
+  if (name === "tool" && row.called && !cell.title) cell.title = row.called + (row.refused_calls ? `; ${row.refused_calls} refused` : "");
   if (name === "answer" || name === "question") cell.title = text;
   if (name === "visual_tokens") cell.title = `${row.visual_tokens} visual tokens; the full view alone: ${row.full_tokens}`;
   if (name === "sample") {

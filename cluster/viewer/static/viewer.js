@@ -85,9 +85,12 @@ function drawZoom() {
   const source = document.querySelector(`[data-view="${zoom.view}"]`);
   const image = dialog.querySelector(".canvas img");
   image.src = source.querySelector("img").src;
-  image.alt = `${zoom.view} view`;
-  image.style.width = `${source.dataset.width * zoom.factor}px`; // both views in the size of the full one
-  dialog.querySelector("output").value = `${zoom.view} view, ${Math.round(100 * zoom.factor)} %`;
+  image.alt = source.querySelector("img").alt;
+  image.style.width = `${source.dataset.width * zoom.factor}px`; // all views at the scale of the full one
+  image.parentElement.querySelector("svg")?.remove();
+  const boxes = source.querySelector("svg");
+  if (boxes) image.after(boxes.cloneNode(true));
+  dialog.querySelector("output").value = `${zoom.view.includes(":") ? "region" : `${zoom.view} view`}, ${Math.round(100 * zoom.factor)} %`;
 }
 
 function openZoom(button) {
@@ -101,8 +104,8 @@ function openZoom(button) {
 
 function changeZoom(how) {
   if (how === "swap") {
-    const other = [...document.querySelectorAll("[data-view]")].find((b) => b.dataset.view !== zoom.view);
-    if (other) zoom.view = other.dataset.view;
+    const views = [...new Set([...document.querySelectorAll("[data-view]")].map((button) => button.dataset.view))];
+    zoom.view = views[(views.indexOf(zoom.view) + 1) % views.length];
   } else {
     zoom.factor = Math.max(0.05, Math.min(40, zoom.factor * (how === "in" ? 1.5 : 1 / 1.5)));
   }

@@ -18,6 +18,7 @@ from cluster.viewer.runs import RunBook
 from cluster.viewer.server import make_app
 from tests.bench.viewer import draw_run
 from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
+from tests.cluster.viewer.test_tools import KEY, write_tools_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -38,6 +39,7 @@ def runs(tmp_path_factory):
     files = {"episodes/step-000001": rows, "heldout/step-000001": evaluation}
     metrics = [{"step": n, "reward/accuracy": n / 9, "time/step_s": 3.0, "judge/mean_s": 1.0} for n in range(1, 9)]
     small = write_run(folder / "small <b>", files, metrics)
+    write_tools_run(folder / "tools")
     EventLog(small, say=lambda _: None, warn=lambda _: None).add(Event(kind="skip", who=ATTACK, detail=ATTACK))
     return folder
 
@@ -113,7 +115,8 @@ def paths(page, address: str) -> list[str]:
     pair = f"{place}/heldout?a=small+%3Cb%3E/step-000001&b=small+%3Cb%3E/step-000001"
     compare = "/compare?run=large&run=small+%3Cb%3E"
     groups = [path.replace("/episode?", "/group?") for path in opened]
-    return ["/", compare, pair, *opened, *groups, *(f"{place}/{name}" for name in names)]
+    tools = ["/r/tools/", "/r/tools/curves", f"/r/tools/episode?{KEY}1", f"/r/tools/episode?{KEY}2"]
+    return ["/", compare, pair, *opened, *tools, *groups, *(f"{place}/{name}" for name in names)]
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
@@ -181,6 +184,25 @@ def test_keys_walk_open_search_and_help(open_page):
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.keyboard.press("t")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_boxes_lie_where_the_region_is_and_come_along_into_the_zoom(open_page, width):
+    page = open_page(f"/r/tools/episode?{KEY}1", width=width)
+    picture = page.locator("[data-view=quarter] img").bounding_box()
+    box = page.locator("[data-view=quarter] .box").bounding_box()
+    for start, size in (("x", "width"), ("y", "height")):
+        assert (box[start] - picture[start]) / picture[size] == pytest.approx(28 / 112, abs=0.02)
+        assert box[size] / picture[size] == pytest.approx(56 / 112, abs=0.03)
+    page.click("[data-view=quarter]")
+    assert page.locator("#zoom .box").count() == 1
+    names = []
+    for _ in range(4):
+        names.append(page.inner_text("#zoom output").partition(",")[0])
+        page.keyboard.press("x")
+    assert names == ["quarter view", "full view", "region", "region"]
+    assert page.locator("#zoom .box").count() == 1, "back at the first view"
+    assert page.problems == []
 
 
 def test_a_page_of_a_live_run_shows_what_was_written_since(open_page, runs):

@@ -21,10 +21,10 @@ from starlette.types import Receive, Scope, Send
 from actors.errors import RolloutError
 from actors.fleet.cutting import CutPicture
 from cluster.serving.admission import Admission, Ticket
-from cluster.serving.deltas import Delta
+from cluster.serving.deltas import Delta, merged
 from cluster.serving.errors import ApiError
 from cluster.serving.metrics import Metrics
-from cluster.serving.policy import Answered, OnEvent, ServedPolicy
+from cluster.serving.policy import Answered, Event, OnEvent, ServedPolicy
 from cluster.serving.remote import fetch_picture
 from cluster.serving.replies import DONE, ReplyHead, event
 from cluster.serving.requests import ChatRequest, parse_request
@@ -33,6 +33,8 @@ T = TypeVar("T")
 CLIENT_GONE = 499
 """As nginx has it: nobody reads this answer."""
 HEALTH_S = 20.0
+STREAM_INTERVAL_S = 0.02
+"""Between two parts of a stream: shorter than anybody reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,15 +275,30 @@ async def _gone(receive: Receive) -> None:
 async def stream_reply(
     head: ReplyHead, play: Callable[[OnEvent], Coroutine[Any, Any, Answered]], *, includes_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Server-sent events of a reply, the first with its first text. Closing this cancels the playing."""
-    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
-    task = asyncio.create_task(play(lambda each: queue.put_nowait(each) if isinstance(each, Delta) else None))
-    task.add_done_callback(lambda _: queue.put_nowait(None))
+    """Server-sent events of a reply, the first with its first text. Closing this cancels the playing.
+
+    What comes within `STREAM_INTERVAL_S` goes out together: each part costs the processes on its way 0.4 ms.
+    """
+    waiting: list[Delta] = []
+    has_text = asyncio.Event()
+
+    def on_event(each: Event) -> None:
+        if isinstance(each, Delta):
+            waiting.append(each)
+            has_text.set()
+
+    task = asyncio.create_task(play(on_event))
+    task.add_done_callback(lambda _: has_text.set())
     opening = event(head.opening())
     try:
-        while (delta := await queue.get()) is not None:
-            yield opening + event(head.delta(delta))
+        while await has_text.wait() and waiting:
+            part = b"".join(event(head.delta(delta)) for delta in merged(waiting))
+            waiting.clear()
+            if not task.done():
+                has_text.clear()
+            yield opening + part
             opening = b""
+            await asyncio.wait([task], timeout=STREAM_INTERVAL_S)
         answered = task.result()
         yield opening + event(head.closing(answered))
         if includes_usage:

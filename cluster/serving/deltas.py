@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ class ReplySplitter:
             self._space[self._channel] = text[len(shown) :]
         if shown:
             found.append(Delta(channel=self._channel, text=shown))
+
+
+def merged(deltas: Sequence[Delta]) -> list[Delta]:
+    """The same text in as few deltas as there are changes of channel."""
+    runs = itertools.groupby(deltas, key=lambda delta: delta.channel)
+    return [Delta(channel=channel, text="".join(delta.text for delta in run)) for channel, run in runs]
 
 
 def split_reply(text: str) -> list[Delta]:

@@ -131,7 +131,7 @@ class Phase:
         }
 
 
-async def run_phase(address: str, jobs: Sequence[Job], *, concurrency: int, **fields: Any) -> Phase:
+async def run_phase(address: str, jobs: Sequence[Job], *, concurrency: int, name: str = "warm", **fields: Any) -> Phase:
     client = AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300)
     places = asyncio.Semaphore(concurrency)
 
@@ -147,7 +147,7 @@ async def run_phase(address: str, jobs: Sequence[Job], *, concurrency: int, **fi
         replies = await asyncio.gather(*map(one, jobs))
     seconds, after = time.perf_counter() - started, cpu_seconds()
     cpu_s = {kind: after[kind] - before[kind] for kind in after}
-    print(f"{len(jobs)} requests in {seconds:.1f} s", file=sys.stderr)
+    print(f"{name}: {len(jobs)} requests in {seconds:.2f} s", file=sys.stderr)
     for error in {reply for reply in replies if isinstance(reply, str)}:
         print(error[:300], file=sys.stderr)
     return Phase(seconds=seconds, cpu_s=cpu_s, replies=tuple(replies))
@@ -221,7 +221,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             asyncio.run(play(to, smooth_jobs(config, sides[0], 64, 0.5, seed=99)))
             chosen = smooth_phases(config, sides, number, seed=1)
         for name, jobs in chosen.items():
-            phases[name] = (asyncio.run(play(to, jobs)), jobs)
+            phases[name] = (asyncio.run(play(to, jobs, name=name)), jobs)
+        print(f"engine alone, requests/s: {floor.read_text()}", file=sys.stderr)
     ray.shutdown()
     with plain_vllm(config, on_gpu=on_gpu) as to:
         fields = {"max_tokens": config.rollout.max_turn_tokens, **({} if is_tiny else {"ignore_eos": True})}
@@ -230,7 +231,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         asyncio.run(run_phase(to, [_plain(config, job) for job in warm], concurrency=64, **fields))
         for name, jobs in full.items():
             jobs = [_plain(config, job, copy=number if is_tiny else None) for number, job in enumerate(jobs)]
-            phases[name.replace("full", "plain")] = (asyncio.run(play(to, jobs, **fields)), jobs)
+            phases[name.replace("full", "plain")] = (asyncio.run(play(to, jobs, name=f"plain {name}", **fields)), jobs)
     found = {name: phase.figures(jobs, has_text=is_tiny) for name, (phase, jobs) in phases.items()}
     _compare(found, json.loads(floor.read_text()))
     return found

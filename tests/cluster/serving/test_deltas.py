@@ -8,7 +8,7 @@ from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
 from actors.replies import Answer, parse_reply
 from actors.tools.registry import RESIZE_ALONE
 from actors.tools.resize import RESIZE_CALL
-from cluster.serving.deltas import TAGS, ReplySplitter, TokenText, split_reply
+from cluster.serving.deltas import TAGS, Delta, ReplySplitter, TokenText, merged, split_reply
 
 
 def joined(deltas, channel):
@@ -100,3 +100,13 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(renderer):
     assert stream.add(ids[1:]) == "é"
     cut = TokenText(renderer.reply_text)
     assert cut.add(ids[:1]) + cut.add((), is_last=True) == "\ufffd", "a reply that ends within a character shows it"
+
+
+def test_deltas_that_go_out_together_are_merged_within_a_channel():
+    pieces = [("reasoning", "a"), ("reasoning", "b"), ("answer", "c"), ("answer", "d"), ("reasoning", "e")]
+    deltas = merged([Delta(channel=channel, text=text) for channel, text in pieces])
+    assert [(delta.channel, delta.text) for delta in deltas] == [
+        ("reasoning", "ab"),
+        ("answer", "cd"),
+        ("reasoning", "e"),
+    ]

@@ -1,9 +1,12 @@
-"""M11: the engine's log-probabilities of two-turn episodes against the learner's, in bfloat16, at the 3B shape.
+"""M11: the engine's log-probabilities of two-turn episodes against the learner's, in bfloat16, at published shapes.
 
-    python -m pytest -n 0 -s -m gpu tests/gpu/test_agreement.py
+    python -m pytest -n 0 -s -m gpu tests/gpu/test_agreement.py             # Qwen2.5-VL 3B, Qwen3-VL 4B
+    python -m pytest -n 0 -s -m gpu tests/gpu/test_agreement.py -k qwen3    # the latter alone
 
-About three minutes on one H200. Pictures of several sizes, so that a resize or a position that only one side gets right
-shows; no Ray. KL is the k3 estimate over the engine's own samples. As a control, the learner sees mirrored pictures.
+About three minutes on one H200 for the 3B shape.
+
+Pictures of several sizes, so that a resize or a position that only one side gets right shows; no Ray. KL is the k3
+estimate over the engine's own samples. As a control, the learner sees mirrored pictures.
 
 Random weights give flat distributions, in which a small mistake hardly shows. So the same is done with logits four
 times as large, where rounding counts sixteen times as much: there the measure is what rounding to bfloat16 alone costs,
@@ -138,15 +141,15 @@ def compare(config, policy, prepare=None):
     return torch.cat(found), torch.cat(mirrored), torch.cat(exact)
 
 
-@pytest.mark.parametrize("sharpness", [1, 4])
-def test_engine_and_learner_agree_in_bfloat16_over_two_turns(tmp_path, sharpness):
-    policy, folder = random_model(tmp_path, sharpness=sharpness)
+@pytest.mark.parametrize(("shape", "sharpness"), [("3b", 1), ("3b", 4), ("qwen3-vl-4b", 1)])
+def test_engine_and_learner_agree_in_bfloat16_over_two_turns(tmp_path, shape, sharpness):
+    policy, folder = random_model(tmp_path, shape, sharpness=sharpness)
     config = bench_config(
         "tiny", side=1008, on_gpu=True, overrides=[f"model.path={folder}", "rollout.gpu_memory_fraction=0.4"]
     )
     ratios, mirrored, exact = compare(config, policy)
     kl, rounding = mean_kl(ratios), mean_kl(ratios - exact)
-    print(f"all, logits x {sharpness}: mean gap {ratios.abs().mean():.2g}, KL {kl:.2g}, of rounding {rounding:.2g}")
+    print(f"{shape}, logits x {sharpness}: mean gap {ratios.abs().mean():.2g}, KL {kl:.2g}, of rounding {rounding:.2g}")
     assert len(ratios) >= len(SIZES) * NUM_EPISODES * NUM_TOKENS / 2
     assert mean_kl(mirrored) > 10 * kl
     if sharpness == 1:

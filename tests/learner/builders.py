@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -71,7 +72,8 @@ def small_model(*, family="qwen2_5_vl", width=32, vision_width=32, layers=2, voc
         "vocab_size": vocab_size,
         "hidden_size": width,
         "intermediate_size": 2 * width,
-        "num_hidden_layers": layers,
+        # What is added behind the last layer at a picture's places would reach no other.
+        "num_hidden_layers": max(layers, 1 + len(VISION[family].get("deepstack_visual_indexes", ()))),
         "num_attention_heads": width // 16,
         "num_key_value_heads": 1,
         "max_position_embeddings": 4096,
@@ -321,8 +323,11 @@ def library_logprobs(model, episode, image, *, temperature=1.0):
     return found
 
 
-def save_model(folder, model):
+def save_model(folder, model, spec=SPEC):
     """A model folder as a learner loads it: the model, and the tokenizer of the tiny model."""
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TINY / name, folder / name)
+    processor = json.loads((TINY / "preprocessor_config.json").read_text())
+    processor |= {"image_mean": spec.mean, "image_std": spec.std, "patch_size": spec.patch_size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from learner.batches.batch import PromptPart, weight_episodes
 from learner.batches.family import share, shared_length
 from learner.batches.segments import choose_kernel, segments_of
-from learner.families.lookup import FAMILIES
 from learner.model import token_logprobs, use_fast_layers
 from tests.learner.builders import (
     FIRST_WORD,
@@ -82,10 +81,22 @@ def packed(family, groups, upstream, *, ranks, budget, vision):
     return found, {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@given(DRAWN_SETTINGS, st.integers(1, 3), st.sampled_from([60, 200, 10**6]), st.sampled_from([1, 20, 10**6]))
+DRAWN_BUDGETS = (st.integers(1, 3), st.sampled_from([60, 200, 10**6]), st.sampled_from([1, 20, 10**6]))
+
+
+@given(DRAWN_SETTINGS, *DRAWN_BUDGETS)
 @settings(deadline=None, max_examples=12)
-def test_values_and_gradients_are_those_of_each_episode_alone(family, drawn, ranks, budget, vision):
+def test_values_and_gradients_are_those_of_each_episode_alone(drawn, ranks, budget, vision):
+    check_against_each_alone("qwen2_5_vl", drawn, ranks=ranks, budget=budget, vision=vision)
+
+
+@given(DRAWN_SETTINGS, *DRAWN_BUDGETS)
+@settings(deadline=None, max_examples=3)
+def test_values_and_gradients_of_deep_features_are_those_of_each_episode_alone(drawn, ranks, budget, vision):
+    check_against_each_alone("qwen3_vl", drawn, ranks=ranks, budget=budget, vision=vision)
+
+
+def check_against_each_alone(family, drawn, *, ranks, budget, vision):
     groups = [make_group(**each, spec=SPECS[family]) for each in drawn]
     num_tokens = sum(e.num_generated_tokens for group in groups for e in group.played.episodes)
 

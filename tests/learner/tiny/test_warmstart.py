@@ -146,7 +146,9 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[160:]))
 
 
-@pytest.mark.parametrize(("family", "most"), [("qwen2_5_vl", 1_250_000), ("qwen3_vl", 1_700_000)])
+@pytest.mark.parametrize(
+    ("family", "most"), [("qwen2_5_vl", 1_250_000), pytest.param("qwen3_vl", 1_700_000, marks=pytest.mark.slow)]
+)
 def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(tmp_path, family, most):
     losses: list[float] = []
     warm_start(

@@ -36,6 +36,15 @@ SMALL_VISION_PASS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Projections:
+    """Linear layers of a part of a layer."""
+
+    count: int
+    sides: int
+    """Inputs and outputs of each, added up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """Equal layers, one after the other."""
 
@@ -45,6 +54,8 @@ class Stack:
     layer: int
     """Parameters of one."""
     kept_widths: int
+    attention: Projections
+    mlp: Projections
     adapter: int = 0
     """Parameters of the adapters of one; 0 without."""
     low_values: int = 0
@@ -141,6 +152,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         intermediate=inner,
         layer=attention + 3 * width * inner + 2 * width,
         kept_widths=KEPT_WIDTHS,
+        attention=Projections(count=4, sides=6 * width + 2 * keys),
+        mlp=Projections(count=3, sides=3 * (width + inner)),
     )
     tower, hidden = _tower(vision)
     unit = vision["spatial_merge_size"] ** 2 * hidden
@@ -164,8 +177,16 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 def _tower(vision: Mapping[str, Any]) -> tuple[Stack, int]:
     width, inner = vision["hidden_size"], vision["intermediate_size"]
     layer = 4 * width * width + 4 * width + 3 * width * inner + 2 * inner + width + 2 * width
-    depth, kept = vision["depth"], KEPT_WIDTHS_OF_BLOCK
-    return Stack(depth=depth, width=width, intermediate=inner, layer=layer, kept_widths=kept), width
+    tower = Stack(
+        depth=vision["depth"],
+        width=width,
+        intermediate=inner,
+        layer=layer,
+        kept_widths=KEPT_WIDTHS_OF_BLOCK,
+        attention=Projections(count=2, sides=6 * width),
+        mlp=Projections(count=3, sides=3 * (width + inner)),
+    )
+    return tower, width
 
 
 def adapted(shape: ModelShape, config: LearnerConfig) -> ModelShape:
@@ -174,15 +195,13 @@ def adapted(shape: ModelShape, config: LearnerConfig) -> ModelShape:
     if not lora.rank:
         return shape
 
-    def with_adapters(stack: Stack, *, attention: int, num_attention: int) -> Stack:
-        has_mlp = lora.target == "all"
-        sides = attention + (3 * (stack.width + stack.intermediate) if has_mlp else 0)
-        return replace(stack, adapter=lora.rank * sides, low_values=lora.rank * (num_attention + (3 if has_mlp else 0)))
+    def with_adapters(stack: Stack) -> Stack:
+        parts = [stack.attention, stack.mlp] if lora.target == "all" else [stack.attention]
+        sides, count = (sum(getattr(part, name) for part in parts) for name in ("sides", "count"))
+        return replace(stack, adapter=lora.rank * sides, low_values=lora.rank * count)
 
-    # Inputs and outputs of queries, keys, values and the projection after them, which a tower has in two layers.
-    text = with_adapters(shape.text, attention=6 * shape.text.width + 2 * shape.kv_width, num_attention=4)
-    vision = with_adapters(shape.vision, attention=6 * shape.vision.width, num_attention=2)
-    return replace(shape, text=text, vision=vision if config.train_vision else shape.vision)
+    vision = with_adapters(shape.vision) if config.train_vision else shape.vision
+    return replace(shape, text=with_adapters(shape.text), vision=vision)
 
 
 def rank_bytes(

@@ -33,6 +33,15 @@ SMALL_VISION_PASS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Projections:
+    """Linear layers of a part of a layer."""
+
+    count: int
+    sides: int
+    """Inputs and outputs of each, added up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """Equal layers, one after the other."""
 
@@ -42,9 +51,8 @@ class Stack:
     """Of all heads together."""
     layer: int
     """Parameters of one."""
-    intermediate: int
-    has_gate: bool
-    """Whether the MLP has three projections and not two."""
+    attention: Projections
+    mlp: Projections
     kept: int
     """Values per token that one layer keeps for its backward pass."""
     adapter: int = 0
@@ -136,17 +144,14 @@ def adapted(shape: ModelShape, config: LearnerConfig) -> ModelShape:
     if not lora.rank:
         return shape
 
-    def with_adapters(stack: Stack, *, attention: int, num_attention: int) -> Stack:
-        num_mlp = (3 if stack.has_gate else 2) if lora.target == "all" else 0
-        sides = attention + num_mlp * (stack.width + stack.intermediate)
-        # The values between the two halves of an adapter stay for the backward pass.
-        return replace(stack, adapter=lora.rank * sides, kept=stack.kept + lora.rank * (num_attention + num_mlp))
+    def with_adapters(stack: Stack) -> Stack:
+        parts = [stack.attention, stack.mlp] if lora.target == "all" else [stack.attention]
+        sides, count = (sum(getattr(part, name) for part in parts) for name in ("sides", "count"))
+        # What lies between the two halves of an adapter stays for the backward pass.
+        return replace(stack, adapter=lora.rank * sides, kept=stack.kept + lora.rank * count)
 
-    # Inputs and outputs of queries, keys, values and the projection after them, which a tower has in two layers.
-    text, tower = shape.text, shape.vision
-    text = with_adapters(text, attention=4 * text.width + 2 * text.query_width + 2 * shape.kv_width, num_attention=4)
-    vision = with_adapters(tower, attention=6 * tower.width, num_attention=2)
-    return replace(shape, text=text, vision=vision if config.train_vision else shape.vision)
+    vision = with_adapters(shape.vision) if config.train_vision else shape.vision
+    return replace(shape, text=with_adapters(shape.text), vision=vision)
 
 
 def rank_bytes(

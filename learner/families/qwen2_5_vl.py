@@ -8,7 +8,7 @@ from typing import Any
 from actors.config_json import text_settings, vision_settings
 from actors.images import CLIP_MEAN, CLIP_STD
 from learner.families.family import ModelFamily, TinyMember
-from learner.memory import ModelShape, Stack
+from learner.memory import ModelShape, Projections, Stack
 
 KEPT_WIDTHS, KEPT_WIDTHS_OF_BLOCK, KEPT_INTERMEDIATES = 8, 14, 3
 """Values that a layer of the language model, or a block of the tower, keeps per token for its backward pass: in widths
@@ -62,8 +62,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         depth=given["num_hidden_layers"],
         width=width,
         query_width=width,
-        intermediate=inner,
-        has_gate=True,
+        attention=Projections(count=4, sides=6 * width + 2 * keys),
+        mlp=Projections(count=3, sides=3 * (width + inner)),
         layer=attention + 3 * width * inner + 2 * width,
         kept=KEPT_WIDTHS * width + KEPT_INTERMEDIATES * inner,
     )
@@ -95,8 +95,8 @@ def _tower(vision: Mapping[str, Any]) -> Stack:
         depth=vision["depth"],
         width=width,
         query_width=width,
-        intermediate=inner,
-        has_gate=True,
+        attention=Projections(count=2, sides=6 * width),
+        mlp=Projections(count=3, sides=3 * (width + inner)),
         layer=4 * width * width + 4 * width + 3 * width * inner + 2 * inner + width + 2 * width,
         kept=KEPT_WIDTHS_OF_BLOCK * width + KEPT_INTERMEDIATES * inner,
     )

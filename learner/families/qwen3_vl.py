@@ -12,7 +12,7 @@ from typing import Any
 
 from actors.config_json import text_settings, vision_settings
 from learner.families.family import ModelFamily, TinyMember
-from learner.memory import ModelShape, Stack
+from learner.memory import ModelShape, Projections, Stack
 
 KEPT_WIDTHS, KEPT_QUERIES, KEPT_INTERMEDIATES = 6, 3, 3
 """Values that a layer of the language model keeps per token for its backward pass: in widths (its input, the sum in its
@@ -76,8 +76,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         depth=given["num_hidden_layers"],
         width=width,
         query_width=queries,
-        intermediate=inner,
-        has_gate=True,
+        attention=Projections(count=4, sides=4 * width + 2 * queries + 2 * keys),
+        mlp=Projections(count=3, sides=3 * (width + inner)),
         layer=2 * width * (queries + keys) + 2 * head + 3 * width * inner + 2 * width,
         kept=KEPT_WIDTHS * width + KEPT_QUERIES * queries + KEPT_INTERMEDIATES * inner,
     )
@@ -112,8 +112,8 @@ def _tower(vision: Mapping[str, Any]) -> Stack:
         depth=vision["depth"],
         width=width,
         query_width=width,
-        intermediate=inner,
-        has_gate=False,
+        attention=Projections(count=2, sides=6 * width),
+        mlp=Projections(count=2, sides=2 * (width + inner)),
         layer=4 * width * width + 4 * width + 2 * width * inner + inner + width + 4 * width,
         kept=KEPT_WIDTHS_OF_BLOCK * width + KEPT_INTERMEDIATES_OF_BLOCK * inner,
     )

@@ -106,7 +106,7 @@ class NarrowLinear(nn.Linear):
         return F.linear(input, F.pad(self.weight, (0, -self.in_features % ALIGNMENT)), self.bias)
 
 
-def use_fused_layers(model: Any, *, norms: tuple[type, ...], gated_mlps: tuple[type, ...]) -> None:
+def use_fused_layers(model: Any, *, norms: tuple[type[Any], ...], gated_mlps: tuple[type[Any], ...]) -> None:
     """Swap these classes of a model's norms and MLPs."""
     for module in model.modules():
         if isinstance(module, norms):

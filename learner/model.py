@@ -100,7 +100,7 @@ def hidden_states(
     language = model.model.language_model
     embeddings_BTW = language.embed_tokens(token_ids_BT)
     width = embeddings_BTW.shape[-1]
-    shown, *deep = features_MF.to(embeddings_BTW.dtype).split(width, dim=1)
+    shown, *deep = torch.split(features_MF.to(embeddings_BTW.dtype), width, dim=1)
     merged = embeddings_BTW.reshape(-1, width).index_copy(0, placeholder_at_M, shown)
     hidden_BTW: Tensor = language(
         inputs_embeds=merged.reshape(embeddings_BTW.shape),

@@ -85,8 +85,8 @@ def test_a_model_of_another_family_is_refused_with_the_supported_ones(config, tm
     (folder / "config.json").write_text(json.dumps(content | {"model_type": "qwen3_vl_moe"}))
     told = refusal(config(f"model.path={folder}"))
     assert told == (
-        f"model.path={str(folder)!r} is invalid: model_type must be one of qwen2_5_vl (Qwen2.5-VL), qwen3_vl (Qwen3-VL), "
-        "not 'qwen3_vl_moe'"
+        f"model.path={str(folder)!r} is invalid: model_type must be one of qwen2_5_vl (Qwen2.5-VL), "
+        "qwen3_vl (Qwen3-VL), not 'qwen3_vl_moe'"
     )
 
 

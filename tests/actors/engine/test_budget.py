@@ -113,3 +113,10 @@ def test_widths_are_found_at_the_top_or_in_the_text_config(tmp_path):
         assert ModelWidths.from_model(str(tmp_path)) == ModelWidths(
             hidden=1, intermediate=2, vision_hidden=3, vision_intermediate=4, merge_size=2
         )
+
+
+def test_deep_features_take_as_much_room_in_the_cache_again():
+    text, vision = {"hidden_size": 8, "intermediate_size": 2}, {"hidden_size": 3, "intermediate_size": 4}
+    vision |= {"spatial_merge_size": 2, "deepstack_visual_indexes": [5, 11, 17]}
+    assert ModelWidths.from_config({"text_config": text, "vision_config": vision}).features == 4 * 8
+    assert QWEN_3B.features == QWEN_3B.hidden

@@ -1,6 +1,7 @@
 """A run that would fail is refused before Ray comes up, with all that is wrong with it at once."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def test_each_problem_is_one_line_with_the_setting_and_its_value(config, overrid
     told = refusal(config(*overrides))
     assert words in told
     assert "\n" not in told
+
+
+def test_a_model_of_another_family_is_refused_with_the_supported_ones(config, tmp_path):
+    folder = tmp_path / "experts"
+    shutil.copytree(ROOT / "configs" / "tiny", folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "qwen3_vl_moe"}))
+    told = refusal(config(f"model.path={folder}"))
+    assert told == (
+        f"model.path={str(folder)!r} is invalid: model_type must be one of qwen2_5_vl (Qwen2.5-VL), "
+        "qwen3_vl (Qwen3-VL), not 'qwen3_vl_moe'"
+    )
 
 
 def test_all_problems_are_told_at_once(config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from actors.data.dataset import Dataset
@@ -13,8 +13,9 @@ from actors.play import Kind, PlayRequest
 from cluster.display import Display
 from cluster.fleet import Fleet
 from cluster.records.metrics import PlayScore, score_play
+from cluster.records.tool_metrics import PairedPlay, tool_effect
 from configs.schema import Config
-from judge.verdict import NoVerdict, Outcome
+from judge.verdict import NoVerdict, Outcome, Verdict
 
 KINDS: tuple[Kind, ...] = ("policy", "always_quarter", "always_full")
 
@@ -47,13 +48,31 @@ class Evaluation:
 
     def figures(self) -> dict[str, object]:
         """The metrics that `--json` prints."""
+        effect = tool_effect(paired_plays(self.plays))
         return {
             **asdict(self.policy),
             "accuracy_full": self.always_full.accuracy,
             "accuracy_quarter": self.always_quarter.accuracy,
+            **(effect.figures() if effect else {}),
             "num_samples": self.num_samples,
             "num_lost": self.num_lost,
         }
+
+
+def paired_plays(plays: Sequence[HeldoutPlay]) -> Iterator[PairedPlay]:
+    """The policy with tools against itself without, which is always-quarter: samples with a verdict on both."""
+    without = {play.played.ref.uid: play for play in plays if play.kind == "always_quarter"}
+    for play in plays:
+        other = without.get(play.played.ref.uid)
+        if play.kind != "policy" or other is None:
+            continue
+        (episode,), (outcome,), (other_outcome,) = play.played.episodes, play.outcomes, other.outcomes
+        if episode.turns[0].view != "quarter":
+            continue  # general mode, or a picture too small to quarter: no tool was on offer
+        if isinstance(outcome, Verdict) and isinstance(other_outcome, Verdict):
+            yield PairedPlay(
+                is_correct=outcome.is_correct, asked=episode.asked, is_correct_without=other_outcome.is_correct
+            )
 
 
 async def evaluate(fleet: Fleet, heldout: Dataset, config: Config, display: Display) -> Evaluation:

@@ -15,6 +15,7 @@ from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.metrics import summarize
 from cluster.records.reading import read_metrics
 from cluster.records.recorder import Recorder
+from cluster.records.tool_metrics import drift
 from cluster.records.trackers import open_trackers
 from cluster.records.work import WorkMeter, earlier_work
 from cluster.runs.lease import Lease
@@ -69,6 +70,8 @@ class Journal:
             which = f"step {steps[0]} is" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]} are"
             detail = f"{which} newer than the checkpoint and done again"
             observer.add_event(Event(kind="replay", who="run", detail=detail))
+        evaluated = (figures for figures in recorded if "heldout/accuracy" in figures and figures["step"] <= step)
+        self._first_evaluation: Mapping[str, float] = next(evaluated, {})
         skipped = [figures.get("learner/skipped_updates", 0) for figures in recorded if figures["step"] <= step]
         self._num_skipped_updates = int(max(skipped, default=0))
         self._num_replays = observer.events.num("replay") - len(before.repeated_steps)
@@ -145,10 +148,17 @@ class Journal:
         figures = {
             f"heldout/{name}": float(x) for name, x in evaluation.figures().items() if isinstance(x, int | float)
         }
+        figures |= self._drift(figures)
         judging = self._judge_watch.figures()
         figures |= {f"heldout/judge_{name}": judging[f"judge/{name}"] for name in ("calls", "llm_calls", "cost_usd")}
         self._recorder.record_evaluation(self.step, evaluation.plays, figures)
         self._display.started(self.step)
+
+    def _drift(self, figures: dict[str, float]) -> dict[str, float]:
+        """What changed since the first evaluation of the run, without tools and through them."""
+        self._first_evaluation = self._first_evaluation or figures
+        found = drift(self._first_evaluation, figures)
+        return {"heldout/drift_intrinsic": found.intrinsic, "heldout/drift_tool": found.tool} if found else {}
 
     async def finish(self, evaluation: Evaluation) -> dict[str, object]:
         """Close the records and write the report; returns the summary of the run."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from actors.episode import Episode, PlayedGroup
+from cluster.records.tool_metrics import tool_figures
 from cluster.step import ScoredGroup, StepBatch
 from judge.reward import Reward
 from judge.verdict import Outcome, Verdict
@@ -64,15 +65,18 @@ def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
     rewards: list[Reward] = [reward for group in scored for reward in group.rewards if reward is not None]
     episodes = [episode for group in scored for episode in group.played.episodes]
     trained = [episode for group in batch.trained for episode in group.played.episodes]
+    parts = {name: mean(getattr(reward, name) for reward in rewards) for name in ("box", "area", "budget")}
     figures = {
         "reward/mean": mean(reward.total for reward in rewards),
         "reward/accuracy": play.accuracy,
         "reward/format": play.well_formed_share,
         "reward/penalty": mean(reward.penalty for reward in rewards),
+        **{f"reward/{name}": part for name, part in parts.items() if part},  # by default none of these is in use
         "policy/ask_share": play.ask_share,
         "policy/ask_share_needed": play.ask_share_needed,
         "policy/ask_share_unneeded": play.ask_share_unneeded,
         "policy/visual_token_share": play.visual_token_share,
+        **tool_figures(episodes),
         "policy/completion_tokens": mean(episode.num_generated_tokens for episode in episodes),
         "policy/staleness_max": max((policy_version - episode.oldest_version for episode in trained), default=None),
         "policy/mixed_version_share": mean(e.oldest_version != e.newest_version for e in trained),

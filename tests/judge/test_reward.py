@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.episode import Episode, EpisodeId, Status, Turn, VersionSpan
+from actors.views import Crop
 from configs.rewards import RewardConfig
 from judge.reward import direct_share, group_rewards
 from judge.verdict import NoVerdict, Outcome, Verdict
@@ -183,3 +184,130 @@ def test_correctness_survives_any_weights(rows, accuracy, format_, penalty_weigh
             payers.add(kind)
             assert outcome.is_correct or applies_to == "all"
     assert len(payers) <= 1, "a group pays for asking or for answering directly, never for both"
+
+
+def turn_of(view, tokens: int, prompt: tuple[int, ...]) -> Turn:
+    return Turn(
+        prompt_ids=prompt,
+        completion_ids=(4,),
+        logprobs=(-0.5,),
+        version_spans=(VersionSpan(version=0, num_tokens=1),),
+        finish_reason="stop",
+        text="",
+        view=view,
+        num_visual_tokens=tokens,
+    )
+
+
+def crop_of(tokens: int) -> Crop:
+    return Crop(left=0, top=0, right=28 * tokens, bottom=28)
+
+
+def tooled(*tokens: int, index: int = 0) -> Episode:
+    """An episode about a picture of 64 visual tokens: after the quarter view, a view per number; 64 is the full one."""
+    turns = [turn_of("quarter", 16, (1,))]
+    for number in tokens:
+        view = "full" if number == 64 else crop_of(number) if number else None
+        turns.append(turn_of(view, number, (*turns[-1].prompt_ids, 4, 1)))
+    return Episode(
+        id=EpisodeId(run="r", step=0, sample="s", index=index, attempt=0),
+        turns=tuple(turns),
+        status=Status.ANSWERED,
+        answer="red",
+        is_well_formed=True,
+    )
+
+
+FREE = {"penalty": "never", "format_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "applies_to", "expected"),
+    [
+        # Areas 4, 4 and 16 of 64: mean 8. 16 / 8 - 1 = 1.
+        ([((4,), RIGHT), ((4,), RIGHT), ((16,), RIGHT)], "correct", [0, 0, 0.2]),
+        # Mean 3: 4 / 3 - 1 = 1 / 3.
+        ([((2,), RIGHT), ((4,), RIGHT)], "correct", [0, 0.2 / 3]),
+        # Means 2.5 (of 1, 1, 1 and 7): 7 / 2.5 - 1 = 1.8, cut at 1.
+        ([((1,), RIGHT)] * 3 + [((7,), RIGHT)], "correct", [0, 0, 0, 0.2]),
+        # Wrong answers neither pay nor count in the mean, which is 3 again.
+        ([((2,), RIGHT), ((4,), RIGHT), ((32,), WRONG)], "correct", [0, 0.2 / 3, 0]),
+        # With them the mean is 38 / 3: 32 * 3 / 38 - 1 = 58 / 38, cut at 1.
+        ([((2,), RIGHT), ((4,), RIGHT), ((32,), WRONG)], "all", [0, 0, 0.2]),
+        # Two crops of 2 have the area of one of 4. The full view is no crop, nor is a refused call.
+        ([((2,), RIGHT), ((2, 0, 2), RIGHT), ((64,), RIGHT), ((), RIGHT)], "correct", [0, 0.2 / 3, 0, 0]),
+        ([((2,), RIGHT), ((4,), UNKNOWN)], "correct", [0, None]),
+        ([((64,), RIGHT), ((), RIGHT)], "correct", [0, 0]),
+    ],
+)
+def test_the_area_penalty_is_relative_to_the_groups_mean(rows, applies_to, expected):
+    """AdaptVision: 0.2 * clip(area / mean area of the right answers after a crop - 1, 0, 1)."""
+    episodes = [tooled(*tokens, index=index) for index, (tokens, _) in enumerate(rows)]
+    config = RewardConfig(area_weight=0.2, applies_to=applies_to, **FREE)
+    rewards = group_rewards(episodes, [outcome for _, outcome in rows], config)
+    assert [reward and reward.area for reward in rewards] == pytest.approx(expected)
+    for reward, (_, outcome) in zip(rewards, rows, strict=True):
+        if reward is not None:
+            assert reward.total == pytest.approx((outcome is RIGHT) - reward.area)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "outcome", "expected"),
+    [
+        ((), RIGHT, 0.0),  # 16 / 64 is the budget
+        ((4,), RIGHT, 0.4 * 4 / 64),  # 20 / 64
+        ((64,), RIGHT, 0.4),  # 80 / 64
+        ((4, 64), RIGHT, 0.4 * 68 / 64),
+        ((64,), WRONG, 0.0),
+    ],
+)
+def test_tokens_above_the_budget_cost_in_proportion(tokens, outcome, expected):
+    config = RewardConfig(budget_weight=0.4, token_budget=0.25, **FREE)
+    (reward,) = group_rewards([tooled(*tokens)], [outcome], config)
+    assert reward is not None
+    assert (reward.budget, reward.penalty) == pytest.approx((expected, expected))
+    assert reward.total == pytest.approx((outcome is RIGHT) - expected)
+
+
+def test_a_right_answer_after_a_crop_earns_the_box():
+    rows = [((4,), RIGHT), ((4,), WRONG), ((64,), RIGHT), ((), RIGHT), ((4,), UNKNOWN), ((64, 4), RIGHT)]
+    episodes = [tooled(*tokens, index=index) for index, (tokens, _) in enumerate(rows)]
+    rewards = group_rewards(episodes, [outcome for _, outcome in rows], RewardConfig(box_weight=0.1, **FREE))
+    assert [reward and reward.total for reward in rewards] == pytest.approx([1.1, 0, 1, 1, None, 1.1])
+    assert [reward and reward.box for reward in rewards] == [0.1, 0, 0, 0, None, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (MOSTLY_DIRECT, [0, 0, 0.1, 0]),
+        (MOSTLY_ASKED, [0.1, 0, 0.1, 0.1, 0.1, 0.1, 0.1, 0]),
+        (NEVER_DIRECT, [0, 0.1, 0.1]),
+        (NEVER_RIGHT, [0, 0]),
+    ],
+)
+def test_adaptvisions_control_charges_calls_always_and_direct_answers_below_theta(rows, expected):
+    assert penalties(rows, penalty="calls_and_threshold") == expected
+
+
+def test_a_group_with_all_parts_of_adaptvision():
+    """Two right crops of 2 and 4 tokens, a right direct answer and a wrong one after the full view; r = 1 / 3."""
+    episodes = [tooled(2), tooled(4, index=1), tooled(index=2), tooled(64, index=3)]
+    config = RewardConfig(penalty="calls_and_threshold", box_weight=0.1, area_weight=0.2)
+    rewards = group_rewards(episodes, [RIGHT, RIGHT, RIGHT, WRONG], config)
+    assert [reward and reward.total for reward in rewards] == pytest.approx(
+        [1 + 0.5 + 0.1 - 0.1, 1 + 0.5 + 0.1 - 0.1 - 0.2 / 3, 1 + 0.5, 0.5]
+    )
+
+
+def test_without_a_choice_no_tokens_are_charged():
+    config = RewardConfig(budget_weight=1.0, token_budget=0.0, area_weight=1.0, **FREE)
+    (reward,) = group_rewards([play("direct", view="full")], [RIGHT], config)
+    assert reward is not None
+    assert reward.total == 1.0
+
+
+@pytest.mark.parametrize("name", ["box_weight", "area_weight", "budget_weight", "token_budget"])
+def test_negative_weights_are_refused(name):
+    with pytest.raises(ValueError, match=rf"reward\.{name}=-1 is invalid: must be at least 0"):
+        RewardConfig(**{name: -1})

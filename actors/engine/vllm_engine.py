@@ -120,6 +120,8 @@ class VllmEngine:
                 prompt, params = self._prompt(prompt_ids, images, version), self._params(sampling, on_tokens)
                 output = await self._generate(prompt, params, request_id, on_tokens)
                 (choice,) = output.outputs
+                if choice.finish_reason not in get_args(FinishReason):  # and then it has no versions
+                    raise SampleError(f"the engine ended a turn with {choice.finish_reason!r}")
                 spans = self._turns.spans(request_id, choice)
         if tuple(output.prompt_token_ids) != prompt_ids:
             raise SampleError(
@@ -130,8 +132,6 @@ class VllmEngine:
         logprobs = (math.nan,) * len(token_ids)
         if sampling.has_logprobs:
             logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
-        if choice.finish_reason not in get_args(FinishReason):
-            raise SampleError(f"the engine ended a turn with {choice.finish_reason!r}")
         reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 

@@ -52,6 +52,13 @@ def test_a_judge_may_be_exchanged_but_not_without_a_word():
     assert "judge" in check_identity(SAVED, replace(CURRENT, judge="j2"))
 
 
+def test_a_setting_that_is_a_mapping_is_compared_as_a_whole():
+    saved = SAVED | {"settings": fixed_settings(load_config("tiny"))}
+    changed = fixed_settings(load_config("tiny", ["rollout.tools.max_calls={resize_image: 2}"]))
+    with pytest.raises(CheckpointError, match=r"started with rollout\.tools\.max_calls=\{\}, this command has"):
+        check_identity(saved, replace(CURRENT, settings=changed))
+
+
 def test_all_differences_are_told_at_once():
     with pytest.raises(CheckpointError) as refused:
         check_identity(SAVED, replace(CURRENT, model="m2", settings={"reward.penalty": "never", "run.seed": 1}))
@@ -76,6 +83,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_where_it_can_be():
         "learner.objective=gspo", "learner.aggregation=group_tokens", "learner.clip_high=0.28",
         "learner.kl_estimator=k2", "learner.turn_credit=0.3", "learner.recompute_logprobs=true",
         "learner.importance_band=0.1,9", "learner.length_normalizer=50", "reward.overlong_tokens=90",
+        "rollout.tools.max_turns=3", "rollout.tools.max_calls={resize_image: 2}", "reward.area_weight=0.2",
     ],
 )  # fmt: skip
 def test_what_changes_what_is_learned_is_fixed(override):

@@ -405,7 +405,7 @@ def test_a_picture_whose_turn_was_cancelled_can_be_shown_again(worker, config, l
     prompt_ids = (vocabulary[VISION_START], *pads, vocabulary[VISION_END])
     noise = np.random.default_rng(1).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
     pictures = [
-        ShownImage(picture=Image.fromarray(pixels), key=f"left {number}", num_visual_tokens=64)
+        ShownImage(picture=Image.fromarray(pixels), key=f"left {number}", num_visual_tokens=64, view="full")
         for number, pixels in enumerate(noise)
     ]
     counts = loop.run(answer(worker._actor.leave_and_ask_again.remote(prompt_ids, pictures)))

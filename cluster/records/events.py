@@ -103,14 +103,13 @@ def read_log(folder: Path, *, last: int | None = None) -> list[LoggedEvent]:
 
 def _parse(fields: Mapping[str, Any]) -> LoggedEvent | None:
     """None where these are not the fields of an event, on which pages and tables rely. Any kind is one."""
-    numbers: dict[str, Any] = {name: fields.get(name) for name in ("time", "step", "seconds")}
     texts = {name: fields.get(name, "") for name in ("kind", "who", "detail")}
+    at, step, seconds = (fields.get(name) for name in ("time", "step", "seconds"))
     if not all(isinstance(text, str) for text in texts.values()) or not (texts["kind"] and texts["who"]):
         return None
-    if not all(number is None or isinstance(number, int | float) for number in numbers.values()):
+    if not isinstance(at, int | float) or not all(x is None or isinstance(x, int | float) for x in (step, seconds)):
         return None
     try:
-        at, step, seconds = numbers["time"], numbers["step"], numbers["seconds"]
         datetime.fromtimestamp(at)
         event = Event(
             **texts,
@@ -118,5 +117,5 @@ def _parse(fields: Mapping[str, Any]) -> LoggedEvent | None:
             seconds=seconds if seconds is not None and math.isfinite(seconds) else None,
         )
         return LoggedEvent(time=float(at), event=event)
-    except (ValueError, TypeError, OverflowError, OSError):  # NaN, no time at all, or one beyond the calendar
+    except (ValueError, OverflowError, OSError):  # NaN, or a time beyond the calendar
         return None

@@ -106,6 +106,7 @@ def draw_turns(asked: np.ndarray, step: int, num_tokens: int, rng: np.random.Gen
         "logprobs": pa.ListArray.from_arrays(ends, logprobs),
         "version_spans": pa.ListArray.from_arrays(np.arange(num + 1, dtype=np.int32), span),
         "finish_reason": pa.array(["stop"] * num),
+        "tool": pa.array([None if first else "resize_image" for first in is_first], pa.string()),
     }
     turns = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
     return pa.ListArray.from_arrays(offsets.astype(np.int32), turns)

@@ -88,7 +88,7 @@ function drawZoom() {
   image.alt = source.querySelector("img").alt;
   image.style.width = `${source.dataset.width * zoom.factor}px`; // all views at the scale of the full one
   image.parentElement.querySelector("svg")?.remove();
-  const boxes = source.querySelector("svg");
+  const boxes = source.parentElement.querySelector("svg");
   if (boxes) image.after(boxes.cloneNode(true));
   dialog.querySelector("output").value = `${zoom.view.includes(":") ? "region" : `${zoom.view} view`}, ${Math.round(100 * zoom.factor)} %`;
 }

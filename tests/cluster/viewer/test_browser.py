@@ -190,7 +190,7 @@ def test_keys_walk_open_search_and_help(open_page):
 def test_boxes_lie_where_the_region_is_and_come_along_into_the_zoom(open_page, width):
     page = open_page(f"/r/tools/episode?{KEY}1", width=width)
     picture = page.locator("[data-view=quarter] img").bounding_box()
-    box = page.locator("[data-view=quarter] .box").bounding_box()
+    box = page.locator(".frame:has([data-view=quarter]) .box").bounding_box()
     for start, size in (("x", "width"), ("y", "height")):
         assert (box[start] - picture[start]) / picture[size] == pytest.approx(28 / 112, abs=0.02)
         assert box[size] / picture[size] == pytest.approx(56 / 112, abs=0.03)

@@ -48,6 +48,14 @@ def update(rank, groups=GROUPS, *, prompts=4):
     return rank.update(plan, images_of(plan, groups))
 
 
+def gradients_of(rank, plans):
+    """What has been accumulated by these plans of one mini-batch, and the metrics of the step."""
+    for plan, groups in plans:
+        rank.accumulate(plan.mini_batches[0], images_of(plan, groups))
+    found = {name: p.grad.clone() for name, p in rank._engine.module.named_parameters() if p.grad is not None}
+    return found, rank.step()
+
+
 def exported(rank):
     """The weights as receivers get them: bytes by name."""
     link = rank.open_weights(1)

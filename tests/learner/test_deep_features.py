@@ -5,7 +5,7 @@ import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from tests.learner.builders import SPECS, images_of, make_group, plan_of, save_model, small_model
-from tests.learner.test_worker import exported, gradients_of, started
+from tests.learner.one_rank import exported, gradients_of, started
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 SPEC = SPECS["qwen3_vl"]

@@ -3,10 +3,11 @@ import logging
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from learner import fusing
 from learner.fusing import allow_fusing, fuse, run_compiled
-from learner.layers import gated, gated_gradients, rotary
+from learner.layers import gated, gated_gradients
 from learner.scoring import _logit_gradient, _scores
 from learner.vision import _rotated
 
@@ -25,7 +26,7 @@ CASES = {
     "gated": (gated, (-2, -2), lambda t: [drawn(1, t, 12), drawn(1, t, 12)]),
     "gated_gradients": (gated_gradients, (-2, -2, -2), lambda t: [*drawn(3, t, 12)]),
     "rotary": (
-        rotary,
+        apply_rotary_pos_emb,
         (-2, -2, -2, -2),
         lambda t: [heads(t, 4), heads(t, 2), drawn(1, t, 8), drawn(1, t, 8)],
     ),

@@ -11,16 +11,17 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from actors.errors import CheckpointError
 from configs.learner import LearnerConfig, LoraConfig
 from learner.export import export_checkpoint
+from learner.families.lookup import read_shape
 from learner.layers import WideLinear
 from learner.lora.adapters import adapted_layers, add_adapters
 from learner.lora.merging import DOWN, UP, is_adapter, merged
-from learner.memory import adapted, rank_bytes, read_shape
+from learner.memory import adapted, rank_bytes
 from learner.model import load_policy
 from learner.state.checkpoint import CheckpointFolder
 from tests.learner.builders import library_logprobs, make_group, save_model, small_model
 from tests.learner.ranks import perform, play, run_script
 from tests.learner.saved import save
-from tests.learner.test_worker import GROUPS, exported, started, update
+from tests.learner.one_rank import GROUPS, exported, started, update
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 LORA = LoraConfig(rank=4, alpha=8.0)

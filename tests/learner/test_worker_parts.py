@@ -8,17 +8,9 @@ from tests.learner.builders import (
     make_group,
     plan_of,
 )
-from tests.learner.one_rank import GROUPS, exported, started, update
+from tests.learner.one_rank import GROUPS, exported, gradients_of, started, update
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-def gradients_of(rank, plans):
-    """What has been accumulated by these plans of one mini-batch, and the metrics of the step."""
-    for plan, groups in plans:
-        rank.accumulate(plan.mini_batches[0], images_of(plan, groups))
-    found = {name: p.grad.clone() for name, p in rank._engine.module.named_parameters() if p.grad is not None}
-    return found, rank.step()
 
 
 @pytest.mark.parametrize("vision", [1, 21, 10**6], ids="vision passes of {}".format)

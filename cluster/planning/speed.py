@@ -31,7 +31,7 @@ PICTURE_S = 0.04
 """Per megapixel of a full view: decoding, cutting and preprocessing, in a rollout worker."""
 NODE_LINK_GB_S = 40.0
 """Of a GPU to another node."""
-SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.012, 0.94, 0.28, 2.0
+SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.0105, 1.0, 0.22, 2.0
 """Weight sync: fixed part; NCCL of the link between GPUs; CUDA IPC of the GPU's memory; through shared memory."""
 CPU_LANGUAGE_GFLOPS, CPU_VISION_GFLOPS = 62.0, 55.0
 CPU_SEQUENCE_S, CPU_PICTURE_S, CPU_STEP_S = 2.5e-4, 0.6, 0.02

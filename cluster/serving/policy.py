@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.engine.vllm_engine import VllmEngine
 from actors.episode import Episode, EpisodeId
@@ -108,13 +108,8 @@ class ServedPolicy:
         """
         started_at = time.monotonic()
         rules = rules_for(question.kind, self._rollout, greedy=True)
-<<<<<<< HEAD
-        wanted: dict[str, Any] = {"temperature": question.temperature, "top_p": question.top_p, "seed": question.seed}
-        rules = replace(rules, sampling=replace(rules.sampling, has_logprobs=False, **wanted))
-=======
         sampling = replace(rules.sampling, temperature=question.temperature, top_p=question.top_p, seed=question.seed)
         rules = replace(rules, sampling=replace(sampling, has_logprobs=False))
->>>>>>> rserve
         episode_id = EpisodeId(run="serve", step=0, sample=uuid.uuid4().hex, index=0, attempt=0)
         turns = _Turns(self._engine, self._renderer, question.max_tokens, on_event)
         played = (turns, self._renderer, picture.views, question.text, rules, episode_id, turns.started)

@@ -19,9 +19,9 @@ from learner.memory import adapted, rank_bytes
 from learner.model import load_policy
 from learner.state.checkpoint import CheckpointFolder
 from tests.learner.builders import library_logprobs, make_group, save_model, small_model
+from tests.learner.one_rank import GROUPS, exported, started, update
 from tests.learner.ranks import perform, play, run_script
 from tests.learner.saved import save
-from tests.learner.one_rank import GROUPS, exported, started, update
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 LORA = LoraConfig(rank=4, alpha=8.0)

@@ -147,7 +147,7 @@ def compare(config, policy, prepare=None):
 def test_engine_and_learner_agree_in_bfloat16_over_two_turns(tmp_path, shape, sharpness):
     policy, folder = random_model(tmp_path, shape, sharpness=sharpness)
     config = bench_config(
-        "tiny", side=1008, on_gpu=True, overrides=[f"model.path={folder}", "rollout.gpu_memory_fraction=0.4"]
+        "tiny", side=1152, on_gpu=True, overrides=[f"model.path={folder}", "rollout.gpu_memory_fraction=0.4"]
     )
     ratios, mirrored, exact = compare(config, policy)
     kl, rounding = mean_kl(ratios), mean_kl(ratios - exact)

@@ -83,7 +83,7 @@ def smooth_jobs(config: Config, side: int, num_jobs: int, share: float, *, seed:
     """Pictures of soft noise in several sizes, known by their visual tokens; this share of them is asked about."""
     rng = np.random.default_rng(seed)
     model = config.model
-    spec = ViewSpec.from_model(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    spec = ViewSpec.from_model(model)
     asks = rng.permutation(num_jobs) < round(share * num_jobs)
     noise = rng.integers(0, 256, (num_jobs, 12, 12, 3), dtype=np.uint8)
 

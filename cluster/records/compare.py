@@ -15,6 +15,7 @@ CHARTS = (
     Chart(title="Tool-call rate, full view needed", curves=(("policy/ask_share_needed", ""),), is_share=True),
     Chart(title="Tool-call rate, full view not needed", curves=(("policy/ask_share_unneeded", ""),), is_share=True),
     Chart(title="Tool-call rate", curves=(("policy/ask_share", ""),), is_share=True),
+    Chart(title="Right tool, least of the kinds", curves=(("policy/right_tool_share", ""),), is_share=True),
     Chart(title="Accuracy", curves=(("reward/accuracy", ""),), is_share=True),
     Chart(
         title="Visual-token ratio (1 = always full)",
@@ -33,7 +34,9 @@ HELDOUT = {
     "heldout/accuracy_quarter": "always quarter",
     "heldout/ask_share_needed": "tool calls, needed",
     "heldout/ask_share_unneeded": "tool calls, not needed",
+    "heldout/right_tool_share": "right tool",
     "heldout/visual_token_share": "visual-token ratio",
+    "heldout/visual_token_optimum": "optimum",
 }
 """Columns of the table, by metric."""
 NUM_COLUMNS = 4

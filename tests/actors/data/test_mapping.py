@@ -151,3 +151,10 @@ def test_the_mapping_is_for_the_configured_sets_alone():
     data = load_config("tiny", overrides).data
     assert data.columns_of("/a").question == data.columns_of("/b").question == r"{question}\n{choices}"
     assert data.columns_of("/c") == ColumnsConfig()
+
+
+def test_what_is_needed_and_where_may_lie_in_columns_of_any_name(tmp_path):
+    rows = [{"problem": "Which?", "answer": "a", "image": STRUCT, "how": "region", "at": [0.0, 0.25, 0.5, 0.75]}]
+    dataset, path = opened(tmp_path, rows, needs="how", region="at")
+    sample = dataset.read(SampleRef(dataset=path, row=0, uid="0"))
+    assert (sample.needs, sample.region, sample.needs_full) == ("region", (0.0, 0.25, 0.5, 0.75), None)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.datasets.bars import bars
-from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
+from cluster.datasets.shipped import make_data, make_missing_data
 from cluster.hub import fetch_named
 from cluster.shell import (
     ConfigName,
@@ -21,6 +21,7 @@ from cluster.shell import (
 )
 from configs.load import load_config
 from configs.paths import resolve_paths
+from configs.tasks import DEFAULT_TASK, TaskName, task_folder
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, generate, check and select data sets.")
 
@@ -65,15 +66,22 @@ def get(
 
 @data_app.command()
 def make(
-    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output folder for train.parquet and heldout.parquet. Default: data/TASK.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[TaskName, typer.Option(help="shapes, or crop: questions about one region, too.")] = DEFAULT_TASK,
     train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
     heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate the shapes task, in which it is known which questions need the full resolution."""
+    """Generate the shapes task or the crop task, in which it is known which questions need what resolution where."""
     with report_errors():
-        make_data(out, train_rows, heldout_rows, seed)
+        out = out or Path(task_folder(task))
+        make_data(out, train_rows, heldout_rows, seed, task=task)
         if as_json:
             print_json({"out": str(out), "train_rows": train_rows, "heldout_rows": heldout_rows, "seed": seed})
         else:

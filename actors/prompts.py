@@ -100,11 +100,15 @@ class PromptStyle:
             )
 
     def texts(self, toolbox: Toolbox | None = None) -> dict[str, Any]:
-        """The template as its file has it; with a toolbox, only what episodes with these tools show."""
+        """The template as its file has it; with a toolbox, what episodes with these tools show, which identifies a
+        run."""
         texts = asdict(self)
         is_plain = toolbox is not None and toolbox.is_resize_alone and toolbox.config.on_wrong_call == "malformed"
         if self.tools is None or is_plain:
             del texts["tools"]
+        elif toolbox is not None:
+            texts["declarations"] = toolbox.declarations()
+            texts["tools"]["followups"] = {tool.name: self.followup_text(toolbox, tool.name) for tool in toolbox.tools}
         return texts
 
     def system_text(self, toolbox: Toolbox | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,9 @@ def identify(config: Config, train_set: Dataset) -> Identity:
 
 def fixed_settings(config: Config) -> dict[str, Any]:
     """Settings that must not change, by key."""
-    plain = json.loads(json.dumps(asdict(config), default=str))
-    return {key: value for key, value in _flat(plain) if not may_change(key)}
+    fixed = {key: value for key, value in _flat(config) if not may_change(key)}
+    plain: dict[str, Any] = json.loads(json.dumps(fixed, default=str))
+    return plain
 
 
 def may_change(key: str) -> bool:
@@ -146,12 +147,14 @@ def _changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{name}.")
+def _flat(section: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a section by key; one that is a mapping is compared as a whole."""
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            yield from _flat(value, f"{path}{field.name}.")
         else:
-            yield f"{path}{name}", value
+            yield f"{path}{field.name}", value
 
 
 def _versions() -> Iterator[tuple[str, str]]:

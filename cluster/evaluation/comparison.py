@@ -185,6 +185,10 @@ def _ratios(chosen: Mapping[Kind, Sequence[Play]], scores: Mapping[Kind, Floats]
     asked, ones = of(POLICY, "asked"), np.ones(len(chosen[POLICY]))
     right = {kind: (scores[kind] >= PASSING_SCORE).astype(float) for kind in KINDS}
     only_full = (1 - right[QUARTER]) * right[FULL]
+    # Tools against none from the same first view (MED, `cluster.records.tool_metrics`), where tools were on offer.
+    began_full = (1 - asked) * (of(POLICY, "num_visual_tokens") == of(FULL, "num_visual_tokens"))
+    offered = 1 - began_full
+    gained, lost = right[POLICY] * (1 - right[QUARTER]) * offered, (1 - right[POLICY]) * right[QUARTER] * offered
     needs = np.array([play.needs_full is True for play in chosen[POLICY]], dtype=float)
     needs_not = np.array([play.needs_full is False for play in chosen[POLICY]], dtype=float)
     return {
@@ -193,6 +197,11 @@ def _ratios(chosen: Mapping[Kind, Sequence[Play]], scores: Mapping[Kind, Floats]
         "ask_share_unneeded": (asked * needs_not, needs_not),
         "over_asking": (asked * right[QUARTER], right[QUARTER]),
         "under_asking": ((1 - asked) * only_full, only_full),
+        "tool_gain": (gained - lost, offered),
+        "tool_gain_by_call": (gained * asked, offered),
+        "tool_gain_by_prompt": (gained * (1 - asked), offered),
+        "tool_harm_by_call": (lost * asked, offered),
+        "tool_harm_by_prompt": (lost * (1 - asked), offered),
         "well_formed_share": (of(POLICY, "is_well_formed"), ones),
         "visual_token_share": (of(POLICY, "num_visual_tokens"), of(FULL, "num_visual_tokens")),
         "generated_token_share": (of(POLICY, "num_generated_tokens"), of(FULL, "num_generated_tokens")),

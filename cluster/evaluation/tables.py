@@ -53,6 +53,7 @@ def _costs(comparisons: Sequence[Comparison]) -> Table:
         "if not needed": "ask_share_unneeded",
         "over-asking": "over_asking",
         "under-asking": "under_asking",
+        "gain by tools": "tool_gain",
         "visual tokens": "visual_token_share",
         "generated tokens": "generated_token_share",
         "time": "time_share",

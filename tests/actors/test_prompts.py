@@ -192,7 +192,11 @@ def test_a_style_for_resize_alone_is_refused_for_other_tools(tmp_path):
 def test_only_texts_in_use_identify_a_run():
     style = load_prompt_style("qwen")
     assert set(style.texts(RESIZE_ALONE)) == {"system", "system_without_tool", "user", "user_without_tool", "followup"}
-    assert style.texts(ALL_TOOLS) == style.texts()
+    of_all = style.texts(ALL_TOOLS)
+    assert of_all.pop("declarations") == ALL_TOOLS.declarations()
+    assert of_all == style.texts()
+    with_fewer = toolbox_of(ToolsConfig(names=("request_local_region",)))
+    assert set(style.texts(with_fewer)["tools"]["followups"]) == {"request_local_region"}
     assert set(style.texts()["tools"]) == {"system", "user", "followups", "wrong_call"}
 
 

@@ -52,6 +52,13 @@ def test_a_judge_may_be_exchanged_but_not_without_a_word():
     assert "judge" in check_identity(SAVED, replace(CURRENT, judge="j2"))
 
 
+def test_a_setting_that_is_a_mapping_is_compared_as_a_whole():
+    saved = SAVED | {"settings": fixed_settings(load_config("tiny"))}
+    changed = fixed_settings(load_config("tiny", ["rollout.tools.max_calls={resize_image: 2}"]))
+    with pytest.raises(CheckpointError, match=r"started with rollout\.tools\.max_calls=\{\}, this command has"):
+        check_identity(saved, replace(CURRENT, settings=changed))
+
+
 def test_all_differences_are_told_at_once():
     with pytest.raises(CheckpointError) as refused:
         check_identity(SAVED, replace(CURRENT, model="m2", settings={"reward.penalty": "never", "run.seed": 1}))
@@ -73,6 +80,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_where_it_can_be():
         "reward.penalty=never", "reward.theta=0.5", "rollout.mode=general", "rollout.group_size=4",
         "rollout.temperature=0.9", "learner.learning_rate=1e-5", "learner.kl_coefficient=0.1", "run.seed=4",
         "train.prompts_per_step=64", "train.max_staleness=1", "judge.metric=relaxed", "model.max_pixels=100000",
+        "rollout.tools.max_turns=3", "rollout.tools.max_calls={resize_image: 2}", "reward.area_weight=0.2",
     ],
 )  # fmt: skip
 def test_what_changes_what_is_learned_is_fixed(override):

@@ -22,7 +22,7 @@ LOW, HIGH, BETA, ENTROPY = 0.2, 0.3, 0.05, 0.01
 GROUPS = [
     make_group(1, size=(112, 112)),
     make_group(2, size=(56, 168), lost=(1,)),
-    make_group(3, size=(112, 112), ask_share=1.0, group_size=3),
+    make_group(3, size=(112, 112), ask_share=1.0, group_size=3, num_calls=2),
 ]
 LIBRARY_ATTENTION = qwen.Qwen2_5_VLVisionAttention.forward
 

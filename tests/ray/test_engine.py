@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -14,17 +15,20 @@ import torch
 
 from actors.data.dataset import PromptCursor
 from actors.data.shapes import make_shapes
+from actors.episode import VersionSpan
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.fleet.pool import RolloutPool
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
-from actors.play import PlayRequest, Sampling
-from actors.prompts import IMAGE_PAD, load_tokenizer, vision_token_ids
+from actors.play import Completion, PlayRequest, Sampling
+from actors.prompts import IMAGE_PAD, TURN_END, load_tokenizer, vision_token_ids
+from actors.tools.resize import RESIZE_CALL
 from cluster import launch
 from cluster.runtime import workers as ray_workers
 from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import place
-from configs.schema import Config, DataConfig, RunConfig
+from configs.schema import Config, DataConfig, RolloutConfig, RunConfig
+from configs.tools import ToolsConfig
 from learner.advantage import group_advantages
 from learner.batches.batch import TrainingGroup
 from learner.batches.collate import Collator
@@ -42,6 +46,23 @@ pytestmark = [
 
 class OpenWorker(RolloutWorker):
     """The worker, with a way to its engine and its processes for tests."""
+
+    _forced: tuple[str, ...] = ()
+
+    async def play_forced(self, request: PlayRequest, tools: ToolsConfig, replies: tuple[str, ...]):
+        """Play with these tools; the first turns say `replies`, the one after them is sampled."""
+        self._rollout, self._forced = replace(self._rollout, tools=tools), replies
+        try:
+            return await self.play(request)
+        finally:
+            self._rollout, self._forced = replace(self._rollout, tools=ToolsConfig()), ()
+
+    async def _generate(self, prompt_ids, images, sampling):
+        if len(images) > len(self._forced):
+            return await super()._generate(prompt_ids, images, sampling)
+        said = tuple(self._renderer._encode(self._forced[len(images) - 1] + TURN_END))
+        spans = (VersionSpan(version=self._engine.version, num_tokens=len(said)),)
+        return Completion(token_ids=said, logprobs=(0.0,) * len(said), finish_reason="stop", version_spans=spans)
 
     async def generate(self, prompt_ids: tuple[int, ...]) -> int:
         sampling = Sampling(temperature=0.0, max_tokens=1)
@@ -96,7 +117,9 @@ def config(tmp_path_factory):
     paths = make_shapes(tmp_path_factory.mktemp("shapes"), train_rows=32, heldout_rows=8, seed=5)
     # A seed that looks like a date: every process has to start with one that it takes.
     return Config(
-        run=RunConfig(seed=20261129), data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"]))
+        run=RunConfig(seed=20261129),
+        rollout=RolloutConfig(tools=ToolsConfig(max_turns=5)),  # so that the engine takes as many pictures
+        data=DataConfig(train=str(paths["train"]), heldout=str(paths["heldout"])),
     )
 
 
@@ -191,7 +214,8 @@ def test_after_a_sync_the_engine_holds_the_learners_weights_bit_for_bit(worker, 
         assert found[name] == digest(torch.cat(parts)), name
 
 
-def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy, config, forbidden_ids):
+def gaps_to_learner(groups, policy, config, forbidden_ids) -> torch.Tensor:
+    """|log-probability in the engine - in the learner| of each sampled token; those that were forced have none."""
     training = [
         TrainingGroup(
             played=played,
@@ -203,7 +227,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
     ]
     (plan,) = plan_mini_batches(
         training,
-        prompts_per_mini_batch=6,
+        prompts_per_mini_batch=len(groups),
         num_ranks=1,
         max_tokens_per_micro_batch=4096,
         max_tokens_per_vision_pass=4096,
@@ -214,7 +238,7 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
     collator = Collator(images, spec, image_token_id=policy.config.image_token_id, kernel="padded")
     piece = plan.mini_batches[0]
     (shown,) = map(collator.vision_pass, piece.vision_passes)
-    worst, total, num_tokens = 0.0, 0.0, 0
+    gaps = []
     for families in piece.micro_batches:
         batch = collator.micro_batch(families)
         with torch.no_grad():
@@ -225,11 +249,37 @@ def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy
                 temperature=config.rollout.temperature,
                 forbidden_ids=forbidden_ids,
             )
-        gaps = (logprobs_N - batch.sampler_logprobs_N).abs()
-        worst, total, num_tokens = max(worst, gaps.max().item()), total + gaps.sum().item(), num_tokens + len(gaps)
-    assert num_tokens > 300
-    assert total / num_tokens <= 1e-4
-    assert worst <= 1e-3
+        gaps.append((logprobs_N - batch.sampler_logprobs_N)[batch.sampler_logprobs_N != 0].abs())
+    return torch.cat(gaps)
+
+
+def test_engine_and_learner_agree_on_tokens_and_log_probabilities(groups, policy, config, forbidden_ids):
+    gaps = gaps_to_learner(groups, policy, config, forbidden_ids)
+    assert len(gaps) > 300
+    assert gaps.mean() <= 1e-4
+    assert gaps.max() <= 1e-3
+
+
+def test_engine_and_learner_agree_after_crops(worker, synced, policy, config, forbidden_ids, loop):
+    """Four pictures in one prompt, among them a crop of three tokens in a row, and a crop of that crop."""
+    tools = ToolsConfig(names=("resize_image", "request_local_region", "image_zoom_in_tool"), max_turns=5)
+    region = '{"name": "request_local_region", "arguments": {"bbox_2d": [14, 28, 56, 42]}}'
+    inside = '{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [28, 0, 56, 28], "label": "x", "img_idx": 1}}'
+    replies = tuple(f"<think>a</think><tool_call>{call}</tool_call>" for call in (region, inside, RESIZE_CALL))
+    refs = PromptCursor(dataset=config.data.train, num_rows=32, seed=6).take(2)
+    groups = []
+    for ref in refs:
+        request = PlayRequest(ref=ref, kind="policy", greedy=False, num_episodes=8, run="t", step=1, attempt=0)
+        groups.append(loop.run(answer(worker._actor.play_forced.remote(request, tools, replies))))
+    for played, _ in groups:
+        for episode in played.episodes:
+            shown = ["quarter", "crop:28,56,112,84", "crop:56,56,84,84", "full"]
+            assert [str(turn.view) for turn in episode.turns[:4]] == shown
+            assert [turn.num_visual_tokens for turn in episode.turns[:4]] == [16, 3, 1, 64]
+    gaps = gaps_to_learner(groups, policy, config, forbidden_ids)
+    assert len(gaps) > 30
+    assert gaps.mean() <= 1e-4
+    assert gaps.max() <= 1e-3
 
 
 def test_every_turn_records_the_version_and_continues_the_same_tokens(groups):

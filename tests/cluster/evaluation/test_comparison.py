@@ -1,5 +1,7 @@
 """Shares, over- and under-asking and intervals on plays that are worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,32 @@ def test_the_rows_of_the_paper_by_hand():
     for name, estimate in one.estimates.items():
         if estimate.value is not None:
             assert estimate.low <= estimate.value <= estimate.high, name
+
+
+def test_the_gain_by_tools_splits_into_calls_and_prompt():
+    """Against always-quarter: 2 gained and 1 lost by calls, 1 gained and 2 lost by the prompt alone."""
+    cells = [
+        *[(1.0, 0.0, 1.0, True)] * 2,
+        (0.0, 1.0, 1.0, True),
+        (1.0, 0.0, 1.0, False),
+        *[(0.0, 1.0, 1.0, False)] * 2,
+        *[(1.0, 1.0, 1.0, False)] * 4,
+    ]
+    one = compared(cells)
+    assert value(one, "tool_gain") == pytest.approx(value(one, "score") - value(one, "score_quarter"))
+    assert value(one, "tool_gain") == 0.0
+    names = ("tool_gain_by_call", "tool_gain_by_prompt", "tool_harm_by_call", "tool_harm_by_prompt")
+    assert [value(one, name) for name in names] == [0.2, 0.1, 0.1, 0.2]
+
+
+def test_a_sample_without_tools_says_nothing_of_them():
+    cells = {"policy": 64, "always_quarter": 64, "always_full": 64}  # too small to quarter
+    small = {kind: replace(play(kind, "0", 1.0), num_visual_tokens=tokens) for kind, tokens in cells.items()}
+    plays = {(kind, "0"): each for kind, each in small.items()}
+    rows = {"0": BenchmarkRow(question="?", references=("yes",))}
+    one = compare("heldout", UNIT, plays, rows, num_samples=1)
+    assert value(one, "score") == 1.0
+    assert value(one, "tool_gain") is None
 
 
 def test_samples_without_a_verdict_or_a_play_are_in_no_figure_and_counted():

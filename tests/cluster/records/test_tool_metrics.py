@@ -1,11 +1,13 @@
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.views import Crop
 from cluster.evaluate import HeldoutPlay, paired_plays
+from cluster.records.episodes import rows_of_evaluation, write_episodes
 from cluster.records.tool_metrics import Drift, PairedPlay, drift, tool_effect, tool_figures
 from judge.verdict import NoVerdict, Verdict
 from tests.fakes import make_episode, make_group, make_turn
@@ -16,7 +18,7 @@ CROP = Crop(left=0, top=0, right=56, bottom=56)
 
 
 def called(*tools):
-    """An episode whose calls led to these views: `resize_image` the full one, other tools a crop of 4 tokens, None none."""
+    """An episode of these calls: `resize_image` shows the full view, others a crop of 4 tokens; None is refused."""
     turns = [make_turn()]
     for tool in tools:
         before = turns[-1]
@@ -107,3 +109,17 @@ def test_what_was_learned_splits_into_intrinsic_and_tool():
     assert drift(before, after) == Drift(intrinsic=0.25, tool=0.25)
     assert drift({}, after) is None
     assert drift(before, {"heldout/accuracy": 1.0}) is None
+
+
+def test_records_hold_what_each_turn_showed_and_by_which_tool(tmp_path):
+    played = make_group([called("request_local_region", None, "resize_image")])
+    rows = rows_of_evaluation(3, [HeldoutPlay(kind="policy", played=played, outcomes=(RIGHT,))])
+    write_episodes(tmp_path / "episodes.parquet", rows)
+    (row,) = pq.read_table(tmp_path / "episodes.parquet").to_pylist()
+    assert [(turn["view"], turn["tool"], turn["num_visual_tokens"]) for turn in row["turns"]] == [
+        ("quarter", None, 16),
+        ("crop:0,0,56,56", "request_local_region", 4),
+        (None, None, 0),
+        ("full", "resize_image", 64),
+    ]
+    assert row["asked"]

@@ -14,10 +14,12 @@ from learner.model import load_policy
 from learner.tiny.crop import CROP_TASK, FORMS, MARKS, lessons_of
 from learner.tiny.lessons import LessonBook
 from learner.tiny.model import build_model, build_tokenizer
+from learner.tiny.probe import probe, probe_lessons
 from learner.tiny.task import tokenizer_corpus
 from learner.tiny.warmstart import copy_weights, lesson_states
 from learner.vision import install_fast_vision_attention
 
+SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "tiny_crop"
 STYLE = load_prompt_style(CROP_TASK.prompt)
 
 
@@ -119,3 +121,25 @@ def test_the_start_is_the_model_of_the_shapes_task_token_by_token(tokenizer):
     their_vision = dict(theirs.model.visual.named_parameters())
     assert all(torch.equal(ours, their_vision[name]) for name, ours in model.model.visual.named_parameters())
     assert len(FORMS) == 5
+
+
+def test_the_shipped_tokenizer_is_the_one_that_the_prompts_call_for(tokenizer):
+    assert load_tokenizer(str(SHIPPED)).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_shipped_folder_is_small():
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 2_500_000
+
+
+def test_the_shipped_model_reads_all_views_and_has_no_opinion_on_when_to_look_where():
+    figures = probe(SHIPPED, CROP_TASK, probe_lessons(CROP_TASK, 36, seed=11))
+    for form, kind in (("direct", "coarse"), ("direct", "colour"), ("crop", "region"), ("resize", "full")):
+        assert figures[f"right/{form}/{kind}"] >= 0.95, (form, kind)
+    for kind in ("colour", "shape", "coarse", "region", "full"):
+        assert figures[f"right/plain_full/{kind}"] >= 0.95, kind
+    for form, kind in (("direct", "region"), ("direct", "full"), ("crop", "full")):
+        assert figures[f"right/{form}/{kind}"] <= 0.85, "what cannot be seen is guessed"
+    for kind in ("colour", "shape", "coarse", "region", "full"):
+        for number in (0, 1):
+            assert figures[f"choice/{number}/{kind}"] == pytest.approx(1 / 3, abs=0.05), (number, kind)
+    assert figures["well_formed/direct"] >= 0.95

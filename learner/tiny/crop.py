@@ -2,7 +2,8 @@
 and, without tools, answered from either view.
 
 The start is the shipped model of the shapes task, which reads both views already: what is new are the words of the
-thoughts, the call with a box, and crops.
+thoughts, the call with a box, and crops. Where a square lies is the hard thing to learn, so a first stage has crops
+alone, of all kinds of rows lest the model forget shapes (configs/tiny_crop/README.md).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from actors.needs import NEEDS
 from actors.prompts import load_prompt_style, load_tokenizer
 from actors.views import Crop
 from learner.model import load_policy
-from learner.tiny.crop import CROP_TASK, FORMS, MARKS, lessons_of
+from learner.tiny.crop import CROP_TASK, MARKS, lessons_of
 from learner.tiny.lessons import LessonBook
 from learner.tiny.model import build_model, build_tokenizer
 from learner.tiny.probe import probe, probe_lessons
@@ -120,7 +120,6 @@ def test_the_start_is_the_model_of_the_shapes_task_token_by_token(tokenizer):
             assert torch.equal(rows[index], fresh["model.language_model.embed_tokens.weight"][index])
     their_vision = dict(theirs.model.visual.named_parameters())
     assert all(torch.equal(ours, their_vision[name]) for name, ours in model.model.visual.named_parameters())
-    assert len(FORMS) == 5
 
 
 def test_the_shipped_tokenizer_is_the_one_that_the_prompts_call_for(tokenizer):

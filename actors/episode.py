@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from actors.needs import Need, Region
 from actors.replies import Answer, Reply
 from actors.tools.registry import Toolbox, ToolCall
 from actors.tools.tool import Scene, WrongCall
@@ -53,6 +54,10 @@ class Sample:
     """The encoded image, as stored."""
     needs_full: bool | None
     """Whether the full view is needed, if the data set records it. Used in reports only, never in training."""
+    needs: Need | None = None
+    """The least that must be seen, if the data set records it. Like the next, for reports only."""
+    region: Region | None = None
+    """The region that must be seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +175,9 @@ class PlayedGroup:
     """Visual tokens of the full view: the cost of always-full per episode."""
     image_sha256: str
     """Hash of the encoded image."""
+    needed_view: View | None = None
+    """The least that must be seen beside the quarter view (the quarter view for nothing more), if the data set records
+    it. Used in reports only, never in training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import typer
 from cluster.checkpoint_cli import checkpoint_app, export
 from cluster.config_cli import show_config, show_version
 from cluster.datasets.cli import data_app
-from cluster.datasets.shipped import make_missing_data, missing_shapes
+from cluster.datasets.shipped import make_missing_data, missing_task
 from cluster.evaluation.cli import evaluate
 from cluster.hub import fetch_named
 from cluster.jobs.cli import add_job_commands
@@ -36,6 +36,7 @@ from cluster.stopping import Stopping
 from cluster.viewer.cli import report, view
 from configs.load import load_config
 from configs.paths import resolve_paths
+from configs.tasks import DEFAULT_TASK, TaskName
 from learner.families.lookup import find_family
 
 app = typer.Typer(
@@ -127,39 +128,43 @@ def train(
 @app.command()
 def warmstart(
     out: Annotated[Path, typer.Option(help="Output folder for the model.")] = Path("runs/warmstart"),
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2500,
-    batch_size: Annotated[int, typer.Option(help="Episodes per step.")] = 128,
+    task: Annotated[
+        TaskName, typer.Option(help="shapes trains configs/tiny from scratch, crop trains configs/tiny_crop from it.")
+    ] = DEFAULT_TASK,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps. Default: the task's.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Random seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
     num_workers: Annotated[int, typer.Option(help="Data-loading processes; 0 loads in the main process.")] = 0,
     family: Annotated[str, typer.Option(help="Family of the model: qwen2_5_vl or qwen3_vl.")] = "qwen2_5_vl",
     as_json: Json = False,
 ) -> None:
-    """Train the tiny model (configs/tiny) from scratch on supervised episodes, and evaluate it."""
+    """Train a tiny model (configs/tiny, configs/tiny_crop) on supervised episodes of its task, and evaluate it."""
     with report_errors():
         find_family({"model_type": family}, f"--family={family}")
         from rich.progress import Progress
 
-        from learner.tiny.probe import probe, probe_rows
+        from learner.tiny.probe import probe, probe_lessons
+        from learner.tiny.tasks import TASKS
         from learner.tiny.warmstart import warm_start
 
+        chosen = TASKS[task]
         with Progress(console=console) as progress:
-            bar = progress.add_task("warm start", total=steps)
+            bar = progress.add_task("warm start", total=steps or chosen.steps)
 
             def shown(step: int, loss: float) -> None:
                 progress.update(bar, completed=step + 1, description=f"warm start, loss {loss:.3f}")
 
             warm_start(
                 out,
+                chosen,
                 family=family,
                 seed=seed,
                 steps=steps,
-                batch_size=batch_size,
                 device=device,
                 num_workers=num_workers,
                 progress=shown,
             )
-        figures = probe(out, probe_rows(600, seed=seed + 1), device=device)
+        figures = probe(out, chosen, probe_lessons(chosen, 600, seed=seed + 1), device=device)
         for name, figure in figures.items():
             console.print(f"{name:40} {figure:.3f}", highlight=False)
         if as_json:
@@ -178,7 +183,7 @@ def doctor(overrides: Overrides = None, config: ConfigName = "tiny", as_json: Js
         from cluster.preflight.show import show_findings
 
         settings = resolve_paths(load_config(config, overrides or []))
-        items = doctor_items(settings, makes_data=missing_shapes(settings.data) is not None)
+        items = doctor_items(settings, makes_data=missing_task(settings.data) is not None)
         if show_findings(examine(items), as_json=as_json):
             raise typer.Exit(1)
 

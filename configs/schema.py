@@ -58,6 +58,12 @@ class ColumnsConfig:
     `{answers|most}` for the most frequent one. Default: `original_answer` or `answer`."""
     needs_full: str = ""
     """Path of a boolean: whether the full view is needed. Default: `info.use_tool`."""
+    needs: str = ""
+    """Path of a text that says more: the least that must be seen, `quarter`, `region` or `full`. Default: `info.needs`,
+    where there is one."""
+    region: str = ""
+    """Path of a region that must be seen: four numbers, left, top, right and bottom as fractions of the picture's
+    sides. Default: `info.region`, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

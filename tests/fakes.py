@@ -10,6 +10,7 @@ from actors.episode import Episode, EpisodeId, PlayedGroup, SampleRef, SkippedSa
 from actors.errors import RolloutError
 from actors.play import Completion, PlayRequest, Sampling, ShownImage
 from actors.tools.resize import RESIZE_CALL
+from actors.views import View
 from actors.weights.layout import SentWeights, TensorSpec, WeightLink, WeightOffer, lay_out
 from judge.verdict import JudgeRequest, Outcome, Verdict
 
@@ -76,7 +77,11 @@ def make_episode(
 
 
 def make_group(
-    episodes: Sequence[Episode], *, ref: SampleRef | None = None, needs_full: bool | None = None
+    episodes: Sequence[Episode],
+    *,
+    ref: SampleRef | None = None,
+    needs_full: bool | None = None,
+    needed_view: View | None = None,
 ) -> PlayedGroup:
     return PlayedGroup(
         ref=ref or SampleRef(dataset="train", row=0, uid="0-0"),
@@ -87,6 +92,7 @@ def make_group(
         full_size=(224, 224),
         num_full_tokens=64,
         image_sha256="00",
+        needed_view=needed_view,
     )
 
 

@@ -1,7 +1,8 @@
 """Determines the columns of question, image and answer, and how each file is read. Opens no files.
 
 Columns are those of the published VisionThink sets: `problem`, `images` or `image`, `original_answer` or `answer`,
-and, where there is one, `info` with `use_tool`; or what `data.columns` says of another layout.
+and, where there is one, `info` with `use_tool`, and with `needs` and `region` as the crop task has them; or what
+`data.columns` says of another layout.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from actors.data.mapping import ColumnPath, MappedText
 from actors.data.pictures import PictureColumn
 from actors.data.texts import TextColumn
 from actors.errors import DataError
+from actors.needs import NEEDS, Need, Region
 from configs.schema import ColumnsConfig
 
 QUESTION = ("problem",)
@@ -41,13 +43,15 @@ class Columns:
     image_path: ColumnPath
     answer: TextColumn | MappedText
     needs_full: ColumnPath | None
-    """None where the set does not say."""
+    """None where the set does not say, as for the next two."""
+    needs: ColumnPath | None
+    region: ColumnPath | None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that are read."""
         texts = (one.columns if isinstance(one, MappedText) else (one.name,) for one in (self.question, self.answer))
-        notes = (self.needs_full.column,) if self.needs_full else ()
+        notes = (path.column for path in (self.needs_full, self.needs, self.region) if path)
         return tuple(dict.fromkeys([*(name for names in texts for name in names), self.image_path.column, *notes]))
 
     @property
@@ -69,11 +73,29 @@ class Columns:
 
     def read_needs_full(self, row: Mapping[str, Any]) -> bool | None:
         """Whether the full view is needed; None where the row does not say."""
-        try:
-            found = self.needs_full.find(row[self.needs_full.column]) if self.needs_full else None
-        except DataError:
-            return None
+        found = _found(self.needs_full, row)
         return found if isinstance(found, bool) else None
+
+    def read_needs(self, row: Mapping[str, Any]) -> Need | None:
+        """The least that must be seen; None where the row does not say, or says something else."""
+        found = _found(self.needs, row)
+        return next((need for need in NEEDS if need == found), None)
+
+    def read_region(self, row: Mapping[str, Any]) -> Region | None:
+        """The region that must be seen; None where the row has none inside the picture."""
+        match _found(self.region, row):
+            case [float() | int() as left, float() | int() as top, float() | int() as right, float() | int() as bottom]:
+                is_inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+                return (left, top, right, bottom) if is_inside else None
+        return None
+
+
+def _found(path: ColumnPath | None, row: Mapping[str, Any]) -> Any:
+    """The value at a path; None where there is none."""
+    try:
+        return path.find(row[path.column]) if path else None
+    except DataError:
+        return None
 
 
 def read_text(column: TextColumn | MappedText, row: Mapping[str, Any]) -> str:
@@ -99,7 +121,10 @@ def columns_of_files(
     image = mapping.image or _column(path, schemas, IMAGE)
     answer = mapping.answer or _column(path, schemas, ANSWER)
     has_notes = all(NOTES in schema.names for _, schema in schemas.values())
-    needs_full = mapping.needs_full or (f"{NOTES}.use_tool" if has_notes else "")
+    notes = {
+        name: getattr(mapping, name) or (f"{NOTES}.{place}" if has_notes else "")
+        for name, place in (("needs_full", "use_tool"), ("needs", "needs"), ("region", "region"))
+    }
     columns = {}
     for number, (file, schema) in schemas.items():
         try:
@@ -110,7 +135,10 @@ def columns_of_files(
                 image=PictureColumn.of(pa.schema([(image_path.text, kind)]), image_path.text, folder),
                 image_path=image_path,
                 answer=_text_column("answer", mapping.answer, answer, schema),
-                needs_full=ColumnPath.of("data.columns.needs_full", needs_full, schema) if needs_full else None,
+                **{
+                    name: ColumnPath.of(f"data.columns.{name}", text, schema) if text else None
+                    for name, text in notes.items()
+                },
             )
         except DataError as error:
             raise DataError(f"{path}: {error}" if len(schemas) == 1 else f"{path}: in {file}, {error}") from error

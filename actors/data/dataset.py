@@ -16,7 +16,8 @@ from actors.episode import Sample, SampleRef
 from actors.errors import DataError
 from actors.hub import local_copy
 from actors.prompts import IMAGE_MARK, strip_special_tokens
-from configs.schema import ColumnsConfig, DataConfig
+from configs.schema import ColumnsConfig
+from configs.tasks import DEFAULT_TASK, TASK_NAMES, TaskName, task_folder
 
 NUM_ROWS_TRIED = 8
 """Rows whose images are checked when a data set is opened."""
@@ -24,8 +25,6 @@ MIN_SKIPPED = 10
 """The fraction of skipped rows is only checked from this many skipped rows on."""
 NUM_REASONS_SHOWN = 3
 """Reasons shown in the error that stops a run, of the latest skipped rows."""
-DEFAULT_FOLDER = Path(DataConfig().train).parent.as_posix()
-"""Default output folder of `visionthink data make`."""
 
 
 class Dataset:
@@ -48,8 +47,9 @@ class Dataset:
         Raises:
             DataError: nothing readable there, more than one split, no rows, or columns that no sample can be read from.
         """
-        if DEFAULT_FOLDER in Path(path).as_posix() and not Path(path).exists() and not glob.glob(path):
-            raise DataError(f"{path} does not exist: generate it with `visionthink data make`")
+        made = next((task for task in TASK_NAMES if task_folder(task) in Path(path).as_posix()), None)
+        if made is not None and not Path(path).exists() and not glob.glob(path):
+            raise DataError(f"{path} does not exist: generate it with `visionthink data make{_of_task(made)}`")
         rows = open_rows(local_copy(path))
         if not len(rows):
             raise DataError(f"{path} has no rows: give a file or a folder that has some")
@@ -77,8 +77,15 @@ class Dataset:
             image = columns.read_image(values)
         except DataError as error:
             raise DataError(f"row {ref.row} of {self._path}: {error}") from error
-        needs_full = columns.read_needs_full(values)
-        return Sample(ref=ref, question=question, answer=answer, image=image, needs_full=needs_full)
+        return Sample(
+            ref=ref,
+            question=question,
+            answer=answer,
+            image=image,
+            needs_full=columns.read_needs_full(values),
+            needs=columns.read_needs(values),
+            region=columns.read_region(values),
+        )
 
     def _check_pictures(self) -> None:
         """Reject a data set whose first rows all refer to images that cannot be found."""
@@ -94,6 +101,10 @@ class Dataset:
             return
         if reasons:
             raise DataError(f"row 0 of {self._path}: {reasons[0]}")
+
+
+def _of_task(task: TaskName) -> str:
+    return "" if task == DEFAULT_TASK else f" --task {task}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -113,14 +114,14 @@ def draw_scene(rng: np.random.Generator, split: Split, *, stripe_width: int) -> 
     """A scene of the split, all of them equally likely."""
     while True:
         scene = Scene(
-            ground=_pick(rng, tuple(COLOURS)),
-            colour=_pick(rng, tuple(COLOURS)),
-            shape=_pick(rng, SHAPES),
+            ground=pick(rng, tuple(COLOURS)),
+            colour=pick(rng, tuple(COLOURS)),
+            shape=pick(rng, SHAPES),
             shape_left=STEP * int(rng.integers((SIDE - SHAPE_SIDE) // STEP + 1)),
             shape_top=STEP * int(rng.integers((SQUARE_TOP - SHAPE_SIDE) // STEP + 1)),
-            way=_pick(rng, WAYS),
+            way=pick(rng, WAYS),
             stripe_width=stripe_width,
-            stripe_colour=_pick(rng, tuple(COLOURS)),
+            stripe_colour=pick(rng, tuple(COLOURS)),
             square_left=2 * STEP * int(rng.integers((SIDE - SQUARE_SIDE) // (2 * STEP) + 1)),
         )
         if scene.split == split:
@@ -141,13 +142,22 @@ def paint(scene: Scene) -> Picture:
     tint = (np.asarray(COLOURS[scene.ground]) * 0.35 + 255 * 0.65).astype(np.uint8)
     picture = np.empty((SIDE, SIDE, 3), np.uint8)
     picture.reshape(SIDE, -1)[:] = np.tile(tint, SIDE)  # row-wise for speed: a warm start paints hundreds per step
-    top, left = scene.shape_top, scene.shape_left
-    around_shape = picture[top : top + SHAPE_SIDE, left : left + SHAPE_SIDE]
-    np.copyto(around_shape, _rgb(scene.colour), where=shape_mask(scene.shape)[..., None])
-    square = picture[SQUARE_TOP : SQUARE_TOP + SQUARE_SIDE, scene.square_left : scene.square_left + SQUARE_SIDE]
-    square[:] = 255
-    np.copyto(square, _rgb(scene.stripe_colour), where=stripe_mask(scene.way, scene.stripe_width)[..., None])
+    paint_shape(picture, scene.shape, scene.colour, left=scene.shape_left, top=scene.shape_top)
+    paint_stripes(picture, scene.way, scene.stripe_width, scene.stripe_colour, left=scene.square_left, top=SQUARE_TOP)
     return picture
+
+
+def paint_shape(picture: Picture, shape: str, colour: str, *, left: int, top: int) -> None:
+    around_shape = picture[top : top + SHAPE_SIDE, left : left + SHAPE_SIDE]
+    np.copyto(around_shape, rgb(colour), where=shape_mask(shape)[..., None])
+
+
+def paint_stripes(
+    picture: Picture, way: str, width: int, colour: str, *, left: int, top: int, side: int = SQUARE_SIDE
+) -> None:
+    square = picture[top : top + side, left : left + side]
+    square[:] = 255
+    np.copyto(square, rgb(colour), where=stripe_mask(way, width)[:side, :side, None])
 
 
 @cache
@@ -204,25 +214,34 @@ def write_split(
     needs_full_share: float = 1 / 3,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write one split as Parquet with page checksums: atomically; the same seed gives identical bytes.
-
-    `progress` is called with the number of rows just written.
-    """
-    if num_rows < 1:
-        raise ValueError(f"num_rows={num_rows} is invalid: must be at least 1")
+    """Write one split; the same seed gives identical bytes. `progress` is called with the number of rows just
+    written."""
     if not 0 <= needs_full_share <= 1:
         raise ValueError(f"needs_full_share={needs_full_share} is invalid: must be from 0 to 1")
+    rng = np.random.default_rng([seed, ("train", "heldout").index(split)])
+    rows = (draw_row(rng, split, needs_full_share=needs_full_share) for _ in range(num_rows))
+    write_records(path, SCHEMA, _records(rows, split), num_rows=num_rows, progress=progress)
+
+
+def write_records(
+    path: Path,
+    schema: pa.Schema,
+    records: Iterator[dict[str, object]],
+    *,
+    num_rows: int,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write records as Parquet with page checksums, atomically. `progress` is called with the number just written."""
+    if num_rows < 1:
+        raise ValueError(f"num_rows={num_rows} is invalid: must be at least 1")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    rng = np.random.default_rng([seed, ("train", "heldout").index(split)])
     try:
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            for first in range(0, num_rows, ROWS_PER_GROUP):
-                last = min(first + ROWS_PER_GROUP, num_rows)
-                rows = (draw_row(rng, split, needs_full_share=needs_full_share) for _ in range(first, last))
-                writer.write_table(pa.Table.from_pylist(list(_records(rows, split, first)), schema=SCHEMA))
+        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+            while group := list(islice(records, ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
                 if progress is not None:
-                    progress(last - first)
+                    progress(len(group))
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -260,8 +279,8 @@ def _for_split(progress: Callable[[Split, int], None], split: Split) -> Callable
     return lambda num_rows: progress(split, num_rows)
 
 
-def _records(rows: Iterator[ShapesRow], split: Split, first: int) -> Iterator[dict[str, object]]:
-    for number, row in enumerate(rows, start=first):
+def _records(rows: Iterator[ShapesRow], split: Split) -> Iterator[dict[str, object]]:
+    for number, row in enumerate(rows):
         name = f"shapes-{split}-{number:06d}"
         yield {
             "problem": row.question,
@@ -272,9 +291,9 @@ def _records(rows: Iterator[ShapesRow], split: Split, first: int) -> Iterator[di
         }
 
 
-def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _rgb(colour: str) -> npt.NDArray[np.uint8]:
+def rgb(colour: str) -> npt.NDArray[np.uint8]:
     return np.asarray(COLOURS[colour], dtype=np.uint8)

@@ -20,6 +20,7 @@ from actors.errors import DataError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.hub import local_copy
 from actors.images import ViewSpec
+from actors.needs import needed_view
 from actors.play import Completion, PlayRequest, Sampling, ShownImage, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.weights.layout import WeightLink, WeightOffer
@@ -51,7 +52,7 @@ class RolloutWorker:
         model = replace(model, path=local_copy(model.path))
         tokenizer = load_tokenizer(model.path)
         self._renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
-        spec = ViewSpec.from_model(model)
+        self._spec = spec = ViewSpec.from_model(model)
         self._cutter = PictureCutter(spec, data)
         self._engine = VllmEngine(
             model,
@@ -94,15 +95,17 @@ class RolloutWorker:
             episodes = await self._play_episodes(request, sample, cut)
         except ExceptionGroup as failures:
             raise most_severe(failures) from failures
+        full_size = (cut.full.shape[0], cut.full.shape[1])
         group = PlayedGroup(
             ref=request.ref,
             question=sample.question,
             answer=sample.answer,
             needs_full=sample.needs_full,
             episodes=episodes,
-            full_size=(cut.full.shape[0], cut.full.shape[1]),
+            full_size=full_size,
             num_full_tokens=cut.views.full.num_visual_tokens,
             image_sha256=cut.sha256,
+            needed_view=needed_view(sample.needs, sample.region, full_size, self._spec.token_side),
         )
         return group, cut.full
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.datasets.bars import bars
-from cluster.datasets.shipped import DEFAULT_SHAPES, make_data, make_missing_data
+from cluster.datasets.shipped import make_data, make_missing_data
 from cluster.hub import fetch_named, name_in
 from cluster.shell import (
     ConfigName,
@@ -22,6 +22,7 @@ from cluster.shell import (
 from configs.load import load_config
 from configs.paths import resolve_paths
 from configs.require import require
+from configs.tasks import DEFAULT_TASK, TaskName, task_folder
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, generate, check and select data sets.")
 
@@ -66,18 +67,25 @@ def get(
 
 @data_app.command()
 def make(
-    out: Annotated[Path, typer.Option(help="Output folder for train.parquet and heldout.parquet.")] = DEFAULT_SHAPES,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output folder for train.parquet and heldout.parquet. Default: data/TASK.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[TaskName, typer.Option(help="shapes, or crop: questions about one region, too.")] = DEFAULT_TASK,
     train_rows: Annotated[int, typer.Option(help="Number of training rows.")] = 8000,
     heldout_rows: Annotated[int, typer.Option(help="Number of held-out rows.")] = 500,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives identical files.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate the shapes task, in which it is known which questions need the full resolution."""
+    """Generate the shapes task or the crop task, in which it is known which questions need what resolution where."""
     with report_errors():
         for name, number in (("--train-rows", train_rows), ("--heldout-rows", heldout_rows)):
             require(number >= 1, name, number, "must be at least 1")
+        out = out or Path(task_folder(task))
         try:
-            make_data(out, train_rows, heldout_rows, seed)
+            make_data(out, train_rows, heldout_rows, seed, task=task)
         except OSError as error:
             raise ValueError(f"--out={out} cannot be written to: {error.strerror}; give another folder") from error
         if as_json:

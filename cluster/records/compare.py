@@ -38,6 +38,7 @@ PANELS = (
     Panel(title="Tool-call rate, full view needed", key="policy/ask_share_needed"),
     Panel(title="Tool-call rate, full view not needed", key="policy/ask_share_unneeded"),
     Panel(title="Tool-call rate", key="policy/ask_share"),
+    Panel(title="Right tool, least of the kinds", key="policy/right_tool_share"),
     Panel(title="Accuracy", key="reward/accuracy"),
     Panel(title="Visual-token ratio (1 = always full)", key="policy/visual_token_share", marks=VIEWS),
     Panel(title="Calls per episode", key="policy/calls_per_episode"),
@@ -53,7 +54,9 @@ HELDOUT = {
     "heldout/accuracy_quarter": "always quarter",
     "heldout/ask_share_needed": "tool calls, needed",
     "heldout/ask_share_unneeded": "tool calls, not needed",
+    "heldout/right_tool_share": "right tool",
     "heldout/visual_token_share": "visual-token ratio",
+    "heldout/visual_token_optimum": "optimum",
 }
 """Columns of the table, by metric."""
 NUM_COLUMNS = 4

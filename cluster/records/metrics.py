@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from actors.episode import Episode, PlayedGroup
+from actors.episode import Episode, PlayedGroup, Status
+from actors.needs import NEEDS, Need, need_of
+from actors.views import View, shown_size
 from cluster.records.tool_metrics import tool_figures
 from cluster.step import ScoredGroup, StepBatch
 from judge.reward import Reward
@@ -36,6 +38,17 @@ class PlayScore:
     """Visual-token ratio: visual tokens used, relative to always-full."""
     need_share: float | None
     """Fraction of the samples recorded as needing the full view."""
+    right_tool_share: float | None
+    """The least of the next three. Only episodes count that begin with the quarter view of a sample with a record of
+    what it needs."""
+    right_tool_share_quarter: float | None
+    """On samples that need the quarter view alone: fraction answered without a tool call."""
+    right_tool_share_region: float | None
+    """On samples that need a region: fraction answered after one crop, whatever it showed, and nothing else."""
+    right_tool_share_full: float | None
+    """On samples that need the full view: fraction answered after the full view and nothing else."""
+    visual_token_optimum: float | None
+    """The visual-token ratio if each of these samples were shown exactly what it needs."""
 
 
 def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> PlayScore:
@@ -45,6 +58,11 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
     spent = sum(episode.num_visual_tokens for _, episode in episodes)
     always_full = sum(group.num_full_tokens for group, _ in episodes)
     known = [(group.needs_full, e) for group, e in episodes if group.needs_full is not None]
+    recorded = [(group, e, needed) for group, e in episodes if (needed := _needed(group, e)) is not None]
+    right: dict[Need, float | None] = {
+        need: mean(shows_the_needed(e, needed) for _, e, needed in recorded if need_of(needed) == need)
+        for need in NEEDS
+    }
     return PlayScore(
         num_episodes=len(episodes),
         num_unscored=len(episodes) - len(verdicts),
@@ -55,7 +73,42 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
         ask_share_unneeded=mean(episode.asked for needs_full, episode in known if not needs_full),
         visual_token_share=spent / always_full if always_full else None,
         need_share=mean(bool(needs_full) for needs_full, _ in known),
+        right_tool_share=min((share for share in right.values() if share is not None), default=None),
+        right_tool_share_quarter=right["quarter"],
+        right_tool_share_region=right["region"],
+        right_tool_share_full=right["full"],
+        visual_token_optimum=(
+            sum(_least_tokens(group, e, needed) for group, e, needed in recorded)
+            / sum(group.num_full_tokens for group, _, _ in recorded)
+            if recorded
+            else None
+        ),
     )
+
+
+def shows_the_needed(episode: Episode, needed: View) -> bool:
+    """Whether the policy answered after the views that were needed and no others; any crop counts as the needed one."""
+    shown = [need_of(turn.view) for turn in episode.turns[1:] if turn.view is not None]
+    wanted = [] if needed == "quarter" else [need_of(needed)]
+    return episode.status is Status.ANSWERED and shown == wanted
+
+
+def _needed(group: PlayedGroup, episode: Episode) -> View | None:
+    """What the sample needs; None where that is not known, or where the episode began with the full view."""
+    if episode.turns[0].view != "quarter":
+        return None
+    if group.needed_view is not None or group.needs_full is None:
+        return group.needed_view
+    return "full" if group.needs_full else "quarter"
+
+
+def _least_tokens(group: PlayedGroup, episode: Episode, needed: View) -> float:
+    """Visual tokens of the quarter view and what is needed beside it."""
+    first = episode.turns[0].num_visual_tokens
+    if needed == "quarter":
+        return first
+    height, width = shown_size(needed, group.full_size)
+    return first + group.num_full_tokens * (height * width) / (group.full_size[0] * group.full_size[1])
 
 
 def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
@@ -76,6 +129,9 @@ def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:
         "policy/ask_share_needed": play.ask_share_needed,
         "policy/ask_share_unneeded": play.ask_share_unneeded,
         "policy/visual_token_share": play.visual_token_share,
+        "policy/visual_token_optimum": play.visual_token_optimum,
+        "policy/right_tool_share": play.right_tool_share,
+        **{f"policy/right_tool_share_{need}": getattr(play, f"right_tool_share_{need}") for need in NEEDS},
         **tool_figures(episodes),
         "policy/completion_tokens": mean(episode.num_generated_tokens for episode in episodes),
         "policy/staleness_max": max((policy_version - episode.oldest_version for episode in trained), default=None),

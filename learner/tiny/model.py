@@ -28,7 +28,7 @@ SPECIAL_TOKENS = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<tool_call>", "</tool_call>")
 """One token each, and part of the text: decoding keeps them."""
-VOCABULARY_SIZE = 512
+VOCABULARY_SIZE = 640
 """At most; 256 bytes, 13 special tokens and tags, and as many merges as the corpus supports."""
 
 WIDTH, LAYERS = 128, 4
@@ -152,7 +152,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, family: ModelFamily, *, seed
 
 
 def save_tiny(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast, family: ModelFamily) -> None:
-    """Write everything that vLLM and transformers read, weights as float32 safetensors."""
+    """Write everything that vLLM and transformers read, weights as safetensors of the model's type."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

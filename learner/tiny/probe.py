@@ -1,7 +1,7 @@
 """Evaluates a warm-started model on held-out images, without sampling noise.
 
-Every row is scored in all four forms with its reply given, and the probabilities of the reply's tokens are measured: is
-the correct answer the most likely one, how likely is a tool call, how likely is a malformed reply.
+Every row is scored in all forms with its reply given, and the probabilities of the reply's tokens are measured: is the
+correct answer the most likely one, how likely is each tool call, how likely is a malformed reply.
 """
 
 from __future__ import annotations
@@ -15,58 +15,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.data.shapes import COARSE, FINE, Kind, ShapesRow, draw_scene
 from actors.prompts import load_prompt_style, load_tokenizer
 from learner.model import load_policy
-from learner.tiny.lessons import FORMS, Lesson, LessonBatch, LessonBook
+from learner.tiny.lessons import Lesson, LessonBatch, LessonBook
+from learner.tiny.task import Task
 from learner.tiny.warmstart import lesson_states
 
-KINDS = ("colour", "shape", "coarse", "fine")
 
-
-def probe_rows(num_rows: int, *, seed: int) -> list[ShapesRow]:
-    """Held-out rows: a quarter each of colour, shape, coarse and fine stripes."""
+def probe_lessons(task: Task, num_rows: int, *, seed: int) -> list[Lesson]:
+    """Held-out rows in all forms, kinds by turns."""
     rng = np.random.default_rng([seed, 3])
-    rows = []
-    for number in range(num_rows):
-        kind: Kind = ("colour", "shape", "stripes", "stripes")[number % 4]
-        width = (COARSE, FINE)[number % 4 - 2] if kind == "stripes" else (COARSE, FINE)[int(rng.integers(2))]
-        rows.append(ShapesRow(scene=draw_scene(rng, "heldout", stripe_width=width), kind=kind))
-    return rows
+    return [lesson for number in range(num_rows) for lesson in task.probe(rng, number)]
 
 
 @torch.no_grad()
 def probe(
-    model_folder: Path, rows: Sequence[ShapesRow], *, device: str = "cpu", batch_size: int = 64
+    model_folder: Path, task: Task, lessons: Sequence[Lesson], *, device: str = "cpu", batch_size: int = 64
 ) -> dict[str, float]:
-    """Shares from 0 to 1. `right/FORM/KIND`, `ask/KIND` (mean tool-call probability) with its extremes over images,
-    and `well_formed/FORM`: the minimum probability that a reply sampled at temperature 1 is well formed."""
+    """Shares from 0 to 1. `right/FORM/KIND`, `well_formed/FORM`: the minimum probability that a reply sampled at
+    temperature 1 is well formed, `ask/KIND`: the mean probability of any tool call, with its extremes over images, and
+    `choice/NUMBER/KIND`: that of each tool where there are several."""
     model: Any = load_policy(model_folder, device=device).eval()
-    book = LessonBook(load_tokenizer(str(model_folder)), load_prompt_style("tiny"))
+    book = LessonBook(load_tokenizer(str(model_folder)), load_prompt_style(task.prompt), task.answers)
     figures: dict[str, list[float]] = defaultdict(list)
-    for form in FORMS:
-        for first in range(0, len(rows), batch_size):
-            chunk = rows[first : first + batch_size]
-            batch = book.batch([Lesson(row=row, form=form) for row in chunk]).to(torch.device(device))
-            is_right, formed, asks = _read(model, book, batch)
-            for index, row in enumerate(chunk):
-                kind = _kind(row)
-                figures[f"right/{form}/{kind}"].append(is_right[index])
+    for form in dict.fromkeys(lesson.form for lesson in lessons):
+        of_form = [lesson for lesson in lessons if lesson.form == form]
+        for first in range(0, len(of_form), batch_size):
+            chunk = of_form[first : first + batch_size]
+            is_right, formed, choices = _read(model, book, book.batch(chunk).to(torch.device(device)))
+            for index, lesson in enumerate(chunk):
+                figures[f"right/{form}/{lesson.kind}"].append(is_right[index])
                 figures[f"well_formed/{form}"].append(formed[index])
                 if form == "direct":
-                    figures[f"ask/{kind}"].append(asks[index])
+                    figures[f"ask/{lesson.kind}"].append(sum(choices[index][1:]))
+                    for number, probability in enumerate(choices[index][1:] if len(choices[index]) > 2 else ()):
+                        figures[f"choice/{number}/{lesson.kind}"].append(probability)
     summary = {name: float(np.mean(values)) for name, values in sorted(figures.items())}
-    asked = np.concatenate([figures[f"ask/{kind}"] for kind in KINDS if f"ask/{kind}" in figures])
-    summary |= {"ask/least": float(asked.min()), "ask/most": float(asked.max())}
-    return summary
+    asked = np.concatenate([values for name, values in figures.items() if name.startswith("ask/")])
+    return summary | {"ask/least": float(asked.min()), "ask/most": float(asked.max())}
 
 
-def _kind(row: ShapesRow) -> str:
-    return row.kind if row.kind != "stripes" else ("fine" if row.needs_full else "coarse")
+def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float], list[float], list[list[float]]]:
+    """Per episode: 1 if the correct answer is the most likely, the probability of its format, and those of the choices.
 
-
-def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float], list[float], list[float]]:
-    """Per episode: 1 if the correct answer is the most likely, and the probabilities of format and tool call."""
+    The last is in order of the episodes that choose; all or none of a form do.
+    """
     hidden = lesson_states(model, batch)
 
     def log_probabilities(at: Tensor) -> Tensor:
@@ -77,9 +70,8 @@ def _read(model: Any, book: LessonBook, batch: LessonBatch) -> tuple[list[float]
     formed = answers[:, list(book.answer_ids)].logsumexp(-1)
     certain = log_probabilities(batch.certain_from_N).gather(1, batch.certain_ids_N[:, None]).squeeze(1)
     formed = formed.index_add(0, batch.certain_episode_N, certain)
-    asks = torch.zeros_like(formed)
+    decisions = torch.empty(0, 0, device=hidden.device)
     if len(batch.decision_from_K):
-        decisions = log_probabilities(batch.decision_from_K).gather(1, batch.choice_K2)
+        decisions = log_probabilities(batch.decision_from_K).gather(1, batch.choice_KC)
         formed = formed.index_add(0, batch.decision_episode_K, decisions.logsumexp(-1))
-        asks = asks.index_add(0, batch.decision_episode_K, decisions[:, 1].exp())
-    return is_right.tolist(), formed.exp().tolist(), asks.tolist()
+    return is_right.tolist(), formed.exp().tolist(), decisions.exp().tolist()

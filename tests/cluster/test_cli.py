@@ -35,10 +35,16 @@ def test_the_default_data_set_is_drawn_where_the_settled_paths_want_it(
     for name, is_there in (("train.parquet", has_train), ("heldout.parquet", has_heldout)):
         if is_there:
             (folder / name).touch()
-    found = shipped.missing_shapes(config.data)
+    found = shipped.missing_task(config.data)
     assert (found is not None) == is_drawn
     if found is not None:
-        assert found == (tmp_path / "my" / "data" / "shapes" if overrides else folder)
+        assert found == ("shapes", tmp_path / "my" / "data" / "shapes" if overrides else folder)
+
+
+def test_the_data_of_the_crop_task_are_drawn_as_well(tmp_path):
+    overrides = ["data.train=data/crop/train.parquet", "data.heldout=data/crop/heldout.parquet"]
+    config = resolve_paths(load_config("tiny", overrides), base=tmp_path)
+    assert shipped.missing_task(config.data) == ("crop", tmp_path / "data" / "crop")
 
 
 def test_a_folder_that_takes_no_data_is_told_with_the_remedy():

@@ -211,7 +211,9 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 def test_a_missing_file_is_refused_with_the_shipped_names():
-    with pytest.raises(ValueError, match=r"one of tiny, visionthink_3b_1gpu.*did you mean visionthink_7b_8gpu"):
+    with pytest.raises(
+        ValueError, match=r"one of tiny, tiny_crop, visionthink_3b_1gpu.*did you mean visionthink_7b_8gpu"
+    ):
         load_config("visionthink_7b")
 
 

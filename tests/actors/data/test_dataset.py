@@ -97,6 +97,26 @@ def test_use_tool_says_whether_the_full_view_is_needed(tmp_path, notes, expected
     assert read_all(tmp_path / "a.parquet")[0].needs_full is expected
 
 
+@pytest.mark.parametrize(
+    ("notes", "needs", "region"),
+    [
+        ({"needs": "region", "region": [0.5, 0, 0.75, 1]}, "region", (0.5, 0, 0.75, 1)),
+        ({"needs": "quarter", "region": None}, "quarter", None),
+        ({"needs": "full"}, "full", None),
+        ({"needs": "everything"}, None, None),
+        ({"needs": "region", "region": [0.5, 0.5, 0.5, 1.0]}, "region", None),
+        ({"needs": "region", "region": [0.5, 0.5, 1.5, 1.0]}, "region", None),
+        ({"needs": "region", "region": [0.0, 0.0, 1.0]}, "region", None),
+        ({"needs": "region", "region": [0.0, 0.0, float("nan"), 1.0]}, "region", None),
+        ({"use_tool": True}, None, None),
+    ],
+)
+def test_a_set_may_say_what_is_needed_and_where(tmp_path, notes, needs, region):
+    write_rows(tmp_path / "a.parquet", [a_row(info=json.dumps(notes))])
+    (sample,) = read_all(tmp_path / "a.parquet")
+    assert (sample.needs, sample.region) == (needs, region)
+
+
 def test_the_mark_of_a_picture_is_taken_out_of_the_question(tmp_path):
     write_rows(tmp_path / "a.parquet", [a_row(problem="<image>\nHow many? ", original_answer=7)])
     (sample,) = read_all(tmp_path / "a.parquet")

@@ -183,3 +183,10 @@ def test_a_value_that_is_no_answer_makes_its_row_unusable(tmp_path, value, told,
 def test_an_index_beyond_the_letters_stays(tmp_path, index, letter):
     rows = [{"question": "what?", "image": STRUCT, "answer": index}]
     assert read(tmp_path, rows, question="question", answer="{answer|letter}")[1] == letter
+
+
+def test_what_is_needed_and_where_may_lie_in_columns_of_any_name(tmp_path):
+    rows = [{"problem": "Which?", "answer": "a", "image": STRUCT, "how": "region", "at": [0.0, 0.25, 0.5, 0.75]}]
+    dataset, path = opened(tmp_path, rows, needs="how", region="at")
+    sample = dataset.read(SampleRef(dataset=path, row=0, uid="0"))
+    assert (sample.needs, sample.region, sample.needs_full) == ("region", (0.0, 0.25, 0.5, 0.75), None)

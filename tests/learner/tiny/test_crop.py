@@ -10,6 +10,8 @@ from actors.data.crop import CORNERS, draw_row, region_of
 from actors.needs import NEEDS
 from actors.prompts import load_prompt_style, load_tokenizer
 from actors.views import Crop
+from learner.families.architectures import architecture_of
+from learner.families.lookup import FAMILIES
 from learner.model import load_policy
 from learner.tiny.crop import CROP_TASK, MARKS, lessons_of
 from learner.tiny.lessons import LessonBook
@@ -17,7 +19,6 @@ from learner.tiny.model import build_model, build_tokenizer
 from learner.tiny.probe import probe, probe_lessons
 from learner.tiny.task import tokenizer_corpus
 from learner.tiny.warmstart import copy_weights, lesson_states
-from learner.vision import install_fast_vision_attention
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "tiny_crop"
 STYLE = load_prompt_style(CROP_TASK.prompt)
@@ -94,8 +95,8 @@ def test_a_picture_that_several_lessons_show_is_encoded_once(book):
 
 
 def test_the_states_of_a_lesson_do_not_depend_on_the_company_it_keeps(book, tokenizer):
-    model = build_model(tokenizer, seed=0).eval()
-    install_fast_vision_attention()
+    model = build_model(tokenizer, FAMILIES["qwen2_5_vl"], seed=0).eval()
+    architecture_of(model).install()
     mixed = lessons("full") + lessons("region")
     batch = book.batch(mixed)
     with torch.no_grad():
@@ -107,8 +108,8 @@ def test_the_states_of_a_lesson_do_not_depend_on_the_company_it_keeps(book, toke
 
 
 def test_the_start_is_the_model_of_the_shapes_task_token_by_token(tokenizer):
-    model = build_model(tokenizer, seed=0)
-    fresh = build_model(tokenizer, seed=0).state_dict()
+    model = build_model(tokenizer, FAMILIES["qwen2_5_vl"], seed=0)
+    fresh = build_model(tokenizer, FAMILIES["qwen2_5_vl"], seed=0).state_dict()
     source = Path(CROP_TASK.start)
     copy_weights(source, model, tokenizer)
     theirs, their_ids = load_policy(source), load_tokenizer(str(source)).get_vocab()

@@ -56,7 +56,6 @@ HELDOUT = {
     "heldout/ask_share_unneeded": "tool calls, not needed",
     "heldout/right_tool_share": "right tool",
     "heldout/visual_token_share": "visual-token ratio",
-    "heldout/visual_token_optimum": "optimum",
 }
 """Columns of the table, by metric."""
 NUM_COLUMNS = 4

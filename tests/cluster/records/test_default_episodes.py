@@ -17,7 +17,7 @@ from actors.episode import EpisodeId, PlayedGroup, SampleRef
 from actors.images import ViewSpec
 from actors.play import make_views, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
-from cluster.evaluate import HeldoutPlay
+from cluster.heldout import HeldoutPlay
 from cluster.records.episodes import EPISODES, rows_of_evaluation
 from configs.schema import Config, RolloutConfig
 from judge.reward import group_rewards

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.views import Crop
-from cluster.evaluate import HeldoutPlay, paired_plays
+from cluster.heldout import HeldoutPlay, paired_plays
 from cluster.records.episodes import rows_of_evaluation, write_episodes
 from cluster.records.tool_metrics import Drift, PairedPlay, drift, tool_effect, tool_figures
 from judge.verdict import NoVerdict, Verdict

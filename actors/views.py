@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from actors.images import View_HW3, quarter_view
+if TYPE_CHECKING:
+    from actors.images import View_HW3
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -83,6 +84,8 @@ def tokens_of(view: View, full_size: Size, token_side: int) -> int:
 
 def cut_view(full_HW3: View_HW3, view: View) -> View_HW3:
     """Pixels of a view, uint8 [h, w, 3]. A crop shares memory with the full view."""
+    from actors.images import quarter_view  # NumPy and Pillow: only where pixels are made
+
     match view:
         case "quarter":
             return quarter_view(full_HW3)

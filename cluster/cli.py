@@ -37,7 +37,6 @@ from cluster.viewer.cli import report, view
 from configs.load import load_config
 from configs.paths import resolve_paths
 from configs.tasks import DEFAULT_TASK, TaskName
-from learner.families.lookup import find_family
 
 app = typer.Typer(
     name="visionthink",
@@ -140,13 +139,14 @@ def warmstart(
 ) -> None:
     """Train a tiny model (configs/tiny, configs/tiny_crop) on supervised episodes of its task, and evaluate it."""
     with report_errors():
-        find_family({"model_type": family}, f"--family={family}")
         from rich.progress import Progress
 
+        from learner.families.lookup import find_family
         from learner.tiny.probe import probe, probe_lessons
         from learner.tiny.tasks import TASKS
         from learner.tiny.warmstart import warm_start
 
+        find_family({"model_type": family}, f"--family={family}")
         chosen = TASKS[task]
         with Progress(console=console) as progress:
             bar = progress.add_task("warm start", total=steps or chosen.steps)

@@ -18,7 +18,6 @@ from cluster.shell import ConfigName, Json, Overrides, print_json, report_errors
 from configs.load import load_config
 from configs.paths import find_folder
 from configs.schema import Config
-from learner.families.lookup import find_shape
 from learner.memory import ModelShape
 
 cluster_app = typer.Typer(no_args_is_help=True, help="Plan a cluster for a config and write its manifests.")
@@ -128,6 +127,8 @@ def _write(text: str, out: Path | None, kind: Kind, as_json: bool) -> None:
 
 def _shape(config: Config) -> ModelShape | None:
     """The policy's shape where its config.json is on this machine and of a known family."""
+    from learner.families.lookup import find_shape  # imports NumPy, which no word about the command needs
+
     try:
         return find_shape(read_config_json(find_folder(config.model.path, Path.cwd())))
     except FileNotFoundError:

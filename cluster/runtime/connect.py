@@ -55,7 +55,7 @@ def connect() -> None:
     else:
         check_cluster(address)
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
-    with _RayStart(what), signals_kept(), sessions_of_their_own():
+    with _RayStart(what), signals_kept(), groups_of_their_own():
         # At "warning", Ray reports at every start that token authentication is on.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
 
@@ -80,14 +80,15 @@ def signals_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sessions_of_their_own() -> Iterator[None]:
+def groups_of_their_own() -> Iterator[None]:
     """What Ray starts in the body gets none of the signals for this terminal or process group.
 
     `timeout`, supervisors and terminals tell a whole group. Ray's own processes would end at once, and a run could
     not save, nor an endpoint finish its requests. They end with this process still: Ray has the kernel see to that.
+    They stay in the session: Linux shares cores out between sessions, and a busy terminal would take half of them.
     """
     plain = services.ConsolePopen
-    services.ConsolePopen = functools.partial(plain, start_new_session=True)
+    services.ConsolePopen = functools.partial(plain, process_group=0)
     try:
         yield
     finally:

@@ -158,15 +158,11 @@ class Link:
 
 @pytest.fixture(scope="module")
 def link(worker, policies, loop):
-    # The engine keeps both cores of a small machine busy: two threads here would wait for each other, for seconds.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     shapes = {name: parameter.shape for name, parameter in policies[0].named_parameters()}
     sender = WeightSender(shapes, dtype=torch.float32, device=torch.device("cpu"), bucket_bytes=1 << 30)
     loop.run(worker.connect_weights(sender.open("shared_memory", num_receivers=1, timeout_s=30)))
     yield Link(worker, sender)
     sender.close()
-    torch.set_num_threads(num_threads)
 
 
 async def set_in_flight(worker, mode, *, is_staged=True):

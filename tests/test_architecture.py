@@ -19,6 +19,7 @@ OWNERS = {
     "huggingface_hub": ("actors/hub.py",),
     "ray": ("cluster/", "judge/deployment.py", "judge/llm/server.py", "judge/llm/server_engine.py"),
     "vllm": (
+        "actors/engine/engine_config.py",
         "actors/engine/vllm_engine.py",
         "actors/engine/vllm_extension.py",
         "actors/engine/transfer.py",

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from actors.engine.budget import ModelWidths, TokenBudget, most_turns, token_budget
+from actors.engine.budget import ModelWidths, token_budget
+from actors.engine.engine_config import engine_config, gpu_memory, set_engine_environment
 from actors.engine.gate import TurnGate
-from actors.engine.owner import own_engines
 from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
@@ -28,26 +27,10 @@ from actors.weights.layout import WeightLink, WeightOffer
 from configs.learner import InFlight, Transport
 from configs.schema import ModelConfig, RolloutConfig
 
-CPU_BLOCK_TOKENS = 32
-"""Tokens per block of a CPU engine's KV cache, the fewest that vLLM takes there. Prefixes are shared in whole blocks:
-with the 128 tokens that are vLLM's default on a CPU (16 on a GPU), short prompts would share nothing."""
 POLL_S = 0.0005
 """Minimum between two questions whether a version has arrived; they cost a CPU engine time that the copy needs."""
 POLL_SHARE = 1 / 16
 """Of the time that passed until the last question: until the next one."""
-
-
-def set_engine_environment(config: RolloutConfig) -> None:
-    """Set environment variables that vLLM reads at import. Existing settings of the user take precedence."""
-    own_engines()
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if config.num_gpus == 0:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
 
 
 class VllmEngine:
@@ -78,9 +61,9 @@ class VllmEngine:
             ModelWidths.from_model(model.path),
             spec,
             bytes_per_value=2 if model.dtype == "bfloat16" else 4,
-            gpu_memory=_gpu_memory() if rollout.num_gpus > 0 else None,
+            gpu_memory=gpu_memory() if rollout.num_gpus > 0 else None,
         )
-        config = _engine_config(
+        config = engine_config(
             model, rollout, budget, extension=self.extension, transport=transport, can_sleep=can_sleep, seed=seed
         )
         self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
@@ -336,58 +319,6 @@ def _named_death() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise RolloutError(f"vLLM's engine died: {error}") from error
-
-
-def _engine_config(
-    model: ModelConfig,
-    rollout: RolloutConfig,
-    budget: TokenBudget,
-    *,
-    extension: str,
-    transport: Transport,
-    can_sleep: bool,
-    seed: int,
-) -> Any:
-    from vllm import AsyncEngineArgs
-    from vllm.config import WeightTransferConfig
-
-    from actors.engine.transfer import backend
-
-    on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
-    memory = on_gpu if rollout.num_gpus > 0 else {"block_size": CPU_BLOCK_TOKENS}
-    config = AsyncEngineArgs(
-        model=model.path,
-        tokenizer=model.path,
-        dtype=model.dtype,
-        load_format="dummy" if model.load == "random" else "auto",
-        max_model_len=rollout.max_model_len,
-        max_num_seqs=most_turns(rollout),
-        max_num_batched_tokens=budget.per_step,
-        limit_mm_per_prompt={"image": rollout.tools.max_turns, "video": 0},
-        # Views are cut before they get here: bounds so wide that the processor never resizes one.
-        mm_processor_kwargs={"min_pixels": 1, "max_pixels": model.max_pixels},
-        enforce_eager=rollout.enforce_eager,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
-        worker_extension_cls=extension,
-        enable_sleep_mode=can_sleep,
-        weight_transfer_config=WeightTransferConfig(backend=backend(transport)),
-        seed=seed,
-        disable_log_stats=True,
-        **memory,
-    ).create_engine_config()
-    # No argument of vLLM's sets these two: it derives them from max_num_batched_tokens and keeps what is set here.
-    config.scheduler_config.max_num_encoder_input_tokens = budget.encoder_per_step
-    config.scheduler_config.encoder_cache_size = budget.encoder_cache
-    return config
-
-
-def _gpu_memory() -> int:
-    """Memory in bytes of the GPU assigned to this process."""
-    from vllm.platforms import current_platform
-
-    return int(current_platform.get_device_total_memory())
 
 
 def collapse_placeholders(prompt_ids: Sequence[int], image_pad_id: int) -> list[int]:

@@ -29,7 +29,8 @@ from statistics import median
 from unittest.mock import patch
 
 from actors.data.dataset import Dataset, PromptCursor
-from actors.engine.vllm_engine import collapse_placeholders, set_engine_environment
+from actors.engine.engine_config import set_engine_environment
+from actors.engine.vllm_engine import collapse_placeholders
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import make_views
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids

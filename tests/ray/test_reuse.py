@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actors.engine.vllm_engine import CPU_BLOCK_TOKENS
+from actors.engine.engine_config import CPU_BLOCK_TOKENS
 from tests.bench.engine_counters import CountingEngine
 from tests.bench.playing import bench_config, noise_views, start_player
 from tests.bench.reuse import play_counted

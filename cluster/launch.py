@@ -24,6 +24,7 @@ from cluster.identity import identify
 from cluster.judging.start import judge_checks, start_judges, unique_name
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import check_run
+from cluster.preflight.host_memory import host_memory_warning
 from cluster.records.events import Event, EventLog, OnEvent
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
@@ -82,8 +83,7 @@ async def launch(
         CheckpointError, RolloutError, LearnerError: nothing to resume from, or a component did not start in time.
     """
     folder = Path(config.run.dir) / config.run.name
-    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
-    await asyncio.to_thread(check_run, config, more=[check_address, *judge_checks(config.judge, display)], then=then)
+    await asyncio.to_thread(_check, config, resume=resume, display=display)
     async with contextlib.AsyncExitStack() as cleanup:
         train_set, heldout = _open_sets(config.data)
         held = await _hold(folder, display, cleanup)
@@ -131,6 +131,13 @@ async def launch(
             heldout=heldout,
             display=display,
         )
+
+
+def _check(config: Config, *, resume: bool, display: Display) -> None:
+    then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
+    check_run(config, more=[check_address, *judge_checks(config.judge, display)], then=then)
+    if warning := host_memory_warning(config):
+        display.warn(warning)
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import shutil
 import socket
@@ -11,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from actors.errors import JudgeError, RunError, VisionThinkError
 from actors.hub import Kind
 from cluster.hub import name_in
-from cluster.manifests.members import teams
 from cluster.preflight.checks import Item, raised, run_items, starts_ray_here
+from cluster.preflight.host_memory import host_memory_warning
 from cluster.preflight.machine import num_gpus
 from cluster.preflight.model_files import read_json
 from cluster.preflight.packages import package_problems
@@ -237,14 +234,5 @@ def _disk_problems(config: Config) -> Iterator[Exception]:
 
 
 def _memory_problems(config: Config) -> Iterator[Exception]:
-    shape = _shape(config)
-    if shape is None or not starts_ray_here():
-        return
-    needed = sum(team.minimum * team.member.memory_gib for team in teams(config, shape))
-    held = psutil.virtual_memory().total / GIB
-    if needed > held:
-        cpus = f"{os.cpu_count()} CPUs"
-        yield UserWarning(
-            f"the run may need {needed:.0f} GiB of host memory, this machine has {held:.0f} and {cpus}: spread it over "
-            f"nodes (`visionthink cluster plan`), or set learner.copy_state=false"
-        )
+    if warning := host_memory_warning(config):
+        yield UserWarning(warning)

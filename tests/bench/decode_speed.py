@@ -9,6 +9,7 @@ then with each of the features that the rollouts need, so that the table shows w
     logprobs       and the sampled tokens' log-probabilities
     forbidden      and the vision tokens ruled out
     rollout        our engine: all of it, in the asynchronous engine, with the extension that takes weights, salts
+    unscored       our engine without log-probabilities, as a served policy runs it
 
 Every prompt shows one picture of its own, which both engines have seen before the first counted round.
 """
@@ -92,12 +93,16 @@ def measure(runner: asyncio.Runner, config: Config, *, num_turns: int, num_token
     def plainly(**more: Any) -> Callable[[], int]:
         return lambda: plain_round(plain, prompts, pad, SamplingParams(**endless, **more))
 
-    sampling = Sampling(temperature=1.0, max_tokens=num_tokens)
+    def ours(*, has_logprobs: bool) -> Callable[[], int]:
+        sampling = Sampling(temperature=1.0, max_tokens=num_tokens, has_logprobs=has_logprobs)
+        return lambda: runner.run(our_round(player, prompts, sampling))
+
     ways: dict[str, Callable[[], int]] = {
         "plain": plainly(),
         "logprobs": plainly(logprobs=0),
         "forbidden": plainly(logprobs=0, logit_bias=forbidden),
-        "rollout": lambda: runner.run(our_round(player, prompts, sampling)),
+        "rollout": ours(has_logprobs=True),
+        "unscored": ours(has_logprobs=False),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for index in range(rounds + 1):

@@ -30,12 +30,12 @@ CHECK_S = 1.0
 NUM_READERS = 4
 NAMED = ("step", "sample", "index", "question")
 """Columns without which a file holds no episodes."""
-OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version")
+OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version", "reward_parts")
 """Columns that only the page of an episode needs."""
 FLAT = tuple(name for name in EPISODES.names if name not in OPENED)
 NO_TURN: Mapping[str, Any] = {
     "text": "", "view": None, "tool": None, "num_visual_tokens": 0, "num_prompt_tokens": 0, "completion_ids": [],
-    "logprobs": [], "version_spans": [], "finish_reason": None,
+    "logprobs": [], "version_spans": [], "finish_reason": None, "fault": None,
 }  # fmt: skip
 """In place of what a recorded turn lacks."""
 LEAVES = (
@@ -48,12 +48,13 @@ LEAVES = (
 TABLE = """
 CREATE TABLE episodes AS SELECT *, 0::BIGINT AS visual_tokens, 0::BIGINT AS full_tokens, 0::BIGINT AS generated_tokens,
   []::VARCHAR[] AS tools, []::BIGINT[] AS call_tokens, 0::BIGINT AS tool_calls, 0::BIGINT AS refused_calls,
-  0 AS direct_right, 0 AS called_right, '' AS searched FROM arriving LIMIT 0;
+  0 AS direct_right, 0 AS called_right, '' AS need, '' AS searched FROM arriving LIMIT 0;
 ALTER TABLE episodes DROP COLUMN turns;
 CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
 """
 # A quarter view has exactly a quarter of the full view's tokens, and one too small to quarter is shown full at once.
-# Calls are later turns that show a view; the others tell why a call was refused. Older files do not name the tool.
+# Calls are later turns that show a view; the others tell why a call was refused. Older files do not name the tool, nor
+# the view that is needed.
 INSERT = f"""
 INSERT INTO episodes SELECT * EXCLUDE (turns, calls) REPLACE (coalesce(kind, 'policy') AS kind),
   list_sum(list_transform(turns, lambda t: t.num_visual_tokens)),
@@ -63,6 +64,8 @@ INSERT INTO episodes SELECT * EXCLUDE (turns, calls) REPLACE (coalesce(kind, 'po
   list_transform(calls, lambda t: t.num_visual_tokens), len(calls), greatest(0, len(turns) - 1 - len(calls)),
   count(*) FILTER (is_correct AND NOT asked AND turns[1].view = 'quarter') OVER same_sample,
   count(*) FILTER (is_correct AND (asked OR turns[1].view = 'full')) OVER same_sample,
+  CASE WHEN needed_view LIKE 'crop:%' THEN 'region' WHEN needed_view IN ('quarter', 'full') THEN needed_view
+    WHEN needs_full THEN 'full' WHEN NOT needs_full THEN 'quarter' END,
   lower(concat_ws(' ', question, reference, answer, reason, sample))
 FROM (SELECT *, list_filter(turns[2:], lambda t: t.view IS NOT NULL) AS calls FROM arriving)
 WINDOW same_sample AS (PARTITION BY set, file, sample)

@@ -14,7 +14,7 @@ from cluster.records.reading import Row
 from cluster.viewer import queries
 from cluster.viewer.alerts import alerts
 from cluster.viewer.charts import line_charts, trade_off
-from cluster.viewer.filters import PRESETS, Filter
+from cluster.viewer.filters import Filter, presets
 from cluster.viewer.queries import Score, ToolUse
 from cluster.viewer.rendering import kind_name, run_page
 from cluster.viewer.runs import RunBook, RunFolder, differing_settings, settings_text
@@ -83,7 +83,8 @@ def overview(run: RunFolder) -> dict[str, Any]:
         "tool_uses": uses,
         "has_tools": _has_tools(uses),
         "rollouts": _rollouts(queries.scores(con, "training")),
-        "presets": PRESETS,
+        "is_of_tools": run.is_of_tools,
+        "presets": presets(of_tools=run.is_of_tools),
         "preset_counts": queries.counts(con, Filter(values={"set": "training"}))[1],
         "settings": settings_text(config) if isinstance(config, Config) else {},
         "settings_error": "" if isinstance(config, Config) else config,
@@ -162,6 +163,7 @@ def heldout(run: RunFolder, book: RunBook, first: str, second: str, kind: str) -
         **run_page(run, "heldout", "Held-out"),
         "scores": scores,
         "has_tools": _has_tools(queries.tool_uses(con)),
+        "is_of_tools": run.is_of_tools,
         "names": names,
         "first": first or (names[0] if names else ""),
         "second": second or (names[min(1, len(names) - 1)] if names else ""),

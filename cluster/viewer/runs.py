@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors.tools.resize import RESIZE
 from cluster.folders import CONFIG, read_summary
 from cluster.identity import flat_settings
 from cluster.records.events import FILE as EVENTS
@@ -16,6 +17,7 @@ from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
 from cluster.status.files import STALE_S, is_alive, lease_owner, read_snapshot
 from cluster.status.table import Look
+from cluster.viewer import queries
 from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.pictures import Pictures
 from configs.load import load_saved
@@ -94,6 +96,14 @@ class RunFolder:
                 return str(error)
 
         return self._fresh(CONFIG, CONFIG, read)
+
+    @property
+    def is_of_tools(self) -> bool:
+        """Whether its policy has more to choose from than the full view: by its settings, or by its episodes."""
+        config = self.config
+        if isinstance(config, Config) and config.rollout.tools.names != (RESIZE.name,):
+            return True
+        return queries.uses_tools(self.episodes.cursor())
 
     @property
     def look(self) -> Look | None:

@@ -10,7 +10,6 @@ from math import sqrt
 import duckdb
 
 from actors.needs import NEEDS, Need
-from actors.tools.resize import RESIZE
 from cluster.records.reading import Row
 from cluster.viewer.filters import PRESETS, Filter
 from judge.trust.check import Z_95, Rate
@@ -95,13 +94,6 @@ def places(con: Connection, chosen: Filter) -> list[Row]:
     """Where all episodes of a filter lie: set, file, and row in the file."""
     where, bound = chosen.where()
     return select(con, f"SELECT set, file, ordinal FROM episodes WHERE {where} ORDER BY set, file, ordinal", bound)
-
-
-def uses_tools(con: Connection) -> bool:
-    """Whether there is more to tell than when the full view was asked for: other tools, or regions that are needed."""
-    others = f"len(list_filter(tools, lambda name: name <> '{RESIZE.name}')) > 0"
-    sql = f"SELECT 1 FROM episodes WHERE need = 'region' OR tool_calls > 1 OR {others} LIMIT 1"
-    return con.execute(sql).fetchone() is not None
 
 
 def counts(con: Connection, chosen: Filter) -> tuple[int, dict[str, int]]:

@@ -17,7 +17,6 @@ from cluster.records.events import LoggedEvent, read_log
 from cluster.records.reading import read_metrics
 from cluster.status.files import STALE_S, is_alive, lease_owner, read_snapshot
 from cluster.status.table import Look
-from cluster.viewer import queries
 from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.pictures import Pictures
 from configs.load import load_saved
@@ -103,7 +102,7 @@ class RunFolder:
         config = self.config
         if isinstance(config, Config) and config.rollout.tools.names != (RESIZE.name,):
             return True
-        return queries.uses_tools(self.episodes.cursor())
+        return self.episodes.uses_tools
 
     @property
     def look(self) -> Look | None:

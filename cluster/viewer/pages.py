@@ -40,19 +40,28 @@ def _run_line(run: RunFolder) -> dict[str, Any]:
         "num_steps": look.snapshot.status.num_steps if look else None,
         "heldout": run.heldout(),
         "accuracy": run.last("reward/accuracy"),
-        "ratio": run.last("heldout/visual_token_share") or run.last("policy/visual_token_share"),
+        "ratio": _newest(run, "visual_token_share"),
         "ask_share": run.last("policy/ask_share"),
         "calls_per_episode": run.last("policy/calls_per_episode"),
         "tokens_per_call": run.last("policy/tokens_per_call"),
+        "right_tool": _newest(run, "right_tool_share"),
+        "optimum": _newest(run, "visual_token_optimum"),
         "model": model_name(config.model.path) if isinstance(config, Config) else "unreadable settings",
         "penalty": config.reward.penalty if isinstance(config, Config) else "–",
     }
+
+
+def _newest(run: RunFolder, figure: str) -> float | None:
+    """Of the last evaluation, or else of the last step."""
+    heldout = run.last(f"heldout/{figure}")
+    return run.last(f"policy/{figure}") if heldout is None else heldout
 
 
 def compare_page(runs: Sequence[RunFolder]) -> dict[str, Any]:
     return {
         "title": "Compare " + ", ".join(run.name for run in runs),
         "runs": [_run_line(run) for run in runs],
+        "is_of_tools": any(run.is_of_tools for run in runs),
         "differences": differing_settings(runs),
         "charts": line_charts({run.name: run.metrics for run in runs}, "curves"),
         "live": "",

@@ -1,6 +1,7 @@
 """What samples need against what episodes were shown, rewards in their parts, and why calls were refused: all pages."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -106,6 +107,24 @@ def test_pages_tell_who_took_the_right_tool(needing):
     one = page_text(needing, "episode?set=training&file=step-000001&kind=policy&sample=region&index=1")
     assert "of the full view: not the right tool" in one
     assert "32 with just what is needed" in one
+
+
+def compared(*runs: Path) -> str:
+    client = TestClient(make_app(RunBook(runs), token="t"), base_url="http://127.0.0.1")
+    client.cookies.set("visionthink", "t")
+    page = client.get("/compare", params=[("run", run.name) for run in runs]).text
+    return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
+
+
+def test_runs_are_compared_by_the_right_tool_where_one_of_them_has_a_choice(needing, tmp_path):
+    known = {"policy/right_tool_share": 0.25, "policy/visual_token_optimum": 0.6}
+    with (needing / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": 3} | known) + "\n")
+    plain = write_run(tmp_path / "runs" / "plain", {"episodes/step-000001": [episode(0)]}, [{"step": 1} | known])
+    both = compared(needing, plain)
+    assert "tokens per call right tool, worst need optimum of visual tokens" in both
+    assert "25.0% 60.0%" in both
+    assert "right tool" not in compared(plain)
 
 
 def test_the_penalties_of_a_reward_are_told_one_by_one(needing):

@@ -6,12 +6,12 @@ display, and never re-encoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
 from actors.needs import Need, Region
-from actors.replies import Answer, Reply
+from actors.replies import Answer, Malformed, Reply
 from actors.tools.registry import Toolbox, ToolCall
 from actors.tools.tool import Scene, WrongCall
 from actors.views import View
@@ -101,6 +101,9 @@ class Turn:
     """Visual tokens of that view; 0 without one."""
     tool: str | None = None
     """The tool that showed the view; None in the first turn and after a refused call."""
+    fault: str | None = None
+    """Why its call was refused, or its reply malformed; None for an answer, a call that was followed, and a turn that
+    was cut. It never quotes what the policy wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,9 +213,22 @@ class Finish:
     status: Status
     answer: str | None
     is_well_formed: bool
+    fault: str | None = field(default=None, compare=False)
+    """Why the last reply is malformed; None where it is not. For people: it decides nothing."""
 
 
-MALFORMED = Finish(status=Status.MALFORMED, answer=None, is_well_formed=False)
+def malformed(fault: str) -> Finish:
+    return Finish(status=Status.MALFORMED, answer=None, is_well_formed=False, fault=fault)
+
+
+def fault_of(move: Show | Refuse | Finish) -> str | None:
+    """What was wrong with the reply that led to a move; None for nothing."""
+    match move:
+        case Refuse(reason=reason):
+            return reason
+        case Finish(fault=fault):
+            return fault
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,9 +266,14 @@ def next_move(reply: Reply, finish_reason: FinishReason, progress: Progress) -> 
     match reply:
         case Answer(text=text):
             return Finish(status=Status.ANSWERED, answer=text, is_well_formed=progress.num_refused == 0)
-        case ToolCall() | WrongCall() if toolbox is not None and progress.num_turns < toolbox.config.max_turns:
+        case Malformed(reason=reason):
+            return malformed(reason)
+        case ToolCall() | WrongCall():
+            if toolbox is None:
+                return malformed("no tool is on offer")
+            if progress.num_turns >= toolbox.config.max_turns:
+                return malformed(f"turn {progress.num_turns} is the last one and must answer")
             return _follow(reply, toolbox, progress)
-    return MALFORMED
 
 
 def _follow(call: ToolCall | WrongCall, toolbox: Toolbox, progress: Progress) -> Show | Refuse | Finish:
@@ -262,4 +283,4 @@ def _follow(call: ToolCall | WrongCall, toolbox: Toolbox, progress: Progress) ->
         if not isinstance(found, WrongCall):
             return Show(view=found, tool=call.name)
         call = found
-    return Refuse(reason=call.reason) if toolbox.config.on_wrong_call == "reply" else MALFORMED
+    return Refuse(reason=call.reason) if toolbox.config.on_wrong_call == "reply" else malformed(call.reason)

@@ -24,6 +24,7 @@ from actors.episode import (
     Status,
     Turn,
     VersionSpan,
+    fault_of,
     next_move,
 )
 from actors.errors import DataError
@@ -76,8 +77,9 @@ OnTokens = Callable[[tuple[int, ...]], None]
 """Is told of the tokens of a turn as they are sampled."""
 
 
-OnTurn = Callable[[ShownImage | None, str | None], None]
-"""Is told before each turn of the picture that its prompt adds, and of the tool that was called for it."""
+OnTurn = Callable[[ShownImage | None, str | None, str | None], None]
+"""Is told before each turn of the picture that its prompt adds, of the tool that was called for it, and of why a call
+was refused."""
 
 
 class Generate(Protocol):
@@ -194,7 +196,7 @@ async def play_episode(
     question: str,
     rules: Rules,
     episode_id: EpisodeId,
-    on_turn: OnTurn = lambda added, tool: None,
+    on_turn: OnTurn = lambda added, tool, refusal: None,
 ) -> Episode:
     """Turns until the policy answers or may not go on; each tool call leads to a turn that shows a view."""
     first = (views.quarter if rules.first_view == "quarter" else None) or views.full
@@ -204,24 +206,25 @@ async def play_episode(
     images: tuple[ShownImage, ...] = (first,)
     added: ShownImage | None = first
     tool: str | None = None
+    refusal: str | None = None
     prompt_ids = renderer.first_turn(question, first.num_visual_tokens, toolbox)
     turns: list[Turn] = []
     while True:
-        on_turn(added, tool)
+        on_turn(added, tool, refusal)
         completion = await generate(prompt_ids, images, rules.sampling)
         text = renderer.reply_text(completion.token_ids)
-        turns.append(_turn(prompt_ids, completion, text, added, tool))
         move = next_move(parse_reply(text, toolbox), completion.finish_reason, progress)
+        turns.append(_turn(prompt_ids, completion, text, added, tool, fault_of(move)))
         if not isinstance(move, Finish):
             assert toolbox is not None, "without tools there is one turn"
             progress = progress.after(move)
             spoken = (prompt_ids, completion.token_ids)
             if isinstance(move, Refuse):
-                added, tool = None, None
+                added, tool, refusal = None, None, move.reason
                 prompt_ids = renderer.refused_turn(*spoken, toolbox, move.reason)
             else:
                 shown = views.show(move.view)
-                images, added, tool = (*images, shown), shown, move.tool
+                images, added, tool, refusal = (*images, shown), shown, move.tool, None
                 prompt_ids = renderer.next_turn(*spoken, shown.num_visual_tokens, toolbox, move.tool)
             if len(prompt_ids) <= rules.max_prompt_tokens:
                 continue
@@ -236,7 +239,12 @@ async def play_episode(
 
 
 def _turn(
-    prompt_ids: tuple[int, ...], completion: Completion, text: str, added: ShownImage | None, tool: str | None
+    prompt_ids: tuple[int, ...],
+    completion: Completion,
+    text: str,
+    added: ShownImage | None,
+    tool: str | None,
+    fault: str | None,
 ) -> Turn:
     return Turn(
         prompt_ids=prompt_ids,
@@ -248,6 +256,7 @@ def _turn(
         view=None if added is None else added.view,
         num_visual_tokens=0 if added is None else added.num_visual_tokens,
         tool=tool,
+        fault=fault,
     )
 
 

@@ -17,7 +17,7 @@ from learner.advantage import group_advantages, turn_credits
 async def roll_out(
     fleet: Fleet, config: Config, ref: SampleRef, step: int, skips: SkipLedger
 ) -> UnscoredGroup | LostGroup:
-    """One prompt -> G two-turn episodes.
+    """One prompt -> G episodes.
 
     Raises:
         DataError: too many rows are unusable.

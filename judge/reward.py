@@ -40,6 +40,11 @@ class Reward:
     """Penalty for the length of the episode."""
 
     @property
+    def control(self) -> float:
+        """P_control."""
+        return round(self.penalty - self.area - self.budget, 12)
+
+    @property
     def turn(self) -> float:
         """Of the calls for crops alone, with which DTPO credits the first turn: `resize_image` has none."""
         return self.box - self.area

@@ -32,5 +32,6 @@ LOCAL_REGION = Tool(
     declare=_declare,
     show=_show,
     max_calls=None,
+    shows="region",
     followup="Here is the region at full resolution.",
 )

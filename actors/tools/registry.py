@@ -39,6 +39,17 @@ class Toolbox:
         """Whether these are the tools of the paper: the full view and nothing else."""
         return [tool.name for tool in self.tools] == [RESIZE.name]
 
+    def max_calls(self, tool: Tool) -> int | None:
+        """Calls of a tool that an episode may have; None leaves it to the number of turns."""
+        return self.config.max_calls.get(tool.name, tool.max_calls)
+
+    @property
+    def most_calls(self) -> int:
+        """Calls that an episode may have."""
+        limits = [self.max_calls(tool) for tool in self.tools]
+        turns = self.config.max_turns - 1
+        return min(turns, sum(turns if limit is None else limit for limit in limits))
+
     def declarations(self) -> str:
         """The tools as JSON, one a line, as the system prompt shows them."""
         return "\n".join(json.dumps(self._declaration(tool)) for tool in self.tools)
@@ -60,7 +71,7 @@ class Toolbox:
     def show(self, call: ToolCall, scene: Scene, calls: Sequence[str]) -> View | WrongCall:
         """The view that a call shows. `calls`: the tools that were called in the episode before."""
         tool = TOOLS[call.name]
-        most = self.config.max_calls.get(tool.name, tool.max_calls)
+        most = self.max_calls(tool)
         if most is not None and Counter(calls)[tool.name] >= most:
             return WrongCall(reason=f"{tool.name} may be called {most} time{'s' if most > 1 else ''}")
         return tool.show(scene, call.arguments, self.config)

@@ -33,5 +33,6 @@ RESIZE = Tool(
     declare=_declare,
     show=_show,
     max_calls=1,
+    shows="full",
     followup="Here is the picture at full resolution.",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from actors.views import Size, View
 from configs.tools import ToolsConfig
@@ -51,5 +51,7 @@ class Tool:
     """The view for arguments that fit the declared schema, or why they cannot be followed. Pure."""
     max_calls: int | None
     """Calls per episode, unless `rollout.tools.max_calls` says otherwise; None leaves it to the number of turns."""
+    shows: Literal["full", "region"]
+    """The full view, or a region of it: for what is said and estimated of its cost before it is called."""
     followup: str
     """Text next to the view that it shows, for prompt styles that have none of their own."""

@@ -47,5 +47,6 @@ ZOOM_IN = Tool(
     declare=_declare,
     show=_show,
     max_calls=None,
+    shows="region",
     followup="Here is the region at full resolution.",
 )

@@ -35,7 +35,7 @@ from cluster.identity import identify
 from cluster.preflight.checks import data_problems, raise_all
 from cluster.preflight.model_files import model_folder_problems
 from cluster.records.files import append_line, replace_atomically, write_atomically
-from cluster.runs.lease import lease
+from cluster.runs.lease import Elsewhere, lease
 from configs.schema import Config
 from judge.verdict import JudgeCounts, NoVerdict, Verdict
 
@@ -249,7 +249,8 @@ async def run_selection(
     raise_all([*map(ValueError, flaws), *data_problems("data.train", config.data.train, config.data.columns)])
     dataset = Dataset.open(config.data.train, config.data.columns)
     data = replace(config.data, heldout=config.data.train)  # the only set that this command needs
-    with lease(out, say=display.say):
+    elsewhere = Elsewhere(if_unwritable="give another --out", if_in_use="give another --out")
+    with lease(out, say=display.say, elsewhere=elsewhere):
         check_settings(out, config, dataset, rule)
         trials, order = Trials(out, rule), drawing_order(config, len(dataset), limit)
         num_lost, judging = 0, JudgeCounts()

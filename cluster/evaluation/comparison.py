@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.data.benchmarks.row import BenchmarkRow
+from actors.needs import NEEDS, Need
 from actors.play import Kind
 from cluster.evaluation.transcript import Play
 from cluster.heldout import KINDS
@@ -25,7 +26,10 @@ from judge.trust.check import Rate
 
 NUM_DRAWS = 2000
 POLICY, QUARTER, FULL = KINDS
-PARTIAL = frozenset({"ask_share_needed", "ask_share_unneeded", "over_asking", "under_asking"})
+RIGHT_TOOL: Mapping[Need, str] = {need: f"right_tool_share_{need}" for need in NEEDS}
+PARTIAL = frozenset(
+    {"ask_share_needed", "ask_share_unneeded", "over_asking", "under_asking", "right_tool_share", *RIGHT_TOOL.values()}
+)
 """Figures of a part of the samples."""
 
 
@@ -109,6 +113,10 @@ def compare(
         ratio_B = _ratio(hits_n, cases_n, unit_n, weights_BU)
         draws[name] = ratio_B
         estimates[name] = replace(_interval(ratio_B, hits_n, cases_n), num_cases=int((cases_n > 0).sum()))
+    if shares := [draws[name] for name in RIGHT_TOOL.values() if name in estimates and estimates[name].num_cases]:
+        num_cases = sum(estimates[name].num_cases for name in RIGHT_TOOL.values())
+        draws["right_tool_share"] = np.min(shares, axis=0)
+        estimates["right_tool_share"] = replace(_plain_interval(draws["right_tool_share"]), num_cases=num_cases)
     num_judgements = min((len(play.scores) for kind in KINDS for play in chosen[kind] if play.answer), default=0)
     return Comparison(
         suite=suite,
@@ -191,7 +199,13 @@ def _ratios(chosen: Mapping[Kind, Sequence[Play]], scores: Mapping[Kind, Floats]
     gained, lost = right[POLICY] * (1 - right[QUARTER]) * offered, (1 - right[POLICY]) * right[QUARTER] * offered
     needs = np.array([play.needs_full is True for play in chosen[POLICY]], dtype=float)
     needs_not = np.array([play.needs_full is False for play in chosen[POLICY]], dtype=float)
+    known = np.array([play.is_right_tool is not None for play in chosen[POLICY]], dtype=float)
+    right_tool = np.array([play.is_right_tool is True for play in chosen[POLICY]], dtype=float)
+    least = np.array([play.least_visual_tokens or 0 for play in chosen[POLICY]], dtype=float)
+    is_of = {need: np.array([play.need == need for play in chosen[POLICY]], dtype=float) for need in NEEDS}
     return {
+        **{RIGHT_TOOL[need]: (right_tool * is_of[need], known * is_of[need]) for need in NEEDS},
+        "visual_token_optimum": (least * known, of(FULL, "num_visual_tokens") * known),
         "ask_share": (asked, ones),
         "ask_share_needed": (asked * needs, needs),
         "ask_share_unneeded": (asked * needs_not, needs_not),

@@ -6,16 +6,24 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from cluster.evaluation.comparison import PARTIAL, Comparison, Estimate
+from cluster.evaluation.comparison import PARTIAL, RIGHT_TOOL, Comparison, Estimate
 from cluster.evaluation.suites import HELDOUT
 
 PART_COLUMNS = ("accuracy", "precision", "recall", "yes_ratio")
 """What POPE reports besides its score."""
 
 
-def result_tables(comparisons: Sequence[Comparison], means: Mapping[str, Estimate]) -> list[Table]:
-    """Scores, what they cost, and where there is one, the breakdown."""
-    return [_scores(comparisons, means), _costs(comparisons), *map(_parts, filter(_has_parts, comparisons))]
+def result_tables(
+    comparisons: Sequence[Comparison], means: Mapping[str, Estimate], *, is_of_tools: bool = False
+) -> list[Table]:
+    """Scores, what they cost, where there is one the breakdown, and which tool was the right one.
+
+    `is_of_tools`: the policy has more to choose from than the full view.
+    """
+    tables = [_scores(comparisons, means), _costs(comparisons), *map(_parts, filter(_has_parts, comparisons))]
+    told = [one for one in comparisons if _value(one, "right_tool_share") is not None]
+    regions = any(_value(one, RIGHT_TOOL["region"]) is not None for one in told)
+    return [*tables, _right_tools(told)] if told and (is_of_tools or regions) else tables
 
 
 def result_lines(comparisons: Sequence[Comparison]) -> list[str]:
@@ -62,6 +70,15 @@ def _costs(comparisons: Sequence[Comparison]) -> Table:
     table = _table("Tool calls (Fig. 4), tokens and time against always-full (Fig. 5)", "suite", shown)
     for one in comparisons:
         table.add_row(one.suite, *(_cell(one, name) for name in shown.values()))
+    return table
+
+
+def _right_tools(comparisons: Sequence[Comparison]) -> Table:
+    columns = {f"{need} needed": name for need, name in RIGHT_TOOL.items()}
+    columns |= {"worst": "right_tool_share", "visual tokens": "visual_token_share", "optimum": "visual_token_optimum"}
+    table = _table("Answered after just what is needed, by need", "suite", columns)
+    for one in comparisons:
+        table.add_row(one.suite, *(_cell(one, name) for name in columns.values()))
     return table
 
 

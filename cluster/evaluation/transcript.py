@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import RunError, root_cause
+from actors.needs import Need, need_of
 from actors.play import Kind
+from actors.views import parse_view
 from cluster.heldout import HeldoutPlay
 from cluster.records.episodes import outcome_columns, rows_of_evaluation, write_episodes
 from cluster.records.files import write_atomically
@@ -45,6 +47,12 @@ class Play:
     asked: bool
     is_well_formed: bool
     needs_full: bool | None
+    need: Need | None
+    """What the sample needs beside the quarter view, where its data set says so."""
+    is_right_tool: bool | None
+    """Whether the answer came after just what is needed; None where that is not known, or there was no choice."""
+    least_visual_tokens: int | None
+    """Visual tokens of just what is needed; None where the last is."""
     num_visual_tokens: int
     num_generated_tokens: int
     seconds: float
@@ -61,6 +69,9 @@ def play_of(row: Mapping[str, Any]) -> Play:
     return Play(
         **{name: row[name] for name in names},
         needs_full=row.get("needs_full"),
+        need=need_of(parse_view(row["needed_view"])) if row.get("needed_view") else None,
+        is_right_tool=row.get("is_right_tool"),
+        least_visual_tokens=row.get("least_visual_tokens"),
         scores=tuple(row["scores"]),
         num_visual_tokens=sum(turn["num_visual_tokens"] for turn in turns),
         num_generated_tokens=sum(len(turn["completion_ids"]) for turn in turns),

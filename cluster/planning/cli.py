@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from cluster.planning.gpus import GPUS, find_gpu
+from cluster.planning.gpus import GPUS, Gpu, find_gpu
 from cluster.shell import ConfigName, Json, Overrides, console, print_json, report_errors
 from configs.load import load_config
 from configs.schema import Config
 
+if TYPE_CHECKING:
+    from cluster.planning.plan import RunPlan
+    from cluster.planning.workload import Assumed
+
 DEFAULT_GPU = "h100"
 DEFAULT_PIXELS, DEFAULT_TURN_TOKENS = 1_000_000, 256
+DEFAULT_REGION = 0.25
+"""Such a region costs as much as the quarter view."""
 
 
 def plan(
@@ -35,7 +41,16 @@ def plan(
     turn_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean tokens generated per turn. Default: up to 256.")
     ] = None,
-    asks: Annotated[float, typer.Option(min=0, max=1, help="Share of the episodes that ask for the full view.")] = 0.5,
+    asks: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the episodes that call a tool: by default, for the full view.")
+    ] = 0.5,
+    calls: Annotated[
+        float | None,
+        typer.Option(min=1, help="Calls of such an episode. Default: midway between one and the most."),
+    ] = None,
+    region: Annotated[
+        float, typer.Option(min=0, max=1, help="Area of a region that a tool shows, as a share of the picture's.")
+    ] = DEFAULT_REGION,
     as_json: Json = False,
 ) -> None:
     """Predict memory, time per step and judge cost of a run, without a GPU and without its weights.
@@ -46,32 +61,43 @@ def plan(
     for memory and 30 % for time on H200; on other GPUs they are rougher.
     """
     with report_errors():
-        from actors.prompts import load_prompt_style
-        from cluster.planning.models import find_model
-        from cluster.planning.plan import make_plan, plan_lines
+        from cluster.planning.plan import plan_lines
+        from cluster.planning.workload import Assumed
 
         settings = load_config(config, overrides or [])
-        wants_gpu = bool(settings.rollout.num_gpus or settings.learner.num_gpus)
-        kind = find_gpu(gpu or (None if gpu_memory else DEFAULT_GPU), gpu_memory)
         low, high = settings.model.min_pixels, settings.model.max_pixels
-        found = make_plan(
-            settings,
-            find_model(settings.model.path),
-            load_prompt_style(settings.model.prompt),
-            gpu=kind if wants_gpu else None,
-            held_gpus=gpus,
+        assumed = Assumed(
             pixels=min(max(low, pixels or DEFAULT_PIXELS), high),
             turn_tokens=turn_tokens or min(settings.rollout.max_turn_tokens, DEFAULT_TURN_TOKENS),
             ask_share=asks,
-            gpus_per_node=gpus_per_node,
-            judge_prompt=_judge_prompt(settings),
+            calls=calls,
+            region_share=region,
         )
+        kind = find_gpu(gpu or (None if gpu_memory else DEFAULT_GPU), gpu_memory)
+        found = _predict(settings, assumed, kind, held_gpus=gpus, gpus_per_node=gpus_per_node)
         where = console if as_json else Console(highlight=False)
         where.print(*plan_lines(found), sep="\n", markup=False, soft_wrap=True)
         if as_json:
             print_json(found.figures())
         if found.problems:
             raise ValueError("\n".join(found.problems))
+
+
+def _predict(config: Config, assumed: Assumed, gpu: Gpu, *, held_gpus: int | None, gpus_per_node: int) -> RunPlan:
+    from actors.prompts import load_prompt_style
+    from cluster.planning.models import find_model
+    from cluster.planning.plan import make_plan
+
+    return make_plan(
+        config,
+        find_model(config.model.path),
+        load_prompt_style(config.model.prompt),
+        gpu=gpu if config.rollout.num_gpus or config.learner.num_gpus else None,
+        held_gpus=held_gpus,
+        assumed=assumed,
+        gpus_per_node=gpus_per_node,
+        judge_prompt=_judge_prompt(config),
+    )
 
 
 def _judge_prompt(config: Config) -> str:

@@ -15,7 +15,7 @@ from cluster.manifests.members import teams
 from cluster.planning.gpus import Gpu
 from cluster.planning.memory import Process, engine_process, item_size, problems, rank_process
 from cluster.planning.speed import StepTime, step_time
-from cluster.planning.workload import CHARACTERS_PER_TOKEN, Workload, workload_of
+from cluster.planning.workload import CHARACTERS_PER_TOKEN, Assumed, Workload, workload_of
 from cluster.runtime.placement import capacity_problem, place
 from configs.schema import Config
 from learner.families.lookup import read_shape
@@ -58,6 +58,8 @@ class RunPlan:
     judge: JudgeCost | None
     problems: tuple[str, ...]
     """Why it cannot work, with the remedy."""
+    max_prompt_tokens: int
+    """The setting: an episode whose next prompt is longer ends as truncated."""
 
     @property
     def step_s(self) -> float | None:
@@ -80,6 +82,11 @@ class RunPlan:
             "step_s": self.step_s,
             "judge": asdict(self.judge) if self.judge else None,
             "assumed": asdict(self.work),
+            "prompts": {
+                "first": self.work.shared_tokens,
+                "last": self.work.last_prompt if self.work.asking else self.work.shared_tokens,
+                "most": self.max_prompt_tokens,
+            },
         }
 
 
@@ -90,9 +97,7 @@ def make_plan(
     *,
     gpu: Gpu | None,
     held_gpus: float | None,
-    pixels: int,
-    turn_tokens: int,
-    ask_share: float,
+    assumed: Assumed,
     gpus_per_node: int = 8,
     judge_prompt: str = "",
 ) -> RunPlan:
@@ -102,8 +107,6 @@ def make_plan(
         model: config.json of the policy.
         gpu: None where the run uses none.
         held_gpus: of the machine or cluster; None for as many as the run takes.
-        pixels: of a full view, on average.
-        turn_tokens: generated per turn, on average.
         judge_prompt: text of an LLM judge's prompt without the answer.
     """
     shape, vision = read_shape(model), vision_settings(model)
@@ -113,9 +116,7 @@ def make_plan(
         min_pixels=config.model.min_pixels,
         max_pixels=config.model.max_pixels,
     )
-    work = workload_of(
-        config, style, pixels=pixels, turn_tokens=turn_tokens, ask_share=ask_share, token_side=spec.token_side
-    )
+    work = workload_of(config, style, assumed, token_side=spec.token_side)
     members, kept, found = _gpu_members(config, model, spec, gpu, work)
     held = math.inf if held_gpus is None else held_gpus
     if lacking := capacity_problem(config, {"CPU": math.inf, "GPU": held}):
@@ -132,6 +133,7 @@ def make_plan(
         overlaps=config.streams_updates or config.train.max_staleness > 0,
         judge=_judge_cost(config, work, judge_prompt),
         problems=tuple(found),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
     )
 
 
@@ -166,18 +168,35 @@ def _judge_cost(config: Config, work: Workload, prompt: str) -> JudgeCost | None
     return JudgeCost(calls=calls, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, usd=round(usd, 4))
 
 
+def _assumptions(plan: RunPlan) -> list[str]:
+    """What is assumed of pictures and replies; of tools beside the full view, what their calls show and come to."""
+    work = plan.work
+    lead = f"Assumed: {work.visual_tokens} visual tokens per full view, {work.turn_tokens} tokens per turn, "
+    if work.calls == work.full_calls == 1:
+        return [lead + f"{work.ask_share:.0%} of episodes ask (--pixels, --turn-tokens, --asks)"]
+    kinds = (
+        (work.full_calls, f"the full view ({work.visual_tokens} visual tokens)"),
+        (work.region_calls, f"a region ({work.region_tokens})"),
+    )
+    shown = " and ".join(f"{calls:.3g} for {name}" for calls, name in kinds if calls)
+    over = plan.max_prompt_tokens < work.last_prompt
+    told = f": above rollout.max_prompt_tokens={plan.max_prompt_tokens}, so that many end as truncated" * over
+    return [
+        lead + f"{work.ask_share:.0%} of episodes call tools, {work.calls:.3g} times each: {shown} "
+        "(--pixels, --turn-tokens, --asks, --calls, --region)",
+        f"Prompts: the first has {work.shared_tokens} tokens, the last of an episode with calls {work.last_prompt:.0f}"
+        + told,
+    ]
+
+
 def plan_lines(plan: RunPlan) -> Sequence[str]:
     """The plan for a terminal: processes with their GPU memory, assumptions, host memory, sync, step, judge."""
-    work = plan.work
     lines = [f"On {plan.num_gpus:g} x {plan.gpu.name}, GiB of GPU memory:" if plan.gpu else "On CPUs"]
     for process, count in plan.members:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in process.parts.items() if size)
         head = f"  {count} x {process.name}: {process.total / GIB:.1f} of {process.room / GIB:.1f}: {parts}"
         lines.append(head + f" ({process.note})" * bool(process.note))
-    lines.append(
-        f"Assumed: {work.visual_tokens} visual tokens per full view, {work.turn_tokens} tokens per turn, "
-        f"{work.ask_share:.0%} of episodes ask (--pixels, --turn-tokens, --asks)"
-    )
+    lines += _assumptions(plan)
     hosts = ", ".join(f"{name} {gib:.0f} GiB" for name, gib in plan.host_gib.items())
     lines.append(f"Host memory per member: {hosts}")
     lines.append(f"Weight sync: {plan.sync_bytes / 1e9:.2f} GB per engine by {plan.transport}")

@@ -120,7 +120,7 @@ def _play_s(shape: ModelShape, config: Config, gpu: Gpu, work: Workload) -> floa
     flops = language_flops(shape, work.prefilled_tokens, work.prefill_pairs) + views_flops(shape, work)
     rate = gpu.tflops * 1e12 * PREFILL_USE * rollout.tensor_parallel_size
     prompts_s = groups * (flops / rate + PICTURE_S * megapixels(work))
-    num_steps = waves * work.turn_tokens * (2 if work.second_turns else 1)
+    num_steps = waves * work.turn_tokens * (1 + work.calls if work.asking else 1)
     layer_s = EAGER_LAYER_S if rollout.enforce_eager else GRAPH_LAYER_S
     weights_s = item_size(config) * shape.num_parameters / rollout.tensor_parallel_size / (gpu.memory_gb_s * 1e9)
     step_s = max(shape.text.depth * layer_s, weights_s)

@@ -1,7 +1,8 @@
 """What a step computes: tokens and floating-point operations, from what is assumed of pictures and replies. Pure.
 
 A multiplication and an addition are two operations. The text that a group shares counts once, each view is encoded
-once, and a second turn of an episode shows the full view after a reply of its own (`learner.batches`).
+once, and every later turn of an episode shows a view after a reply of its own (`learner.batches`). The full view is the
+same for a whole group; regions differ from call to call.
 """
 
 from __future__ import annotations
@@ -10,13 +11,32 @@ import math
 from dataclasses import dataclass
 
 from actors.prompts import PromptStyle
+from actors.tools.registry import Toolbox, toolbox_of
 from configs.learner import LearnerConfig
+from configs.require import require
 from configs.schema import Config
 from learner.memory import PATCHES_PER_TOKEN, Load, ModelShape, learns_in_rounds
 
 CHARACTERS_PER_TOKEN = 4
 QUESTION_TOKENS = 15
 """Of a question, and of the marks around the parts of a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """What a config does not say of pictures and replies; means."""
+
+    pixels: int
+    """Of a full view."""
+    turn_tokens: int
+    """Generated per turn."""
+    ask_share: float
+    """Share of the episodes that call a tool."""
+    calls: float | None
+    """Calls of such an episode; None for the middle of one and as many as it may have. They are spread evenly over the
+    tools, as far as these may be called."""
+    region_share: float
+    """Area of a region, as a fraction of the picture's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,30 +50,54 @@ class Workload:
     text_tokens: int
     """Of a first prompt beside its picture: system text, question, tool."""
     second_text_tokens: int
-    """Of what a second prompt adds beside its picture."""
+    """Of what a later prompt adds beside its picture."""
     turn_tokens: int
     """Generated per turn, on average."""
     ask_share: float
-    """Share of the episodes that ask for the full view."""
+    """Share of the episodes that call a tool."""
     shows_full_first: bool
     """Whether the first turn shows the full view (`rollout.mode=general`)."""
     group_size: int
     groups: int
     """Played per step."""
+    full_calls: float = 1.0
+    """Of an episode that calls a tool: calls for the full view."""
+    region_calls: float = 0.0
+    """Calls for a region."""
+    region_tokens: int = 0
+    """Visual tokens of a region."""
 
     @property
     def first_view(self) -> int:
         return self.visual_tokens if self.shows_full_first else self.visual_tokens // 4
 
     @property
-    def second_turns(self) -> float:
-        """Of a group."""
+    def calls(self) -> float:
+        """Of an episode that calls a tool."""
+        return self.full_calls + self.region_calls
+
+    @property
+    def asking(self) -> float:
+        """Episodes of a group that call a tool."""
         return 0.0 if self.shows_full_first else self.group_size * self.ask_share
 
     @property
-    def encoded_tokens(self) -> int:
+    def views(self) -> dict[int, float]:
+        """Visual tokens of the distinct views of a group, and how many there are of each size."""
+        sizes = [(self.first_view, 1.0)]
+        if self.asking and self.full_calls:
+            sizes.append((self.visual_tokens, 1.0))
+        if self.asking and self.region_calls:
+            sizes.append((self.region_tokens, self.asking * self.region_calls))
+        found: dict[int, float] = {}
+        for size, num in sizes:
+            found[size] = found.get(size, 0.0) + num
+        return found
+
+    @property
+    def encoded_tokens(self) -> float:
         """Visual tokens of the distinct views of a group."""
-        return self.first_view + (self.visual_tokens if self.second_turns else 0)
+        return sum(size * num for size, num in self.views.items())
 
     @property
     def shared_tokens(self) -> int:
@@ -61,18 +105,25 @@ class Workload:
         return self.first_view + self.text_tokens
 
     @property
-    def second_prompt(self) -> int:
-        return self.visual_tokens + self.second_text_tokens
+    def later_prompts(self) -> float:
+        """What the calls of an episode add to its prompt, its own replies apart."""
+        shown = self.full_calls * self.visual_tokens + self.region_calls * self.region_tokens
+        return shown + self.calls * self.second_text_tokens
+
+    @property
+    def last_prompt(self) -> float:
+        """Length of the last prompt of an episode that calls a tool."""
+        return self.shared_tokens + self.later_prompts + self.calls * self.turn_tokens
 
     @property
     def generated_tokens(self) -> float:
         """By a group."""
-        return self.turn_tokens * (self.group_size + self.second_turns)
+        return self.turn_tokens * (self.group_size + self.asking * self.calls)
 
     @property
     def prefilled_tokens(self) -> float:
         """Prompt tokens that the engine computes for a group."""
-        return self.shared_tokens + self.second_turns * self.second_prompt
+        return self.shared_tokens + self.asking * self.later_prompts
 
     @property
     def learned_tokens(self) -> float:
@@ -82,40 +133,42 @@ class Workload:
     @property
     def episode_tokens(self) -> float:
         """Of the episodes of a group, shared or not."""
-        return self.group_size * self.shared_tokens + self.second_turns * self.second_prompt + self.generated_tokens
+        return self.group_size * self.shared_tokens + self.asking * self.later_prompts + self.generated_tokens
 
     @property
     def token_pairs(self) -> float:
         """(token, token it attends to) in a group: the shared beginning once, then what each episode adds to it."""
-        first, second = self.turn_tokens, self.turn_tokens + self.second_prompt + self.turn_tokens
-        asking = self.second_turns
-        direct = self.group_size - asking
+        direct = self.turn_tokens
+        called = self.later_prompts + (1 + self.calls) * self.turn_tokens
 
         def own(length: float) -> float:
             return length * (self.shared_tokens + length / 2)
 
-        return self.shared_tokens**2 / 2 + direct * own(first) + asking * own(second)
+        return self.shared_tokens**2 / 2 + (self.group_size - self.asking) * own(direct) + self.asking * own(called)
 
     @property
     def prefill_pairs(self) -> float:
-        """As `token_pairs`, of the prompts alone."""
-        before = self.shared_tokens + self.turn_tokens
-        return self.shared_tokens**2 / 2 + self.second_turns * self.second_prompt * (before + self.second_prompt / 2)
+        """As `token_pairs`, of the prompts alone, as if all calls of an episode added as much to them."""
+        calls = self.calls
+        added = self.later_prompts / calls if calls else 0.0
+        first = calls * added * (self.shared_tokens + self.turn_tokens + added / 2)
+        before = calls * (calls - 1) / 2 * added * (self.turn_tokens + added)
+        return self.shared_tokens**2 / 2 + self.asking * (first + before)
 
     def load(self, config: LearnerConfig) -> Load:
         """What a rank computes at a time with this workload."""
         budget, pass_tokens = config.max_tokens_per_micro_batch, config.max_tokens_per_vision_pass
         mine = max(1, math.ceil(config.prompts_per_mini_batch / config.ranks.minimum))
-        largest = self.visual_tokens if self.encoded_tokens > self.first_view else self.first_view
+        largest = max(self.views)
         is_large = largest > pass_tokens
         in_rounds = learns_in_rounds(config) and not is_large
-        in_pass = min(mine, max(1, pass_tokens // self.encoded_tokens))
+        in_pass = min(mine, max(1, int(pass_tokens // self.encoded_tokens)))
         if in_rounds:  # of about as many views each
             in_pass = math.ceil(mine / math.ceil(mine / in_pass))
         groups = min(in_pass if in_rounds else mine, max(1, int(budget // self.learned_tokens)))
         return Load(
             num_tokens=min(budget, math.ceil(groups * self.learned_tokens)),
-            num_visual_tokens=largest if is_large else min(pass_tokens, in_pass * self.encoded_tokens),
+            num_visual_tokens=largest if is_large else min(pass_tokens, math.ceil(in_pass * self.encoded_tokens)),
             recomputes_blocks=is_large,
         )
 
@@ -144,25 +197,48 @@ def vision_flops(shape: ModelShape, visual_tokens: float) -> float:
 
 def views_flops(shape: ModelShape, work: Workload) -> float:
     """A forward pass of the tower over the distinct views of a group."""
-    views = {work.first_view, work.visual_tokens} if work.second_turns else {work.first_view}
-    return sum(vision_flops(shape, size) for size in views)
+    return sum(num * vision_flops(shape, size) for size, num in work.views.items())
 
 
-def workload_of(
-    config: Config, style: PromptStyle, *, pixels: int, turn_tokens: int, ask_share: float, token_side: int
-) -> Workload:
-    """The workload of a config, with what is assumed of pictures and replies."""
+def workload_of(config: Config, style: PromptStyle, assumed: Assumed, *, token_side: int) -> Workload:
+    """The workload of a config and its tools.
+
+    Raises:
+        ValueError: the template has no texts for these tools, or episodes may not have so many calls.
+    """
+    toolbox = toolbox_of(config.rollout.tools)
+    most = toolbox.most_calls
+    expected = (1 + most) / 2 if assumed.calls is None else assumed.calls
+    require(1 <= expected <= most, "--calls", expected, f"must be from 1 to {most} with rollout.tools")
+    full_calls = expected * sum(tool.shows == "full" for tool in toolbox.tools) / len(toolbox.tools)
+    regions = [tool for tool in toolbox.tools if tool.shows == "region"]
+    if regions:
+        full = (toolbox.max_calls(tool) for tool in toolbox.tools if tool.shows == "full")
+        full_calls = min(full_calls, sum(most if limit is None else limit for limit in full))
+    visual_tokens = max(4, round(assumed.pixels / token_side**2))
+    first, later = _texts(style, toolbox)
     return Workload(
-        visual_tokens=max(4, round(pixels / token_side**2)),
+        visual_tokens=visual_tokens,
         token_side=token_side,
-        text_tokens=_num_tokens(style.system + style.user) + QUESTION_TOKENS,
-        second_text_tokens=_num_tokens(style.followup),
-        turn_tokens=turn_tokens,
-        ask_share=ask_share,
+        text_tokens=_num_tokens(first) + QUESTION_TOKENS,
+        second_text_tokens=_num_tokens(later),
+        turn_tokens=assumed.turn_tokens,
+        ask_share=assumed.ask_share,
         shows_full_first=config.rollout.mode == "general",
         group_size=config.rollout.group_size,
         groups=config.train.prompts_per_step,
+        full_calls=full_calls,
+        region_calls=expected - full_calls,
+        region_tokens=max(1, round(assumed.region_share * visual_tokens)) if regions else 0,
     )
+
+
+def _texts(style: PromptStyle, toolbox: Toolbox) -> tuple[str, str]:
+    """Of a first prompt, and of a later one: the longest that a tool has."""
+    if toolbox.is_resize_alone:
+        return style.system + style.user, style.followup
+    later = (style.followup_text(toolbox, tool.name) for tool in toolbox.tools)
+    return style.system_text(toolbox) + style.user_text(toolbox, ""), max(later, key=len)
 
 
 def _num_tokens(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 from actors.data.dataset import Dataset
@@ -11,7 +12,9 @@ from actors.errors import DataError, ImageError, RunError
 from actors.images import ViewSpec, check_and_decode, full_view
 from actors.play import ShownImage, Views, make_views
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer
-from actors.tools.registry import toolbox_of
+from actors.tools.registry import Toolbox, toolbox_of
+from actors.tools.tool import Tool
+from actors.views import Crop
 from configs.schema import Config
 
 NUM_ROWS = 8
@@ -42,28 +45,60 @@ def sample_problems(config: Config) -> Iterator[Exception]:
 def view_problems(
     row: int, question: str, views: Views, renderer: ChatRenderer, processor: Any, config: Config
 ) -> Iterator[Exception]:
-    """The first turn of a row, and a second one with the full view. `processor`: the model library's, for images."""
-    tools = toolbox_of(config.rollout.tools)
-    first = renderer.first_turn(question, (views.quarter or views.full).num_visual_tokens, tools)
-    second = renderer.next_turn(
-        first, (renderer.end_id,), views.full.num_visual_tokens, tools, config.rollout.tools.names[0]
-    )
-    for turn, prompt, shown in (
-        ("first", first, [views.quarter or views.full]),
-        ("second", second, [views.quarter or views.full, views.full]),
-    ):
-        placeholders, features = prompt.count(renderer.image_pad_id), sum(_features(processor, each) for each in shown)
-        if placeholders != features:
-            yield RunError(
-                f"row {row}: the {turn} prompt has {placeholders} image placeholders, the model's processor makes "
-                f"{features} features: model.path and its preprocessor_config.json do not belong together"
-            )
-        most = config.rollout.max_prompt_tokens
-        if turn == "second" and len(prompt) + config.rollout.max_turn_tokens > most and len(prompt) > most:
+    """The first turn of a row, then as many calls as an episode may have. `processor`: the model library's, for images.
+
+    Every reply is taken to be one token, so that a prompt that is too long here is so in every such episode.
+    """
+    tools, most = toolbox_of(config.rollout.tools), config.rollout.max_prompt_tokens
+    shown = views.quarter or views.full
+    prompt = renderer.first_turn(question, shown.num_visual_tokens, tools)
+    features = _features(processor, shown)
+    yield from _mismatch(row, 1, prompt.count(renderer.image_pad_id), features)
+    for number, tool in enumerate(_longest_calls(tools), start=2):
+        shown = views.full if tool.shows == "full" else views.show(_upper_left(views))
+        prompt = renderer.next_turn(prompt, (renderer.end_id,), shown.num_visual_tokens, tools, tool.name)
+        features += _features(processor, shown)
+        yield from _mismatch(row, number, prompt.count(renderer.image_pad_id), features)
+        if len(prompt) > most:
+            calls = "" if tools.is_resize_alone else ", after regions of a quarter of the picture,"
             yield UserWarning(
-                f"row {row}: a second prompt of {len(prompt)} tokens exceeds rollout.max_prompt_tokens={most}, so that "
-                f"its episodes end as truncated: raise it, or lower model.max_pixels"
+                f"row {row}: a {_ordinal(number)} prompt of {len(prompt)} tokens{calls} exceeds "
+                f"rollout.max_prompt_tokens={most}, so that its episodes end as truncated: raise it, or lower "
+                f"model.max_pixels"
             )
+            return
+
+
+def _mismatch(row: int, turn: int, placeholders: int, features: int) -> Iterator[Exception]:
+    if placeholders != features:
+        yield RunError(
+            f"row {row}: the {_ordinal(turn)} prompt has {placeholders} image placeholders, the model's processor "
+            f"makes {features} features: model.path and its preprocessor_config.json do not belong together"
+        )
+
+
+def _longest_calls(toolbox: Toolbox) -> Iterator[Tool]:
+    """The tools in turn, each as often as it may be called, for as many calls as an episode may have."""
+    left = {tool.name: toolbox.max_calls(tool) for tool in toolbox.tools}
+    num_left = toolbox.most_calls
+    for tool in cycle(toolbox.tools):
+        if not num_left:
+            return
+        limit = left[tool.name]
+        if limit != 0:
+            left[tool.name], num_left = None if limit is None else limit - 1, num_left - 1
+            yield tool
+
+
+def _upper_left(views: Views) -> Crop:
+    """A region of a quarter of the picture, or as little more as makes whole visual tokens."""
+    height, width = views.full_size
+    side = views.spec.token_side
+    return Crop(left=0, top=0, right=-(-width // 2 // side) * side, bottom=-(-height // 2 // side) * side)
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _features(processor: Any, shown: ShownImage) -> int:

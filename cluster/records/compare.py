@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cluster.records.reading import curve, read_metrics
+from cluster.records.tool_metrics import tells_of_tools
 
 COLOURS = ("#2a6fbb", "#d9652b", "#2f9e6e", "#8a5fbf", "#b8912a", "#5b6672")
 QUIET = COLOURS[-1]
@@ -31,6 +32,10 @@ class Panel:
     """Horizontal reference lines: (value, label)."""
     is_share: bool = True
     """The axis spans at least 0 to 1."""
+    optimum: str | None = None
+    """Metric of the least that the figure can be, which is drawn thin where a run is of tools."""
+    of_tools: bool = False
+    """Left out unless a run has more to choose from than the full view (`tells_of_tools`)."""
 
 
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
@@ -39,8 +44,17 @@ PANELS = (
     Panel(title="Tool-call rate, full view not needed", key="policy/ask_share_unneeded"),
     Panel(title="Tool-call rate", key="policy/ask_share"),
     Panel(title="Right tool, least of the kinds", key="policy/right_tool_share"),
+    *(
+        Panel(title=f"Right tool, {about} needed", key=f"policy/right_tool_share_{need}", of_tools=True)
+        for need, about in (("quarter", "quarter view"), ("region", "region"), ("full", "full view"))
+    ),
     Panel(title="Accuracy", key="reward/accuracy"),
-    Panel(title="Visual-token ratio (1 = always full)", key="policy/visual_token_share", marks=VIEWS),
+    Panel(
+        title="Visual-token ratio (1 = always full)",
+        key="policy/visual_token_share",
+        marks=VIEWS,
+        optimum="policy/visual_token_optimum",
+    ),
     Panel(title="Calls per episode", key="policy/calls_per_episode"),
     Panel(title="Visual tokens per call", key="policy/tokens_per_call", is_share=False),
     Panel(title="Held-out accuracy", key="heldout/accuracy"),
@@ -58,6 +72,13 @@ HELDOUT = {
     "heldout/visual_token_share": "visual-token ratio",
 }
 """Columns of the table, by metric."""
+HELDOUT_OF_TOOLS = {
+    "heldout/right_tool_share_quarter": "right tool, quarter view needed",
+    "heldout/right_tool_share_region": "right tool, region needed",
+    "heldout/right_tool_share_full": "right tool, full view needed",
+    "heldout/visual_token_optimum": "optimum",
+}
+"""Further ones, where a run has more to choose from than the full view."""
 NUM_COLUMNS = 4
 LINES = ("-", "--", ":", "-.")
 
@@ -87,7 +108,12 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
     """
     labels = labels_of(runs)
     metrics = [_metrics_of(run) for run in runs]
-    panels = [panel for panel in PANELS if any(curve(each, panel.key)[0] for each in metrics)]
+    is_of_tools = any(map(tells_of_tools, metrics))
+    panels = [
+        panel
+        for panel in PANELS
+        if any(curve(each, panel.key)[0] for each in metrics) and (is_of_tools or not panel.of_tools)
+    ]
     num_rows = -(-len(panels) // NUM_COLUMNS)
     figure = Figure(figsize=(4.2 * min(NUM_COLUMNS, len(panels)), 3.4 * num_rows), layout="constrained")
     for place, panel in enumerate(panels, 1):
@@ -98,6 +124,8 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
             marker = "o" if len(steps) < 3 else None  # a line through one point is invisible
             if steps:
                 axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, linestyle=line, marker=marker)
+            if is_of_tools and panel.optimum:
+                axes.plot(*curve(each, panel.optimum), color=colour, linewidth=0.9, linestyle=":")
         _style_axes(axes, panel)
         if place == 1:
             looks = [_look(number) for number in range(len(labels))]
@@ -121,7 +149,7 @@ def _style_axes(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # by default, two: of one step, fractions
     for level, name in panel.marks:
         axes.axhline(level, color=QUIET, linewidth=1, linestyle="--")
         axes.annotate(
@@ -134,11 +162,13 @@ def _style_axes(axes: Axes, panel: Panel) -> None:
 
 def heldout_figures(runs: Sequence[Path]) -> dict[str, dict[str, float | None]]:
     """By label, the last held-out figures of each run; None where it has none."""
+    metrics = [_metrics_of(run) for run in runs]
+    columns = HELDOUT | (HELDOUT_OF_TOOLS if any(map(tells_of_tools, metrics)) else {})
     found = {}
-    for label, run in zip(labels_of(runs), runs, strict=True):
-        evaluated = [each for each in _metrics_of(run) if "heldout/accuracy" in each]
+    for label, each in zip(labels_of(runs), metrics, strict=True):
+        evaluated = [figures for figures in each if "heldout/accuracy" in figures]
         last = evaluated[-1] if evaluated else {}
-        found[label] = {name: last.get(key) for key, name in HELDOUT.items()}
+        found[label] = {name: last.get(key) for key, name in columns.items()}
     return found
 
 

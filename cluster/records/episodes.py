@@ -14,7 +14,9 @@ from actors.episode import Episode, PlayedGroup
 from actors.play import Kind
 from cluster.heldout import HeldoutPlay
 from cluster.records.files import replace_atomically
+from cluster.records.needed import has_choice, least_tokens, needed_of, shows_the_needed
 from cluster.step import ScoredGroup, StepBatch
+from judge.reward import Reward
 from judge.verdict import Outcome, Verdict
 
 VERSION_SPAN = pa.struct([("version", pa.int64()), ("num_tokens", pa.int32())])
@@ -29,8 +31,13 @@ TURN = pa.struct(
         ("version_spans", pa.list_(VERSION_SPAN)),
         ("finish_reason", pa.string()),
         ("tool", pa.string()),
+        ("fault", pa.string()),
     ]
 )
+REWARD_PARTS = pa.struct(
+    [(name, pa.float64()) for name in ("accuracy", "format", "box", "control", "area", "budget", "overlong")]
+)
+"""reward = accuracy + format + box - control - area - budget - overlong."""
 EPISODES = pa.schema(
     [
         ("step", pa.int64()),
@@ -43,6 +50,9 @@ EPISODES = pa.schema(
         ("question", pa.string()),
         ("reference", pa.string()),
         ("needs_full", pa.bool_()),
+        ("needed_view", pa.string()),
+        ("is_right_tool", pa.bool_()),
+        ("least_visual_tokens", pa.int32()),
         ("image_sha256", pa.string()),
         ("status", pa.string()),
         ("asked", pa.bool_()),
@@ -58,6 +68,7 @@ EPISODES = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("reply_tokens", pa.int64()),
         ("reward", pa.float64()),
+        ("reward_parts", REWARD_PARTS),
         ("advantage", pa.float64()),
         ("is_trained", pa.bool_()),
         ("oldest_version", pa.int64()),
@@ -113,9 +124,34 @@ def _rows_of_group(step: int, group: ScoredGroup, *, is_trained: bool) -> Iterat
         row = _row(step, "policy", group.played, episode, outcome)
         yield row | {
             "reward": None if reward is None else reward.total,
+            "reward_parts": None if reward is None else _parts_of(reward),
             "advantage": advantage,
             "is_trained": is_trained,
         }
+
+
+def _parts_of(reward: Reward) -> dict[str, float]:
+    return {
+        "accuracy": reward.accuracy,
+        "format": reward.format,
+        "box": reward.box,
+        "control": reward.control,
+        "area": reward.area,
+        "budget": reward.budget,
+        "overlong": reward.overlong,
+    }
+
+
+def _need_columns(played: PlayedGroup, episode: Episode) -> dict[str, Any]:
+    """What the sample needs, where its data set says so, and whether the episode was shown just that."""
+    needed = needed_of(played)
+    if needed is None or not has_choice(episode):
+        return {"needed_view": None if needed is None else str(needed)}
+    return {
+        "needed_view": str(needed),
+        "is_right_tool": shows_the_needed(episode, needed),
+        "least_visual_tokens": round(least_tokens(played, episode, needed)),
+    }
 
 
 def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: Outcome) -> dict[str, Any]:
@@ -130,6 +166,7 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
         "question": played.question,
         "reference": played.answer,
         "needs_full": played.needs_full,
+        **_need_columns(played, episode),
         "image_sha256": played.image_sha256,
         "status": str(episode.status),
         "asked": episode.asked,
@@ -150,6 +187,7 @@ def _row(step: int, kind: Kind, played: PlayedGroup, episode: Episode, outcome: 
                 "version_spans": [asdict(span) for span in turn.version_spans],
                 "finish_reason": turn.finish_reason,
                 "tool": turn.tool,
+                "fault": turn.fault,
             }
             for turn in episode.turns
         ],

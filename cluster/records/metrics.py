@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from actors.episode import Episode, PlayedGroup, Status
+from actors.episode import Episode, PlayedGroup
 from actors.needs import NEEDS, Need, need_of
-from actors.views import View, shown_size
+from cluster.records.needed import has_choice, least_tokens, needed_of, shows_the_needed
 from cluster.records.tool_metrics import tool_figures
 from cluster.step import ScoredGroup, StepBatch
 from judge.reward import Reward
@@ -58,7 +58,7 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
     spent = sum(episode.num_visual_tokens for _, episode in episodes)
     always_full = sum(group.num_full_tokens for group, _ in episodes)
     known = [(group.needs_full, e) for group, e in episodes if group.needs_full is not None]
-    recorded = [(group, e, needed) for group, e in episodes if (needed := _needed(group, e)) is not None]
+    recorded = [(group, e, needed) for group, e in episodes if has_choice(e) and (needed := needed_of(group))]
     right: dict[Need, float | None] = {
         need: mean(shows_the_needed(e, needed) for _, e, needed in recorded if need_of(needed) == need)
         for need in NEEDS
@@ -78,37 +78,12 @@ def score_play(groups: Sequence[tuple[PlayedGroup, tuple[Outcome, ...]]]) -> Pla
         right_tool_share_region=right["region"],
         right_tool_share_full=right["full"],
         visual_token_optimum=(
-            sum(_least_tokens(group, e, needed) for group, e, needed in recorded)
+            sum(least_tokens(group, e, needed) for group, e, needed in recorded)
             / sum(group.num_full_tokens for group, _, _ in recorded)
             if recorded
             else None
         ),
     )
-
-
-def shows_the_needed(episode: Episode, needed: View) -> bool:
-    """Whether the policy answered after the views that were needed and no others; any crop counts as the needed one."""
-    shown = [need_of(turn.view) for turn in episode.turns[1:] if turn.view is not None]
-    wanted = [] if needed == "quarter" else [need_of(needed)]
-    return episode.status is Status.ANSWERED and shown == wanted
-
-
-def _needed(group: PlayedGroup, episode: Episode) -> View | None:
-    """What the sample needs; None where that is not known, or where the episode began with the full view."""
-    if episode.turns[0].view != "quarter":
-        return None
-    if group.needed_view is not None or group.needs_full is None:
-        return group.needed_view
-    return "full" if group.needs_full else "quarter"
-
-
-def _least_tokens(group: PlayedGroup, episode: Episode, needed: View) -> float:
-    """Visual tokens of the quarter view and what is needed beside it."""
-    first = episode.turns[0].num_visual_tokens
-    if needed == "quarter":
-        return first
-    height, width = shown_size(needed, group.full_size)
-    return first + group.num_full_tokens * (height * width) / (group.full_size[0] * group.full_size[1])
 
 
 def summarize(batch: StepBatch, policy_version: int) -> dict[str, float]:

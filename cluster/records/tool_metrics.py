@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.episode import Episode
+from actors.tools.resize import RESIZE
+
+TOOL_SHARE = "policy/tool_share/"
+RIGHT_REGION = "policy/right_tool_share_region"
 
 
 def tool_figures(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -28,7 +32,14 @@ def tool_figures(episodes: Sequence[Episode]) -> dict[str, float]:
     if calls:
         figures["policy/tokens_per_call"] = sum(turn.num_visual_tokens for turn in calls) / len(calls)
     by_tool = Counter(turn.tool for turn in calls if turn.tool is not None)
-    return figures | {f"policy/tool_share/{name}": count / len(calls) for name, count in sorted(by_tool.items())}
+    return figures | {TOOL_SHARE + name: count / len(calls) for name, count in sorted(by_tool.items())}
+
+
+def tells_of_tools(metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Whether there is more to tell of a run than when it asked for the full view: it called other tools, or its data
+    set records regions."""
+    shares = {name for figures in metrics for name in figures if name.startswith(TOOL_SHARE)}
+    return bool(shares - {TOOL_SHARE + RESIZE.name}) or any(RIGHT_REGION in figures for figures in metrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

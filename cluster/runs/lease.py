@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -97,40 +97,54 @@ class Lease:
             os.close(handle)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """How another folder is chosen, to complete a message."""
+
+    if_unwritable: str
+    if_in_use: str
+
+
+RUN = Elsewhere(if_unwritable="set run.dir to a folder that can be", if_in_use="set run.name to another name")
+
+
 @contextlib.contextmanager
-def lease(run: Path, *, say: Callable[[str], None]) -> Iterator[Lease]:
+def lease(run: Path, *, say: Callable[[str], None], elsewhere: Elsewhere = RUN) -> Iterator[Lease]:
     """Hold the lease on a run in the body, taking it over from a driver that is dead.
 
     A successor on the same machine takes over at once, one on another machine after `TAKEOVER_S` of silence.
 
+    Args:
+        elsewhere: how another folder is chosen, for messages.
+
     Raises:
         RunError: the run has a living driver, which the message names.
     """
-    taken = take_lease(run, say=say)
+    taken = take_lease(run, say=say, elsewhere=elsewhere)
     try:
         yield taken
     finally:
         taken.release()
 
 
-def take_lease(run: Path, *, say: Callable[[str], None]) -> Lease:
+def take_lease(run: Path, *, say: Callable[[str], None], elsewhere: Elsewhere = RUN) -> Lease:
     """As `lease`, until `release`."""
     folder = run / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _take(folder, own_claim(), say)
+        return _take(folder, own_claim(), say, elsewhere)
     except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}; set run.dir to a folder that can be") from error
+        raise RunError(f"{folder} cannot be written: {error.strerror}; {elsewhere.if_unwritable}") from error
 
 
-def _take(folder: Path, claim: Claim, say: Callable[[str], None]) -> Lease:
+def _take(folder: Path, claim: Claim, say: Callable[[str], None], elsewhere: Elsewhere) -> Lease:
     watch, is_told = ClaimWatch(), False
     while True:
         seen = look(folder)
         decision = watch.decide(seen, time.monotonic())
         if isinstance(decision, Held):
             raise RunError(
-                f"{folder.parent} is in use by {decision.owner}: wait for it, stop it, or set run.name to another name"
+                f"{folder.parent} is in use by {decision.owner}: wait for it, stop it, or {elsewhere.if_in_use}"
             )
         if isinstance(decision, Wait):
             if not is_told:

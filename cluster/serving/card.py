@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
@@ -60,7 +61,7 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
         "max_model_len": str(rollout.max_model_len),
         "max_tokens": str(rollout.max_turn_tokens),
         "max_pictures": str(rollout.tools.max_turns),
-        "tools": _tools(toolbox_of(rollout.tools)),
+        **_texts_on_tools(toolbox_of(rollout.tools) if rollout.mode == "efficient" else None),
         "user_without_tool": style.user_without_tool.format(question="QUESTION"),
         "system_without_tool": style.system_without_tool.format() or "(none)",
     }
@@ -69,13 +70,53 @@ def write_card(folder: Path, config: Config, *, step: int | None) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def _texts_on_tools(toolbox: Toolbox | None) -> dict[str, str]:
+    """What the card says of the tools; None: the policy has none, and is shown the full view at once."""
+    if toolbox is None:
+        return {
+            "summary": "A vision-language policy that is shown the whole picture at once",
+            "first": "the policy sees the full view.",
+            "tools": "None: a picture is shown in full at once.",
+            "turns": "",
+            "tool_names": "nothing",
+        }
+    asks = "asks for the full image" if toolbox.is_resize_alone else "calls tools for more of the picture"
+    return {
+        "summary": "A vision-language policy that is shown a quarter of the visual tokens first and "
+        f"{asks} only when the\nquestion needs it",
+        "first": "the policy sees the quarter view first.",
+        "tools": _tools(toolbox),
+        "turns": SEVERAL_TURNS,
+        "tool_names": ", ".join(tool.name for tool in toolbox.tools),
+    }
+
+
+SEVERAL_TURNS = """\
+- Several turns: `prompt.yaml` has the prompts with tools. The first picture has half of the full view's width and
+  height. A reply that ends with `<tool_call>…</tool_call>` calls a tool; what it shows follows in a user turn.
+"""
+COSTS = {
+    "full": "the visual tokens of the full view, four times those of the first picture",
+    "region": "the visual tokens of the region at the full view's scale, enlarged to whole ones: those of the full "
+    "view times the region's share of the area",
+}
+"""By what a tool shows."""
+
+
 def _tools(toolbox: Toolbox) -> str:
-    """The tools of the policy, for the card."""
-    if toolbox.is_resize_alone:
-        return f"It may ask for the full view once, with\n`<tool_call>{RESIZE_CALL}</tool_call>`."
-    lines = [f"- `{tool.name}`: {tool.declare(toolbox.config).description}" for tool in toolbox.tools]
-    most = f"at most {toolbox.config.max_turns} turns, the answer included"
-    return "\n".join([f"It has these tools, for {most}:", "", *lines])
+    """The tools of the policy: what each shows, costs and takes, and what follows a wrong call."""
+    config = toolbox.config
+    lines = [f"At most {config.max_turns} turns, the answer included. A call, and its arguments as JSON schemas:", ""]
+    call = RESIZE_CALL if toolbox.is_resize_alone else '{"name": NAME, "arguments": ARGUMENTS}'
+    lines += [f"    <tool_call>{call}</tool_call>", ""]
+    for tool in toolbox.tools:
+        said, most = tool.declare(config), toolbox.max_calls(tool)
+        times = "as often as turns are left" if most is None else "once" if most == 1 else f"{most} times"
+        lines += [f"- `{tool.name}`: {said.description}"]
+        lines += [f"  It may be called {times}. A call costs {COSTS[tool.shows]}."]
+        lines += ["", f"      {json.dumps(said.parameters)}", ""]
+    ends = "ends the episode as malformed" if config.on_wrong_call == "malformed" else "is answered with the reason"
+    return "\n".join([*lines, f"A call that breaks these rules {ends}."])
 
 
 def _write_yaml(file: Path, content: dict[str, object]) -> None:

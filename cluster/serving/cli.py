@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.shell import (
     Json,
@@ -90,6 +91,7 @@ def ask(
                     "tool": turn.tool,
                     "visual_tokens": turn.num_visual_tokens,
                     "text": turn.text,
+                    "fault": turn.fault,
                 }
                 for turn in answered.episode.turns
             ]
@@ -141,9 +143,10 @@ class _Screen:
         if isinstance(event, TurnStarted):
             self._num_turns, self._channel = self._num_turns + 1, None
             called = f"calls {event.tool}" if event.tool else "calls what it may not"
-            shown = "why not" if event.view is None else f"{event.view} view, {event.num_visual_tokens} visual tokens"
+            why_not = escape(f"why not: {event.refusal}")
+            shown = why_not if event.view is None else f"{event.view} view, {event.num_visual_tokens} visual tokens"
             lead = f"\n[yellow]{called}[/]\n" if self._num_turns > 1 else ""
-            self._console.print(f"{lead}[cyan]turn {self._num_turns}: {shown}[/]")
+            self._console.print(f"{lead}[cyan]turn {self._num_turns}: {shown}[/]", soft_wrap=True)
             return
         if self._channel not in (None, event.channel):
             self._console.print()
@@ -158,8 +161,10 @@ class _Screen:
         tools = Counter(turn.tool for turn in answered.episode.calls)
         called = ", ".join(f"{name} called {'once' if n == 1 else f'{n} times'}" for name, n in tools.items())
         told = f"{called or 'no tool called'}: {spent} visual tokens, always-full {full}: {told}"
+        fault = answered.episode.turns[-1].fault
+        status = answered.episode.status.value + (f" ({fault})" if fault else "")
         self._console.print(
-            f"\n\n[dim]{answered.episode.status.value}; {told}; "
+            f"\n\n[dim]{escape(status)}; {told}; "
             f"{answered.episode.num_generated_tokens} tokens generated in {answered.seconds:.2f} s[/]"
         )
 

@@ -51,6 +51,8 @@ class TurnStarted:
     num_visual_tokens: int
     tool: str | None
     """The tool that was called for it."""
+    refusal: str | None = None
+    """Why the call was refused."""
 
 
 Event = TurnStarted | Delta
@@ -147,11 +149,11 @@ class _Turns:
         self._shown: set[Channel] = set()
         """Channels with text in the turns so far."""
 
-    def started(self, added: ShownImage | None, tool: str | None) -> None:
+    def started(self, added: ShownImage | None, tool: str | None, refusal: str | None) -> None:
         """The next turn begins; see `play.OnTurn`."""
         if self._tell is not None:
             view, num_tokens = (added.view, added.num_visual_tokens) if added else (None, 0)
-            self._tell(TurnStarted(view=view, num_visual_tokens=num_tokens, tool=tool))
+            self._tell(TurnStarted(view=view, num_visual_tokens=num_tokens, tool=tool, refusal=refusal))
 
     async def __call__(
         self, prompt_ids: tuple[int, ...], images: tuple[ShownImage, ...], sampling: Sampling

@@ -66,7 +66,7 @@ STEP_GAUGES = {
     ),
     "policy/version": _gauge("policy_version", "Version of the weights published last"),
     "policy/staleness_max": _gauge("staleness_steps", "Versions between sampling and training, the oldest token"),
-    "policy/ask_share": _gauge("tool_call_rate", "Share of the episodes that asked for the full view"),
+    "policy/ask_share": _gauge("tool_call_rate", "Share of the episodes that called a tool"),
     "policy/visual_token_share": _gauge("visual_token_ratio", "Visual tokens relative to always-full"),
     "reward/accuracy": _gauge("accuracy", "Share of right answers among those with a verdict"),
     "reward/mean": _gauge("reward", "Mean reward"),

@@ -37,11 +37,18 @@ class Box:
         return f"turn {self.turn}: x {self.left:g} to {right:g}, y {self.top:g} to {bottom:g}"
 
 
-def view_of(text: str | None, full_size: Size) -> View | None:
-    """A recorded view; None for none, for a text that is no view, and for a crop of a larger picture."""
+def readable_view(text: str | None) -> View | None:
+    """A recorded view; None for none, and for a text that is no view."""
     try:
-        view = parse_view(text or "")
+        return parse_view(text or "")
     except ValueError:
+        return None
+
+
+def view_of(text: str | None, full_size: Size) -> View | None:
+    """As `readable_view`; None for a crop of a larger picture as well."""
+    view = readable_view(text)
+    if view is None:
         return None
     whole = region(view, full_size)
     return view if whole.bottom <= full_size[0] and whole.right <= full_size[1] else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from actors.tools.registry import TOOLS
 from cluster.records.events import Event
 from cluster.records.reading import curve
+from cluster.records.tool_metrics import tells_of_tools
 
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
@@ -39,31 +40,44 @@ class Panel:
     shows_events: bool = False
     compares: bool = False
     """Of a run that has only one of the metrics, the chart would say nothing."""
+    of_tools: tuple[tuple[str, str], ...] = ()
+    """Further curves, where a run has more to choose from than the full view (`tells_of_tools`)."""
 
 
-def _panel(title: str, *curves: str, place: str = "curves", **options: Any) -> Panel:
+def _panel(title: str, *curves: str, of_tools: Sequence[str] = (), place: str = "curves", **options: Any) -> Panel:
     """Curves as `key label`."""
-    pairs = [curve.split(" ", 1) for curve in curves]
-    return Panel(title=title, curves=tuple((key, label) for key, label in pairs), place=place, **options)
+    return Panel(title=title, curves=_pairs(curves), of_tools=_pairs(of_tools), place=place, **options)
+
+
+def _pairs(curves: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((key, label) for key, label in (curve.split(" ", 1) for curve in curves))
 
 
 ASKS = ("policy/ask_share all", "policy/ask_share_needed full view needed", "policy/ask_share_unneeded not needed")
 RATIOS = ("policy/visual_token_share rollouts", "heldout/visual_token_share held-out")
 STAGES = ("time/step_s step", "time/collect_s rollout", "time/update_s update", "time/publish_s weight sync")
 CALLS = ("judge/llm_calls calls", "judge/cache_hits from the cache", "judge/retries retries")
+REWARDS = (
+    "reward/mean reward", "reward/penalty penalty", "reward/box box", "reward/area area", "reward/budget budget",
+)  # fmt: skip
+VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
+NEEDED = {"quarter": "quarter view", "region": "region", "full": "full view"}
 GAINS = (
     "heldout/tool_gain gain", "heldout/tool_gain_by_call won by calls", "heldout/tool_harm_by_call lost by calls",
 )  # fmt: skip
+OPTIMA = ("policy/visual_token_optimum rollouts' optimum", "heldout/visual_token_optimum held-out optimum")
+RIGHT_TOOL = tuple(f"policy/right_tool_share_{need} {about} needed" for need, about in NEEDED.items())
 BY_TOOL = tuple(f"policy/tool_share/{name} {name}" for name in TOOLS)
 PANELS = (
     _panel("Accuracy and format", "reward/accuracy accuracy", "reward/format well formed", is_share=True),
     _panel("Tool-call rate", *ASKS, is_share=True),
-    _panel("Visual-token ratio", *RATIOS, is_share=True, marks=((1.0, "always full"), (0.25, "always quarter"))),
+    _panel("Visual-token ratio", *RATIOS, of_tools=OPTIMA, is_share=True, marks=VIEWS),
+    _panel("Right tool, by what is needed", of_tools=RIGHT_TOOL, is_share=True),
     _panel("Calls per episode", "policy/calls_per_episode calls", "policy/refused_per_episode refused"),
     _panel("Visual tokens per call", "policy/tokens_per_call tokens"),
     _panel("Calls by tool", *BY_TOOL, is_share=True, compares=True),
     _panel("Accuracy through tools, held-out", *GAINS),
-    _panel("Reward", "reward/mean reward", "reward/penalty penalty", "reward/box box", "reward/area area"),
+    _panel("Reward", *REWARDS),
     _panel("Groups", "groups/trained trained", "groups/no_signal zero variance", "groups/lost lost"),
     _panel("Sampled tokens per episode", "policy/completion_tokens tokens"),
     _panel("KL divergence (k3)", "learner/reference_kl to the reference", "learner/policy_kl to the sampler"),
@@ -119,6 +133,8 @@ def line_charts(runs: Mapping[str, Metrics], place: str, events: Sequence[Event]
     steps = [figures["step"] for metrics in runs.values() for figures in metrics if abs(figures["step"]) < EXTREME]
     x_range = (min(steps, default=0.0), max(steps, default=1.0))
     panels = [panel for panel in PANELS if panel.place == place]
+    if any(tells_of_tools(metrics) for metrics in runs.values()):
+        panels = [replace(panel, curves=panel.curves + panel.of_tools) for panel in panels]
     return [chart for panel in panels if (chart := _chart(panel, runs, x_range, events))]
 
 

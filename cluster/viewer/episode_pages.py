@@ -12,8 +12,8 @@ from actors.tools.resize import RESIZE
 from actors.views import Crop, Size, View, shown_size
 from cluster.records.reading import Row
 from cluster.viewer import queries
-from cluster.viewer.boxes import Box, boxes_by_view, view_of
-from cluster.viewer.filters import CHOICES, PRESETS, Filter
+from cluster.viewer.boxes import Box, boxes_by_view, readable_view, view_of
+from cluster.viewer.filters import Filter, choices, presets
 from cluster.viewer.index import OPENED
 from cluster.viewer.pictures import Views
 from cluster.viewer.rendering import episode_url, listed_url, run_page
@@ -29,8 +29,8 @@ def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
     return {
         **run_page(run, "episodes", "Episodes"),
         "filter": chosen,
-        "choices": CHOICES,
-        "presets": PRESETS,
+        "choices": choices(of_tools=run.is_of_tools),
+        "presets": presets(of_tools=run.is_of_tools),
     }
 
 
@@ -107,6 +107,8 @@ def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
         "crops": {view.name: view for view in shown if view.name not in VIEWS},
         "turns": [_turn(turn, row["turns"][:i], tokenizer) for i, turn in enumerate(row["turns"])],
         "calls": Counter(turn["tool"] or RESIZE.name for turn in row["turns"][1:] if turn["view"] is not None),
+        "needed": _needed(row),
+        "is_of_tools": owner.is_of_tools,
         "reward": _reward_parts(row, config),
         "has_tokenizer": tokenizer is not None,
         "trained": _why_trained(row),
@@ -143,8 +145,30 @@ def _turn(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], tokenize
     }
 
 
-def _reward_parts(row: Row, config: Config | str) -> dict[str, float] | None:
-    """R = R_accuracy + R_format + R_box - penalties, by the weights of the run; None where there was no reward."""
+def _needed(row: Row) -> str:
+    """Of what the data set says of the sample: `the full view is needed`, or which region of it."""
+    if row["need"] == "region":
+        view = readable_view(row["needed_view"])
+        if not isinstance(view, Crop):
+            return "a region is needed"
+        return f"a region is needed: x {view.left} to {view.right}, y {view.top} to {view.bottom} of the full view"
+    known = {"full": "needed", "quarter": "not needed", None: "perhaps needed: not recorded"}
+    return f"the full view is {known[row['need']]}"
+
+
+PENALTIES = ("control", "area", "budget", "overlong")
+"""Parts of a recorded reward that are subtracted."""
+
+
+def _reward_parts(row: Row, config: Config | str) -> dict[str, Any] | None:
+    """R = R_accuracy + R_format + R_box - penalties, as recorded; for older runs, which recorded the sum, by the
+    weights of the run. None where there was no reward."""
+    if row["reward"] is not None and (parts := row.get("reward_parts")) is not None:
+        kinds = {name: parts[name] for name in PENALTIES if parts[name]}
+        is_plain = kinds.keys() <= {"control"}
+        penalties = {"penalty": kinds.get("control", 0.0)} if is_plain else kinds
+        added = {name: parts[name] for name in ("accuracy", "format", "box")}
+        return {**added, "penalties": penalties, "is_plain": is_plain, "total": row["reward"]}
     if row["reward"] is None or not isinstance(config, Config):
         return None
     accuracy = config.reward.accuracy_weight * bool(row["is_correct"])
@@ -155,7 +179,8 @@ def _reward_parts(row: Row, config: Config | str) -> dict[str, float] | None:
         "accuracy": accuracy,
         "format": form,
         "box": box,
-        "penalty": round(accuracy + form + box - row["reward"], 6),
+        "penalties": {"penalty": round(accuracy + form + box - row["reward"], 6)},
+        "is_plain": True,
         "total": row["reward"],
     }
 

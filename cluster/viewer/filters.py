@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
+from actors.needs import NEEDS
 from actors.tools.registry import TOOLS
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
@@ -20,7 +21,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         "refused": "refused_calls > 0",
     },
     "calls": {"1": "tool_calls = 1", "2": "tool_calls = 2", "3 or more": "tool_calls > 2"},
-    "need": {"full": "needs_full", "quarter": "NOT needs_full", "unknown": "needs_full IS NULL"},
+    "need": {**{name: f"need = '{name}'" for name in reversed(NEEDS)}, "unknown": "need IS NULL"},
     "status": {name: f"status = '{name}'" for name in ("answered", "malformed", "truncated")},
     "trained": {"yes": "is_trained", "no": "NOT is_trained"},
 }
@@ -49,6 +50,8 @@ class Preset:
     title: str
     about: str
     condition: str
+    is_of_tools: bool = False
+    """Of runs alone that have more to choose from than the full view."""
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -56,14 +59,21 @@ PRESETS: Mapping[str, Preset] = {
         title="asked needlessly",
         about="Called a tool although the quarter view is enough: by the data set, or, where that does not say, "
         "because another episode of the sample was right without a call.",
-        condition="kind = 'policy' AND asked AND (needs_full IS FALSE OR (needs_full IS NULL AND direct_right > 0))",
+        condition="kind = 'policy' AND asked AND (need = 'quarter' OR (need IS NULL AND direct_right > 0))",
     ),
     "missed": Preset(
         title="should have asked",
         about="Wrong from the quarter view alone, where more is needed: by the data set, or, where that does not say, "
         "because another episode of the sample was right after a call, or with the full view.",
         condition="kind = 'policy' AND NOT asked AND is_correct IS FALSE "
-        "AND (needs_full IS TRUE OR (needs_full IS NULL AND called_right > 0))",
+        "AND (need IN ('region', 'full') OR (need IS NULL AND called_right > 0))",
+    ),
+    "tool": Preset(
+        title="wrong tool",
+        about="Did not answer after exactly the view that the data set says is needed: after more, less or another "
+        "one, or not at all. Any region counts as the one that is.",
+        condition="kind = 'policy' AND is_right_tool IS FALSE",
+        is_of_tools=True,
     ),
     "wrong": Preset(title="wrong", about="Judged wrong, or without an answer.", condition="is_correct IS FALSE"),
     "masked": Preset(
@@ -82,6 +92,17 @@ PRESETS: Mapping[str, Preset] = {
         condition="(question, reference, coalesce(answer, '')) IN (SELECT question, reference, answer FROM disputed)",
     ),
 }
+
+
+def choices(*, of_tools: bool) -> dict[str, list[str]]:
+    """The values of each parameter that a page offers."""
+    names = {name: list(values) for name, values in CHOICES.items()}
+    return names if of_tools else names | {"need": [need for need in names["need"] if need != "region"]}
+
+
+def presets(*, of_tools: bool) -> dict[str, Preset]:
+    """The presets that a page offers."""
+    return {name: preset for name, preset in PRESETS.items() if of_tools or not preset.is_of_tools}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

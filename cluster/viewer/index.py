@@ -30,12 +30,12 @@ CHECK_S = 1.0
 NUM_READERS = 4
 NAMED = ("step", "sample", "index", "question")
 """Columns without which a file holds no episodes."""
-OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version")
+OPENED = ("turns", "attempt", "dataset", "row", "image_sha256", "judge_version", "reward_parts")
 """Columns that only the page of an episode needs."""
 FLAT = tuple(name for name in EPISODES.names if name not in OPENED)
 NO_TURN: Mapping[str, Any] = {
     "text": "", "view": None, "tool": None, "num_visual_tokens": 0, "num_prompt_tokens": 0, "completion_ids": [],
-    "logprobs": [], "version_spans": [], "finish_reason": None,
+    "logprobs": [], "version_spans": [], "finish_reason": None, "fault": None,
 }  # fmt: skip
 """In place of what a recorded turn lacks."""
 LEAVES = (
@@ -48,12 +48,13 @@ LEAVES = (
 TABLE = """
 CREATE TABLE episodes AS SELECT *, 0::BIGINT AS visual_tokens, 0::BIGINT AS full_tokens, 0::BIGINT AS generated_tokens,
   []::VARCHAR[] AS tools, []::BIGINT[] AS call_tokens, 0::BIGINT AS tool_calls, 0::BIGINT AS refused_calls,
-  0 AS direct_right, 0 AS called_right, '' AS searched FROM arriving LIMIT 0;
+  0 AS direct_right, 0 AS called_right, '' AS need, '' AS searched FROM arriving LIMIT 0;
 ALTER TABLE episodes DROP COLUMN turns;
 CREATE TABLE disputed (question VARCHAR, reference VARCHAR, answer VARCHAR);
 """
 # A quarter view has exactly a quarter of the full view's tokens, and one too small to quarter is shown full at once.
-# Calls are later turns that show a view; the others tell why a call was refused. Older files do not name the tool.
+# Calls are later turns that show a view; the others tell why a call was refused. Older files do not name the tool, nor
+# the view that is needed.
 INSERT = f"""
 INSERT INTO episodes SELECT * EXCLUDE (turns, calls) REPLACE (coalesce(kind, 'policy') AS kind),
   list_sum(list_transform(turns, lambda t: t.num_visual_tokens)),
@@ -63,6 +64,8 @@ INSERT INTO episodes SELECT * EXCLUDE (turns, calls) REPLACE (coalesce(kind, 'po
   list_transform(calls, lambda t: t.num_visual_tokens), len(calls), greatest(0, len(turns) - 1 - len(calls)),
   count(*) FILTER (is_correct AND NOT asked AND turns[1].view = 'quarter') OVER same_sample,
   count(*) FILTER (is_correct AND (asked OR turns[1].view = 'full')) OVER same_sample,
+  CASE WHEN needed_view LIKE 'crop:%' THEN 'region' WHEN needed_view IN ('quarter', 'full') THEN needed_view
+    WHEN needs_full THEN 'full' WHEN NOT needs_full THEN 'quarter' END,
   lower(concat_ws(' ', question, reference, answer, reason, sample))
 FROM (SELECT *, list_filter(turns[2:], lambda t: t.view IS NOT NULL) AS calls FROM arriving)
 WINDOW same_sample AS (PARTITION BY set, file, sample)
@@ -70,6 +73,10 @@ WINDOW same_sample AS (PARTITION BY set, file, sample)
 DISPUTED = """
 INSERT INTO disputed SELECT question, reference, coalesce(answer, '') AS given FROM episodes
 WHERE is_correct IS NOT NULL GROUP BY question, reference, given HAVING bool_or(is_correct) AND bool_or(NOT is_correct)
+"""
+USES_TOOLS = f"""
+SELECT 1 FROM episodes WHERE need = 'region' OR tool_calls > 1
+  OR len(list_filter(tools, lambda name: name <> '{RESIZE.name}')) > 0 LIMIT 1
 """
 
 Stamp = tuple[int, int]
@@ -90,6 +97,7 @@ class EpisodeIndex:
         self._max_bytes = max_bytes
         self.unreadable: dict[str, str] = {}
         """Files that are damaged or half copied, with the reason; they are tried again when they change."""
+        self._uses_tools = False
         self._con = duckdb.connect(":memory:", config={"threads": 2, "enable_external_access": False})
         self._files: dict[tuple[str, str], Stamp] = {}
         self._lock = threading.Lock()
@@ -105,6 +113,13 @@ class EpisodeIndex:
                 self._refresh()
                 self._checked_at = time.monotonic()
             return self._con.cursor()
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether there is more to tell than when the full view was asked for: other tools, or regions that are
+        needed."""
+        self.cursor()
+        return self._uses_tools
 
     def _refresh(self) -> None:
         found = _files_of(self.run)
@@ -128,6 +143,7 @@ class EpisodeIndex:
             self._con.unregister("arriving")
             self._con.execute("DELETE FROM disputed")
             self._con.execute(DISPUTED)
+            self._uses_tools = self._con.execute(USES_TOOLS).fetchone() is not None
             self._con.commit()
         except duckdb.Error:
             self._con.rollback()

@@ -14,7 +14,7 @@ from cluster.records.reading import Row
 from cluster.viewer import queries
 from cluster.viewer.alerts import alerts
 from cluster.viewer.charts import line_charts, trade_off
-from cluster.viewer.filters import PRESETS, Filter
+from cluster.viewer.filters import Filter, presets
 from cluster.viewer.queries import Score, ToolUse
 from cluster.viewer.rendering import kind_name, run_page
 from cluster.viewer.runs import RunBook, RunFolder, differing_settings, settings_text
@@ -40,19 +40,28 @@ def _run_line(run: RunFolder) -> dict[str, Any]:
         "num_steps": look.snapshot.status.num_steps if look else None,
         "heldout": run.heldout(),
         "accuracy": run.last("reward/accuracy"),
-        "ratio": run.last("heldout/visual_token_share") or run.last("policy/visual_token_share"),
+        "ratio": _newest(run, "visual_token_share"),
         "ask_share": run.last("policy/ask_share"),
         "calls_per_episode": run.last("policy/calls_per_episode"),
         "tokens_per_call": run.last("policy/tokens_per_call"),
+        "right_tool": _newest(run, "right_tool_share"),
+        "optimum": _newest(run, "visual_token_optimum"),
         "model": model_name(config.model.path) if isinstance(config, Config) else "unreadable settings",
         "penalty": config.reward.penalty if isinstance(config, Config) else "–",
     }
+
+
+def _newest(run: RunFolder, figure: str) -> float | None:
+    """Of the last evaluation, or else of the last step."""
+    heldout = run.last(f"heldout/{figure}")
+    return run.last(f"policy/{figure}") if heldout is None else heldout
 
 
 def compare_page(runs: Sequence[RunFolder]) -> dict[str, Any]:
     return {
         "title": "Compare " + ", ".join(run.name for run in runs),
         "runs": [_run_line(run) for run in runs],
+        "is_of_tools": any(run.is_of_tools for run in runs),
         "differences": differing_settings(runs),
         "charts": line_charts({run.name: run.metrics for run in runs}, "curves"),
         "live": "",
@@ -83,7 +92,8 @@ def overview(run: RunFolder) -> dict[str, Any]:
         "tool_uses": uses,
         "has_tools": _has_tools(uses),
         "rollouts": _rollouts(queries.scores(con, "training")),
-        "presets": PRESETS,
+        "is_of_tools": run.is_of_tools,
+        "presets": presets(of_tools=run.is_of_tools),
         "preset_counts": queries.counts(con, Filter(values={"set": "training"}))[1],
         "settings": settings_text(config) if isinstance(config, Config) else {},
         "settings_error": "" if isinstance(config, Config) else config,
@@ -162,6 +172,7 @@ def heldout(run: RunFolder, book: RunBook, first: str, second: str, kind: str) -
         **run_page(run, "heldout", "Held-out"),
         "scores": scores,
         "has_tools": _has_tools(queries.tool_uses(con)),
+        "is_of_tools": run.is_of_tools,
         "names": names,
         "first": first or (names[0] if names else ""),
         "second": second or (names[min(1, len(names) - 1)] if names else ""),

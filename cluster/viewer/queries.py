@@ -9,6 +9,7 @@ from math import sqrt
 
 import duckdb
 
+from actors.needs import NEEDS, Need
 from cluster.records.reading import Row
 from cluster.viewer.filters import PRESETS, Filter
 from judge.trust.check import Z_95, Rate
@@ -17,8 +18,9 @@ Connection = duckdb.DuckDBPyConnection
 CALLED = "array_to_string(tools, ' ') AS called"
 LISTED = (
     "set", "file", "step", "kind", "sample", '"index"', "question", "reference", "answer", "asked", "needs_full",
-    "is_correct", "is_well_formed", "status", "reward", "advantage", "is_trained", "visual_tokens", "full_tokens",
-    "generated_tokens", "tool_calls", CALLED, "refused_calls", "oldest_version", "newest_version", "judge", "reason",
+    "need", "needed_view", "is_right_tool", "is_correct", "is_well_formed", "status", "reward", "advantage",
+    "is_trained", "visual_tokens", "least_visual_tokens", "full_tokens", "generated_tokens", "tool_calls", CALLED,
+    "refused_calls", "oldest_version", "newest_version", "judge", "reason",
 )  # fmt: skip
 """Columns of a table of episodes, and of a CSV."""
 KEY = ("set", "file", "sample", "kind", "index")
@@ -45,6 +47,15 @@ class Score:
     """Visual tokens of these views."""
     visual_tokens: int
     full_tokens: int
+    right_tool: Mapping[Need, Rate]
+    """Of the episodes with this need: those that answered after just what is needed."""
+    least_tokens: int
+    """Visual tokens if each sample of which it is known were shown just what it needs."""
+    full_tokens_of_known: int
+
+    @property
+    def token_optimum(self) -> float | None:
+        return self.least_tokens / self.full_tokens_of_known if self.full_tokens_of_known else None
 
     @property
     def calls_per_episode(self) -> float:
@@ -119,9 +130,16 @@ def scores(con: Connection, of_set: str) -> list[Score]:
           count(*) FILTER (is_correct) AS correct, count(*) FILTER (asked) AS asked,
           count(*) FILTER (needs_full) AS needed, count(*) FILTER (needs_full AND asked) AS asked_needed,
           count(*) FILTER (NOT needs_full) AS unneeded, count(*) FILTER (NOT needs_full AND asked) AS asked_unneeded,
+          coalesce(sum(least_visual_tokens), 0) AS least,
+          coalesce(sum(full_tokens) FILTER (least_visual_tokens IS NOT NULL), 0) AS full_of_known, RIGHT_TOOL,
           coalesce(sum(tool_calls), 0) AS calls, coalesce(sum(list_sum(call_tokens)), 0) AS call_tokens,
           coalesce(sum(visual_tokens), 0) AS visual, coalesce(sum(full_tokens), 0) AS full_view
         FROM episodes WHERE set = ? GROUP BY file, kind ORDER BY step, file, kind DESC"""
+    by_need = ", ".join(
+        f"count(*) FILTER (need = '{need}' AND is_right_tool) AS right_{need}, "
+        f"count(is_right_tool) FILTER (need = '{need}') AS known_{need}"
+        for need in NEEDS
+    )
     return [
         Score(
             set=of_set,
@@ -137,8 +155,11 @@ def scores(con: Connection, of_set: str) -> list[Score]:
             call_tokens=int(row["call_tokens"]),
             visual_tokens=int(row["visual"]),
             full_tokens=int(row["full_view"]),
+            right_tool={need: Rate(num_hits=row[f"right_{need}"], num_cases=row[f"known_{need}"]) for need in NEEDS},
+            least_tokens=int(row["least"]),
+            full_tokens_of_known=int(row["full_of_known"]),
         )
-        for row in select(con, sql, [of_set])
+        for row in select(con, sql.replace("RIGHT_TOOL", by_need), [of_set])
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cluster.records.files import write_atomically
 from cluster.records.reading import Row
 from cluster.viewer import pages, queries, rendering
 from cluster.viewer.episode_pages import episode_view
-from cluster.viewer.filters import PRESETS, Filter
+from cluster.viewer.filters import PRESETS, Filter, Preset, presets
 from cluster.viewer.pictures import encode, picture_of
 from cluster.viewer.runs import RunFolder
 
@@ -37,7 +37,8 @@ def write_report(run_dir: Path) -> Path:
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} has no {CONFIG}: give a run folder")
     run = RunFolder(run_dir.absolute().name, run_dir.absolute(), max_bytes=MAX_BYTES)
-    chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor())]
+    offered = presets(of_tools=run.is_of_tools)
+    chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor(), offered)]
     values = {
         **pages.overview(run),
         "run_url": "",  # no links
@@ -57,7 +58,7 @@ def write_report(run_dir: Path) -> Path:
     return report
 
 
-def choose_episodes(con: queries.Connection) -> Iterator[tuple[str, Row]]:
+def choose_episodes(con: queries.Connection, offered: Mapping[str, Preset] = PRESETS) -> Iterator[tuple[str, Row]]:
     """The newest episodes, the oldest, held-out ones, and those of each preset: a few of each, of different samples."""
     first = {
         "newest": {"set": "training"},
@@ -65,7 +66,7 @@ def choose_episodes(con: queries.Connection) -> Iterator[tuple[str, Row]]:
         "held-out": {"set": "heldout"},
     }
     kinds = [(title, Filter(values=values)) for title, values in first.items()]
-    kinds += [(preset.title, Filter(values={"preset": name})) for name, preset in PRESETS.items()]
+    kinds += [(preset.title, Filter(values={"preset": name})) for name, preset in offered.items()]
     seen = set[tuple[str, str]]()
     for title, chosen in kinds:
         num = 0

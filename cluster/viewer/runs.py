@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors.tools.resize import RESIZE
 from cluster.folders import CONFIG, read_summary
 from cluster.identity import flat_settings
 from cluster.records.events import FILE as EVENTS
@@ -94,6 +95,14 @@ class RunFolder:
                 return str(error)
 
         return self._fresh(CONFIG, CONFIG, read)
+
+    @property
+    def is_of_tools(self) -> bool:
+        """Whether its policy has more to choose from than the full view: by its settings, or by its episodes."""
+        config = self.config
+        if isinstance(config, Config) and config.rollout.tools.names != (RESIZE.name,):
+            return True
+        return self.episodes.uses_tools
 
     @property
     def look(self) -> Look | None:

@@ -41,8 +41,8 @@ class ModelFamily:
     """The shape in a config.json."""
     published: Mapping[str, Mapping[str, Any]]
     """config.json of published models by name, as far as memory and speed depend on it."""
-    box_units: Literal["pixels", "thousandths"]
-    """In which the model was taught to give coordinates: pixels of the picture it is shown, or 0 to 1000 per side."""
+    coordinates: Literal["absolute", "relative"]
+    """Those in which the published models were taught to give boxes, as in `rollout.tools.coordinates`."""
     tiny: TinyMember
 
     def name_in_files(self, name: str) -> str:

@@ -140,7 +140,7 @@ QWEN3_VL = ModelFamily(
     renamed_prefixes=(),
     read_shape=read_shape,
     published={f"qwen3-vl-{size}": _published(size) for size in TEXT},
-    box_units="thousandths",
+    coordinates="relative",
     tiny=TinyMember(
         text={
             "head_dim": 32,

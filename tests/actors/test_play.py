@@ -158,7 +158,9 @@ async def test_an_episode_of_many_turns_shows_what_was_called_for(tokenizer, ren
     ]
     assert len({image.key for image in last}) == 4
     refused = tokenizer.decode(generate.calls[3][0][len(generate.calls[2][0]) :])
-    assert "the box must lie inside the picture: x from 0 to 112, y from 0 to 112" in refused
+    outside = "the box must lie inside the picture: x from 0 to 112, y from 0 to 112"
+    assert outside in refused
+    assert [turn.fault for turn in episode.turns] == [None, None, outside, None, None]
 
 
 async def test_a_refused_call_ends_the_episode_by_default(tokenizer, renderer, views):
@@ -167,11 +169,33 @@ async def test_a_refused_call_ends_the_episode_by_default(tokenizer, renderer, v
     assert (episode.status, len(episode.turns), episode.asked) == (Status.MALFORMED, 1, False)
 
 
+@pytest.mark.parametrize(
+    ("replies", "fault"),
+    [
+        ((DIRECT,), None),
+        ((ASK, ASK), "turn 2 is the last one and must answer"),
+        ((OUTSIDE,), "name must be resize_image"),
+        (("red",), "not one <think> followed by one <answer> or one <tool_call>"),
+    ],
+)
+async def test_the_last_turn_says_why_it_is_malformed(tokenizer, renderer, views, replies, fault):
+    episode = await play(engine(tokenizer, *replies), renderer, views)
+    assert episode.turns[-1].fault == fault
+    assert all(turn.fault is None for turn in episode.turns[:-1])
+    assert (episode.status is Status.MALFORMED) == (fault is not None)
+
+
+async def test_a_call_where_no_tool_is_on_offer_says_so(tokenizer, renderer, views):
+    episode = await play(engine(tokenizer, ASK), renderer, views, "always_full")
+    assert episode.turns[0].fault == "no tool is on offer"
+
+
 async def test_a_turn_that_does_not_fit_truncates_the_episode(tokenizer, renderer, views):
     for reply in (REGION, OUTSIDE):
         rules = replace(rules_for("policy", MANY, greedy=False), max_prompt_tokens=40)
         episode = await play_episode(engine(tokenizer, reply), renderer, views, "what?", rules, EPISODE)
         assert (episode.status, len(episode.turns), episode.is_well_formed) == (Status.TRUNCATED, 1, False)
+        assert (episode.turns[0].fault is not None) == (reply == OUTSIDE), "a refused call stays one"
 
 
 def test_crops_of_full_views_of_another_size_have_another_key():

@@ -60,6 +60,9 @@ def draw_step(step: int, num_groups: int, num_tokens: int, rng: np.random.Genera
         "question": question,
         "reference": [f"colour {g}" for g in group],
         "needs_full": needs,
+        "needed_view": np.where(needs, "full", "quarter").tolist(),
+        "is_right_tool": asked == needs,
+        "least_visual_tokens": np.where(needs, 1280, 256),
         "image_sha256": ["0" * 64] * num,
         "status": np.where(rng.random(num) < 0.98, "answered", "malformed").tolist(),
         "asked": asked,
@@ -107,6 +110,7 @@ def draw_turns(asked: np.ndarray, step: int, num_tokens: int, rng: np.random.Gen
         "version_spans": pa.ListArray.from_arrays(np.arange(num + 1, dtype=np.int32), span),
         "finish_reason": pa.array(["stop"] * num),
         "tool": pa.array([None if first else "resize_image" for first in is_first], pa.string()),
+        "fault": pa.nulls(num, pa.string()),
     }
     turns = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
     return pa.ListArray.from_arrays(offsets.astype(np.int32), turns)

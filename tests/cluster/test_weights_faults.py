@@ -8,7 +8,7 @@ from actors.errors import LearnerError, LostBucketError, RolloutError, RunError,
 from actors.fleet.pool import RolloutPool
 from actors.weights.receiver import SyncState, WeightReceiver
 from cluster.weights import WeightChannel
-from tests.cluster.test_weights import DEAD, UNWELL, Learner, Worker, make_channel, versions
+from tests.cluster.scripted_weights import DEAD, UNWELL, Learner, Worker, make_channel, versions
 from tests.virtual_time import in_virtual_time
 
 LOST = LostBucketError("ObjectLostError: all copies are gone")

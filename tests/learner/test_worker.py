@@ -180,15 +180,17 @@ def test_an_update_by_another_objective_depends_neither_on_packing_nor_on_the_ze
     def metrics(budget, stage):
         rank = started(folder, objective=name, zero_stage=stage, is_off_policy=True)
         (plan,) = plan_of(GROUPS, prompts=2, budget=budget, objective=OBJECTIVES[name])
-        return rank.update(plan, images_of(plan, GROUPS)).metrics, exported(rank)
+        num_micro_batches = sum(len(piece.micro_batches) for piece in plan.mini_batches)
+        return rank.update(plan, images_of(plan, GROUPS)).metrics, exported(rank), num_micro_batches
 
-    (whole, weights), (split, _), (sharded, same) = metrics(400, 1), metrics(80, 1), metrics(400, 3)
-    for figure in ("loss", "grad_norm", "clipped", "importance_weight"):
-        assert split[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
-        assert sharded[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
-    for tensor, content in weights.items():
-        a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, same[tensor]))
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=tensor)
+    (whole, weights, few), *others = (metrics(budget, stage) for budget, stage in ((400, 1), (80, 1), (400, 3)))
+    assert [num > few for *_, num in others] == [True, False], "one of them is packed otherwise"
+    for found, same, _ in others:
+        for figure in ("loss", "grad_norm", "clipped", "importance_weight"):
+            assert found[f"learner/{figure}"] == pytest.approx(whole[f"learner/{figure}"], rel=1e-4, abs=1e-7)
+        for tensor, content in weights.items():
+            a, b = (torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (content, same[tensor]))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=tensor)
 
 
 @pytest.mark.parametrize("poison", [math.nan, -1000.0])

@@ -16,6 +16,7 @@ const COLUMNS = {
   advantage: (row) => (row.advantage === null ? "–" : (row.advantage > 0 ? "+" : "") + row.advantage.toFixed(2)),
   judge: (row) => row.judge ?? "–",
 };
+const NEEDED = { quarter: "the quarter view", region: "a region", full: "the full view" };
 const VERDICTS = new Map([[true, ["right", "good"]], [false, ["wrong", "bad"]], [null, ["no verdict", "none"]]]);
 
 function makeCell(name, row) {
@@ -30,9 +31,14 @@ function makeCell(name, row) {
     cell.append(badge);
     return cell;
   }
-  if (name === "tool" && row.needs_full !== null && row.asked !== row.needs_full && row.kind === "policy") {
+  const resized = row.called === "resize_image" || !row.called;
+  if (name === "tool" && row.kind === "policy" && row.asked && row.is_right_tool === false && (row.need === "region" || !resized)) {
     cell.classList.add("odd");
-    cell.title = row.needs_full ? "the full view is needed" : "the full view is not needed";
+    cell.title = `called ${row.called}; ${NEEDED[row.need]} is needed`;
+    text += `, ${NEEDED[row.need]} needed`;
+  } else if (name === "tool" && row.needs_full !== null && row.asked !== row.needs_full && row.kind === "policy") {
+    cell.classList.add("odd");
+    cell.title = row.need === "region" ? "a region is needed" : row.needs_full ? "the full view is needed" : "the full view is not needed";
     text += row.needs_full ? ", needed" : ", not needed";
   }
   if (name === "tool" && row.called && !cell.title) cell.title = row.called + (row.refused_calls ? `; ${row.refused_calls} refused` : "");
@@ -91,7 +97,10 @@ export function startTable() {
     const most = Math.floor(MAX_HEIGHT / rowHeight());
     document.getElementById("total").textContent = total.toLocaleString("en");
     note.textContent = total > most ? `the first ${most.toLocaleString("en")} are listed: narrow the filter` : `in ${Math.round(took)} ms`;
-    for (const [name, num] of Object.entries(found.presets)) document.querySelector(`[data-count="${name}"]`).textContent = num.toLocaleString("en");
+    for (const [name, num] of Object.entries(found.presets)) {
+      const label = document.querySelector(`[data-count="${name}"]`); // a preset that this run does not have is not listed
+      if (label) label.textContent = num.toLocaleString("en");
+    }
     total = Math.min(total, most);
   }
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from cluster.datasets.select import (
 from cluster.datasets.selection import Rule, Tried, figures, select_balanced
 from cluster.display import Display
 from cluster.fleet import Fleet
+from cluster.runs.lease import lease
 from configs.load import load_config
 from configs.paths import resolve_paths
 from judge.pool import JudgePool
@@ -238,3 +240,21 @@ def test_a_damaged_line_is_named(setup):
     (out / SAMPLES).write_bytes(b'{"row": 1, "full_size": [1, 1]}\nnot json\n')
     with pytest.raises(RunError, match=r"samples.jsonl: line 2 is damaged .*remove it"):
         Trials(out, Rule())
+
+
+async def test_a_folder_that_cannot_be_had_is_refused_with_the_option_that_chooses_another(setup):
+    config, _, out = setup
+    display = Display(resolve_paths(config), Console(file=io.StringIO()))
+
+    async def refusal(folder):
+        with pytest.raises(RunError) as refused:
+            await run_selection(resolve_paths(config), folder, Rule(), limit=None, display=display)
+        return str(refused.value)
+
+    told = await refusal(Path("/proc/selected"))
+    assert told.startswith("/proc/selected/lease cannot be written: ")
+    assert told.endswith("; give another --out")
+    with lease(out, say=lambda _: None):
+        told = await refusal(out)
+    assert told.endswith("wait for it, stop it, or give another --out")
+    assert "run." not in told.replace(str(out), "")

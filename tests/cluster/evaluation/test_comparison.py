@@ -14,7 +14,7 @@ from judge.benchmarks.scores import SCORES, mean_score
 UNIT = mean_score("accuracy", 1.0)
 
 
-def play(kind, sample, *scores, asked=False, seconds=1.0, needs_full=None, answer="a"):
+def play(kind, sample, *scores, asked=False, seconds=1.0, needs_full=None, answer="a", **known):
     quarter, full = 16, 64
     tokens = {"policy": quarter + full * asked, "always_quarter": quarter, "always_full": full}[kind]
     return Play(
@@ -28,6 +28,7 @@ def play(kind, sample, *scores, asked=False, seconds=1.0, needs_full=None, answe
         asked=asked,
         is_well_formed=True,
         needs_full=needs_full,
+        **dict.fromkeys(("need", "is_right_tool", "least_visual_tokens")) | known,
         num_visual_tokens=tokens,
         num_generated_tokens=10,
         seconds=seconds,
@@ -99,6 +100,51 @@ def test_a_sample_without_tools_says_nothing_of_them():
     one = compare("heldout", UNIT, plays, rows, num_samples=1)
     assert value(one, "score") == 1.0
     assert value(one, "tool_gain") is None
+
+
+NEEDS = [
+    ("quarter", True, 16, False),
+    ("quarter", False, 16, True),
+    ("region", True, 20, True),
+    ("full", True, 80, True),
+    (None, None, None, True),
+]
+
+
+def needing():
+    plays = {}
+    for at, (need, is_right, least, asked) in enumerate(NEEDS):
+        for kind in ("policy", "always_quarter", "always_full"):
+            known = {"need": need, "is_right_tool": is_right, "least_visual_tokens": least} if kind == "policy" else {}
+            plays[kind, str(at)] = play(kind, str(at), 1.0, asked=asked and kind == "policy", **known)
+    rows = {str(at): BenchmarkRow(question="?", references=("yes",)) for at in range(len(NEEDS))}
+    return compare("heldout", UNIT, plays, rows, num_samples=len(NEEDS))
+
+
+def test_right_tools_and_the_optimum_by_hand():
+    one = needing()
+    shares = [value(one, f"right_tool_share_{need}") for need in ("quarter", "region", "full")]
+    assert shares == [0.5, 1.0, 1.0]
+    assert value(one, "right_tool_share") == 0.5, "the least of them"
+    assert value(one, "visual_token_optimum") == pytest.approx((16 + 16 + 20 + 80) / (4 * 64))
+    assert [one.num_cases(f"right_tool_share{n}") for n in ("", "_quarter", "_region")] == [4, 2, 1]
+    worst = one.estimates["right_tool_share"]
+    assert 0 <= worst.low <= 0.5 <= worst.high <= 1
+    assert value(compared(CELLS), "right_tool_share_region") is None
+    assert "right_tool_share" not in compared(CELLS).estimates
+
+
+def test_the_table_of_right_tools_stands_where_there_is_more_to_choose_from():
+    titles = [table.title for table in result_tables([needing()], {})]
+    assert titles[-1] == "Answered after just what is needed, by need"
+    plain = {
+        (kind, "0"): play(kind, "0", 1.0, **({"need": "full", "is_right_tool": True, "least_visual_tokens": 80}))
+        for kind in ("policy", "always_quarter", "always_full")
+    }
+    rows = {"0": BenchmarkRow(question="?", references=("yes",))}
+    one = compare("heldout", UNIT, plain, rows, num_samples=1)
+    assert len(result_tables([one], {})) == 2
+    assert len(result_tables([one], {}, is_of_tools=True)) == 3
 
 
 def test_samples_without_a_verdict_or_a_play_are_in_no_figure_and_counted():

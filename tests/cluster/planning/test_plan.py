@@ -146,6 +146,79 @@ def test_the_tokens_of_a_group_are_counted_as_the_learner_shares_them():
     assert work.encoded_tokens == 125
 
 
+def test_calls_for_regions_are_counted_one_by_one():
+    """Two of four episodes call for the full view once and for two regions of 16: 100 + 2 x 16 + 3 x 3 in prompts, and
+    four replies of 7 each."""
+    work = Workload(
+        visual_tokens=100, token_side=28, text_tokens=10, second_text_tokens=3, turn_tokens=7, ask_share=0.5,
+        shows_full_first=False, group_size=4, groups=1, full_calls=1.0, region_calls=2.0, region_tokens=16,
+    )  # fmt: skip
+    assert work.views == {25: 1, 100: 1, 16: 4}, "a group shares the full view; regions differ"
+    assert work.encoded_tokens == 25 + 100 + 4 * 16
+    assert work.prefilled_tokens == 35 + 2 * (132 + 9)
+    assert work.generated_tokens == 7 * (4 + 2 * 3)
+    assert work.last_prompt == 35 + 141 + 3 * 7
+    own = 141 + 4 * 7
+    assert work.token_pairs == 35**2 / 2 + 2 * 7 * (35 + 3.5) + 2 * own * (35 + own / 2)
+    each = 141 / 3  # prompt k of 3 follows k replies and k - 1 others
+    prompts = sum(each * (35 + k * 7 + (k - 1) * each + each / 2) for k in (1, 2, 3))
+    assert work.prefill_pairs == pytest.approx(35**2 / 2 + 2 * prompts)
+
+
+CROPS = "rollout.tools.names=resize_image,request_local_region"
+
+
+def test_the_default_tools_are_one_call_for_the_full_view():
+    _, found, told = plan()
+    assumed = found["assumed"]
+    assert (assumed["full_calls"], assumed["region_calls"], assumed["region_tokens"]) == (1, 0, 0)
+    assert "50% of episodes ask (--pixels, --turn-tokens, --asks)" in told
+    assert found["prompts"]["last"] < found["prompts"]["most"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "full", "regions"),
+    [
+        ([CROPS], 0.5, 0.5),  # one call, of either tool
+        ([CROPS, "rollout.tools.max_turns=8"], 1.0, 3.0),  # 1 to 7 calls, of which the full view may be one
+        ([CROPS, "rollout.tools.max_turns=8", "--calls", "7"], 1.0, 6.0),
+        (["rollout.tools.names=image_zoom_in_tool", "rollout.tools.max_turns=4"], 0.0, 2.0),
+        ([CROPS, "rollout.tools.max_turns=8", "rollout.tools.max_calls={request_local_region: 2}"], 1.0, 1.0),
+    ],
+)
+def test_expected_calls_follow_the_tools_and_their_limits(settings, full, regions):
+    code, found, _ = plan(*settings, "--pixels", "50176", "--region", "0.125")
+    assert code == 0
+    assert (found["assumed"]["full_calls"], found["assumed"]["region_calls"]) == (full, regions)
+    assert found["assumed"]["region_tokens"] == 8, "an eighth of 64"
+
+
+def test_a_crop_is_cheaper_than_the_full_view_and_more_calls_are_dearer():
+    crops = ["--config", "visionthink_3b_2gpu", "rollout.tools.max_turns=6", "rollout.tools.names=request_local_region"]
+    resize = ["--config", "visionthink_3b_2gpu", "--calls", "1"]
+    one, four = (plan(*crops, "--calls", str(calls), "--region", "0.0625")[1] for calls in (1, 4))
+    _, full, _ = plan(*resize)
+    assert one["step"]["vision_s"] < four["step"]["vision_s"]
+    assert one["step"]["play_s"] < four["step"]["play_s"]
+    assert one["prompts"]["last"] < full["prompts"]["last"]
+
+
+def test_prompts_that_grow_beyond_the_limit_are_told():
+    arguments = [CROPS, "rollout.tools.max_turns=12", "--calls", "11", "--region", "1"]
+    code, found, told = plan(*arguments)
+    assert code == 0
+    assert found["prompts"]["last"] > found["prompts"]["most"] == 512
+    assert "above rollout.max_prompt_tokens=512, so that many end as truncated" in told
+    assert "11 times each: 1 for the full view (64 visual tokens) and 10 for a region (64)" in told
+    assert plan(CROPS)[2].count("truncated") == 0
+
+
+def test_more_calls_than_an_episode_may_have_are_refused():
+    code, _, told = plan("--calls", "2")
+    assert code == 1
+    assert "--calls=2.0 is invalid: must be from 1 to 1 with rollout.tools" in told
+
+
 def test_a_view_larger_than_a_pass_is_recomputed_by_block_and_rounds_hold_whole_groups():
     learner = load_config("visionthink_3b_2gpu", ["learner.offload_optimizer=false"]).learner
     small = Workload(

@@ -100,6 +100,32 @@ def test_placeholders_that_are_not_as_many_as_the_features_are_an_error(paths, t
     assert list(sample_problems(resolve_paths(load_config("tiny", paths)))) == []
 
 
+TOOLS = ["rollout.tools.names=resize_image,request_local_region", "rollout.tools.max_turns=5"]
+
+
+def test_prompts_are_tried_with_as_many_calls_as_an_episode_may_have(paths, tmp_path):
+    """The full view once, then regions of a quarter of the picture."""
+    model = Path(shutil.copytree(ROOT / "configs" / "tiny", tmp_path / "model"))
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(json.dumps(settings | {"merge_size": 1}))
+    config = resolve_paths(
+        load_config("tiny", [*paths, *TOOLS, f"model.path={model}", "rollout.max_prompt_tokens=4096"])
+    )
+    problems = [str(problem) for problem in sample_problems(config)][:5]
+    placeholders = [16, 16 + 64, 16 + 64 + 16, 16 + 64 + 32, 16 + 64 + 48]
+    for problem, number, name in zip(problems, placeholders, ("first", "second", "third", "4th", "5th"), strict=True):
+        assert f"the {name} prompt has {number} image placeholders" in problem
+        assert f"makes {4 * number} features" in problem
+    whole = [*paths, *TOOLS]
+    assert list(sample_problems(resolve_paths(load_config("tiny", [*whole, "rollout.max_prompt_tokens=4096"])))) == []
+    told = [
+        str(problem)
+        for problem in sample_problems(resolve_paths(load_config("tiny", [*whole, "rollout.max_prompt_tokens=150"])))
+    ]
+    assert len(told) == 8, "one warning per row"
+    assert "after regions of a quarter of the picture, exceeds rollout.max_prompt_tokens=150" in told[0]
+
+
 def test_rows_that_cannot_be_played_are_warnings_with_the_reason(paths, tmp_path):
     rows = [{"problem": "what?", "images": [{"bytes": b"no picture", "path": None}], "original_answer": "a"}] * 3
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")

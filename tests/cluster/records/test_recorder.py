@@ -11,6 +11,7 @@ import pytest
 from actors.data.dataset import CursorState
 from actors.episode import SampleRef, VersionSpan
 from actors.errors import RunError
+from actors.views import Crop
 from cluster.heldout import HeldoutPlay
 from cluster.records.metrics import summarize
 from cluster.records.reading import read_skips
@@ -79,6 +80,59 @@ def test_what_a_verdict_took_and_who_gave_it_is_on_disk(tmp_path):
         ("openai", "v1", "gpt-4o-2024-11-20", 1, 90, 3),
         (None, None, None, 3, 0, 0),
     ]
+
+
+def rows_of(folder, *groups):
+    recorder = Recorder(folder, step=0)
+    recorder.record_step(1, replace(collected("0-1"), trained=tuple(groups)), {})
+    recorder.close()
+    return pq.read_table(folder / "episodes" / "step-000001.parquet").to_pylist()
+
+
+def test_what_a_sample_needs_and_whether_just_that_was_shown_is_on_disk(tmp_path):
+    (group,) = collected("0-1").trained
+    asked, malformed = group.played.episodes
+    region = Crop(left=56, top=0, right=112, bottom=56)
+    cropped = replace(asked, turns=(asked.turns[0], replace(asked.turns[1], view=region, num_visual_tokens=4)))
+    needs = {"full": (True, 80), region: (False, 20), "quarter": (False, 16)}
+    for n, (needed, (is_right, least)) in enumerate(needs.items()):
+        played = replace(group.played, needed_view=needed)
+        first, second = rows_of(tmp_path / str(n), replace(group, played=played))
+        assert (first["needed_view"], first["is_right_tool"]) == (str(needed), is_right)
+        assert (first["least_visual_tokens"], second["is_right_tool"]) == (least, False)
+    played = replace(group.played, needed_view=region, episodes=(cropped, malformed))
+    assert rows_of(tmp_path / "right", replace(group, played=played))[0]["is_right_tool"] is True
+    played = replace(group.played, needs_full=False)
+    assert rows_of(tmp_path / "yes or no", replace(group, played=played))[0]["needed_view"] == "quarter"
+    unknown = rows_of(tmp_path / "unknown", group)[0]
+    assert [unknown[name] for name in ("needed_view", "is_right_tool", "least_visual_tokens")] == [None] * 3
+    at_once = replace(malformed, turns=(make_turn("full"),))
+    played = replace(group.played, needed_view=region, episodes=(at_once, at_once))
+    full = rows_of(tmp_path / "full at once", replace(group, played=played))[0]
+    assert (full["needed_view"], full["is_right_tool"], full["least_visual_tokens"]) == (str(region), None, None)
+
+
+def test_a_reward_is_on_disk_in_its_parts(tmp_path):
+    (group,) = collected("0-1").trained
+    config = RewardConfig(penalty="always", budget_weight=0.2, token_budget=0.25, area_weight=0.5)
+    rewards = group_rewards(group.played.episodes[:1], group.outcomes[:1], config)
+    scored, unscored = rows_of(tmp_path, replace(group, rewards=(*rewards, None)))
+    parts = scored["reward_parts"]
+    assert parts == pytest.approx(
+        {"accuracy": 1.0, "format": 0.5, "box": 0.0, "control": 0.1, "area": 0.0, "budget": 0.2, "overlong": 0.0}
+    )
+    added = sum(parts[name] for name in ("accuracy", "format", "box"))
+    taken = sum(parts[name] for name in ("control", "area", "budget", "overlong"))
+    assert scored["reward"] == pytest.approx(added - taken)
+    assert unscored["reward_parts"] is None
+
+
+def test_why_a_call_was_refused_is_on_disk(tmp_path):
+    (group,) = collected("0-1").trained
+    asked, malformed = group.played.episodes
+    refused = replace(malformed, turns=(replace(malformed.turns[0], fault="no tool is on offer"),))
+    rows = rows_of(tmp_path, replace(group, played=replace(group.played, episodes=(asked, refused))))
+    assert [[turn["fault"] for turn in row["turns"]] for row in rows] == [[None, None], ["no tool is on offer"]]
 
 
 def test_which_versions_sampled_an_episode_is_on_disk_and_its_age_counts_from_the_oldest(tmp_path):

@@ -63,9 +63,19 @@ def test_the_turns_of_other_tools_are_shown(ask):
     done = ask("which colour?", *CROPS, *LONG, says=(OUTSIDE, REGION, RED))
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line]
-    assert lines[3:5] == ["calls what it may not", "turn 2: why not"]
+    why_not = "why not: the box must lie inside the picture: x from 0 to 112, y from 0 to 112"
+    assert lines[3:5] == ["calls what it may not", f"turn 2: {why_not}"]
     assert lines[6:8] == ["calls request_local_region", "turn 3: crop:56,56,112,112 view, 4 visual tokens"]
     assert "request_local_region called once: 20 visual tokens" in " ".join(lines)
+
+
+def test_why_a_reply_is_malformed_is_told(ask):
+    done = ask("which colour?", *CROPS, *LONG, says=(REGION,) * 3)
+    told = "malformed (turn 3 is the last one and must answer); request_local_region called 2 times"
+    assert told in " ".join(done.stdout.split())
+    found = ask("which colour?", *CROPS, *LONG, "--json", says=(OUTSIDE, RED)).stdout.splitlines()[-1]
+    faults = [turn["fault"] for turn in json.loads(found)["turns"]]
+    assert faults == ["the box must lie inside the picture: x from 0 to 112, y from 0 to 112", None]
 
 
 def test_a_crop_as_json(ask):

@@ -91,12 +91,38 @@ async def test_metrics_by_tool(monkeypatch):
         assert line in page
 
 
+def test_an_export_says_what_follows_a_wrong_call_and_in_which_units_boxes_are(tmp_path):
+    tools = ["rollout.tools.names=image_zoom_in_tool", "rollout.tools.max_calls={image_zoom_in_tool: 1}"]
+    how = ["rollout.tools.on_wrong_call=reply", "rollout.tools.coordinates=relative"]
+    write_card(tmp_path, load_config("tiny", [*tools, *how]), step=1)
+    card = (tmp_path / "README.md").read_text()
+    assert "is answered with the reason" in card
+    assert "units from 0 to 1000 of the sides" in card
+    assert "It may be called once." in card
+    assert "resize_image" not in card
+
+
+def test_an_export_without_tools_says_so(tmp_path):
+    write_card(tmp_path, load_config("tiny", ["rollout.mode=general"]), step=1)
+    card = (tmp_path / "README.md").read_text()
+    assert "is shown the whole picture at once" in card
+    assert "tool_call" not in card
+    assert "Several turns" not in card
+
+
 def test_an_export_names_its_tools_and_is_served_with_them(tmp_path):
     overrides = ["rollout.tools.names=resize_image,request_local_region", "rollout.tools.max_turns=4"]
     write_card(tmp_path, load_config("tiny", overrides), step=1)
     card = (tmp_path / "README.md").read_text()
     assert "`request_local_region`: Shows one region" in card
-    assert "at most 4 turns" in card
+    assert "At most 4 turns" in card
+    region = '"bbox_2d": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4'
+    assert region in card, "the schema of its arguments"
+    assert "It may be called once. A call costs the visual tokens of the full view" in card
+    assert "It may be called as often as turns are left. A call costs the visual tokens of the region" in card
+    assert "calls tools for more of the picture only when" in card
+    assert "ends the episode as malformed" in card
+    assert "resize_image, request_local_region" in (tmp_path / "client.py").read_text()
     assert "--limit-mm-per-prompt '{\"image\": 4}'" in card
     assert yaml.safe_load((tmp_path / "visionthink.yaml").read_text())["rollout"]["tools"]["max_turns"] == 4
     for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):

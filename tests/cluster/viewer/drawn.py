@@ -24,6 +24,31 @@ def turn(text: str = "<think>flat</think>", view: str = "quarter", **changes) ->
     } | changes
 
 
+def call(name: str, **arguments) -> str:
+    return f"<think>there</think><tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def crop(text: str, view: str, tool: str, tokens: int, num_prompt_tokens: int = 60) -> dict:
+    return turn(text, view, tool=tool, num_visual_tokens=tokens, num_prompt_tokens=num_prompt_tokens)
+
+
+LOOK = call("request_local_region", bbox_2d=[28, 28, 84, 84])
+ZOOM = call("image_zoom_in_tool", bbox_2d=[0, 56, 56, 112], label="corner", img_idx=1)
+ANSWER = "<answer>vertical</answer>"
+REGION, INNER = "crop:56,56,168,168", "crop:56,112,112,168"
+TURNS = {
+    "looked": [turn(LOOK), crop(ANSWER, REGION, "request_local_region", 16)],
+    "zoomed": [
+        turn(LOOK),
+        crop(ZOOM, REGION, "request_local_region", 16),
+        crop(ANSWER, INNER, "image_zoom_in_tool", 4, 90),
+    ],
+    "refused": [turn(LOOK), turn(ANSWER, None, tool=None, num_visual_tokens=0, num_prompt_tokens=40)],
+    "resized": [turn("x"), turn(ANSWER, "full", tool="resize_image")],
+    "direct": [turn(ANSWER)],
+}
+
+
 def episode(
     index: int = 0, *, sample: str = "0-7", asked: bool = False, correct: bool | None = True, **changes
 ) -> dict:

@@ -1,7 +1,6 @@
 """Episodes with several tools: boxes on the pictures that calls refer to, the regions themselves, their cost."""
 
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -26,35 +25,10 @@ from cluster.viewer.runs import RunBook
 from cluster.viewer.server import make_app
 from configs.load import to_yaml
 from configs.schema import Config
-from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
+from tests.cluster.viewer.drawn import ANSWER, REGION, TURNS, call, crop, episode, heldout, turn, write_run
 
 FULL = (224, 224)
 KEY = "set=training&file=step-000001&kind=policy&sample=0-7&index="
-
-
-def call(name: str, **arguments) -> str:
-    return f"<think>there</think><tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
-
-
-def crop(text: str, view: str, tool: str, tokens: int, num_prompt_tokens: int = 60) -> dict:
-    return turn(text, view, tool=tool, num_visual_tokens=tokens, num_prompt_tokens=num_prompt_tokens)
-
-
-LOOK = call("request_local_region", bbox_2d=[28, 28, 84, 84])
-ZOOM = call("image_zoom_in_tool", bbox_2d=[0, 56, 56, 112], label="corner", img_idx=1)
-ANSWER = "<answer>vertical</answer>"
-REGION, INNER = "crop:56,56,168,168", "crop:56,112,112,168"
-TURNS = {
-    "looked": [turn(LOOK), crop(ANSWER, REGION, "request_local_region", 16)],
-    "zoomed": [
-        turn(LOOK),
-        crop(ZOOM, REGION, "request_local_region", 16),
-        crop(ANSWER, INNER, "image_zoom_in_tool", 4, 90),
-    ],
-    "refused": [turn(LOOK), turn(ANSWER, None, tool=None, num_visual_tokens=0, num_prompt_tokens=40)],
-    "resized": [turn("x"), turn(ANSWER, "full", tool="resize_image")],
-    "direct": [turn(ANSWER)],
-}
 
 
 def write_tools_run(folder: Path) -> Path:
@@ -192,7 +166,7 @@ def test_calls_and_their_tokens_are_counted_by_tool(run):
 def test_a_file_that_names_no_tool_has_calls_of_the_full_view(run):
     path = run / "episodes" / "step-000001.parquet"
     table = pq.read_table(path)
-    kept = [field for field in EPISODES.field("turns").type.value_type if field.name != "tool"]
+    kept = [field for field in EPISODES.field("turns").type.value_type if field.name not in ("tool", "fault")]
     turns = [[{f.name: t[f.name] for f in kept} for t in TURNS[name]] for name in ("resized", "direct") for _ in "ab"]
     old = table.slice(0, 4).set_column(
         table.schema.get_field_index("turns"), "turns", pa.array(turns, pa.list_(pa.struct(kept)))

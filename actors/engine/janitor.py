@@ -20,16 +20,17 @@ from pathlib import Path
 FOLDER = "/dev/shm/"
 PREFIXES = ("psm_", "sem.mp-")
 """Shared memory and semaphores of Python's multiprocessing."""
+START_S = 60.0
 POLL_S = 1.0
 LAST_BREATH_S = 1.0
 """For the engine's processes to end after their owner."""
 
 
-def watch(pid: int) -> subprocess.Popen[bytes]:
-    """Start a janitor for this process."""
+def watch(pid: int) -> None:
+    """Start a janitor for this process, and no child of it: where Ray ends a worker, it kills the children first."""
     command = [sys.executable, "-I", str(Path(__file__).resolve()), str(pid)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload, no-any-return]
+    subprocess.run(command, start_new_session=True, check=True, timeout=START_S, **quiet)  # type: ignore[call-overload]
 
 
 def clean_up_after(owner: int) -> None:
@@ -40,8 +41,7 @@ def clean_up_after(owner: int) -> None:
         return
     names: set[str] = set()
     while not select.select([handle], [], [], POLL_S)[0]:
-        family = {owner, *descendants(owner)} - {os.getpid()}
-        names |= names_of({inode for pid in family for inode in mapped_inodes(pid)})
+        names |= names_of({inode for pid in (owner, *descendants(owner)) for inode in mapped_inodes(pid)})
     time.sleep(LAST_BREATH_S)
     for name in names:
         with contextlib.suppress(OSError):
@@ -77,5 +77,5 @@ def names_of(inodes: set[int]) -> set[str]:
         return {entry.name for entry in entries if entry.name.startswith(PREFIXES) and entry.inode() in inodes}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.fork() == 0:
     clean_up_after(int(sys.argv[1]))

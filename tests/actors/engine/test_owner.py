@@ -8,6 +8,7 @@ import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import psutil
 import pytest
 
 from configs.paths import ROOT
@@ -48,7 +49,9 @@ def test_an_owner_that_is_killed_with_its_engines_leaves_nothing_of_theirs(share
         segment = Path("/dev/shm") / owner.stdout.readline().strip()
         assert segment.is_file()
         time.sleep(3)  # seen once a second
-        os.killpg(owner.pid, signal.SIGKILL)  # all of them at once, as Ray does
+        for child in psutil.Process(owner.pid).children():  # as Ray does where it ends a worker itself
+            child.kill()
+        os.killpg(owner.pid, signal.SIGKILL)  # all of them at once, as Ray does where a worker was killed
         owner.wait()
         deadline = time.monotonic() + 20
         while segment.exists() and time.monotonic() < deadline:

@@ -10,12 +10,14 @@ import sys
 
 import pytest
 
+from actors.engine.engine_config import set_engine_environment
 from actors.engine.quick_start import can_fork, no_collections
 from configs.paths import ROOT
 from configs.schema import RolloutConfig
 
 WORKER = """
 import os, signal, socket, sys, time
+from actors.engine.engine_config import set_engine_environment
 from actors.engine.quick_start import let_go_of_sockets
 ray = socket.socket(fileno=int(sys.argv[1]))
 if os.fork() == 0:
@@ -70,3 +72,16 @@ def test_collections_go_on_after_a_failure_and_stay_off_where_they_were_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiles"),
+    [({}, False), ({"enforce_eager": False}, True), ({"num_gpus": 1}, True)],
+    ids=["eager on a CPU", "compiled on a CPU", "on a GPU"],
+)
+def test_only_an_eager_cpu_engine_compiles_nothing(monkeypatch, settings, compiles):
+    environment: dict[str, str] = {}
+    monkeypatch.setattr("actors.engine.engine_config.own_engines", lambda: None)
+    monkeypatch.setattr(os, "environ", environment)
+    set_engine_environment(RolloutConfig(**settings))
+    assert ("TORCHDYNAMO_DISABLE" not in environment) == compiles

@@ -20,6 +20,7 @@ OWNERS = {
     "ray": ("cluster/", "judge/deployment.py", "judge/llm/server.py", "judge/llm/server_engine.py"),
     "vllm": (
         "actors/engine/engine_config.py",
+        "actors/engine/quick_start.py",
         "actors/engine/vllm_engine.py",
         "actors/engine/vllm_extension.py",
         "actors/engine/transfer.py",

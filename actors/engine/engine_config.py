@@ -26,6 +26,9 @@ def set_engine_environment(config: RolloutConfig) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
+        if config.enforce_eager:
+            # vLLM compiles how it ranks log-probabilities all the same: seconds of the first turns, for one comparison.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def engine_config(

@@ -20,16 +20,17 @@ from pathlib import Path
 FOLDER = "/dev/shm/"
 PREFIXES = ("psm_", "sem.mp-")
 """Shared memory and semaphores of Python's multiprocessing."""
+START_S = 60.0
 POLL_S = 1.0
 LAST_BREATH_S = 1.0
 """For the engine's processes to end after their owner."""
 
 
-def watch(pid: int) -> subprocess.Popen[bytes]:
-    """Start a janitor for this process."""
+def watch(pid: int) -> None:
+    """Start a janitor for this process, and no child of it: where Ray ends a worker, it kills the children first."""
     command = [sys.executable, "-I", str(Path(__file__).resolve()), str(pid)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload, no-any-return]
+    subprocess.run(command, start_new_session=True, check=True, timeout=START_S, **quiet)  # type: ignore[call-overload]
 
 
 def clean_up_after(owner: int) -> None:
@@ -39,10 +40,8 @@ def clean_up_after(owner: int) -> None:
     except ProcessLookupError:
         return
     names: set[str] = set()
-    family: set[int] = set()
     while not select.select([handle], [], [], POLL_S)[0]:
-        family = {owner, *descendants(owner)} - {os.getpid()}
-        names |= {name for pid in family for name in mapped_names(pid)}
+        names |= names_of({inode for pid in (owner, *descendants(owner)) for inode in mapped_inodes(pid)})
     time.sleep(LAST_BREATH_S)
     for name in names:
         with contextlib.suppress(OSError):
@@ -59,15 +58,24 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def mapped_names(pid: int) -> set[str]:
-    """Names of shared memory and semaphores that a process has mapped; none if it is gone."""
+def mapped_inodes(pid: int) -> set[int]:
+    """Of the files in /dev/shm that a process has mapped; none if it is gone.
+
+    A semaphore's own maker has mapped it under another name, which is gone by then.
+    """
     try:
         lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    names = {line.partition(FOLDER)[2] for line in lines}
-    return {name for name in names if name.startswith(PREFIXES) and not name.endswith("(deleted)")}
+    fields = (line.split(maxsplit=5) for line in lines if FOLDER in line)  # range, access, offset, device, inode, path
+    return {int(field[4]) for field in fields}
 
 
-if __name__ == "__main__":
+def names_of(inodes: set[int]) -> set[str]:
+    """Names of the shared memory and semaphores that these are."""
+    with os.scandir(FOLDER) as entries:
+        return {entry.name for entry in entries if entry.name.startswith(PREFIXES) and entry.inode() in inodes}
+
+
+if __name__ == "__main__" and os.fork() == 0:
     clean_up_after(int(sys.argv[1]))

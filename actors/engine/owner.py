@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import threading
 
 from actors.engine.janitor import watch
@@ -13,13 +12,10 @@ OWNER_VARIABLE = "VISIONTHINK_ENGINE_OWNER"
 """Environment variable with the owner's process id, inherited by the engine's processes."""
 
 
-_janitors: list[subprocess.Popen[bytes]] = []
-
-
 def own_engines() -> None:
     """Make this process the owner of all engines it starts from now on. Nothing of them outlives it."""
     if os.environ.get(OWNER_VARIABLE) != str(os.getpid()):
-        _janitors.append(watch(os.getpid()))
+        watch(os.getpid())
     os.environ[OWNER_VARIABLE] = str(os.getpid())
 
 

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from actors.engine.budget import ModelWidths, token_budget
 from actors.engine.engine_config import engine_config, gpu_memory, set_engine_environment
 from actors.engine.gate import TurnGate
+from actors.engine.quick_start import engine_forked, no_collections
 from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
@@ -54,7 +55,8 @@ class VllmEngine:
         seed: int,
     ) -> None:
         set_engine_environment(rollout)
-        from vllm.v1.engine.async_llm import AsyncLLM  # reads the environment set above
+        with no_collections():
+            from vllm.v1.engine.async_llm import AsyncLLM  # reads the environment set above
 
         budget = token_budget(
             rollout,
@@ -66,7 +68,8 @@ class VllmEngine:
         config = engine_config(
             model, rollout, budget, extension=self.extension, transport=transport, can_sleep=can_sleep, seed=seed
         )
-        self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        with engine_forked(rollout):
+            self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)

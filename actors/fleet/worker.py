@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.data.benchmarks.dataset import BenchmarkSet, open_samples
 from actors.data.dataset import Dataset
+from actors.engine.quick_start import no_collections
 from actors.engine.vllm_engine import VllmEngine
 from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
 from actors.errors import DataError, RolloutError, SampleError
@@ -50,7 +51,8 @@ class RolloutWorker:
         self._datasets: dict[str, Dataset | BenchmarkSet] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-rows")  # data sets are read by one thread alone
         model = replace(model, path=local_copy(model.path))
-        tokenizer = load_tokenizer(model.path)
+        with no_collections():  # it imports much
+            tokenizer = load_tokenizer(model.path)
         self._renderer = ChatRenderer(tokenizer, load_prompt_style(model.prompt))
         self._spec = spec = ViewSpec.from_model(model)
         self._cutter = PictureCutter(spec, data)

@@ -429,6 +429,19 @@ def engine_processes(worker, loop) -> list[psutil.Process]:
     return psutil.Process(loop.run(answer(worker._actor.pid.remote()))).children(recursive=True)
 
 
+def sockets(pid: int) -> set[str]:
+    numbers = (f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd"))
+    return {target for target in map(os.readlink, numbers) if target.startswith("socket:")}
+
+
+def test_an_engines_process_holds_no_socket_by_which_ray_sees_that_its_worker_lives(worker, loop, synced):
+    of_worker, processes = sockets(loop.run(answer(worker._actor.pid.remote()))), engine_processes(worker, loop)
+    assert of_worker
+    assert any("".join(process.cmdline()).startswith("VLLM::EngineCore") for process in processes)
+    for process in processes:
+        assert not sockets(process.pid) & of_worker
+
+
 def test_an_engine_that_hangs_is_not_healthy(worker, loop, synced):
     """vLLM's own check finds nothing wrong with it."""
     processes = engine_processes(worker, loop)

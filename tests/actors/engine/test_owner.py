@@ -8,6 +8,9 @@ import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import psutil
+import pytest
+
 from configs.paths import ROOT
 
 OWNER = """
@@ -19,26 +22,36 @@ print(engine.stdout.readline().strip(), flush=True)
 time.sleep(60)
 """
 ENGINE = """
-import time
+import multiprocessing, time
 from multiprocessing import resource_tracker, shared_memory
 resource_tracker.register = lambda *_: None  # it is killed as well
-segment = shared_memory.SharedMemory(create=True, size=64)
-print(segment.name, flush=True)
+SHARED
 time.sleep(60)
+"""
+SEGMENT = "segment = shared_memory.SharedMemory(create=True, size=64); print(segment.name, flush=True)"
+SEMAPHORE = """
+lock = multiprocessing.get_context("spawn").Lock(); print("sem." + lock._semlock.name[1:], flush=True)
 """
 
 
-def test_an_owner_that_is_killed_with_its_engines_leaves_nothing_of_theirs():
+@pytest.mark.parametrize("shared", [SEGMENT, SEMAPHORE], ids=["memory", "semaphore"])
+def test_an_owner_that_is_killed_with_its_engines_leaves_nothing_of_theirs(shared):
     other = shared_memory.SharedMemory(create=True, size=64)
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, ENGINE], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", OWNER, ENGINE.replace("SHARED", shared)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert owner.stdout is not None
         segment = Path("/dev/shm") / owner.stdout.readline().strip()
         assert segment.is_file()
         time.sleep(3)  # seen once a second
-        os.killpg(owner.pid, signal.SIGKILL)  # all of them at once, as Ray does
+        for child in psutil.Process(owner.pid).children():  # as Ray does where it ends a worker itself
+            child.kill()
+        os.killpg(owner.pid, signal.SIGKILL)  # all of them at once, as Ray does where a worker was killed
         owner.wait()
         deadline = time.monotonic() + 20
         while segment.exists() and time.monotonic() < deadline:

@@ -23,10 +23,11 @@ from actors.fleet.cutting import CutPicture
 from cluster.serving.admission import Admission, Ticket
 from cluster.serving.deltas import Delta, merged
 from cluster.serving.errors import ApiError
+from cluster.serving.events import DONE, event
 from cluster.serving.metrics import Metrics
 from cluster.serving.policy import Answered, Event, OnEvent, ServedPolicy
 from cluster.serving.remote import fetch_picture
-from cluster.serving.replies import DONE, ReplyHead, event
+from cluster.serving.replies import ReplyHead
 from cluster.serving.requests import ChatRequest, parse_request
 
 T = TypeVar("T")

@@ -65,7 +65,9 @@ async def _started(config: Config, start: Start) -> ServedPolicy:
 def served(
     config: Config, settings: ServeSettings, *, replicas: Range, host: str, port: int, start: Start = start_policy
 ) -> Iterator[str]:
-    """The endpoint's address while it is up. Needs a connection to Ray; blocks while the first engine starts.
+    """The endpoint's address while it is up. Blocks while the first engine starts.
+
+    Needs a connection to Ray that was made with `gateway.ENVIRONMENT`.
 
     Args:
         start: starts the policy of a replica; a function that can be pickled.

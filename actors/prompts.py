@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 VISION_TOKENS = (IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, "<|vision_pad|>")
 """Placeholder tokens for images. The policy must never emit them: see `vision_token_ids`."""
 
+NUM_CACHED_TEXTS, CACHED_CHARS = 1024, 4096
+"""Texts whose tokens a renderer keeps, and how long one may be: prompts repeat all but the question."""
 STYLES = Path(__file__).resolve().parent.parent / "configs" / "prompts"
 
 
@@ -195,6 +198,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: Tokenizer, style: PromptStyle) -> None:
         self._tokenizer = tokenizer
         self._style = style
+        self._tokens = lru_cache(NUM_CACHED_TEXTS)(self._tokenize)
         vocabulary = tokenizer.get_vocab()
         self.image_pad_id = vocabulary[IMAGE_PAD]
         self.end_id = vocabulary[TURN_END]
@@ -204,7 +208,7 @@ class ChatRenderer:
         system = self._style.system_text(toolbox)
         user = self._style.user_text(toolbox, strip_special_tokens(question))
         head = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
-        return tuple(self._encode(head)) + self._user_turn(user, num_visual_tokens)
+        return self._encode(head) + self._user_turn(user, num_visual_tokens)
 
     def next_turn(
         self,
@@ -233,13 +237,16 @@ class ChatRenderer:
     def _user_turn(self, text: str, num_visual_tokens: int) -> tuple[int, ...]:
         """A turn with one picture, or without one for 0 visual tokens."""
         if not num_visual_tokens:
-            return tuple(self._encode(f"{TURN_START}user\n{text}{TURN_END}\n{TURN_START}assistant\n"))
+            return self._encode(f"{TURN_START}user\n{text}{TURN_END}\n{TURN_START}assistant\n")
         before = self._encode(f"{TURN_START}user\n{VISION_START}")
         after = self._encode(f"{VISION_END}{text}{TURN_END}\n{TURN_START}assistant\n")
         return (*before, *([self.image_pad_id] * num_visual_tokens), *after)
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False) if text else []
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return self._tokens(text) if len(text) <= CACHED_CHARS else self._tokenize(text)
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
 
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")

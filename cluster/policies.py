@@ -18,7 +18,7 @@ from cluster.preflight.model_files import model_folder_problems
 from cluster.serving.card import SETTINGS, write_card
 from cluster.shell import warn_user
 from configs.load import load_config, load_saved
-from configs.paths import resolve_paths
+from configs.paths import maybe_meant, resolve_paths
 from configs.schema import Config
 from learner.state.checkpoint import CHECKPOINT_NAME, CheckpointFolder, checkpoint_name, step_of
 
@@ -95,7 +95,7 @@ def config_of(run: Path) -> Config:
         RunError: it is no run folder.
     """
     if not (run / CONFIG).is_file():
-        raise RunError(f"{run} is no run: it has no {CONFIG}")
+        raise RunError(f"{run} is no run: it has no {CONFIG}{maybe_meant(run)}")
     saved = resolve_paths(load_saved(run / CONFIG)[0])
     place = run.absolute()
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, dir=str(place.parent), name=place.name))
@@ -127,9 +127,8 @@ def find_policy(path: Path, *, step: int | None = None) -> PolicySource:
         return _newest_policy(path) if step is None else _policy_at(path, step)
     if any(path.glob("*.safetensors")):
         return PolicySource(model=path)
-    raise RunError(
-        f"{path} holds no policy: give a run, RUN/checkpoints/step-N, or a Hugging Face folder with safetensors"
-    )
+    wanted = "give a run, RUN/checkpoints/step-N, or a Hugging Face folder with safetensors"
+    raise RunError(f"{path} holds no policy: {wanted}{maybe_meant(path)}")
 
 
 def _policy_at(run: Path, step: int) -> PolicySource:

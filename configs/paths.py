@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.judges import JudgeConfig
+from configs.run import RunConfig
 from configs.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,3 +80,9 @@ def find_wording(name: str, base: Path) -> str:
     """The name of a shipped prompt unchanged, or the absolute path of a file."""
     is_shipped = "/" not in name and (PROMPTS / f"{name}.yaml").is_file()
     return name if is_shipped else find_folder(name, base)
+
+
+def maybe_meant(folder: Path) -> str:
+    """The end of a message about a run that is not there: where one of this name is, by default. Empty if nowhere."""
+    there = Path(RunConfig().dir) / folder
+    return f"; did you mean {there}?" if not folder.exists() and there.is_dir() else ""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster.shell import ConfigName, Json, Overrides, print_json, progress_bar, report_errors, run_async, warn_user
 from configs.load import load_config, load_saved
+from configs.paths import maybe_meant
 
 judge_app = typer.Typer(no_args_is_help=True, help="Evaluate and benchmark the judges.")
 
@@ -55,7 +56,7 @@ def replay(
         from cluster.judging.replay import replay_run, replay_summary, replay_tables
 
         if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run} has no config.yaml: give a run folder")
+            raise ValueError(f"{run} has no config.yaml: give a run folder{maybe_meant(run)}")
         config = load_saved(run / "config.yaml", overrides or [])[0]
         with progress_bar("steps") as advance:
             report = run_async(replay_run(run, config.judge, advance=advance, warn=warn_user))

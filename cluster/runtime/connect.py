@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 from ray._private import services
@@ -41,8 +41,11 @@ PROBE_S = 60.0
 logger = logging.getLogger(__name__)
 
 
-def connect() -> None:
+def connect(environment: Mapping[str, str] | None = None) -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine, or start one in this process.
+
+    Args:
+        environment: variables that all processes of this driver in the cluster get.
 
     Raises:
         ValueError: RAY_ADDRESS is not an address that a driver can join.
@@ -57,7 +60,13 @@ def connect() -> None:
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
     with _RayStart(what), signals_kept(), groups_of_their_own():
         # At "warning", Ray reports at every start that token authentication is on.
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", namespace="visionthink")
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            namespace="visionthink",
+            runtime_env={"env_vars": dict(environment)} if environment else None,
+        )
 
 
 @contextlib.contextmanager

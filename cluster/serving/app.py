@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -23,16 +24,19 @@ from actors.fleet.cutting import CutPicture
 from cluster.serving.admission import Admission, Ticket
 from cluster.serving.deltas import Delta, merged
 from cluster.serving.errors import ApiError
+from cluster.serving.events import DONE, event
 from cluster.serving.metrics import Metrics
 from cluster.serving.policy import Answered, Event, OnEvent, ServedPolicy
 from cluster.serving.remote import fetch_picture
-from cluster.serving.replies import DONE, ReplyHead, event
+from cluster.serving.replies import ReplyHead
 from cluster.serving.requests import ChatRequest, parse_request
 
 T = TypeVar("T")
 CLIENT_GONE = 499
 """As nginx has it: nobody reads this answer."""
 HEALTH_S = 20.0
+INLINE_BYTES = 64 << 10
+"""A body of at most this size is parsed where it is: that takes as long as the way into a thread and back."""
 STREAM_INTERVAL_S = 0.02
 """Between two parts of a stream: shorter than anybody reads."""
 
@@ -195,12 +199,13 @@ class _Api:
         except TimeoutError:
             message = f"the body did not arrive within {settings.body_timeout_s:g} s"
             raise ApiError(message, status=408, code="request_timeout") from None
-        chat = await asyncio.to_thread(
+        parse = partial(
             parse_request,
             bytes(body),
             max_picture_bytes=settings.max_picture_bytes,
             allows_remote=settings.allow_remote_images,
         )
+        chat = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
         self._check_model(chat.model)
         ticket.hold(len(chat.picture))
         return chat

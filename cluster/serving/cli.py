@@ -227,9 +227,10 @@ def _serve(settings: Any, limits: Any, **where: Any) -> None:
     """Until a signal comes."""
     from cluster.runtime.connect import connect
     from cluster.serving.deployment import DRAIN_S, served
+    from cluster.serving.gateway import ENVIRONMENT
 
     async def run() -> None:
-        connect()
+        connect(ENVIRONMENT)
         endpoint = served(settings, limits, **where)
         address = await asyncio.to_thread(endpoint.__enter__)
         try:

@@ -34,6 +34,9 @@ from judge.llm.server import failure_of
 
 Start = Callable[[Config], Awaitable[ServedPolicy]]
 POLL_S = 0.2
+ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""A replica's environment: its application shares the event loop of Ray's side. It never blocks once it serves, and a
+thread of its own would cost each request several ways into it and back."""
 DRAIN_S = 20.0
 """A replica that is taken away ends its requests first, within this time."""
 
@@ -65,7 +68,9 @@ async def _started(config: Config, start: Start) -> ServedPolicy:
 def served(
     config: Config, settings: ServeSettings, *, replicas: Range, host: str, port: int, start: Start = start_policy
 ) -> Iterator[str]:
-    """The endpoint's address while it is up. Needs a connection to Ray; blocks while the first engine starts.
+    """The endpoint's address while it is up. Blocks while the first engine starts.
+
+    Needs a connection to Ray that was made with `gateway.ENVIRONMENT`.
 
     Args:
         start: starts the policy of a replica; a function that can be pickled.
@@ -94,7 +99,7 @@ def _options(config: Config, settings: ServeSettings, replicas: Range, app_name:
     accept_metrics_interval()
     threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
     folder = Path(tempfile.gettempdir()) / f"{app_name}-{os.getpid()}-metrics"
-    actor = actor_options(place(config).worker, {**threads, FOLDER_VARIABLE: str(folder)})
+    actor = actor_options(place(config).worker, {**threads, **ONE_LOOP, FOLDER_VARIABLE: str(folder)})
     del actor["scheduling_strategy"]  # Serve has its own
     return {
         "name": "policy",

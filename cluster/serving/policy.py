@@ -19,12 +19,9 @@ from actors.play import Completion, OnTokens, Sampling, ShownImage, check_prompt
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids
 from actors.views import View
 from cluster.serving.deltas import Channel, Delta, ReplySplitter, TokenText, split_reply
-from cluster.serving.errors import ApiError, bad_picture, bad_request
+from cluster.serving.errors import RETRY_S, ApiError, bad_picture, bad_request
 from cluster.serving.requests import Question
 from configs.schema import Config, RolloutConfig
-
-RETRY_S = 10
-"""After which a client may try again where the engine has failed: it is started anew."""
 
 
 class Engine(Protocol):

@@ -6,7 +6,6 @@ which it wrote before and which most clients read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +82,3 @@ def usage(answered: Answered) -> dict[str, Any]:
         "tools": tools,
         "refused_calls": len(episode.turns) - 1 - len(episode.calls),
     }
-
-
-DONE = b"data: [DONE]\n\n"
-
-
-def event(fields: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(fields, ensure_ascii=False).encode() + b"\n\n"

@@ -14,6 +14,7 @@ from actors.errors import RunError
 from cluster.runs.claims import Seen
 from cluster.runs.lease import FOLDER, look
 from cluster.status.views import RunStatus, decode_status, encode_status
+from configs.paths import maybe_meant
 
 STATUS = "status.json"
 HEARTBEAT_S = 5.0
@@ -63,7 +64,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     """Raises ValueError for a folder that has no readable status."""
     path = folder / STATUS
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the folder of a run, as in runs/tiny")
+        raise ValueError(f"{folder} is not a folder: give the folder of a run, as in runs/tiny{maybe_meant(folder)}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return Snapshot(

@@ -18,6 +18,7 @@ from cluster.viewer.episode_pages import episode_view
 from cluster.viewer.filters import PRESETS, Filter, Preset, presets
 from cluster.viewer.pictures import encode, picture_of
 from cluster.viewer.runs import RunFolder
+from configs.paths import maybe_meant
 
 NUM_PER_KIND = 3
 """Episodes of each kind, of different samples."""
@@ -35,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
         ValueError: not a run folder.
     """
     if not (run_dir / CONFIG).is_file():
-        raise ValueError(f"{run_dir} has no {CONFIG}: give a run folder")
+        raise ValueError(f"{run_dir} has no {CONFIG}: give a run folder{maybe_meant(run_dir)}")
     run = RunFolder(run_dir.absolute().name, run_dir.absolute(), max_bytes=MAX_BYTES)
     offered = presets(of_tools=run.is_of_tools)
     chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor(), offered)]

@@ -20,7 +20,7 @@ from cluster.status.table import Look
 from cluster.viewer.index import EpisodeIndex
 from cluster.viewer.pictures import Pictures
 from configs.load import load_saved
-from configs.paths import resolve_paths
+from configs.paths import maybe_meant, resolve_paths
 from configs.schema import Config
 from judge.trust.check import Rate
 
@@ -199,7 +199,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"{path} is not a folder: give run folders, or a folder that holds some, such as runs")
+            wanted = "give run folders, or a folder that holds some, such as runs"
+            raise ValueError(f"{path} is not a folder: {wanted}{maybe_meant(path)}")
         try:
             inside = [path] if _is_run(path) else sorted(inner for inner in path.iterdir() if _is_run(inner))
         except OSError as error:

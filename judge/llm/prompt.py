@@ -179,7 +179,8 @@ def read_completion(body: str, form: str, *, judge: str, judge_version: str, tas
                 is_correct = parse_verdict(text, form)
             elif (found := parse_task_reply(task, text, form)) is not None:
                 is_correct, reply = found
-            reason = f"not a {task}: {shown(text)}" if is_correct is None else f"replied {shown(text)}"
+            wanted = "an answer" if task == "extract" else f"a {task}"
+            reason = f"not {wanted}: {shown(text)}" if is_correct is None else f"replied {shown(text)}"
         model = str(completion.get("model") or "")
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
         reason = f"no chat completion with one choice: {shown(body)}"

@@ -43,14 +43,13 @@ def reply_schema(task: Task) -> tuple[str, dict[str, Any]]:
 
 
 def parse_task_reply(task: Task, text: str, form: str) -> tuple[bool, str] | None:
-    """(whether the grade passes, or anything was extracted; the grade or the answer); None if it is neither.
-
-    Raises:
-        ValueError, TypeError: the text is not the JSON that was asked for.
-    """
+    """(whether the grade passes, or anything was extracted; the grade or the answer); None if it is neither."""
     value = text.strip()
     if form == "json":
-        reply = json.loads(value)
+        try:
+            reply = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return None
         if not isinstance(reply, dict) or set(reply) != {NAMES[task]}:
             return None
         value = reply[NAMES[task]]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.prompts import (
+    CACHED_CHARS,
     IMAGE_PAD,
     ChatRenderer,
     load_prompt_style,
@@ -89,6 +90,34 @@ def test_prompts_hold_one_placeholder_per_visual_token(tokenizer):
     second = renderer.next_turn(first, (100, 101, renderer.end_id), 64, RESIZE_ALONE, "resize_image")
     assert second.count(renderer.image_pad_id) == 80
     assert second[: len(first) + 3] == (*first, 100, 101, renderer.end_id)
+
+
+def test_a_text_is_tokenised_once_unless_it_is_long(tokenizer):
+    recording = RecordingTokenizer(tokenizer)
+    renderer = ChatRenderer(recording, load_prompt_style("tiny"))
+    first = renderer.first_turn("what is it?", 16, RESIZE_ALONE)
+    num_texts = len(recording.texts)
+    assert renderer.first_turn("what is it?", 16, RESIZE_ALONE) == first
+    assert len(recording.texts) == num_texts
+    for _ in range(2):
+        renderer.first_turn("what is it? " * CACHED_CHARS, 16, RESIZE_ALONE)
+    assert len(recording.texts) == num_texts + 2
+
+
+class RecordingTokenizer:
+    """Keeps what it encodes."""
+
+    def __init__(self, tokenizer):
+        self.get_vocab, self.decode, self._encode, self.texts = (
+            tokenizer.get_vocab,
+            tokenizer.decode,
+            tokenizer.encode,
+            [],
+        )
+
+    def encode(self, text, **options):
+        self.texts.append(text)
+        return self._encode(text, **options)
 
 
 def test_a_question_cannot_stand_for_a_picture_or_open_a_turn(tokenizer):

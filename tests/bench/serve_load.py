@@ -46,6 +46,7 @@ from cluster.policies import policy_config
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings
 from cluster.serving.deployment import served
+from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from configs.schema import Config
@@ -206,7 +207,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     settings = ServeSettings(model=MODEL, created=int(time.time()), max_running=arguments.concurrency)
     engine, port = serving_config(config, max_running=arguments.concurrency), free_port()
     start = partial(start_with_floor, sides=sides, number=number, concurrency=arguments.concurrency, file=str(floor))
-    connect()
+    connect(ENVIRONMENT)
     with served(engine, settings, replicas=Range(minimum=1, maximum=1), host="127.0.0.1", port=port, start=start) as to:
         if is_tiny:
             jobs = shapes_jobs(seed=0)

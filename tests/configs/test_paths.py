@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_config
-from configs.paths import ROOT, resolve_paths
+from configs.paths import ROOT, maybe_meant, resolve_paths
 from configs.schema import Config
 
 PATHS = {
@@ -85,3 +85,13 @@ def test_settings_that_are_empty_stay_empty(tmp_path):
 def test_a_home_that_is_not_known_is_named():
     with pytest.raises(ValueError, match="~nobody-here/runs"):
         resolve_paths(load_config("tiny", ["run.dir=~nobody-here/runs"]))
+
+
+@pytest.mark.parametrize(
+    ("folder", "end"), [("first", "; did you mean runs/first?"), ("second", ""), ("here", ""), ("/first", "")]
+)
+def test_a_run_that_is_named_without_its_folder_is_suggested(tmp_path, monkeypatch, folder, end):
+    monkeypatch.chdir(tmp_path)
+    for there in ("runs/first", "runs/here", "here"):
+        (tmp_path / there).mkdir(parents=True)
+    assert maybe_meant(Path(folder)) == end

@@ -23,21 +23,25 @@ ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 200
 
 
+UNREADABLE = "across"
+"""Whoever grades against this reference says nothing that can be read."""
+
+
 def replies(call: Call) -> Answer:
-    """What the schema asks for; every tenth answer gets nothing that can be read."""
+    """What the schema asks for."""
     asked = call.body["response_format"]["json_schema"]["name"]
     reply = {"grade": '{"grade": 0.7}', "answer": '{"answer": "B"}', "verdict": '{"verdict": 0}'}[asked]
-    return completion([choice(reply if int(call.digest, 16) % 10 else "I would rather not say")])
+    return completion([choice("I would rather not say" if call.fields["reference"] == UNREADABLE else reply)])
 
 
 def write_sets(folder: Path) -> None:
     """Benchmarks in their layout, with questions and pictures of the shapes task."""
     shapes = make_shapes(folder / "shapes", train_rows=8, heldout_rows=NUM_ROWS, seed=3)
     drawn = pq.read_table(shapes["heldout"]).to_pylist()
-    chart = [{**ROWS["chartqa"][0], "question": row["problem"], "answer": row["original_answer"]} for row in drawn]
-    write_suite("chartqa", folder, chart)
-    asked = [{**ROWS["mmvet"][0], "question": row["problem"], "answer": row["original_answer"]} for row in drawn[:30]]
-    write_suite("mmvet", folder, asked)
+    rows = [{"question": row["problem"], "answer": row["original_answer"], "image": row["images"][0]} for row in drawn]
+    write_suite("chartqa", folder, [{**ROWS["chartqa"][0], **row} for row in rows])
+    assert any(row["answer"] == UNREADABLE for row in rows[:30])
+    write_suite("mmvet", folder, [{**ROWS["mmvet"][0], **row} for row in rows[:30]])
 
 
 def test_a_killed_evaluation_goes_on_and_failed_judgements_are_in_no_score(tmp_path):
@@ -66,7 +70,7 @@ def test_a_killed_evaluation_goes_on_and_failed_judgements_are_in_no_score(tmp_p
     chart, vet = results["chartqa"], results["mmvet"]
     assert chart["n"] == NUM_ROWS
     assert chart["num_lost"] == chart["num_unscored"] == vet["num_lost"] == 0
-    assert vet["num_unscored"] > 0
+    assert 0 < vet["num_unscored"] < vet["num_samples"]
     graded = [row for part in out.glob("mmvet/part-*.parquet") for row in pq.read_table(part).to_pylist()]
     unscored = [row for row in graded if row["is_correct"] is None]
     assert len(unscored) == vet["num_unscored"]

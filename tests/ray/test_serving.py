@@ -21,6 +21,7 @@ from cluster.policies import policy_config
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings, digest_key
 from cluster.serving.deployment import served
+from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
 from tests.ray.serving_parts import draw_rows, make_export
@@ -53,7 +54,7 @@ def address():
     limits = ServeSettings(
         model="tiny", created=1, key_digests=frozenset({digest_key(KEY)}), max_running=16, max_body_bytes=1 << 20
     )
-    connect()
+    connect(ENVIRONMENT)
     one = Range(minimum=1, maximum=1)
     with served(serving_config(config, max_running=16), limits, replicas=one, host="127.0.0.1", port=18_734) as address:
         yield address

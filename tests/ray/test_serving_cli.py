@@ -17,6 +17,7 @@ from actors.errors import RolloutError, RunError
 from cluster.runtime.connect import connect
 from cluster.serving.app import ServeSettings
 from cluster.serving.deployment import served
+from cluster.serving.gateway import ENVIRONMENT
 from configs.load import load_config
 from configs.ranges import Range
 from tests.ray.serving_parts import draw_rows, make_export
@@ -53,6 +54,18 @@ def test_ask_on_the_command_line(export, tmp_path):
     assert told.stderr == "", "what the engine logs is not shown"
 
 
+def health_of(port):
+    """What /health says; None where nobody listens yet, or no engine is up."""
+    try:
+        reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=5)
+    except httpx.TransportError:
+        return None
+    if reply.status_code == 503:
+        assert reply.json()["error"]["code"] == "engine_unavailable"
+        return None
+    return reply.json()
+
+
 def test_serve_on_the_command_line_ends_with_its_signal(export):
     """The signal goes to the whole group, as supervisors and `timeout` send it: Ray is needed to end in order."""
     port = 18_735
@@ -60,14 +73,11 @@ def test_serve_on_the_command_line_ends_with_its_signal(export):
     serving = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         deadline_at = time.monotonic() + 200
-        while True:
-            try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json() == {"status": "ok"}
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline_at
-                assert serving.poll() is None
-                time.sleep(0.5)
+        while (health := health_of(port)) is None:
+            assert time.monotonic() < deadline_at
+            assert serving.poll() is None
+            time.sleep(0.5)
+        assert health == {"status": "ok"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "export"
         told_at = time.monotonic()
         os.killpg(serving.pid, signal.SIGTERM)
@@ -92,7 +102,7 @@ async def fails_to_start(config):
 def test_an_engine_that_fails_is_not_started_again(tmp_path, monkeypatch):
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    connect()
+    connect(ENVIRONMENT)
     limits, one = ServeSettings(model="tiny", created=1), Range(minimum=1, maximum=1)
     try:
         with (

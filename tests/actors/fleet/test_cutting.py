@@ -78,7 +78,9 @@ async def test_a_cut_picture_is_what_cutting_in_place_gives():
 @pytest.mark.parametrize(("room", "most"), [(1, 1), (1.5, 1), (2, 2), (3.9, 3), (100, 4), (0.1, 1)])
 async def test_no_more_pictures_are_decoded_at_once_than_there_is_memory_and_threads_for(room, most):
     decoder = StuckDecoder()
-    cutter = PictureCutter(SPEC, DataConfig(), num_threads=4, max_bytes=int(room * PICTURE_BYTES), decoder=decoder)
+    cutter = PictureCutter(
+        SPEC, DataConfig(), num_threads=4, max_bytes=int(room * PICTURE_BYTES), small_bytes=0, decoder=decoder
+    )
     cutting = asyncio.gather(*(cutter.cut(encoded()) for _ in range(8)))
     await until(lambda: decoder.num_inside == most)
     await asyncio.sleep(0.02)
@@ -88,9 +90,23 @@ async def test_no_more_pictures_are_decoded_at_once_than_there_is_memory_and_thr
     cutter.shutdown()
 
 
+@pytest.mark.parametrize(("small_bytes", "waits"), [(PICTURE_BYTES, False), (PICTURE_BYTES - 1, True)])
+async def test_a_small_picture_does_not_wait_for_the_memory_of_others(small_bytes, waits):
+    decoder, image = StuckDecoder(), encoded()
+    cutter = PictureCutter(SPEC, DataConfig(), num_threads=4, max_bytes=1, small_bytes=small_bytes, decoder=decoder)
+    cutting = asyncio.gather(*(cutter.cut(image) for _ in range(4)))
+    await until(lambda: decoder.num_inside == (1 if waits else 4))
+    await asyncio.sleep(0.02)
+    decoder.go_on.set()
+    cuts = await cutting
+    assert decoder.most_inside == (1 if waits else 4)
+    assert len({cut.sha256 for cut in cuts}) == 1
+    cutter.shutdown()
+
+
 async def test_a_group_that_is_given_up_keeps_its_share_of_memory_until_its_thread_is_done():
     decoder = StuckDecoder()
-    cutter = PictureCutter(SPEC, DataConfig(), num_threads=4, max_bytes=PICTURE_BYTES, decoder=decoder)
+    cutter = PictureCutter(SPEC, DataConfig(), num_threads=4, max_bytes=PICTURE_BYTES, small_bytes=0, decoder=decoder)
     given_up, next_one = (asyncio.create_task(cutter.cut(encoded(seed))) for seed in range(2))
     await until(lambda: decoder.num_inside == 1)
     given_up.cancel()
@@ -104,8 +120,9 @@ async def test_a_group_that_is_given_up_keeps_its_share_of_memory_until_its_thre
 
 
 @pytest.mark.parametrize("broken", [b"", b"no picture", encoded()[:200], encoded()[:-2000]])
-async def test_a_picture_that_cannot_be_decoded_is_an_error_and_leaves_room_for_others(broken):
-    cutter = PictureCutter(SPEC, DataConfig(), max_bytes=PICTURE_BYTES)
+@pytest.mark.parametrize("small_bytes", [0, PICTURE_BYTES])
+async def test_a_picture_that_cannot_be_decoded_is_an_error_and_leaves_room_for_others(broken, small_bytes):
+    cutter = PictureCutter(SPEC, DataConfig(), max_bytes=PICTURE_BYTES, small_bytes=small_bytes)
     for _ in range(5):
         with pytest.raises(ImageError):
             await cutter.cut(broken)

@@ -7,7 +7,7 @@ import pytest
 from configs.judges import JudgeConfig, LLMJudgeConfig
 from judge.llm.cache import VerdictCache
 from judge.llm.client import LLMJudge
-from judge.llm.prompt import call_options, prompt_of
+from judge.llm.prompt import call_options, prompt_of, read_completion
 from judge.llm.tasks import GRADES, parse_task_reply
 from judge.pool import JudgePool
 from judge.verdict import JudgeRequest, NoVerdict, Verdict
@@ -28,6 +28,8 @@ CONFIG = JudgeConfig(chain=("rules", "openai"), max_replicas=1, llm=LLMJudgeConf
         ('{"grade": "0.7"}', "json", None),
         ('{"grade": 0.7, "why": ""}', "json", None),
         ("[0.7]", "json", None),
+        ("I would rather not say", "json", None),
+        ("[" * 100_000, "json", None),
         (" 0.4\n", "text", (False, "0.4")),
         ("1.1", "text", None),
         ("0.5 because", "text", None),
@@ -36,6 +38,13 @@ CONFIG = JudgeConfig(chain=("rules", "openai"), max_replicas=1, llm=LLMJudgeConf
 )
 def test_a_grade_is_read_whole_or_not_at_all(text, form, found):
     assert parse_task_reply("grade", text, form) == found
+
+
+@pytest.mark.parametrize(("task", "wanted"), [("grade", "a grade"), ("extract", "an answer")])
+def test_a_reply_that_is_no_json_is_told_as_such(task, wanted):
+    body = completion([choice("I would rather not say")]).body.decode()
+    outcome = read_completion(body, "json", judge="openai", judge_version="v", task=task)
+    assert outcome.reason == f"unusable reply: not {wanted}: 'I would rather not say'"
 
 
 def test_an_extraction_is_the_text_of_one_key():

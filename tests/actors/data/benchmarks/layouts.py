@@ -76,10 +76,10 @@ def picture(size: int = 224) -> bytes:
 
 
 def write_suite(name: str, folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
-    """The file of a benchmark below a folder of several."""
+    """The file of a benchmark below a folder of several. Rows without a picture get one."""
     file = folder / PLACES[name]
     file.parent.mkdir(parents=True, exist_ok=True)
     image = "decoded_image" if name == "mathvista" else "image"
-    filled = [{**row, image: {"bytes": picture(), "path": None}} for row in rows or ROWS[name]]
+    filled = [{image: {"bytes": picture(), "path": None}, **row} for row in rows or ROWS[name]]
     pq.write_table(pa.Table.from_pylist(filled), file)
     return file

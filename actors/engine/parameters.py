@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from actors.errors import WeightSyncError
-from actors.weights.buckets import slot_tensor
+from actors.weights.buckets import parts, slot_tensor
 from actors.weights.layout import Slot, WeightLayout
 
 PADDED = ("embed_tokens.weight", "lm_head.weight")
@@ -87,6 +87,14 @@ class ParameterViews:
         else:
             names = [slot.tensor.name for slot in self._slots[bucket]]
             self._model.load_weights(zip(names, tensors, strict=True))
+
+    def parts(self, bucket: int, tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """What `load` copies into whole parameters, in parts: (byte of the bucket at which it ends, target, source)."""
+        for slot, view, tensor in zip(self._slots[bucket], self._views[bucket], tensors, strict=True):
+            end = slot.offset
+            for target, source in parts(view, tensor):
+                end += target.nbytes
+                yield end, target, source
 
     def prove(self, bucket: int, tensors: Sequence[Tensor]) -> None:
         """Compare the parameters with the tensors of a bucket that were loaded into them, unless they are shards.

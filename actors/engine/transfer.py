@@ -29,7 +29,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from actors.engine.cuda_ipc import open_handle
-from actors.engine.parameters import ParameterViews, fixed_parameters
+from actors.engine.parameters import ParameterViews, Places, fixed_parameters
 from actors.engine.vllm_versions import WithoutSendingHalf, known_fields
 from actors.errors import WeightSyncError
 from actors.weights.digest import RunningDigest, bucket_digest
@@ -53,7 +53,7 @@ class Bucket:
 
     content: Tensor
     """uint8 [num_bytes]."""
-    tensors: list[Tensor]
+    places: Places
 
 
 class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # type: ignore[misc]
@@ -125,13 +125,13 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
         for index, bucket in enumerate(buckets):
             digests.append(load(index, bucket))
             if not self._is_proven:
-                self._views.prove(index, bucket.tensors)
+                self._views.prove(index, bucket.places.tensors)
         self._is_proven = True
         return [int(digest) for digest in torch.stack(digests).cpu()]
 
     def _load(self, index: int, bucket: Bucket) -> Tensor:
         digest = bucket_digest(bucket.content)
-        self._views.load(index, bucket.tensors)
+        self._views.load(index, bucket.places)
         return digest
 
     @abstractmethod
@@ -139,7 +139,7 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
         """The buckets of a version in their order. If they do not stay in reach, one may overwrite another."""
 
     def _bucket(self, index: int, content: Tensor) -> Bucket:
-        return Bucket(content, self._views.tensors(index, content))
+        return Bucket(content, self._views.places(index, content))
 
     def _buckets(self, contents: Iterable[Tensor]) -> list[Bucket]:
         return [self._bucket(index, content) for index, content in enumerate(contents)]
@@ -152,7 +152,7 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
             buckets, digests = zip(*self._in_reach, strict=True)
 
             def load(index: int, bucket: Bucket) -> Tensor:
-                self._views.load(index, bucket.tensors)
+                self._views.load(index, bucket.places)
                 digest: Tensor = digests[index]
                 return digest
 
@@ -235,7 +235,7 @@ class SharedMemoryReceiver(BucketReceiver):
         if not self._is_read_in_parts:
             return super()._load(index, bucket)
         start, digest = self._starts[index], RunningDigest(bucket.content)
-        for end, target, source in self._views.parts(index, bucket.tensors):
+        for end, target, source in self._views.parts(index, bucket.places.tensors):
             self._wait(start + end)
             target.copy_(source)
             digest.extend(end)  # after the copy: a learner that is ahead by two versions is then found out

@@ -12,7 +12,7 @@ WORDS_PER_ROW = 512
 ROW_BYTES = 8 * WORDS_PER_ROW
 ROW_FACTOR = 0x1E3779B97F4A7C15
 """Odd, so that its product with an odd number is odd, and thus invertible modulo 2^64."""
-PIECE_BYTES = 1 << 29
+PIECE_BYTES = 1 << 32
 """Read at a time, so that the memory for the sums of rows stays small."""
 
 

@@ -8,8 +8,6 @@ B segments of a padded batch, Q their queries and K their keys with padding.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,10 +21,6 @@ from learner.batches.segments import PaddedSegments, Segments, VarlenSegments
 
 PACKED = "packed_families"
 """Name of the attention function in transformers' registry."""
-HEAD_UNIT = 64
-"""FlashAttention 4 computes heads whose width is a multiple of it: those of language models, not of towers."""
-NEWER_GPUS = (9, 10)
-"""Compute capabilities that it has kernels for: Hopper and Blackwell."""
 
 
 class _SharedRows(torch.autograd.Function):
@@ -51,22 +45,6 @@ def _shared_rows(rows: Tensor, at: Tensor) -> Tensor:
     return gathered
 
 
-@functools.cache
-def flash_attention_4(device: torch.device, width: int) -> Callable[..., Any] | None:
-    """The function of the package `flash-attn-4` for heads of this width, where it is installed and has kernels.
-
-    They are faster on Hopper and Blackwell than those of FlashAttention 2, which PyTorch has.
-    """
-    if device.type != "cuda" or width % HEAD_UNIT or torch.cuda.get_device_capability(device)[0] not in NEWER_GPUS:
-        return None
-    try:
-        from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-    found: Callable[..., Any] = flash_attn_varlen_func
-    return found
-
-
 def varlen_attention(
     query_TAD: Tensor,
     key_FHD: Tensor,
@@ -81,19 +59,6 @@ def varlen_attention(
 
     Causal from the end: the last query of a segment sees all of its keys.
     """
-    if (newer := flash_attention_4(query_TAD.device, query_TAD.shape[-1])) is not None:
-        newer_TAD: Tensor = newer(
-            query_TAD,
-            key_FHD,
-            value_FHD,
-            cu_seqlens_q=queries[0],
-            cu_seqlens_k=keys[0],
-            max_seqlen_q=queries[1],
-            max_seqlen_k=keys[1],
-            softmax_scale=scale,
-            causal=is_causal,
-        )[0]
-        return newer_TAD
     # The operator behind `torch.nn.attention.varlen`: before PyTorch 2.13 that has no heads that share keys.
     attended_TAD: Tensor = torch.ops.aten._flash_attention_forward(
         query_TAD, key_FHD, value_FHD, queries[0], keys[0], queries[1], keys[1], 0.0, is_causal, False, scale=scale

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from actors.errors import LostBucketError, RolloutError, WeightSyncError
@@ -24,7 +25,7 @@ class PhaseFailed(Exception):
 
 
 async def together(
-    timeout_s: float, calls: dict[str, Coroutine[Any, Any, T]], *, is_independent: bool = False
+    timeout_s: float, calls: Mapping[str, Awaitable[T]], *, is_independent: bool = False
 ) -> dict[str, T]:
     """The results of all participants by name.
 
@@ -53,6 +54,18 @@ async def together(
             task.cancel()
 
 
+@contextlib.asynccontextmanager
+async def running(calls: Mapping[str, Coroutine[Any, Any, T]]) -> AsyncIterator[dict[str, asyncio.Task[T]]]:
+    """Calls that are under way already before `together` asks for their results; whatever happens, none outlives it."""
+    tasks = {who: asyncio.create_task(call) for who, call in calls.items()}
+    try:
+        yield tasks
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
 def _blame(failures: dict[str, BaseException], *, everybody_failed: bool) -> PhaseFailed:
     who, error = next(iter(failures.items()))
     lost = next((error for error in failures.values() if isinstance(error, LostBucketError)), None)
@@ -63,7 +76,7 @@ def _blame(failures: dict[str, BaseException], *, everybody_failed: bool) -> Pha
     return PhaseFailed(who, error)
 
 
-async def _within(seconds: float, told_s: float, call: Coroutine[Any, Any, T]) -> T:
+async def _within(seconds: float, told_s: float, call: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(seconds):
             return await call

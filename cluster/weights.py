@@ -20,7 +20,7 @@ from actors.errors import LearnerError, LostBucketError, RolloutError, WeightSyn
 from actors.fleet.pool import RolloutPool, Worker
 from actors.weights.layout import SentWeights, WeightLink, WeightOffer
 from cluster.staleness import PublishedVersions
-from cluster.sync_phase import GRACE_S, LEARNER, PhaseFailed, together
+from cluster.sync_phase import GRACE_S, LEARNER, PhaseFailed, running, together
 from learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
@@ -278,17 +278,20 @@ class WeightChannel:
 
     async def _transfer(self, link: WeightLink, workers: list[Worker]) -> SentWeights:
         sending = {LEARNER: self._learner.send_weights()}
+        ahead = WeightOffer(version=self._learner.version, num_buckets=len(link.layout.bucket_sizes), delivery={})
 
-        def receiving(offer: WeightOffer) -> dict[str, Coroutine[Any, Any, Any]]:
+        def receiving(offer: WeightOffer, workers: list[Worker]) -> dict[str, Coroutine[Any, Any, Any]]:
             return {worker.name: worker.receive_weights(offer, self._learner.read_weights) for worker in workers}
 
         if link.is_rendezvous:
-            offer = WeightOffer(version=self._learner.version, num_buckets=len(link.layout.bucket_sizes), delivery={})
-            both = await together(self._timeout_s, {**sending, **receiving(offer)})
+            both = await together(self._timeout_s, {**sending, **receiving(ahead, workers)})
             sent: SentWeights = both[LEARNER]
-        else:
+            return sent
+        follow = [worker for worker in workers if link.is_followed and worker.reaches_learner]
+        async with running(receiving(ahead, follow)) as following:
             sent = (await together(self._timeout_s, sending))[LEARNER]
-            await together(self._timeout_s, receiving(sent.offer), is_independent=True)
+            rest = receiving(sent.offer, [worker for worker in workers if worker not in follow])
+            await together(self._timeout_s, {**following, **rest}, is_independent=True)
         return sent
 
     async def _disconnect(self, failure: PhaseFailed, *, is_last: bool) -> None:

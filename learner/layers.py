@@ -1,6 +1,7 @@
 """Layers that compute what the library's do, by kernels that a GPU is fast at. Weights and their names are unchanged.
 
-Legend: P patches, I width inside an MLP, J the same rounded up.
+Legend: P patches, I width inside an MLP, J the same rounded up; T tokens, U of them read, W width of the language
+model.
 """
 
 from __future__ import annotations
@@ -75,6 +76,20 @@ class Rotary(torch.autograd.Function):
     def backward(ctx: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, None, None]:
         cos_1TD, sin_1TD = ctx.saved_tensors
         return *fused_rotary(query, key, cos_1TD, -sin_1TD), None, None
+
+
+def run_decoder_layer(self: Any, hidden_states: Tensor, *, read_at: Tensor | None = None, **options: Any) -> Tensor:
+    """The library's layer of a language model, [1, T, W] -> [1, T, W].
+
+    The last layer of a model keeps only the tokens `read_at` behind its attention, [1, U, W], if it is given: what it
+    would make of the others nobody reads.
+    """
+    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
+    hidden_states = hidden_states + attended
+    if read_at is not None and self.self_attn.layer_idx == self.self_attn.config.num_hidden_layers - 1:
+        hidden_states = hidden_states.index_select(1, read_at)
+    made: Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
+    return hidden_states + made
 
 
 class GatedMLP(nn.Module):

@@ -1,7 +1,8 @@
 """The policy: loading, and log-probabilities of its completions.
 
-Legend: B rows of T tokens (a packed sequence is one row), N predicted (completion) tokens, M image placeholders, S
-visual tokens of the views of a piece, W width of the language model, F values of a visual token's features.
+Legend: B rows of T tokens (a packed sequence is one row), U of them read, N predicted (completion) tokens, M image
+placeholders, S visual tokens of the views of a piece, W width of the language model, F values of a visual token's
+features.
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ def hidden_states(
     placeholder_at_M: Tensor,
     features_MF: Tensor,
     segments: Segments | None = None,
+    read_at_U: Tensor | None = None,
 ) -> Tensor:
-    """Last hidden states [B * T, W] of rows with these features of the pictures at the placeholders, by flat index.
+    """Last hidden states [B * T, W] of rows with these features of the pictures at the placeholders, by flat index; of
+    one row those of the tokens `read_at_U` alone [U, W], if they are given.
 
     Without segments, rows are padded on the right: attention is causal, so that no token sees padding.
     """
@@ -102,11 +105,13 @@ def hidden_states(
     width = embeddings_BTW.shape[-1]
     shown, *deep = torch.split(features_MF.to(embeddings_BTW.dtype), width, dim=1)
     merged = embeddings_BTW.reshape(-1, width).index_copy(0, placeholder_at_M, shown)
+    assert len(deep) < len(language.layers), "what is added behind a layer has the places of all tokens"
     hidden_BTW: Tensor = language(
         inputs_embeds=merged.reshape(embeddings_BTW.shape),
         position_ids=positions_3BT,
         use_cache=False,
         segments=segments,
+        read_at=read_at_U,
         **architecture_of(model).language_inputs(placeholder_at_M, deep),
     ).last_hidden_state
     return hidden_BTW.reshape(-1, width)
@@ -128,6 +133,7 @@ def token_logprobs(
         batch.placeholder_at_M,
         features_SF.index_select(0, batch.feature_of_M),
         batch.segments,
+        batch.read_at_U,
     )[batch.predicted_from_N]
     forbidden = torch.tensor(list(forbidden_ids), dtype=torch.long, device=hidden_NW.device)
     scores: tuple[Tensor, Tensor] = model.lm_head(hidden_NW, batch.target_ids_N, forbidden, temperature)

@@ -104,6 +104,7 @@ class FakeWorker:
         self.seconds = seconds
         self.version = -1
         self.num_receivers = 1
+        self.reaches_learner = True
         self.num_played = 0
         self.most_in_flight = 0
         self.is_healthy = True
@@ -168,12 +169,13 @@ class FakeWorker:
 class FakeWeightSource:
     """The part of a learner that sends weights."""
 
-    def __init__(self, *, is_rendezvous: bool = False, keeps_last: bool = False) -> None:
+    def __init__(self, *, is_rendezvous: bool = False, keeps_last: bool = False, is_followed: bool = False) -> None:
         self.version = 0
         self.generation = 0
         self.is_open = False
         self._is_rendezvous = is_rendezvous
         self._keeps_last = keeps_last
+        self._is_followed = is_followed
 
     async def open_weights(self, num_receivers: int) -> WeightLink:
         self.is_open = True
@@ -184,6 +186,7 @@ class FakeWeightSource:
             settings={"num_receivers": num_receivers},
             timeout_s=1.0,
             keeps_last=self._keeps_last,
+            is_followed=self._is_followed,
         )
 
     async def join_weights(self) -> None:

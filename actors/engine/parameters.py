@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from actors.errors import WeightSyncError
-from actors.weights.buckets import slot_tensor
+from actors.weights.buckets import as_words, parts, slot_tensor
 from actors.weights.layout import Slot, WeightLayout
 
 PADDED = ("embed_tokens.weight", "lm_head.weight")
 """Parameters that may have more rows than their tensors: a vocabulary padded to a round number."""
 ALONE = 2
 """References to the memory of a parameter that no other tensor shares: the parameter's, and that of whoever counts."""
+
+
+class Places:
+    """Where the tensors of a bucket lie: in its bytes, or in the parameters of a model."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.words = as_words(tensors)
+        """The same as words, if all of them can be read so. Made here, because it takes longer than to copy them."""
 
 
 class ParameterViews:
@@ -42,10 +51,10 @@ class ParameterViews:
         self._spare: dict[str, Tensor] = {}
         self._views = self._next_views = self._by_bucket(self._parameters)
 
-    def _by_bucket(self, parameters: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    def _by_bucket(self, parameters: Mapping[str, Tensor]) -> list[Places]:
         slots = list(itertools.chain.from_iterable(self._slots))
         views = iter(_views(self._model, parameters, slots)) if self.is_whole else iter(())
-        return [list(itertools.islice(views, len(each))) for each in self._slots]
+        return [Places(list(itertools.islice(views, len(each)))) for each in self._slots]
 
     @property
     def has_spare(self) -> bool:
@@ -75,18 +84,30 @@ class ParameterViews:
             torch._foreach_copy_(list(targets), list(sources))
         self._views, self._next_views = self._next_views, self._views
 
-    def tensors(self, bucket: int, content: Tensor) -> list[Tensor]:
+    def places(self, bucket: int, content: Tensor) -> Places:
         """The tensors in the bytes of a bucket, uint8 [num_bytes]: views."""
-        return [slot_tensor(content, slot) for slot in self._slots[bucket]]
+        return Places([slot_tensor(content, slot) for slot in self._slots[bucket]])
 
     @torch.no_grad()
-    def load(self, bucket: int, tensors: Sequence[Tensor]) -> None:
+    def load(self, bucket: int, arrived: Places) -> None:
         """Write the tensors of a bucket into the parameters."""
         if self.is_whole:
-            torch._foreach_copy_(self._views[bucket], list(tensors))
+            views = self._views[bucket]
+            if views.words is not None and arrived.words is not None:
+                torch._foreach_copy_(views.words, arrived.words)
+            else:
+                torch._foreach_copy_(views.tensors, arrived.tensors)
         else:
             names = [slot.tensor.name for slot in self._slots[bucket]]
-            self._model.load_weights(zip(names, tensors, strict=True))
+            self._model.load_weights(zip(names, arrived.tensors, strict=True))
+
+    def parts(self, bucket: int, tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """What `load` copies into whole parameters, in parts: (byte of the bucket at which it ends, target, source)."""
+        for slot, view, tensor in zip(self._slots[bucket], self._views[bucket].tensors, tensors, strict=True):
+            end = slot.offset
+            for target, source in parts(view, tensor):
+                end += target.nbytes
+                yield end, target, source
 
     def prove(self, bucket: int, tensors: Sequence[Tensor]) -> None:
         """Compare the parameters with the tensors of a bucket that were loaded into them, unless they are shards.
@@ -96,7 +117,7 @@ class ParameterViews:
         """
         if not self.is_whole:
             return
-        for slot, view, tensor in zip(self._slots[bucket], self._views[bucket], tensors, strict=True):
+        for slot, view, tensor in zip(self._slots[bucket], self._views[bucket].tensors, tensors, strict=True):
             if not torch.equal(view, tensor.to(view.device)):
                 raise WeightSyncError(f"{slot.tensor.name} differs in the engine from what was received")
 

@@ -9,9 +9,11 @@ layerwise reloading is not used: it takes the model apart and builds it up again
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from actors.engine.cuda_ipc import open_handle
-from actors.engine.parameters import ParameterViews, fixed_parameters
+from actors.engine.parameters import ParameterViews, Places, fixed_parameters
 from actors.engine.vllm_versions import WithoutSendingHalf, known_fields
 from actors.errors import WeightSyncError
-from actors.weights.digest import bucket_digest
+from actors.weights.digest import RunningDigest, bucket_digest
 from actors.weights.layout import WeightLayout
+from actors.weights.progress import PAGE_BYTES, Follower, Progress
 
 FREE_BYTES = 1 << 30
 """Device memory left free beside a second set of parameters."""
@@ -50,7 +53,7 @@ class Bucket:
 
     content: Tensor
     """uint8 [num_bytes]."""
-    tensors: list[Tensor]
+    places: Places
 
 
 class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # type: ignore[misc]
@@ -104,34 +107,39 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
         """Receive one version. What stays in reach is not written yet, and its digests may still be under way."""
-        read = ((bucket, bucket_digest(bucket.content)) for bucket in self._arriving(update_info.delivery))
+        arriving = self._arriving(update_info.delivery)
         if self._views.has_spare or not self.stays_in_reach:
-            self._digests = self._write(read)
+            self._digests = self._write(arriving, self._load)
         else:
-            self._in_reach = list(read)
+            self._in_reach = [(bucket, bucket_digest(bucket.content)) for bucket in arriving]
 
-    def _write(self, read: Iterable[tuple[Bucket, Tensor]]) -> list[int]:
-        """Write the tensors where the next version belongs; returns the digests of the buckets. Waits for the device.
+    def _write(self, buckets: Iterable[Bucket], load: Callable[[int, Bucket], Tensor]) -> list[int]:
+        """Let `load` write the tensors where the next version belongs and return the digest of each bucket. Waits for
+        the device.
 
         Raises:
             WeightSyncError: other values are there than came. Compared for the first version; from then on the same
                 copies are made.
         """
         digests = []
-        for index, (bucket, digest) in enumerate(read):
-            self._views.load(index, bucket.tensors)
+        for index, bucket in enumerate(buckets):
+            digests.append(load(index, bucket))
             if not self._is_proven:
-                self._views.prove(index, bucket.tensors)
-            digests.append(digest)
+                self._views.prove(index, bucket.places.tensors)
         self._is_proven = True
         return [int(digest) for digest in torch.stack(digests).cpu()]
+
+    def _load(self, index: int, bucket: Bucket) -> Tensor:
+        digest = bucket_digest(bucket.content)
+        self._views.load(index, bucket.places)
+        return digest
 
     @abstractmethod
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
         """The buckets of a version in their order. If they do not stay in reach, one may overwrite another."""
 
     def _bucket(self, index: int, content: Tensor) -> Bucket:
-        return Bucket(content, self._views.tensors(index, content))
+        return Bucket(content, self._views.places(index, content))
 
     def _buckets(self, contents: Iterable[Tensor]) -> list[Bucket]:
         return [self._bucket(index, content) for index, content in enumerate(contents)]
@@ -141,7 +149,14 @@ class BucketReceiver(WithoutSendingHalf, WeightTransferEngine[Any, Any]):  # typ
         if self._in_reach:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # the digests were asked for by another thread
-            self._digests, self._in_reach = self._write(self._in_reach), []
+            buckets, digests = zip(*self._in_reach, strict=True)
+
+            def load(index: int, bucket: Bucket) -> Tensor:
+                self._views.load(index, bucket.places)
+                digest: Tensor = digests[index]
+                return digest
+
+            self._digests, self._in_reach = self._write(buckets, load), []
         return self._digests
 
     def finish_weight_update(self) -> None:
@@ -154,12 +169,19 @@ class FilesInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """The files that versions come in by turns. Mutable because vLLM's base class is."""
 
     files: list[str] = field(default_factory=list)
+    timeout_s: float = 0.0
+    """For a version that is read while the learner writes it."""
 
 
 class SharedMemoryReceiver(BucketReceiver):
-    """Maps the file that the learner wrote: nothing is copied before the parameters are written."""
+    """Maps the file that the learner writes: nothing is copied before the parameters are written.
+
+    A version is read while it is written, or from a file that holds all of it.
+    """
 
     init_info_cls = FilesInfo
+    _leave = threading.Event()
+    """Set when the receivers are left: nobody waits for the learner any more."""
 
     @property
     def stays_in_reach(self) -> bool:  # type: ignore[override]
@@ -167,22 +189,61 @@ class SharedMemoryReceiver(BucketReceiver):
 
     def init_transfer_engine(self, init_info: FilesInfo) -> None:
         self._files = init_info.files
-        self._mapped: dict[str, list[Bucket]] = {}
+        self._timeout_s = init_info.timeout_s
+        self._starts = [0, *itertools.accumulate(self._layout.bucket_sizes)]
+        self._leave = threading.Event()
+        self._mapped: dict[str, tuple[list[Bucket], Progress]] = {}
         """By file. A mapping is kept, because touching its pages for the first time costs as much as copying them."""
 
     def _arriving(self, delivery: dict[str, Any]) -> Iterator[Bucket]:
-        path = delivery["file"]
-        buckets = self._mapped.get(path)
-        if buckets is None:
-            file = map_file(Path(path), self._layout.num_bytes)
-            buckets = self._buckets(torch.split(file, list(self._layout.bucket_sizes)))
-            if path in self._files:
-                self._mapped[path] = buckets
+        buckets, self._wait = self._open(delivery)
         for index, bucket in enumerate(buckets):
+            if not self._is_read_in_parts:
+                self._wait(self._starts[index + 1])
             is_here = self.device.type == "cpu"
             yield bucket if is_here else self._bucket(index, bucket.content.to(self.device, non_blocking=True))
 
+    def _open(self, delivery: dict[str, Any]) -> tuple[list[Bucket], Callable[[int], None]]:
+        """The buckets of a version, and what waits until so many bytes of the file are there."""
+        if "file" in delivery:
+            path = delivery["file"]
+            if path in self._files:
+                return self._map(path)[0], lambda num_bytes: None
+            return self._split(map_file(Path(path), self._layout.num_bytes)), lambda num_bytes: None
+        progress = {path: self._map(path)[1] for path in self._files}
+        follower = Follower(progress, delivery["version"], timeout_s=self._timeout_s, leave=self._leave)
+        path = follower.find()
+        return self._map(path)[0], lambda num_bytes: follower.wait(path, num_bytes)
+
+    def _map(self, path: str) -> tuple[list[Bucket], Progress]:
+        """A file of the learner's."""
+        if path not in self._mapped:
+            size = self._layout.num_bytes
+            file = map_file(Path(path), size + PAGE_BYTES)
+            self._mapped[path] = self._split(file[:size]), Progress(file[size:])
+        return self._mapped[path]
+
+    def _split(self, content: Tensor) -> list[Bucket]:
+        return self._buckets(torch.split(content, list(self._layout.bucket_sizes)))
+
+    @property
+    def _is_read_in_parts(self) -> bool:
+        return self.device.type == "cpu" and self._views.has_spare
+
+    @torch.no_grad()
+    def _load(self, index: int, bucket: Bucket) -> Tensor:
+        if not self._is_read_in_parts:
+            return super()._load(index, bucket)
+        start, digest = self._starts[index], RunningDigest(bucket.content)
+        for end, target, source in self._views.parts(index, bucket.places.tensors):
+            self._wait(start + end)
+            target.copy_(source)
+            digest.extend(end)  # after the copy: a learner that is ahead by two versions is then found out
+        self._wait(self._starts[index + 1])
+        return digest.finish()
+
     def shutdown(self) -> None:
+        self._leave.set()
         self._mapped = {}
 
 

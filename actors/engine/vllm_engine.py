@@ -210,7 +210,7 @@ class VllmEngine:
         """
         if not self._is_staged:
             await self._stand_still(drain=self._in_flight == "drain")
-        await self._in_background("receive_weights", offer.delivery)
+        await self._in_background("receive_weights", {"version": offer.version, **offer.delivery})
 
     async def commit_weights(self, version: int, digests: Sequence[int]) -> float:
         """Serve the received version; returns the seconds for which nothing was generated.

@@ -26,8 +26,9 @@ if current_platform.is_cpu():
 
     _custom_ops._supports_onednn = False
 
-BRIEFLY_S = 0.0005
-"""For which a call that was started is waited for: what ends within it needs no other question."""
+BRIEFLY_S = 0.002
+"""For which a call that was started is waited for: what ends within it needs no other question. Digests of parameters
+that are read in place are started in less."""
 
 end_with_owner()
 for _transport in RECEIVERS:  # vLLM looks its engine up by name

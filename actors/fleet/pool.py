@@ -44,6 +44,10 @@ class Worker(Protocol):
     def num_receivers(self) -> int:
         """Processes of its engine that receive weights."""
 
+    @property
+    def reaches_learner(self) -> bool:
+        """Whether it reaches the memory of the learner that it has joined."""
+
     async def connect_weights(self, link: WeightLink) -> None:
         """Join the learner. This and the next two raise WeightSyncError if the engine itself is well."""
 

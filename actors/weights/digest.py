@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actors.weights.buckets import CACHED_BYTES
+
 WORDS_PER_ROW = 512
 ROW_BYTES = 8 * WORDS_PER_ROW
 ROW_FACTOR = 0x1E3779B97F4A7C15
 """Odd, so that its product with an odd number is odd, and thus invertible modulo 2^64."""
-PIECE_BYTES = 1 << 29
+PIECE_BYTES = 1 << 32
 """Read at a time, so that the memory for the sums of rows stays small."""
 
 
@@ -23,15 +25,35 @@ def bucket_digest(bucket: Tensor) -> Tensor:
     change places within their row of 4 KiB do not show: no fault of a transport does that. It guards against faults,
     not against an adversary.
     """
-    digest = torch.zeros((), dtype=torch.int64, device=bucket.device)
-    first_row = 0
-    for start in range(0, len(bucket), PIECE_BYTES):
-        row_sums = _row_sums(bucket[start : start + PIECE_BYTES])
-        last_row = first_row + len(row_sums)
-        weights = torch.arange(first_row, last_row, device=bucket.device).mul_(2).add_(1).mul_(ROW_FACTOR)
-        digest += (row_sums * weights).sum()
-        first_row = last_row
-    return digest
+    return RunningDigest(bucket).finish()
+
+
+class RunningDigest:
+    """`bucket_digest` of a bucket that fills from its beginning on: a CPU reads what it still has in its cache."""
+
+    def __init__(self, bucket: Tensor) -> None:
+        self._bucket = bucket
+        self._end = 0
+        """Bytes read, a multiple of those of a row."""
+        self._digest = torch.zeros((), dtype=torch.int64, device=bucket.device)
+
+    def extend(self, num_bytes: int) -> None:
+        """The first `num_bytes` are there. They are read now, or later together with what follows."""
+        if self._bucket.device.type == "cpu" and num_bytes - self._end >= CACHED_BYTES:
+            self._read(num_bytes - num_bytes % ROW_BYTES)
+
+    def finish(self) -> Tensor:
+        """The digest, int64 [], of the whole bucket."""
+        self._read(len(self._bucket))
+        return self._digest
+
+    def _read(self, end: int) -> None:
+        for start in range(self._end, end, PIECE_BYTES):
+            row_sums = _row_sums(self._bucket[start : min(start + PIECE_BYTES, end)])
+            first_row = start // ROW_BYTES
+            rows = torch.arange(first_row, first_row + len(row_sums), device=self._bucket.device)
+            self._digest += (row_sums * rows.mul_(2).add_(1).mul_(ROW_FACTOR)).sum()
+        self._end = end
 
 
 def _row_sums(content: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ class WeightLink:
     """After which a receiver gives up what it waits for."""
     keeps_last: bool = False
     """Whether the version sent last can be fetched until the next one is sent, by receivers that were not there."""
+    is_followed: bool = False
+    """Whether receivers that reach the learner's memory can take a version while it is being sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,7 @@ class WeightOffer:
     """The learner's optimizer step."""
     num_buckets: int
     delivery: dict[str, Any]
-    """For the receiving end of the transport alone; plain types. Empty where sender and receivers meet."""
+    """For the receiving end of the transport alone; plain types. Empty before the version was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

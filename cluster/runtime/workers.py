@@ -37,7 +37,7 @@ class RayWorker:
     def __init__(self, name: str, actor: Any, *, num_receivers: int) -> None:
         self.name = name
         self.num_receivers = num_receivers
-        self._reaches_learner = True
+        self.reaches_learner = True
         self._actor = actor
         self._is_killed = False
 
@@ -92,10 +92,10 @@ class RayWorker:
         return await self._ask(start)
 
     async def connect_weights(self, link: WeightLink) -> None:
-        self._reaches_learner = await self._ask(lambda: self._actor.connect_weights.remote(link))
+        self.reaches_learner = await self._ask(lambda: self._actor.connect_weights.remote(link))
 
     async def receive_weights(self, offer: WeightOffer, read_bucket: Callable[[int], object]) -> None:
-        buckets = [] if self._reaches_learner else [read_bucket(index) for index in range(offer.num_buckets)]
+        buckets = [] if self.reaches_learner else [read_bucket(index) for index in range(offer.num_buckets)]
 
         async def start() -> None:
             try:

@@ -1,7 +1,8 @@
 """Plans as tensors. Images are transferred as uint8 and become patches on the device.
 
-Legend: T tokens of a packed micro-batch, N generated tokens of its rows, M image placeholders, S visual tokens of all
-views of a piece, P patches of one vision pass, D values of a patch, V views of one size, H and W sides in pixels.
+Legend: T tokens of a packed micro-batch, U of them read, N generated tokens of its rows, M image placeholders, S visual
+tokens of all views of a piece, P patches of one vision pass, D values of a patch, V views of one size, H and W sides in
+pixels.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class MicroBatch:
     """Index of each image placeholder among the T."""
     feature_of_M: Tensor
     """Index of its visual token among the S."""
+    read_at_U: Tensor
+    """Index among the T of each position before a generated token, in order."""
     predicted_from_N: Tensor
-    """Index among the T of the position before each generated token; the same for rows that share it."""
+    """Index among the U of the position before each generated token; the same for rows that share it."""
     target_ids_N: Tensor
     sampler_logprobs_N: Tensor
     episode_of_N: Tensor
@@ -147,13 +150,15 @@ class Collator:
                     features.append(np.arange(last - first) + self._first_feature[key] - self._first_of_round)
         rows = [row for family in families for row in family.rows]
         counts = [len(row.generated_at) for row in rows]
+        read_at, predicted_from = np.unique(np.concatenate(list(_predicted_from(families))), return_inverse=True)
         return MicroBatch(
             token_ids_T=torch.from_numpy(np.concatenate(token_ids)),
             positions_3T=torch.from_numpy(np.concatenate(positions, axis=1)),
             segments=segments_of([(family.num_shared, family.remainders) for family in families], self._kernel),
             placeholder_at_M=_joined(placeholders),
             feature_of_M=_joined(features),
-            predicted_from_N=_joined(_predicted_from(families)),
+            read_at_U=torch.from_numpy(read_at),
+            predicted_from_N=torch.from_numpy(predicted_from),
             target_ids_N=_joined([row.token_ids[row.generated_at] for row in rows]),
             sampler_logprobs_N=torch.from_numpy(np.concatenate([row.sampler_logprobs for row in rows])),
             episode_of_N=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),

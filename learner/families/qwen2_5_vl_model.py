@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
 
-from learner.layers import Rotary, use_fused_layers
+from learner.layers import Rotary, run_decoder_layer, use_fused_layers
 from learner.vision import (
     Grid,
     PatchProjection,
@@ -32,6 +32,7 @@ class Qwen25VL:
 
     def install(self) -> None:
         library.Qwen2_5_VLVisionAttention.forward = fast_attention
+        library.Qwen2_5_VLDecoderLayer.forward = run_decoder_layer
 
     def use_fast_layers(self, model: Any) -> None:
         library.apply_rotary_pos_emb = Rotary.apply

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.qwen3_vl import modeling_qwen3_vl as library
 
-from learner.layers import Rotary, use_fused_layers
+from learner.layers import Rotary, run_decoder_layer, use_fused_layers
 from learner.vision import (
     Grid,
     PatchProjection,
@@ -38,6 +38,7 @@ class Qwen3VL:
 
     def install(self) -> None:
         library.Qwen3VLVisionAttention.forward = fast_attention
+        library.Qwen3VLTextDecoderLayer.forward = run_decoder_layer
         library.Qwen3VLTextModel._deepstack_process = add_features
 
     def use_fast_layers(self, model: Any) -> None:

@@ -6,20 +6,20 @@ Names are those that the library gives the parameters in memory. vLLM knows them
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from actors.weights.buckets import slot_tensor
-from actors.weights.digest import bucket_digest
+from actors.weights.buckets import parts, slot_tensor
+from actors.weights.digest import RunningDigest, bucket_digest
 from actors.weights.layout import SentWeights, TensorSpec, WeightLayout, WeightLink, WeightOffer, lay_out
 from configs.learner import Transport
 from learner.sync.resident import ResidentWeights, find_resident
 from learner.sync.transports import SendingEnd, open_end
 
-CACHED_BYTES = 16 << 20
-"""Maximum size of a bucket in shared memory: what was just filled is still in the cache when its digest is computed."""
+FOLLOWED_BYTES = 16 << 20
+"""Maximum size of a bucket in shared memory: an engine on a GPU takes each of them once it is whole."""
 
 
 class WeightSender:
@@ -54,7 +54,7 @@ class WeightSender:
             WeightSyncError: no room for it.
         """
         self.close()
-        most = min(self._bucket_bytes, CACHED_BYTES) if transport == "shared_memory" else self._bucket_bytes
+        most = min(self._bucket_bytes, FOLLOWED_BYTES) if transport == "shared_memory" else self._bucket_bytes
         self._resident = None
         if transport != "shared_memory" and parameters:
             self._resident = find_resident(self._tensors, parameters, bucket_bytes=most)
@@ -75,6 +75,7 @@ class WeightSender:
             settings=end.settings(),
             timeout_s=timeout_s,
             keeps_last=end.keeps_last,
+            is_followed=end.is_followed,
         )
 
     @property
@@ -93,8 +94,7 @@ class WeightSender:
             WeightSyncError: the receivers did not take it in time.
         """
         started, end = time.monotonic(), self._opened
-        end.begin()
-        digests: list[Tensor] = []
+        end.begin(version)
         if self._resident is not None:
             self._resident.check()
             for bucket in range(len(self._resident.buckets)):
@@ -103,9 +103,7 @@ class WeightSender:
             assert self._ahead is not None, "of this version"
             digests = self._ahead[1]
         else:
-            for bucket, content in _filled(parameters, self._layout, end):
-                digests.append(bucket_digest(content))
-                end.deliver(bucket)
+            digests = _fill(parameters, self._layout, end)
         offer = WeightOffer(version=version, num_buckets=len(self._layout.bucket_sizes), delivery=end.finish())
         found = torch.stack(digests).cpu().tolist()
         return SentWeights(offer=offer, digests=tuple(found), seconds=time.monotonic() - started)
@@ -139,15 +137,27 @@ class WeightSender:
         return self._end
 
 
-def _filled(
-    parameters: Iterable[tuple[str, Tensor]], layout: WeightLayout, end: SendingEnd
-) -> Iterator[tuple[int, Tensor]]:
-    """(index, memory) of each bucket once all its tensors are in it. What the iterable gives is read at once."""
+def _fill(parameters: Iterable[tuple[str, Tensor]], layout: WeightLayout, end: SendingEnd) -> list[Tensor]:
+    """Fill and deliver all buckets; returns their digests. What the iterable gives is read at once."""
+    digests: list[Tensor] = []
     index, bucket = 0, end.bucket(0)
+    running = RunningDigest(bucket)
+
+    def deliver() -> None:
+        digests.append(running.finish())
+        end.deliver(index)
+
     for slot, (name, parameter) in zip(layout.slots, parameters, strict=True):
         assert name == slot.tensor.name, "parameters come in the order of the layout"
         if slot.bucket != index:
-            yield index, bucket
+            deliver()
             index, bucket = slot.bucket, end.bucket(slot.bucket)
-        slot_tensor(bucket, slot).copy_(parameter.detach(), non_blocking=True)
-    yield index, bucket
+            running = RunningDigest(bucket)
+        filled = slot.offset
+        for target, source in parts(slot_tensor(bucket, slot), parameter.detach()):
+            target.copy_(source, non_blocking=True)
+            filled += target.nbytes
+            running.extend(filled)
+            end.advance(index, filled)
+    deliver()
+    return digests

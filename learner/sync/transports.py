@@ -6,6 +6,7 @@ A transport gives out the memory of a bucket, and delivers it once it is filled.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import tempfile
@@ -21,6 +22,7 @@ from actors.engine.cuda_ipc import export_handle
 from actors.engine.nccl_group import NcclGroup
 from actors.errors import WeightSyncError
 from actors.weights.layout import WeightLayout
+from actors.weights.progress import PAGE_BYTES, Progress
 from actors.weights.staging import check_room, file_identity, staging_root
 from configs.learner import Transport
 from learner.host import free_port, own_address
@@ -48,13 +50,20 @@ class SendingEnd(Protocol):
         """Meet the receivers, which connect at the same time."""
         return
 
-    def begin(self) -> None:
+    is_followed: bool = False
+    """Whether receivers of this machine can take a version while it is being sent."""
+
+    def begin(self, version: int) -> None:
         """Start a version; memory of earlier ones may be used again."""
         return
 
     @abstractmethod
     def bucket(self, index: int) -> Tensor:
         """Memory of a bucket, uint8 [num_bytes] on the learner's device or the host."""
+
+    def advance(self, index: int, num_bytes: int) -> None:
+        """The first `num_bytes` of a bucket are filled."""
+        return
 
     def deliver(self, index: int) -> None:
         """Pass on a filled bucket."""
@@ -77,48 +86,71 @@ class SharedMemoryEnd(SendingEnd):
     """Files without a name, which processes of this machine open through /proc and map.
 
     Nothing of them is left when this process ends, however it ends. Two take turns, so that the last version stays
-    there to be read.
+    there to be read. Receivers read a version while it is written (`actors.weights.progress`).
     """
 
     keeps_last = True
+    is_followed = True
 
-    def __init__(self, layout: WeightLayout) -> None:
+    def __init__(self, layout: WeightLayout, *, timeout_s: float) -> None:
         self._layout = layout
+        self._timeout_s = timeout_s
+        self._starts = [0, *itertools.accumulate(layout.bucket_sizes)]
         self._current = 0
         root = staging_root()
-        check_room(2 * layout.num_bytes, root)
+        check_room(2 * (layout.num_bytes + PAGE_BYTES), root)
         with contextlib.ExitStack() as files:
             try:
                 self._files = [files.enter_context(tempfile.TemporaryFile(dir=root)) for _ in range(2)]
-                self._buckets = [self._reserve(file) for file in self._files]
+                memories = [self._reserve(file) for file in self._files]
             except OSError as error:
                 raise WeightSyncError(f"no room for two versions of the weights in {root}: {error}") from error
             files.pop_all()
+        self._buckets = [memory[:-1] for memory in memories]
+        self._progress = [Progress(memory[-1]) for memory in memories]
+        self.release()
 
     def _reserve(self, file: IO[bytes]) -> list[Tensor]:
         # Ahead of time: a full file system is an error here, and would be a signal at the first write.
-        os.posix_fallocate(file.fileno(), 0, self._layout.num_bytes)
-        memory = torch.frombuffer(mmap.mmap(file.fileno(), self._layout.num_bytes), dtype=torch.uint8)
-        return list(torch.split(memory, list(self._layout.bucket_sizes)))
+        size = self._layout.num_bytes + PAGE_BYTES
+        os.posix_fallocate(file.fileno(), 0, size)
+        memory = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+        return list(torch.split(memory, [*self._layout.bucket_sizes, PAGE_BYTES]))
 
     def _path(self, index: int) -> str:
         return f"/proc/{os.getpid()}/fd/{self._files[index].fileno()}"
 
     def settings(self) -> dict[str, Any]:
         files = [self._path(index) for index in range(len(self._files))]
-        return {"file": files[0], "identity": file_identity(files[0]), "files": files}
+        return {
+            "file": files[0],
+            "identity": file_identity(files[0]),
+            "files": files,
+            "timeout_s": self._timeout_s,
+        }
 
-    def begin(self) -> None:
+    def begin(self, version: int) -> None:
         self._current = 1 - self._current
+        self._progress[self._current].begin(version)
 
     def bucket(self, index: int) -> Tensor:
         return self._buckets[self._current][index]
 
+    def advance(self, index: int, num_bytes: int) -> None:
+        self._progress[self._current].advance(self._starts[index] + num_bytes)
+
+    def deliver(self, index: int) -> None:
+        self.advance(index, self._layout.bucket_sizes[index])
+
     def finish(self) -> dict[str, Any]:
         return {"file": self._path(self._current)}
 
+    def release(self) -> None:
+        for progress in self._progress:
+            progress.end()
+
     def close(self) -> None:
-        self._buckets = []
+        self._buckets, self._progress = [], []
         for file in self._files:
             file.close()
 
@@ -157,7 +189,7 @@ class NcclEnd(SendingEnd):
 
         self._group = result_within(self._thread.submit(join), self._timeout_s, "joining the rollout workers")
 
-    def begin(self) -> None:
+    def begin(self, version: int) -> None:
         if self._resident is None:
             self._memory = list(torch.empty(2, max(self._sizes), dtype=torch.uint8, device=self._device))
         self._sending = {}
@@ -220,7 +252,7 @@ class IpcEnd(SendingEnd):
     def _handles(self) -> dict[str, Any]:
         return {"handles": [export_handle(bucket) for bucket in self._buckets]}
 
-    def begin(self) -> None:
+    def begin(self, version: int) -> None:
         if not self.is_rendezvous:
             self._buckets = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in self._sizes]
 
@@ -258,7 +290,7 @@ def open_end(
     """
     match transport:
         case "shared_memory":
-            return SharedMemoryEnd(layout)
+            return SharedMemoryEnd(layout, timeout_s=timeout_s)
         case "nccl":
             return NcclEnd(layout, resident, device=device, num_receivers=num_receivers, timeout_s=timeout_s)
         case "ipc":

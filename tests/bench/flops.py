@@ -54,12 +54,22 @@ def update_flops(
 def _language(model: Any, families: Iterable[Family]) -> float:
     layers, width = model.model.language_model.layers, read_shape(model.config.to_dict()).text.query_width
     weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
+    last_mlp = sum(p.numel() for p in layers[-1].mlp.parameters() if p.ndim == 2)
     total = 0.0
     for family in families:
         shared = family.num_shared
         pairs = shared**2 / 2 + sum(length * (shared + length / 2) for length in family.remainders)
         total += 2 * weights * family.num_tokens + 4 * width * len(layers) * pairs
+        # Behind the attention of the last layer only what predicts a token is computed.
+        total -= 2 * last_mlp * (family.num_tokens - _num_read(family))
     return total
+
+
+def _num_read(family: Family) -> int:
+    """Tokens of a family that predict another."""
+    before = [row.generated_at - 1 for row in family.rows]
+    shared = {int(at) for each in before for at in each if at < family.num_shared}
+    return len(shared) + sum(int((each >= family.num_shared).sum()) for each in before)
 
 
 def _head(model: Any, families: Iterable[Family]) -> float:

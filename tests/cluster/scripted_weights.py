@@ -58,8 +58,8 @@ class Worker(Scripted, FakeWorker):
 
 
 class Learner(Scripted, FakeWeightSource):
-    def __init__(self, *, is_rendezvous=False, **script):
-        super().__init__(is_rendezvous=is_rendezvous)
+    def __init__(self, *, is_rendezvous=False, is_followed=False, **script):
+        super().__init__(is_rendezvous=is_rendezvous, is_followed=is_followed)
         self.script, self.calls = script, []
 
     async def open_weights(self, num_receivers):

@@ -40,15 +40,15 @@ async def test_a_version_that_nobody_can_take_is_the_learners_fault():
     assert pool.num_workers == 2
 
 
-@pytest.mark.parametrize("is_rendezvous", [False, True])
+@pytest.mark.parametrize("link", [{}, {"is_rendezvous": True}, {"is_followed": True}], ids=str)
 @pytest.mark.parametrize("phase", ["connect", "receive", "commit"])
-def test_a_sender_that_died_is_named_and_costs_no_worker(phase, is_rendezvous):
+def test_a_sender_that_died_is_named_and_costs_no_worker(phase, link):
     """The workers fail first; when the learner is asked to leave, it is found dead."""
 
     @in_virtual_time
     async def check():
         died = LearnerError("learner rank 0: ActorDiedError")
-        learner = Learner(is_rendezvous=is_rendezvous, close=[died])
+        learner = Learner(**link, close=[died])
         workers = [
             Worker(name, **{phase: [WeightSyncError("weights in /proc/7/fd/3 cannot be read")]}) for name in "ab"
         ]

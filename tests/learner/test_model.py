@@ -219,6 +219,19 @@ def test_forbidden_ids_have_no_probability():
     assert entropies.max().item() <= np.log(96 - len(FORBIDDEN_IDS)) + 1e-5
 
 
+@of_each_family
+def test_the_last_layer_goes_on_with_the_tokens_alone_that_predict_one(family):
+    model, spec = fast(small_model(family=family)), SPECS[family]
+    shown, batch = one_pass([make_group(1, group_size=8, ask_share=0.5, spec=spec)], spec)
+    sizes = []
+    for layer in model.model.language_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    scores(model, shown, batch)
+    num_tokens, num_read = len(batch.token_ids_T), len(batch.read_at_U)
+    assert num_read == len(batch.predicted_from_N.unique()) < len(batch.predicted_from_N) < num_tokens
+    assert sizes == [num_tokens] * (len(sizes) - 1) + [num_read]
+
+
 def test_the_views_of_a_group_are_encoded_once_and_its_first_picture_is_placed_once():
     shown, batch = one_pass([make_group(1, group_size=8, ask_share=1.0)])
     assert sorted(grid[1:] for grid in shown.grids) == [(4, 4), (8, 8)]

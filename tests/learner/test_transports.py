@@ -10,6 +10,7 @@ import torch
 
 from actors.errors import WeightSyncError
 from actors.weights.layout import TensorSpec, lay_out
+from actors.weights.progress import PAGE_BYTES
 from actors.weights.staging import file_identity
 from learner.sync import transports
 from learner.sync.transports import SharedMemoryEnd, open_end
@@ -28,7 +29,7 @@ def root(tmp_path, monkeypatch):
 
 def send(end, value):
     """A version whose bytes all have this value; returns its file."""
-    end.begin()
+    end.begin(value)
     for index in range(len(LAYOUT.bucket_sizes)):
         end.bucket(index).fill_(value)
         end.deliver(index)
@@ -36,19 +37,19 @@ def send(end, value):
 
 
 def test_two_versions_take_turns_and_the_older_one_stays_readable(root):
-    end = SharedMemoryEnd(LAYOUT)
+    end = SharedMemoryEnd(LAYOUT, timeout_s=5)
     files = [send(end, value) for value in (1, 2, 3)]
     assert files[0] == files[2] != files[1]
-    assert files[1].read_bytes() == bytes([2]) * LAYOUT.num_bytes
-    assert files[2].read_bytes() == bytes([3]) * LAYOUT.num_bytes
+    assert files[1].read_bytes()[:-PAGE_BYTES] == bytes([2]) * LAYOUT.num_bytes
+    assert files[2].read_bytes()[:-PAGE_BYTES] == bytes([3]) * LAYOUT.num_bytes
     assert int(end.bucket(0)[0]) == 3, "read is what was sent last"
     end.close()
 
 
 def test_what_is_reserved_is_two_versions_that_have_no_name_and_nobody_else_may_read(root):
-    end = SharedMemoryEnd(LAYOUT)
+    end = SharedMemoryEnd(LAYOUT, timeout_s=5)
     held = [send(end, value).stat() for value in (1, 2)]
-    assert [each.st_blocks * 512 for each in held] == [LAYOUT.num_bytes] * 2, "reserved, not only promised"
+    assert [each.st_blocks * 512 for each in held] == [LAYOUT.num_bytes + PAGE_BYTES] * 2, "reserved, not only promised"
     assert [each.st_mode & 0o077 for each in held] == [0, 0]
     assert [each.st_dev for each in held] == [root.stat().st_dev] * 2, "where there is room for them"
     assert not list(root.iterdir())
@@ -56,7 +57,7 @@ def test_what_is_reserved_is_two_versions_that_have_no_name_and_nobody_else_may_
 
 
 def test_nothing_is_left_after_close_and_it_can_be_closed_twice(root):
-    end = SharedMemoryEnd(LAYOUT)
+    end = SharedMemoryEnd(LAYOUT, timeout_s=5)
     file = send(end, 1)
     end.close()
     end.close()
@@ -70,7 +71,7 @@ def test_another_process_reads_it_and_a_killed_owner_leaves_nothing(root):
         "from pathlib import Path\n"
         "from tests.learner.test_transports import LAYOUT, send\n"
         f"transports.staging_root = lambda: Path({str(root)!r})\n"
-        "end = transports.SharedMemoryEnd(LAYOUT)\n"
+        "end = transports.SharedMemoryEnd(LAYOUT, timeout_s=5)\n"
         "print(send(end, 7), flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -78,7 +79,7 @@ def test_another_process_reads_it_and_a_killed_owner_leaves_nothing(root):
         try:
             assert owner.stdout is not None
             file = Path(owner.stdout.readline().strip())
-            assert file.read_bytes() == bytes([7]) * LAYOUT.num_bytes
+            assert file.read_bytes()[:-PAGE_BYTES] == bytes([7]) * LAYOUT.num_bytes
         finally:
             owner.kill()
     assert not file.exists()
@@ -86,7 +87,7 @@ def test_another_process_reads_it_and_a_killed_owner_leaves_nothing(root):
 
 
 def test_only_the_file_itself_has_its_identity(root):
-    ends = [SharedMemoryEnd(LAYOUT) for _ in range(2)]
+    ends = [SharedMemoryEnd(LAYOUT, timeout_s=5) for _ in range(2)]
     first, second = (end.settings() for end in ends)
     assert file_identity(first["file"]) == first["identity"] != second["identity"]
     ends[0].close()
@@ -97,8 +98,10 @@ def test_only_the_file_itself_has_its_identity(root):
 
 def test_without_room_for_two_versions_the_reason_is_said(root, monkeypatch):
     huge = lay_out([TensorSpec(name="t", dtype="float32", shape=(1 << 58,))], bucket_bytes=4096)
-    with pytest.raises(WeightSyncError, match=rf"weights of {2 << 60} bytes do not fit into {root}.*--shm-size"):
-        SharedMemoryEnd(huge)
+    with pytest.raises(
+        WeightSyncError, match=rf"weights of {(2 << 60) + 2 * PAGE_BYTES} bytes do not fit into {root}.*--shm-size"
+    ):
+        SharedMemoryEnd(huge, timeout_s=5)
     assert not list(root.iterdir())
 
 
@@ -115,7 +118,7 @@ def test_room_that_somebody_else_took_first_is_named_and_nothing_is_left(root, m
 
     monkeypatch.setattr(os, "posix_fallocate", fill_up)
     with pytest.raises(WeightSyncError, match=rf"no room for two versions .*{root}.*No space left on device"):
-        SharedMemoryEnd(LAYOUT)
+        SharedMemoryEnd(LAYOUT, timeout_s=5)
     assert not list(root.iterdir())
 
 

@@ -334,11 +334,11 @@ def test_a_worker_that_cannot_map_the_learners_memory_gets_the_bytes(worker, sen
     """As on another machine, whose shared memory is its own."""
     sent = sender.send(policy.named_parameters(), 8)
     before = loop.run(answer(worker._actor.engine_digests.remote()))
-    worker._reaches_learner = False
+    worker.reaches_learner = False
     try:
         take(worker, sender, sent, loop)
     finally:
-        worker._reaches_learner = True
+        worker.reaches_learner = True
     assert loop.run(answer(worker._actor.engine_digests.remote())) == before
     assert loop.run(worker.check_health()) is None
 

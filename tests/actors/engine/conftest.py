@@ -18,9 +18,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def extension():
-    """What runs in vLLM's worker, with the receiver that vLLM would make."""
+def make_extension():
     from actors.engine import transfer, vllm_extension
 
     worker = vllm_extension.WeightExtension()
@@ -29,6 +27,12 @@ def extension():
         SimpleNamespace(), SimpleNamespace(parallel_config=None, model_config=None), CPU, PlainModel()
     )
     return worker
+
+
+@pytest.fixture
+def extension():
+    """What runs in vLLM's worker, with the receiver that vLLM would make."""
+    return make_extension()
 
 
 @pytest.fixture

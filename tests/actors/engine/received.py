@@ -45,6 +45,11 @@ def connect(extension, sender):
     return link
 
 
+def follow(extension, version):
+    """Start to receive a version that is announced, and perhaps not yet sent."""
+    extension.receive_weights({"version": version})
+
+
 def receive(extension, sent):
     extension.receive_weights(sent.offer.delivery)
     assert failure_of(extension) == ""

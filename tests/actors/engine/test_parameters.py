@@ -104,13 +104,13 @@ def make_version(layout, seed=0):
 
 def prove(views, buckets):
     for index, bucket in enumerate(buckets):
-        views.prove(index, views.tensors(index, bucket))
+        views.prove(index, views.places(index, bucket).tensors)
 
 
 def load(model, layout, buckets):
     views = ParameterViews(model, layout)
     for index, bucket in enumerate(buckets):
-        views.load(index, views.tensors(index, bucket))
+        views.load(index, views.places(index, bucket))
     return views
 
 
@@ -170,7 +170,7 @@ def test_a_spare_set_is_loaded_beside_the_parameters_and_taken_over_whole(fixed)
     for version in range(3):
         buckets, _ = make_version(layout, seed=version)
         for index, bucket in enumerate(buckets):
-            views.load(index, views.tensors(index, bucket))
+            views.load(index, views.places(index, bucket))
         assert all(torch.equal(parameter, held[name]) for name, parameter in model.named_parameters())
         views.take_over()
         alone = FakeVllmModel()

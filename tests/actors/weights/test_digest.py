@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.weights import digest
-from actors.weights.digest import ROW_BYTES, ROW_FACTOR, WORDS_PER_ROW, bucket_digest
+from actors.weights.digest import ROW_BYTES, ROW_FACTOR, WORDS_PER_ROW, RunningDigest, bucket_digest
 from actors.weights.layout import BUCKET_ALIGNMENT
 
 ROWS = 5
@@ -96,6 +96,20 @@ def test_the_pieces_in_which_a_bucket_is_read_do_not_matter(num_bytes, monkeypat
     expected = int(bucket_digest(content))
     monkeypatch.setattr(digest, "PIECE_BYTES", 2 * ROW_BYTES)
     assert int(bucket_digest(content)) == expected
+
+
+@given(st.lists(st.integers(0, 8 * ROW_BYTES), max_size=12), st.sampled_from([1, ROW_BYTES, 3 * ROW_BYTES]))
+def test_a_bucket_that_fills_up_has_the_same_digest_and_is_not_read_ahead(ends, step):
+    content = drawn(8).view(torch.uint8)[:-3]
+    filling = torch.full_like(content, 255)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "CACHED_BYTES", step)
+        running = RunningDigest(filling)
+        for end in sorted(ends):
+            filling[:end] = content[:end]
+            running.extend(min(end, len(content)))
+        filling[:] = content
+        assert int(running.finish()) == int(bucket_digest(content))
 
 
 def test_a_bucket_is_a_whole_number_of_rows():

@@ -113,10 +113,9 @@ def compare(
         ratio_B = _ratio(hits_n, cases_n, unit_n, weights_BU)
         draws[name] = ratio_B
         estimates[name] = replace(_interval(ratio_B, hits_n, cases_n), num_cases=int((cases_n > 0).sum()))
-    if shares := [draws[name] for name in RIGHT_TOOL.values() if name in estimates and estimates[name].num_cases]:
-        num_cases = sum(estimates[name].num_cases for name in RIGHT_TOOL.values())
-        draws["right_tool_share"] = np.min(shares, axis=0)
-        estimates["right_tool_share"] = replace(_plain_interval(draws["right_tool_share"]), num_cases=num_cases)
+    if told := [name for name in RIGHT_TOOL.values() if estimates[name].num_cases]:
+        draws["right_tool_share"] = np.min([draws[name] for name in told], axis=0)
+        estimates["right_tool_share"] = _least(draws["right_tool_share"], [estimates[name] for name in told])
     num_judgements = min((len(play.scores) for kind in KINDS for play in chosen[kind] if play.answer), default=0)
     return Comparison(
         suite=suite,
@@ -251,6 +250,14 @@ def _interval(values_B: Floats, hits_n: Floats, cases_n: Floats) -> Estimate:
         low, high = Rate(num_hits=int(hits_n.sum()), num_cases=int(cases_n.sum())).interval
         return Estimate(value=found.value, low=low, high=high)
     return found
+
+
+def _least(values_B: Floats, shares: Sequence[Estimate]) -> Estimate:
+    """Of the least of several shares; where a bootstrap shows no spread, the interval of the least certain one."""
+    found, num_cases = _plain_interval(values_B), sum(share.num_cases for share in shares)
+    if found.low == found.high:
+        found = min(shares, key=lambda share: (share.value or 0.0, share.low or 0.0))
+    return replace(found, num_cases=num_cases)
 
 
 def _estimate(values_B: Floats, metric: Score, scores: Mapping[Kind, Floats], name: str) -> Estimate:

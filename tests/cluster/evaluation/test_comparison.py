@@ -111,14 +111,14 @@ NEEDS = [
 ]
 
 
-def needing():
+def needing(needs=NEEDS):
     plays = {}
-    for at, (need, is_right, least, asked) in enumerate(NEEDS):
+    for at, (need, is_right, least, asked) in enumerate(needs):
         for kind in ("policy", "always_quarter", "always_full"):
             known = {"need": need, "is_right_tool": is_right, "least_visual_tokens": least} if kind == "policy" else {}
             plays[kind, str(at)] = play(kind, str(at), 1.0, asked=asked and kind == "policy", **known)
-    rows = {str(at): BenchmarkRow(question="?", references=("yes",)) for at in range(len(NEEDS))}
-    return compare("heldout", UNIT, plays, rows, num_samples=len(NEEDS))
+    rows = {str(at): BenchmarkRow(question="?", references=("yes",)) for at in range(len(needs))}
+    return compare("heldout", UNIT, plays, rows, num_samples=len(needs))
 
 
 def test_right_tools_and_the_optimum_by_hand():
@@ -130,6 +130,11 @@ def test_right_tools_and_the_optimum_by_hand():
     assert [one.num_cases(f"right_tool_share{n}") for n in ("", "_quarter", "_region")] == [4, 2, 1]
     worst = one.estimates["right_tool_share"]
     assert 0 <= worst.low <= 0.5 <= worst.high <= 1
+    certain = [known for known in NEEDS if known[1]]
+    perfect = needing(certain * 20)
+    assert value(perfect, "right_tool_share") == 1.0
+    assert perfect.estimates["right_tool_share"].low == pytest.approx(20 / (20 + 3.8415), rel=1e-3), "Wilson's, of 20"
+    assert perfect.num_cases("right_tool_share") == 60
     assert value(compared(CELLS), "right_tool_share_region") is None
     assert "right_tool_share" not in compared(CELLS).estimates
 

@@ -24,7 +24,7 @@ from cluster.identity import identify
 from cluster.judging.start import judge_checks, start_judges, unique_name
 from cluster.judging.watch import JudgeWatch
 from cluster.preflight.checks import check_run
-from cluster.preflight.host_memory import host_memory_warning
+from cluster.preflight.warnings import run_warnings
 from cluster.records.events import Event, EventLog, OnEvent
 from cluster.records.files import run_id, stop_on_full_disk, write_atomically
 from cluster.records.journal import Journal
@@ -136,7 +136,7 @@ async def launch(
 def _check(config: Config, *, resume: bool, display: Display) -> None:
     then = [lambda: check_resumption(config, warn=display.warn)] if resume else []
     check_run(config, more=[check_address, *judge_checks(config.judge, display)], then=then)
-    if warning := host_memory_warning(config):
+    for warning in run_warnings(config):
         display.warn(warning)
 
 

@@ -39,7 +39,7 @@ from cluster.runtime.addresses import find_cluster, ray_folder
 from configs.judges import JudgeConfig
 from configs.schema import ColumnsConfig, Config
 from judge.llm.prompt import load_wording
-from learner.families.lookup import family_of_folder, find_family, read_shape
+from learner.families.lookup import find_family, read_shape
 from learner.memory import memory_message
 
 Check = Callable[[], object]
@@ -70,12 +70,11 @@ def run_items(config: Config, *, learns: bool = True) -> list[Item]:
         Item(name="lengths and shared memory", look=lambda: _problems(_fitting_lines(config))),
         Item(name="GPU memory", look=lambda: _problems(_learner_lines(config))),
         Item(name="prompt", look=lambda: raised([lambda: load_prompt_style(style).check(toolbox_of(tools))])),
-        Item(name="boxes", look=lambda: _problems(_box_lines(config))),
         Item(name="data.train", look=lambda: data_problems("data.train", data.train, data.columns)),
         Item(name="data.heldout", look=lambda: data_problems("data.heldout", data.heldout, data.columns)),
         Item(name="judge", look=lambda: _judge_problems(config.judge)),
     ]
-    of_learners = ("run folder", "GPU memory", "boxes", "data.train")
+    of_learners = ("run folder", "GPU memory", "data.train")
     return [item for item in items if learns or item.name not in of_learners]
 
 
@@ -152,20 +151,6 @@ def _model_lines(config: Config) -> Iterator[str]:
     if not flaws:
         content = read_json(Path(config.model.path) / "config.json")
         yield from map(str, raised([lambda: find_family(content, f"model.path={config.model.path!r}")]))
-
-
-def _box_lines(config: Config) -> Iterator[str]:
-    """Where tools take boxes, these must be in the coordinates that the model was taught before it learns from them."""
-    tools, folder = config.rollout.tools, Path(config.model.path)
-    if not any(tool.shows == "region" for tool in toolbox_of(tools).tools) or not (folder / "config.json").is_file():
-        return
-    family = family_of_folder(folder)
-    if tools.coordinates != family.coordinates:
-        unit = {"absolute": "pixels of the picture", "relative": "0 to 1000 of the picture's sides"}
-        yield (
-            f"rollout.tools.coordinates={tools.coordinates!r} is invalid: must be {family.coordinates} with models of "
-            f"{family.title}, which give boxes in {unit[family.coordinates]}"
-        )
 
 
 def _machine_lines() -> Iterator[str]:

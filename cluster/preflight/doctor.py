@@ -14,11 +14,11 @@ from actors.errors import JudgeError, RunError, VisionThinkError
 from actors.hub import Kind
 from cluster.hub import name_in
 from cluster.preflight.checks import Item, raised, run_items, starts_ray_here
-from cluster.preflight.host_memory import host_memory_warning
 from cluster.preflight.machine import num_gpus
 from cluster.preflight.model_files import read_json
 from cluster.preflight.packages import package_problems
 from cluster.preflight.samples import sample_problems
+from cluster.preflight.warnings import coordinates_warning, host_memory_warning
 from cluster.runtime.placement import capacity_problem
 from configs.schema import Config
 from judge.trust.check import check_rows, measure
@@ -55,6 +55,7 @@ def doctor_items(config: Config, *, makes_data: bool) -> list[Item]:
     return [
         Item(name="versions", look=lambda: package_problems(config)),
         *items,
+        *([Item(name="boxes", look=lambda: _warnings(coordinates_warning(config)))] if ready else []),
         *(samples if ready and not makes_data else []),
         Item(name="GPUs", look=lambda: _gpu_problems(config)),
         Item(name="ports", look=_port_problems),
@@ -62,7 +63,7 @@ def doctor_items(config: Config, *, makes_data: bool) -> list[Item]:
         Item(name="judge on gold rows", look=lambda: _judge_problems(config)),
         Item(name="file limits", look=_limit_problems),
         Item(name="disk", look=lambda: _disk_problems(config)),
-        Item(name="host memory", look=lambda: _memory_problems(config)),
+        Item(name="host memory", look=lambda: _warnings(host_memory_warning(config))),
     ]
 
 
@@ -233,6 +234,6 @@ def _disk_problems(config: Config) -> Iterator[Exception]:
         )
 
 
-def _memory_problems(config: Config) -> Iterator[Exception]:
-    if warning := host_memory_warning(config):
+def _warnings(warning: str | None) -> Iterator[Exception]:
+    if warning is not None:
         yield UserWarning(warning)

@@ -90,27 +90,6 @@ def test_a_model_of_another_family_is_refused_with_the_supported_ones(config, tm
     )
 
 
-def test_boxes_in_coordinates_that_a_model_was_not_taught_are_refused_before_it_learns(config, tmp_path):
-    model = Path(shutil.copytree(ROOT / "configs" / "tiny", tmp_path / "model"))
-    crops = ["rollout.tools.names=request_local_region", f"model.path={model}"]
-    relative = [*crops, "rollout.tools.coordinates=relative"]
-    check_run(config(*crops))
-    told = "rollout.tools.coordinates='relative' is invalid: must be absolute with models of Qwen2.5-VL"
-    assert told in refusal(config(*relative))
-    check_run(config(*relative), learns=False)
-    check_run(config(f"model.path={model}", "rollout.tools.coordinates=relative"))  # no tool takes a box
-    content = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(content | {"model_type": "qwen3_vl"}))
-    told = "rollout.tools.coordinates='absolute' is invalid: must be relative with models of Qwen3-VL"
-    assert told in "\n".join(str(problem) for problem in problems_of_boxes(config(*crops)))
-    assert problems_of_boxes(config(*relative)) == []
-
-
-def problems_of_boxes(config):
-    (item,) = (item for item in preflight.run_items(config) if item.name == "boxes")
-    return list(item.look())
-
-
 def test_all_problems_are_told_at_once(config):
     told = refusal(
         config(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from actors.data.shapes import make_shapes
 from actors.errors import DataError
 from cluster.cli import app
-from cluster.preflight import checks, doctor, host_memory, packages
+from cluster.preflight import checks, doctor, packages, warnings
 from cluster.preflight.checks import Item, run_items
 from cluster.preflight.doctor import doctor_items, examine, gold_rows
 from cluster.preflight.machine import SharedMemory
@@ -192,7 +192,7 @@ def test_gpus_disk_files_ports_and_memory_have_their_remedies(paths, monkeypatch
     assert "set train.checkpoint_dir" in found(config)["disk"][0]
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 4096))
     assert "`ulimit -n 4096`" in found(config)["file limits"][0]
-    monkeypatch.setattr(host_memory.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 1 << 30})())
+    monkeypatch.setattr(warnings.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 1 << 30})())
     assert "this machine has 1" in found(config)["host memory"][0]
     monkeypatch.setattr(doctor.socket, "gethostname", lambda: "no.such.host.invalid")
     assert "/etc/hosts" in found(config)["ports"][0]

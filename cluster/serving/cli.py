@@ -230,6 +230,7 @@ def _serve(settings: Any, limits: Any, **where: Any) -> None:
     from cluster.serving.gateway import ENVIRONMENT
 
     async def run() -> None:
+        console.print("[dim]starting Ray and the first engine[/]", highlight=False)
         connect(ENVIRONMENT)
         endpoint = served(settings, limits, **where)
         address = await asyncio.to_thread(endpoint.__enter__)

@@ -23,15 +23,15 @@ HOST_ADAM_S = 3.0e-9
 """Per parameter that a rank's optimizer updates in host memory, on 32 cores."""
 ADAM_BYTES = 60
 """Read and written per parameter of an optimizer step on the GPU, with norms and copies."""
-SEQUENCE_S = 2.0e-4
+SEQUENCE_S = 7.0e-5
 """Host time of a sequence in an engine step: scheduling, sampling, log-probabilities, what is ruled out."""
-EAGER_LAYER_S, GRAPH_LAYER_S = 3.5e-4, 3.0e-5
+EAGER_LAYER_S, GRAPH_LAYER_S = 8.0e-4, 3.0e-5
 """Host time of a layer in an engine step, without and with CUDA graphs."""
 PICTURE_S = 0.04
 """Per megapixel of a full view: decoding, cutting and preprocessing, in a rollout worker."""
 NODE_LINK_GB_S = 40.0
 """Of a GPU to another node."""
-SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.0105, 1.0, 0.22, 2.0
+SYNC_S, NCCL_USE, IPC_USE, SHARED_GB_S = 0.0105, 1.0, 0.38, 2.0
 """Weight sync: fixed part; NCCL of the link between GPUs; CUDA IPC of the GPU's memory; through shared memory."""
 CPU_LANGUAGE_GFLOPS, CPU_VISION_GFLOPS = 62.0, 55.0
 CPU_SEQUENCE_S, CPU_PICTURE_S, CPU_STEP_S = 2.5e-4, 0.6, 0.02

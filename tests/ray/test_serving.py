@@ -183,7 +183,7 @@ def test_the_client_that_an_export_carries(address, export, rows, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert f"answer:    {row.answer}\n" in done.stdout
-    assert "asked:     False {'spent': 64, 'always_full': 64, 'saved': 0}" in done.stdout
+    assert "spent:     {'spent': 64, 'always_full': 64, 'saved': 0} called: {} refused: 0\n" in done.stdout
 
 
 def test_plain_transformers_answers_from_an_export(export, rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from actors.views import Crop, Size, View
@@ -10,6 +11,8 @@ from actors.views import Crop, Size, View
 Need = Literal["quarter", "region", "full"]
 """The least that shows what the question is about: the quarter view alone, beside it one region, or the full view."""
 NEEDS: tuple[Need, ...] = get_args(Need)
+NEED_NAMES: Mapping[Need, str] = {"quarter": "quarter view", "region": "region", "full": "full view"}
+"""For people."""
 Region = tuple[float, float, float, float]
 """Left, top, right and bottom as fractions of the picture's sides."""
 

@@ -180,7 +180,7 @@ class SharedMemoryReceiver(BucketReceiver):
     """
 
     init_info_cls = FilesInfo
-    _leave = threading.Event()
+    _leave: threading.Event | None = None
     """Set when the receivers are left: nobody waits for the learner any more."""
 
     @property
@@ -210,6 +210,7 @@ class SharedMemoryReceiver(BucketReceiver):
             if path in self._files:
                 return self._map(path)[0], lambda num_bytes: None
             return self._split(map_file(Path(path), self._layout.num_bytes)), lambda num_bytes: None
+        assert self._leave is not None, "connected"
         progress = {path: self._map(path)[1] for path in self._files}
         follower = Follower(progress, delivery["version"], timeout_s=self._timeout_s, leave=self._leave)
         path = follower.find()
@@ -243,7 +244,8 @@ class SharedMemoryReceiver(BucketReceiver):
         return digest.finish()
 
     def shutdown(self) -> None:
-        self._leave.set()
+        if self._leave is not None:
+            self._leave.set()
         self._mapped = {}
 
 

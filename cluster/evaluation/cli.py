@@ -13,7 +13,6 @@ from rich.console import Console
 from cluster.datasets.shipped import make_missing_data
 from cluster.shell import Json, Overrides, PolicyConfigName, PolicyPath, print_json, report_errors, run_async
 from configs.schema import Config
-from configs.tools import ToolsConfig
 
 if TYPE_CHECKING:
     from cluster.display import Display
@@ -65,6 +64,7 @@ def evaluate(
     settings of its run or export, unless --config is given.
     """
     with report_errors():
+        from actors.tools.registry import toolbox_of
         from cluster.evaluation.suites import HELDOUT, parse_suites
         from cluster.policies import policy_config
 
@@ -80,8 +80,8 @@ def evaluate(
             episodes = source.run / "heldout" / f"eval-{step:06d}.parquet"
         if heldout is not None and episodes is not None:
             heldout.merge(episodes, step)
-        is_of_tools = settings.rollout.tools.names != ToolsConfig().names
-        _report(comparisons, folder, is_of_tools=is_of_tools, as_json=as_json)
+        has_tool_choice = not toolbox_of(settings.rollout.tools).is_resize_alone
+        _report(comparisons, folder, has_tool_choice=has_tool_choice, as_json=as_json)
 
 
 def _open(settings: Config, names: list[str], suite_dir: Path | None, limit: int | None) -> tuple[Config, list[Suite]]:
@@ -151,6 +151,7 @@ def _identity(settings: Config, suite: Suite) -> dict[str, object]:
     from actors.tools.registry import toolbox_of
     from cluster.evaluation.suites import HELDOUT
     from cluster.identity import hash_model
+    from configs.tools import ToolsConfig
     from judge.llm.version import judge_version
 
     model, rollout, judge = settings.model, settings.rollout, settings.judge
@@ -170,7 +171,7 @@ def _identity(settings: Config, suite: Suite) -> dict[str, object]:
     }
 
 
-def _report(comparisons: list[Comparison], folder: Path, *, is_of_tools: bool, as_json: bool) -> None:
+def _report(comparisons: list[Comparison], folder: Path, *, has_tool_choice: bool, as_json: bool) -> None:
     """Print tables, write results.json and results.png, and with --json print the former as well."""
     import json
 
@@ -189,7 +190,7 @@ def _report(comparisons: list[Comparison], folder: Path, *, is_of_tools: bool, a
     write_atomically(folder / "results.json", json.dumps(results, indent=1))
     draw_comparisons(comparisons, folder / "results.png")
     console = Console(stderr=True, highlight=False, width=None if Console(stderr=True).is_terminal else 250)
-    for table in result_tables(comparisons, means, is_of_tools=is_of_tools):
+    for table in result_tables(comparisons, means, has_tool_choice=has_tool_choice):
         console.print(table, "", markup=False)
     for line in [*result_lines(comparisons), f"results: {folder}/results.json and results.png"]:
         console.print(line, markup=False, soft_wrap=True)

@@ -14,16 +14,16 @@ PART_COLUMNS = ("accuracy", "precision", "recall", "yes_ratio")
 
 
 def result_tables(
-    comparisons: Sequence[Comparison], means: Mapping[str, Estimate], *, is_of_tools: bool = False
+    comparisons: Sequence[Comparison], means: Mapping[str, Estimate], *, has_tool_choice: bool = False
 ) -> list[Table]:
     """Scores, what they cost, where there is one the breakdown, and which tool was the right one.
 
-    `is_of_tools`: the policy has more to choose from than the full view.
+    `has_tool_choice`: the policy has more to choose from than the full view.
     """
     tables = [_scores(comparisons, means), _costs(comparisons), *map(_parts, filter(_has_parts, comparisons))]
     told = [one for one in comparisons if _value(one, "right_tool_share") is not None]
     regions = any(_value(one, RIGHT_TOOL["region"]) is not None for one in told)
-    return [*tables, _right_tools(told)] if told and (is_of_tools or regions) else tables
+    return [*tables, _right_tools(told)] if told and (has_tool_choice or regions) else tables
 
 
 def result_lines(comparisons: Sequence[Comparison]) -> list[str]:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from actors.needs import NEED_NAMES
 from cluster.records.reading import curve, read_metrics
-from cluster.records.tool_metrics import tells_of_tools
+from cluster.records.tool_metrics import shows_tool_choice
 
 COLOURS = ("#2a6fbb", "#d9652b", "#2f9e6e", "#8a5fbf", "#b8912a", "#5b6672")
 QUIET = COLOURS[-1]
@@ -34,8 +35,8 @@ class Panel:
     """The axis spans at least 0 to 1."""
     optimum: str | None = None
     """Metric of the least that the figure can be, which is drawn thin where a run is of tools."""
-    of_tools: bool = False
-    """Left out unless a run has more to choose from than the full view (`tells_of_tools`)."""
+    with_tool_choice: bool = False
+    """Left out unless a run has more to choose from than the full view (`shows_tool_choice`)."""
 
 
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
@@ -45,8 +46,8 @@ PANELS = (
     Panel(title="Tool-call rate", key="policy/ask_share"),
     Panel(title="Right tool, least of the kinds", key="policy/right_tool_share"),
     *(
-        Panel(title=f"Right tool, {about} needed", key=f"policy/right_tool_share_{need}", of_tools=True)
-        for need, about in (("quarter", "quarter view"), ("region", "region"), ("full", "full view"))
+        Panel(title=f"Right tool, {about} needed", key=f"policy/right_tool_share_{need}", with_tool_choice=True)
+        for need, about in NEED_NAMES.items()
     ),
     Panel(title="Accuracy", key="reward/accuracy"),
     Panel(
@@ -72,7 +73,7 @@ HELDOUT = {
     "heldout/visual_token_share": "visual-token ratio",
 }
 """Columns of the table, by metric."""
-HELDOUT_OF_TOOLS = {
+HELDOUT_TOOL_CHOICE = {
     "heldout/right_tool_share_quarter": "right tool, quarter view needed",
     "heldout/right_tool_share_region": "right tool, region needed",
     "heldout/right_tool_share_full": "right tool, full view needed",
@@ -108,11 +109,11 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
     """
     labels = labels_of(runs)
     metrics = [_metrics_of(run) for run in runs]
-    is_of_tools = any(map(tells_of_tools, metrics))
+    has_tool_choice = any(map(shows_tool_choice, metrics))
     panels = [
         panel
         for panel in PANELS
-        if any(curve(each, panel.key)[0] for each in metrics) and (is_of_tools or not panel.of_tools)
+        if any(curve(each, panel.key)[0] for each in metrics) and (has_tool_choice or not panel.with_tool_choice)
     ]
     num_rows = -(-len(panels) // NUM_COLUMNS)
     figure = Figure(figsize=(4.2 * min(NUM_COLUMNS, len(panels)), 3.4 * num_rows), layout="constrained")
@@ -124,7 +125,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
             marker = "o" if len(steps) < 3 else None  # a line through one point is invisible
             if steps:
                 axes.plot(steps, figures, color=colour, label=label, linewidth=1.8, linestyle=line, marker=marker)
-            if is_of_tools and panel.optimum:
+            if has_tool_choice and panel.optimum:
                 axes.plot(*curve(each, panel.optimum), color=colour, linewidth=0.9, linestyle=":")
         _style_axes(axes, panel)
         if place == 1:
@@ -163,7 +164,7 @@ def _style_axes(axes: Axes, panel: Panel) -> None:
 def heldout_figures(runs: Sequence[Path]) -> dict[str, dict[str, float | None]]:
     """By label, the last held-out figures of each run; None where it has none."""
     metrics = [_metrics_of(run) for run in runs]
-    columns = HELDOUT | (HELDOUT_OF_TOOLS if any(map(tells_of_tools, metrics)) else {})
+    columns = HELDOUT | (HELDOUT_TOOL_CHOICE if any(map(shows_tool_choice, metrics)) else {})
     found = {}
     for label, each in zip(labels_of(runs), metrics, strict=True):
         evaluated = [figures for figures in each if "heldout/accuracy" in figures]

@@ -35,9 +35,8 @@ def tool_figures(episodes: Sequence[Episode]) -> dict[str, float]:
     return figures | {TOOL_SHARE + name: count / len(calls) for name, count in sorted(by_tool.items())}
 
 
-def tells_of_tools(metrics: Sequence[Mapping[str, float]]) -> bool:
-    """Whether there is more to tell of a run than when it asked for the full view: it called other tools, or its data
-    set records regions."""
+def shows_tool_choice(metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Whether a run called other tools than the paper's, or its data set records regions."""
     shares = {name for figures in metrics for name in figures if name.startswith(TOOL_SHARE)}
     return bool(shares - {TOOL_SHARE + RESIZE.name}) or any(RIGHT_REGION in figures for figures in metrics)
 

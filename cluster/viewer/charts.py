@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from actors.needs import NEED_NAMES
 from actors.tools.registry import TOOLS
 from cluster.records.events import Event
 from cluster.records.reading import curve
-from cluster.records.tool_metrics import tells_of_tools
+from cluster.records.tool_metrics import shows_tool_choice
 
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
@@ -40,13 +41,15 @@ class Panel:
     shows_events: bool = False
     compares: bool = False
     """Of a run that has only one of the metrics, the chart would say nothing."""
-    of_tools: tuple[tuple[str, str], ...] = ()
-    """Further curves, where a run has more to choose from than the full view (`tells_of_tools`)."""
+    with_tool_choice: tuple[tuple[str, str], ...] = ()
+    """Further curves, where a run has more to choose from than the full view (`shows_tool_choice`)."""
 
 
-def _panel(title: str, *curves: str, of_tools: Sequence[str] = (), place: str = "curves", **options: Any) -> Panel:
+def _panel(
+    title: str, *curves: str, with_tool_choice: Sequence[str] = (), place: str = "curves", **options: Any
+) -> Panel:
     """Curves as `key label`."""
-    return Panel(title=title, curves=_pairs(curves), of_tools=_pairs(of_tools), place=place, **options)
+    return Panel(title=title, curves=_pairs(curves), with_tool_choice=_pairs(with_tool_choice), place=place, **options)
 
 
 def _pairs(curves: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -61,18 +64,17 @@ REWARDS = (
     "reward/mean reward", "reward/penalty penalty", "reward/box box", "reward/area area", "reward/budget budget",
 )  # fmt: skip
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
-NEEDED = {"quarter": "quarter view", "region": "region", "full": "full view"}
 GAINS = (
     "heldout/tool_gain gain", "heldout/tool_gain_by_call won by calls", "heldout/tool_harm_by_call lost by calls",
 )  # fmt: skip
 OPTIMA = ("policy/visual_token_optimum rollouts' optimum", "heldout/visual_token_optimum held-out optimum")
-RIGHT_TOOL = tuple(f"policy/right_tool_share_{need} {about} needed" for need, about in NEEDED.items())
+RIGHT_TOOL = tuple(f"policy/right_tool_share_{need} {about} needed" for need, about in NEED_NAMES.items())
 BY_TOOL = tuple(f"policy/tool_share/{name} {name}" for name in TOOLS)
 PANELS = (
     _panel("Accuracy and format", "reward/accuracy accuracy", "reward/format well formed", is_share=True),
     _panel("Tool-call rate", *ASKS, is_share=True),
-    _panel("Visual-token ratio", *RATIOS, of_tools=OPTIMA, is_share=True, marks=VIEWS),
-    _panel("Right tool, by what is needed", of_tools=RIGHT_TOOL, is_share=True),
+    _panel("Visual-token ratio", *RATIOS, with_tool_choice=OPTIMA, is_share=True, marks=VIEWS),
+    _panel("Right tool, by what is needed", with_tool_choice=RIGHT_TOOL, is_share=True),
     _panel("Calls per episode", "policy/calls_per_episode calls", "policy/refused_per_episode refused"),
     _panel("Visual tokens per call", "policy/tokens_per_call tokens"),
     _panel("Calls by tool", *BY_TOOL, is_share=True, compares=True),
@@ -133,8 +135,8 @@ def line_charts(runs: Mapping[str, Metrics], place: str, events: Sequence[Event]
     steps = [figures["step"] for metrics in runs.values() for figures in metrics if abs(figures["step"]) < EXTREME]
     x_range = (min(steps, default=0.0), max(steps, default=1.0))
     panels = [panel for panel in PANELS if panel.place == place]
-    if any(tells_of_tools(metrics) for metrics in runs.values()):
-        panels = [replace(panel, curves=panel.curves + panel.of_tools) for panel in panels]
+    if any(shows_tool_choice(metrics) for metrics in runs.values()):
+        panels = [replace(panel, curves=panel.curves + panel.with_tool_choice) for panel in panels]
     return [chart for panel in panels if (chart := _chart(panel, runs, x_range, events))]
 
 

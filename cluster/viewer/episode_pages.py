@@ -29,8 +29,8 @@ def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
     return {
         **run_page(run, "episodes", "Episodes"),
         "filter": chosen,
-        "choices": choices(of_tools=run.is_of_tools),
-        "presets": presets(of_tools=run.is_of_tools),
+        "choices": choices(with_tool_choice=run.has_tool_choice),
+        "presets": presets(with_tool_choice=run.has_tool_choice),
     }
 
 
@@ -108,7 +108,7 @@ def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
         "turns": [_turn(turn, row["turns"][:i], tokenizer) for i, turn in enumerate(row["turns"])],
         "calls": Counter(turn["tool"] or RESIZE.name for turn in row["turns"][1:] if turn["view"] is not None),
         "needed": _needed(row),
-        "is_of_tools": owner.is_of_tools,
+        "has_tool_choice": owner.has_tool_choice,
         "reward": _reward_parts(row, config),
         "has_tokenizer": tokenizer is not None,
         "trained": _why_trained(row),

@@ -50,8 +50,8 @@ class Preset:
     title: str
     about: str
     condition: str
-    is_of_tools: bool = False
-    """Of runs alone that have more to choose from than the full view."""
+    needs_tool_choice: bool = False
+    """Offered only for runs that have more to choose from than the full view."""
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Preset] = {
         about="Did not answer after exactly the view that the data set says is needed: after more, less or another "
         "one, or not at all. Any region counts as the one that is.",
         condition="kind = 'policy' AND is_right_tool IS FALSE",
-        is_of_tools=True,
+        needs_tool_choice=True,
     ),
     "wrong": Preset(title="wrong", about="Judged wrong, or without an answer.", condition="is_correct IS FALSE"),
     "masked": Preset(
@@ -94,15 +94,15 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def choices(*, of_tools: bool) -> dict[str, list[str]]:
+def choices(*, with_tool_choice: bool) -> dict[str, list[str]]:
     """The values of each parameter that a page offers."""
     names = {name: list(values) for name, values in CHOICES.items()}
-    return names if of_tools else names | {"need": [need for need in names["need"] if need != "region"]}
+    return names if with_tool_choice else names | {"need": [need for need in names["need"] if need != "region"]}
 
 
-def presets(*, of_tools: bool) -> dict[str, Preset]:
+def presets(*, with_tool_choice: bool) -> dict[str, Preset]:
     """The presets that a page offers."""
-    return {name: preset for name, preset in PRESETS.items() if of_tools or not preset.is_of_tools}
+    return {name: preset for name, preset in PRESETS.items() if with_tool_choice or not preset.needs_tool_choice}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

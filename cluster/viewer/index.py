@@ -74,7 +74,7 @@ DISPUTED = """
 INSERT INTO disputed SELECT question, reference, coalesce(answer, '') AS given FROM episodes
 WHERE is_correct IS NOT NULL GROUP BY question, reference, given HAVING bool_or(is_correct) AND bool_or(NOT is_correct)
 """
-USES_TOOLS = f"""
+TOOL_CHOICE = f"""
 SELECT 1 FROM episodes WHERE need = 'region' OR tool_calls > 1
   OR len(list_filter(tools, lambda name: name <> '{RESIZE.name}')) > 0 LIMIT 1
 """
@@ -97,7 +97,7 @@ class EpisodeIndex:
         self._max_bytes = max_bytes
         self.unreadable: dict[str, str] = {}
         """Files that are damaged or half copied, with the reason; they are tried again when they change."""
-        self._uses_tools = False
+        self._shows_tool_choice = False
         self._con = duckdb.connect(":memory:", config={"threads": 2, "enable_external_access": False})
         self._files: dict[tuple[str, str], Stamp] = {}
         self._lock = threading.Lock()
@@ -115,11 +115,10 @@ class EpisodeIndex:
             return self._con.cursor()
 
     @property
-    def uses_tools(self) -> bool:
-        """Whether there is more to tell than when the full view was asked for: other tools, or regions that are
-        needed."""
+    def shows_tool_choice(self) -> bool:
+        """Whether its episodes called other tools than the paper's, or their data set records regions."""
         self.cursor()
-        return self._uses_tools
+        return self._shows_tool_choice
 
     def _refresh(self) -> None:
         found = _files_of(self.run)
@@ -143,7 +142,7 @@ class EpisodeIndex:
             self._con.unregister("arriving")
             self._con.execute("DELETE FROM disputed")
             self._con.execute(DISPUTED)
-            self._uses_tools = self._con.execute(USES_TOOLS).fetchone() is not None
+            self._shows_tool_choice = self._con.execute(TOOL_CHOICE).fetchone() is not None
             self._con.commit()
         except duckdb.Error:
             self._con.rollback()

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import jinja2
 from markupsafe import Markup
 
+from actors.needs import NEED_NAMES
 from cluster.status.table import short_time
 from cluster.viewer import queries
 from cluster.viewer.filters import Filter
@@ -78,7 +79,9 @@ def make_templates() -> jinja2.Environment:
         "percent": percent, "number": number, "signed": signed, "clock_time": clock_time, "short_time": short_time,
         "quote": lambda name: quote(name, safe=""), "kind_name": kind_name,
     }  # fmt: skip
-    templates.globals |= {"KIND_NAMES": KIND_NAMES, "episode_url": episode_url, "verdict_of": verdict_of}
+    templates.globals |= {
+        "KIND_NAMES": KIND_NAMES, "NEED_NAMES": NEED_NAMES, "episode_url": episode_url, "verdict_of": verdict_of,
+    }  # fmt: skip
     return templates
 
 

@@ -38,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} has no {CONFIG}: give a run folder{maybe_meant(run_dir)}")
     run = RunFolder(run_dir.absolute().name, run_dir.absolute(), max_bytes=MAX_BYTES)
-    offered = presets(of_tools=run.is_of_tools)
+    offered = presets(with_tool_choice=run.has_tool_choice)
     chosen = [(title, _episode(run, row)) for title, row in choose_episodes(run.episodes.cursor(), offered)]
     values = {
         **pages.overview(run),

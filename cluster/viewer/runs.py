@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.tools.resize import RESIZE
+from actors.tools.registry import toolbox_of
 from cluster.folders import CONFIG, read_summary
 from cluster.identity import flat_settings
 from cluster.records.events import FILE as EVENTS
@@ -97,12 +97,12 @@ class RunFolder:
         return self._fresh(CONFIG, CONFIG, read)
 
     @property
-    def is_of_tools(self) -> bool:
+    def has_tool_choice(self) -> bool:
         """Whether its policy has more to choose from than the full view: by its settings, or by its episodes."""
         config = self.config
-        if isinstance(config, Config) and config.rollout.tools.names != (RESIZE.name,):
+        if isinstance(config, Config) and not toolbox_of(config.rollout.tools).is_resize_alone:
             return True
-        return self.episodes.uses_tools
+        return self.episodes.shows_tool_choice
 
     @property
     def look(self) -> Look | None:

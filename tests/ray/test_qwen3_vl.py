@@ -21,7 +21,8 @@ from learner.families.lookup import FAMILIES
 from learner.tiny import model as tiny
 from tests.bench.playing import AskingRenderer
 from tests.ray import test_engine as of_any_family
-from tests.ray.test_engine import OpenWorker, forbidden_ids, loop, policy, sender, synced  # noqa: F401 - fixtures
+from tests.ray.open_worker import OpenWorker
+from tests.ray.test_engine import forbidden_ids, loop, policy, sender, synced  # noqa: F401 - fixtures
 
 pytestmark = [
     pytest.mark.ray,

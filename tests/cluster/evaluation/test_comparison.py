@@ -149,7 +149,7 @@ def test_the_table_of_right_tools_stands_where_there_is_more_to_choose_from():
     rows = {"0": BenchmarkRow(question="?", references=("yes",))}
     one = compare("heldout", UNIT, plain, rows, num_samples=1)
     assert len(result_tables([one], {})) == 2
-    assert len(result_tables([one], {}, is_of_tools=True)) == 3
+    assert len(result_tables([one], {}, has_tool_choice=True)) == 3
 
 
 def test_samples_without_a_verdict_or_a_play_are_in_no_figure_and_counted():

@@ -47,6 +47,7 @@ QUICK_DEATHS = {
 STORE_BYTES = 100_000_000
 GROUP_S = ScriptedWorker.group_s
 BUCKET_S, NUM_BUCKETS = 0.3, 4
+FREE_S = 30.0
 CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.0, max_restarts=10))
 
 
@@ -70,11 +71,15 @@ def add_node(cluster):
 
 @pytest.fixture
 def two_nodes(cluster):
-    """As many, whatever was lost before."""
+    """As many, whatever was lost before, and both free: members of an earlier test end a little after it."""
     while len(cluster.worker_nodes) < 2:
         add_node(cluster)
     while len(cluster.worker_nodes) > 2:
         cluster.remove_node(max(cluster.worker_nodes, key=id), allow_graceful=False)
+    deadline = time.monotonic() + FREE_S
+    while ray.available_resources().get("CPU", 0) != 2:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
     return sorted(cluster.worker_nodes, key=id)
 
 

@@ -44,6 +44,7 @@ def engine_config(
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
 
+    from actors.engine.vllm_scheduler import LogprobsLastAsyncScheduler, LogprobsLastScheduler
     from actors.engine.transfer import backend
 
     on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
@@ -73,6 +74,8 @@ def engine_config(
     # No argument of vLLM's sets these two: it derives them from max_num_batched_tokens and keeps what is set here.
     config.scheduler_config.max_num_encoder_input_tokens = budget.encoder_per_step
     config.scheduler_config.encoder_cache_size = budget.encoder_cache
+    is_async = config.scheduler_config.async_scheduling
+    config.scheduler_config.scheduler_cls = LogprobsLastAsyncScheduler if is_async else LogprobsLastScheduler
     if rollout.num_gpus == 0 and rollout.tensor_parallel_size == 1:
         # On a CPU vLLM gives the model a process beside the scheduler's, to bind its threads to cores, which ours are
         # not. The two poll each other all the time: two processes, and a third of the speed on two cores.

@@ -117,7 +117,9 @@ class VllmEngine:
         token_ids = tuple(choice.token_ids)
         logprobs = (math.nan,) * len(token_ids)
         if sampling.has_logprobs:
-            logprobs = tuple(step[token].logprob for step, token in zip(choice.logprobs, token_ids, strict=True))
+            logprobs = tuple(choice.logprobs.logprobs)
+            if len(logprobs) != len(token_ids):
+                raise SampleError(f"the engine gave {len(logprobs)} log-probabilities for {len(token_ids)} tokens")
         reason: FinishReason = choice.finish_reason
         return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=reason, version_spans=spans)
 
@@ -184,6 +186,7 @@ class VllmEngine:
             stop_token_ids=[self._end_id],
             logit_bias=self._forbidden,
             logprobs=0 if sampling.has_logprobs else None,
+            flat_logprobs=sampling.has_logprobs,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE,
         )

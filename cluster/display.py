@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from actors.needs import NEED_NAMES, NEEDS
+from actors.tools.registry import toolbox_of
 from cluster.visible import visible
 from configs.schema import Config
 
@@ -63,8 +65,20 @@ LLM_COLUMNS = (
     Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
 """Added when an LLM judges."""
+RIGHT_TOOL_COLUMNS = tuple(
+    Column(head=f"right tool: {need}", key=f"policy/right_tool_share_{need}", form="{:.1%}") for need in NEEDS
+)
+"""Of the episodes that need this view, those answered after just it. They follow what is always told, where a data set
+says what its samples need and there is more to choose from than the full view."""
+NUM_FIRST = 4
+"""Columns before them."""
 EVALUATION_TITLE = "held-out split, greedy"
 EVALUATION_HEADS = ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens")
+RIGHT_TOOL_TITLE = f"{EVALUATION_TITLE}, right tool by what is needed"
+RIGHT_TOOL_KEYS = {about: f"right_tool_share_{need}" for need, about in NEED_NAMES.items()} | {
+    "visual tokens": "visual_token_share",
+    "optimum": "visual_token_optimum",
+}
 MAX_ROWS = 30
 NUM_OTHER_LINES = 7
 """Title, members, headings, progress bars and one spare line."""
@@ -96,7 +110,8 @@ class Display:
     def __init__(self, config: Config, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._config = config
-        self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
+        self._has_tool_choice = not toolbox_of(config.rollout.tools).is_resize_alone
+        self._columns: tuple[Column, ...] = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=MAX_ROWS)
         self._step_seconds: list[float] = []
         self._eta: timedelta | None = None
@@ -172,6 +187,9 @@ class Display:
 
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
+        if self._tells_right_tools(figures, "policy/"):
+            missing = tuple(column for column in RIGHT_TOOL_COLUMNS if column not in self._columns)
+            self._columns = (*self._columns[:NUM_FIRST], *missing, *self._columns[NUM_FIRST:])
         self._step_seconds.append(figures.get("time/step_s", 0.0))
         eta = self._eta = time_left(self._step_seconds, self._config.train.num_steps - step)
         self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
@@ -194,13 +212,24 @@ class Display:
 
     def evaluation_done(self, figures: Mapping[str, object]) -> None:
         """The policy compared with always-quarter and always-full."""
-        rows = _evaluation_rows(figures)
+        self._show_rows(EVALUATION_TITLE, EVALUATION_HEADS, _evaluation_rows(figures))
+        if self._tells_right_tools(figures):
+            cells = tuple(_share(figures, key) for key in RIGHT_TOOL_KEYS.values())
+            self._show_rows(RIGHT_TOOL_TITLE, tuple(RIGHT_TOOL_KEYS), {"policy": cells})
+
+    def _show_rows(self, title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
         if self.console.is_terminal:
-            self.console.print(_evaluation_table(rows))
+            self.console.print(_named_rows(title, heads, rows))
             return
         for name, cells in rows.items():
-            shown = [f"{head} {cell}" for head, cell in zip(EVALUATION_HEADS, cells, strict=True) if cell != "-"]
-            self.say(f"{EVALUATION_TITLE}, {name}: {', '.join(shown)}")
+            shown = [f"{head} {cell}" for head, cell in zip(heads, cells, strict=True) if cell != "-"]
+            self.say(f"{title}, {name}: {', '.join(shown)}")
+
+    def _tells_right_tools(self, figures: Mapping[str, object], prefix: str = "") -> bool:
+        """Whether right tools are told: the figures have them, and the policy or the data set more than the full
+        view."""
+        known = {need for need in NEEDS if figures.get(f"{prefix}right_tool_share_{need}") is not None}
+        return bool(known) and (self._has_tool_choice or "region" in known)
 
     def _await_groups(self, step: int) -> None:
         if step <= self._config.train.num_steps:
@@ -224,23 +253,23 @@ class Display:
 
 def _evaluation_rows(figures: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     """Per way to play, the cells under EVALUATION_HEADS: the policy beside always-quarter and always-full."""
-
-    def share(key: str) -> str:
-        figure = figures.get(key)
-        return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
-
-    asked = (share("ask_share"), share("ask_share_needed"), share("ask_share_unneeded"))
+    asked = (_share(figures, key) for key in ("ask_share", "ask_share_needed", "ask_share_unneeded"))
     return {
-        "policy": (share("accuracy"), *asked, share("visual_token_share")),
-        "always quarter": (share("accuracy_quarter"), "-", "-", "-", "25.0%"),
-        "always full": (share("accuracy_full"), "-", "-", "-", "100.0%"),
+        "policy": (_share(figures, "accuracy"), *asked, _share(figures, "visual_token_share")),
+        "always quarter": (_share(figures, "accuracy_quarter"), "-", "-", "-", "25.0%"),
+        "always full": (_share(figures, "accuracy_full"), "-", "-", "-", "100.0%"),
     }
 
 
-def _evaluation_table(rows: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(title=EVALUATION_TITLE, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+def _share(figures: Mapping[str, object], key: str) -> str:
+    figure = figures.get(key)
+    return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
+
+
+def _named_rows(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title=title, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in EVALUATION_HEADS:
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, cells in rows.items():
         table.add_row(name, *cells)

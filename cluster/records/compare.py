@@ -41,8 +41,8 @@ class Panel:
 
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
 PANELS = (
-    Panel(title="Tool-call rate, full view needed", key="policy/ask_share_needed"),
-    Panel(title="Tool-call rate, full view not needed", key="policy/ask_share_unneeded"),
+    Panel(title="Tool-call rate, needed", key="policy/ask_share_needed"),
+    Panel(title="Tool-call rate, not needed", key="policy/ask_share_unneeded"),
     Panel(title="Tool-call rate", key="policy/ask_share"),
     Panel(title="Right tool, least of the kinds", key="policy/right_tool_share"),
     *(

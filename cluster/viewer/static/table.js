@@ -23,7 +23,8 @@ const VERDICTS = new Map([[true, ["right", "good"]], [false, ["wrong", "bad"]], 
 function makeCell(name, row) {
   const cell = document.createElement("td");
   cell.className = name;
-  let text = COLUMNS[name]?.(row) ?? "";
+  const text = COLUMNS[name]?.(row) ?? "";
+  let needed = "";
   if (name === "verdict") {
     const badge = document.createElement("span");
     const [word, kind] = VERDICTS.get(row.is_correct);
@@ -36,11 +37,11 @@ function makeCell(name, row) {
   if (name === "tool" && row.kind === "policy" && row.asked && row.is_right_tool === false && (row.need === "region" || !resized)) {
     cell.classList.add("odd");
     cell.title = `called ${row.called}; ${NEEDED[row.need]} is needed`;
-    text += `, ${NEEDED[row.need]} needed`;
+    needed = `, ${NEEDED[row.need]} needed`;
   } else if (name === "tool" && row.needs_full !== null && row.asked !== row.needs_full && row.kind === "policy") {
     cell.classList.add("odd");
     cell.title = row.need === "region" ? "a region is needed" : row.needs_full ? "the full view is needed" : "the full view is not needed";
-    text += row.needs_full ? ", needed" : ", not needed";
+    needed = row.needs_full ? ", needed" : ", not needed";
   }
   if (name === "tool" && row.called && !cell.title) cell.title = row.called + (row.refused_calls ? `; ${row.refused_calls} refused` : "");
   if (name === "need") cell.title = row.need ? `${NEEDED[row.need]} is needed` : "not recorded";
@@ -55,6 +56,12 @@ function makeCell(name, row) {
     const isolated = document.createElement("bdi");
     isolated.textContent = text;
     cell.append(isolated);
+    if (needed) {
+      const told = document.createElement("span");
+      told.className = "told"; // hidden beside a column that says what is needed
+      told.textContent = needed;
+      cell.append(told);
+    }
   }
   return cell;
 }

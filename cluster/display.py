@@ -27,19 +27,24 @@ from configs.schema import Config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of the step table."""
+    """A column of the step table: one figure, or several of one kind."""
 
     head: str
     key: str
     form: str
+    more: tuple[str, ...] = ()
+    """Further figures in the same cell."""
+
+    def is_in(self, figures: Mapping[str, float]) -> bool:
+        return any(key in figures for key in (self.key, *self.more))
 
     def cell(self, figures: Mapping[str, float]) -> str:
-        return self.form.format(figures[self.key]) if self.key in figures else "-"
+        return " / ".join(self.form.format(figures[key]) if key in figures else "-" for key in (self.key, *self.more))
 
     @property
     def width(self) -> int:
         """Width in characters, including the gap after it."""
-        return max(len(self.head), 7) + GAP
+        return max(*map(len, self.head.split("\n")), 7 + 9 * len(self.more)) + GAP
 
 
 GAP = 2
@@ -65,13 +70,16 @@ LLM_COLUMNS = (
     Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
 """Added when an LLM judges."""
-RIGHT_TOOL_COLUMNS = tuple(
-    Column(head=f"right tool: {need}", key=f"policy/right_tool_share_{need}", form="{:.1%}") for need in NEEDS
+RIGHT_TOOL_COLUMN = Column(
+    head=f"right tool:\n{' / '.join(NEEDS)}",
+    key=f"policy/right_tool_share_{NEEDS[0]}",
+    form="{:.1%}",
+    more=tuple(f"policy/right_tool_share_{need}" for need in NEEDS[1:]),
 )
-"""Of the episodes that need this view, those answered after just it. They follow what is always told, where a data set
-says what its samples need and there is more to choose from than the full view."""
+"""Of the episodes that need a view, those answered after just it. Added where a data set says what its samples need and
+there is more to choose from than the full view."""
 NUM_FIRST = 4
-"""Columns before them."""
+"""Columns before it."""
 EVALUATION_TITLE = "held-out split, greedy"
 EVALUATION_HEADS = ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens")
 RIGHT_TOOL_TITLE = f"{EVALUATION_TITLE}, right tool by what is needed"
@@ -187,15 +195,15 @@ class Display:
 
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
-        if self._tells_right_tools(figures, "policy/"):
-            missing = tuple(column for column in RIGHT_TOOL_COLUMNS if column not in self._columns)
-            self._columns = (*self._columns[:NUM_FIRST], *missing, *self._columns[NUM_FIRST:])
+        if self._tells_right_tools(figures, "policy/") and RIGHT_TOOL_COLUMN not in self._columns:
+            self._columns = (*self._columns[:NUM_FIRST], RIGHT_TOOL_COLUMN, *self._columns[NUM_FIRST:])
         self._step_seconds.append(figures.get("time/step_s", 0.0))
         eta = self._eta = time_left(self._step_seconds, self._config.train.num_steps - step)
         self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
         self._await_groups(step + 1)
         if not self.console.is_terminal:
-            cells = (f"{column.head} {column.cell(figures)}" for column in self._columns if column.key in figures)
+            shown = [(column.head.replace("\n", " "), column) for column in self._columns if column.is_in(figures)]
+            cells = (f"{head} {column.cell(figures)}" for head, column in shown)
             self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}, ETA {eta}")
 
     def evaluation_started(self, num_plays: int) -> None:
@@ -243,8 +251,8 @@ class Display:
         columns = fitting_columns(self._columns, width)
         table = Table(title=f"run {self._config.run.name}", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
         for head in ("step", *(column.head for column in columns)):
-            table.add_column(head, justify="right", no_wrap=True)
-        num_rows = max(1, height - NUM_OTHER_LINES)
+            table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+        num_rows = max(1, height - NUM_OTHER_LINES - any("\n" in column.head for column in columns))
         for step, figures in list(self._rows)[-num_rows:]:
             table.add_row(str(step), *(column.cell(figures) for column in columns))
         parts: list[RenderableType] = [Text(self._members, no_wrap=True, overflow="ellipsis")] if self._members else []

@@ -198,17 +198,18 @@ def compare(
     with report_errors():
         from rich.table import Table
 
-        from cluster.records.compare import heldout_figures, plot_runs
+        from cluster.records.compare import heldout_figures, heldout_tables, plot_runs
 
         plot_runs(runs, out)
         found = heldout_figures(runs)
         if as_json:
             print_json({"picture": str(out), "heldout": found})
             return
-        table = Table("run", *next(iter(found.values())), title="held-out, last evaluation")
-        for label, figures in found.items():
-            table.add_row(label, *("-" if figure is None else f"{figure:.4g}" for figure in figures.values()))
-        console.print(table)
+        for heads, rows in heldout_tables(found):
+            table = Table("run", *heads, title="held-out, last evaluation")
+            for label, figures in rows.items():
+                table.add_row(label, *("-" if figure is None else f"{figure:.4g}" for figure in figures))
+            console.print(table)
         typer.echo(str(out))
 
 

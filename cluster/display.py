@@ -19,25 +19,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from actors.needs import NEED_NAMES, NEEDS
+from actors.tools.registry import toolbox_of
 from cluster.visible import visible
 from configs.schema import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of the step table."""
+    """A column of the step table: one figure, or several of one kind."""
 
     head: str
     key: str
     form: str
+    more: tuple[str, ...] = ()
+    """Further figures in the same cell."""
+
+    def is_in(self, figures: Mapping[str, float]) -> bool:
+        return any(key in figures for key in (self.key, *self.more))
 
     def cell(self, figures: Mapping[str, float]) -> str:
-        return self.form.format(figures[self.key]) if self.key in figures else "-"
+        return " / ".join(self.form.format(figures[key]) if key in figures else "-" for key in (self.key, *self.more))
 
     @property
     def width(self) -> int:
         """Width in characters, including the gap after it."""
-        return max(len(self.head), 7) + GAP
+        return max(*map(len, self.head.split("\n")), 7 + 9 * len(self.more)) + GAP
 
 
 GAP = 2
@@ -63,8 +70,23 @@ LLM_COLUMNS = (
     Column(head="cost", key="judge/cost_usd", form="${:.4f}"),
 )
 """Added when an LLM judges."""
+RIGHT_TOOL_COLUMN = Column(
+    head=f"right tool:\n{' / '.join(NEEDS)}",
+    key=f"policy/right_tool_share_{NEEDS[0]}",
+    form="{:.1%}",
+    more=tuple(f"policy/right_tool_share_{need}" for need in NEEDS[1:]),
+)
+"""Of the episodes that need a view, those answered after just it. Added where a data set says what its samples need and
+there is more to choose from than the full view."""
+NUM_FIRST = 4
+"""Columns before it."""
 EVALUATION_TITLE = "held-out split, greedy"
 EVALUATION_HEADS = ("accuracy", "tool calls", "if needed", "if not needed", "visual tokens")
+RIGHT_TOOL_TITLE = f"{EVALUATION_TITLE}, right tool by what is needed"
+RIGHT_TOOL_KEYS = {about: f"right_tool_share_{need}" for need, about in NEED_NAMES.items()} | {
+    "visual tokens": "visual_token_share",
+    "optimum": "visual_token_optimum",
+}
 MAX_ROWS = 30
 NUM_OTHER_LINES = 7
 """Title, members, headings, progress bars and one spare line."""
@@ -96,7 +118,8 @@ class Display:
     def __init__(self, config: Config, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._config = config
-        self._columns = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
+        self._has_tool_choice = not toolbox_of(config.rollout.tools).is_resize_alone
+        self._columns: tuple[Column, ...] = COLUMNS + LLM_COLUMNS if config.judge.has_llm else COLUMNS
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=MAX_ROWS)
         self._step_seconds: list[float] = []
         self._eta: timedelta | None = None
@@ -172,12 +195,15 @@ class Display:
 
     def step_done(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.append((step, figures))
+        if self._tells_right_tools(figures, "policy/") and RIGHT_TOOL_COLUMN not in self._columns:
+            self._columns = (*self._columns[:NUM_FIRST], RIGHT_TOOL_COLUMN, *self._columns[NUM_FIRST:])
         self._step_seconds.append(figures.get("time/step_s", 0.0))
         eta = self._eta = time_left(self._step_seconds, self._config.train.num_steps - step)
         self._progress.update(self._steps, completed=step, note=f"ETA {eta}" if eta else "")
         self._await_groups(step + 1)
         if not self.console.is_terminal:
-            cells = (f"{column.head} {column.cell(figures)}" for column in self._columns if column.key in figures)
+            shown = [(column.head.replace("\n", " "), column) for column in self._columns if column.is_in(figures)]
+            cells = (f"{head} {column.cell(figures)}" for head, column in shown)
             self.say(f"step {step}/{self._config.train.num_steps}: {', '.join(cells)}, ETA {eta}")
 
     def evaluation_started(self, num_plays: int) -> None:
@@ -194,13 +220,24 @@ class Display:
 
     def evaluation_done(self, figures: Mapping[str, object]) -> None:
         """The policy compared with always-quarter and always-full."""
-        rows = _evaluation_rows(figures)
+        self._show_rows(EVALUATION_TITLE, EVALUATION_HEADS, _evaluation_rows(figures))
+        if self._tells_right_tools(figures):
+            cells = tuple(_share(figures, key) for key in RIGHT_TOOL_KEYS.values())
+            self._show_rows(RIGHT_TOOL_TITLE, tuple(RIGHT_TOOL_KEYS), {"policy": cells})
+
+    def _show_rows(self, title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
         if self.console.is_terminal:
-            self.console.print(_evaluation_table(rows))
+            self.console.print(_named_rows(title, heads, rows))
             return
         for name, cells in rows.items():
-            shown = [f"{head} {cell}" for head, cell in zip(EVALUATION_HEADS, cells, strict=True) if cell != "-"]
-            self.say(f"{EVALUATION_TITLE}, {name}: {', '.join(shown)}")
+            shown = [f"{head} {cell}" for head, cell in zip(heads, cells, strict=True) if cell != "-"]
+            self.say(f"{title}, {name}: {', '.join(shown)}")
+
+    def _tells_right_tools(self, figures: Mapping[str, object], prefix: str = "") -> bool:
+        """Whether right tools are told: the figures have them, and the policy or the data set more than the full
+        view."""
+        known = {need for need in NEEDS if figures.get(f"{prefix}right_tool_share_{need}") is not None}
+        return bool(known) and (self._has_tool_choice or "region" in known)
 
     def _await_groups(self, step: int) -> None:
         if step <= self._config.train.num_steps:
@@ -214,8 +251,8 @@ class Display:
         columns = fitting_columns(self._columns, width)
         table = Table(title=f"run {self._config.run.name}", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
         for head in ("step", *(column.head for column in columns)):
-            table.add_column(head, justify="right", no_wrap=True)
-        num_rows = max(1, height - NUM_OTHER_LINES)
+            table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+        num_rows = max(1, height - NUM_OTHER_LINES - any("\n" in column.head for column in columns))
         for step, figures in list(self._rows)[-num_rows:]:
             table.add_row(str(step), *(column.cell(figures) for column in columns))
         parts: list[RenderableType] = [Text(self._members, no_wrap=True, overflow="ellipsis")] if self._members else []
@@ -224,23 +261,23 @@ class Display:
 
 def _evaluation_rows(figures: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     """Per way to play, the cells under EVALUATION_HEADS: the policy beside always-quarter and always-full."""
-
-    def share(key: str) -> str:
-        figure = figures.get(key)
-        return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
-
-    asked = (share("ask_share"), share("ask_share_needed"), share("ask_share_unneeded"))
+    asked = (_share(figures, key) for key in ("ask_share", "ask_share_needed", "ask_share_unneeded"))
     return {
-        "policy": (share("accuracy"), *asked, share("visual_token_share")),
-        "always quarter": (share("accuracy_quarter"), "-", "-", "-", "25.0%"),
-        "always full": (share("accuracy_full"), "-", "-", "-", "100.0%"),
+        "policy": (_share(figures, "accuracy"), *asked, _share(figures, "visual_token_share")),
+        "always quarter": (_share(figures, "accuracy_quarter"), "-", "-", "-", "25.0%"),
+        "always full": (_share(figures, "accuracy_full"), "-", "-", "-", "100.0%"),
     }
 
 
-def _evaluation_table(rows: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(title=EVALUATION_TITLE, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+def _share(figures: Mapping[str, object], key: str) -> str:
+    figure = figures.get(key)
+    return f"{figure:.1%}" if isinstance(figure, float | int) else "-"
+
+
+def _named_rows(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title=title, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in EVALUATION_HEADS:
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, cells in rows.items():
         table.add_row(name, *cells)

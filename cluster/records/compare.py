@@ -5,7 +5,7 @@ Drawn on a plain `Figure`: no display, no global state, thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class Panel:
 
 VIEWS = ((1.0, "always full"), (0.25, "always quarter"))
 PANELS = (
-    Panel(title="Tool-call rate, full view needed", key="policy/ask_share_needed"),
-    Panel(title="Tool-call rate, full view not needed", key="policy/ask_share_unneeded"),
+    Panel(title="Tool-call rate, needed", key="policy/ask_share_needed"),
+    Panel(title="Tool-call rate, not needed", key="policy/ask_share_unneeded"),
     Panel(title="Tool-call rate", key="policy/ask_share"),
     Panel(title="Right tool, least of the kinds", key="policy/right_tool_share"),
     *(
@@ -171,6 +171,20 @@ def heldout_figures(runs: Sequence[Path]) -> dict[str, dict[str, float | None]]:
         last = evaluated[-1] if evaluated else {}
         found[label] = {name: last.get(key) for key, name in columns.items()}
     return found
+
+
+def heldout_tables(
+    found: Mapping[str, Mapping[str, float | None]],
+) -> list[tuple[tuple[str, ...], dict[str, tuple[float | None, ...]]]]:
+    """Heads, and by label the cells below them: what every run has, and apart from that what a choice of tools adds."""
+    names = next(iter(found.values()))
+    of_choice = tuple(name for name in HELDOUT_TOOL_CHOICE.values() if name in names)
+    parts = (tuple(name for name in names if name not in of_choice), of_choice)
+    return [
+        (heads, {label: tuple(figures[name] for name in heads) for label, figures in found.items()})
+        for heads in parts
+        if heads
+    ]
 
 
 def _metrics_of(run: Path) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from actors.tools.registry import toolbox_of
 from cluster.records.curves import Curves
 from cluster.records.tracker_adapters import ADAPTERS, Row, Tracker
 from configs.run import TrackerName
@@ -29,6 +30,8 @@ COLUMNS = (
     *("step", "sample", "question", "reference", "answer", "asked", "needs_full", "is_correct", "reason"),
     *("reward", "advantage", "is_trained", "visual_tokens", "text"),
 )
+NEED_COLUMNS = ("kind", "needed_view", "is_right_tool", "least_visual_tokens")
+"""Added where a data set says what a sample needs, and there is more to choose from than the full view."""
 
 
 class TensorBoard:
@@ -108,10 +111,14 @@ class _GivingUp:
 
 
 class Trackers:
-    """All trackers of a run as one."""
+    """All trackers of a run as one.
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    Args:
+        has_tool_choice: the policy has more to choose from than the full view.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], *, has_tool_choice: bool = False) -> None:
+        self._trackers, self.has_tool_choice = trackers, has_tool_choice
 
     def log_step(self, step: int, figures: Mapping[str, float]) -> None:
         for tracker in self._trackers:
@@ -121,20 +128,39 @@ class Trackers:
         """A table of some episodes of a step; `rows` are those of `cluster.records.episodes`."""
         if all(isinstance(tracker, TensorBoard) for tracker in self._trackers):
             return
-        cells = [tuple(_cells(row)[column] for column in COLUMNS) for row in _some(rows)]
+        tells_needs = self._tells_needs(rows)
+        columns = COLUMNS + NEED_COLUMNS if tells_needs else COLUMNS
+        shown = _some(rows, _kind_and_need if tells_needs else _kind)
+        cells = [tuple(_cells(row).get(column) for column in columns) for row in shown]
         for tracker in self._trackers:
-            tracker.log_table(step, name, COLUMNS, cells)
+            tracker.log_table(step, name, columns, cells)
 
     def finish(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
 
+    def _tells_needs(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        views = {row.get("needed_view") for row in rows} - {None}
+        return bool(views) and (self.has_tool_choice or not views <= {"quarter", "full"})
 
-def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first of each kind (full view needed, tool call, correct), then others from all over the step."""
+
+def _kind(row: Mapping[str, Any]) -> tuple[object, ...]:
+    """Full view needed, tool call, correct."""
+    return row["needs_full"], row["asked"], row["is_correct"]
+
+
+def _kind_and_need(row: Mapping[str, Any]) -> tuple[object, ...]:
+    need = (row["needed_view"] or "").partition(":")[0]
+    return *_kind(row), need, row.get("is_right_tool")
+
+
+def _some(
+    rows: Sequence[Mapping[str, Any]], kind: Callable[[Mapping[str, Any]], tuple[object, ...]]
+) -> list[Mapping[str, Any]]:
+    """The first of each kind, then others from all over the step."""
     kinds: dict[object, Mapping[str, Any]] = {}
     for row in rows:
-        kinds.setdefault((row["needs_full"], row["asked"], row["is_correct"]), row)
+        kinds.setdefault(kind(row), row)
     firsts = list(kinds.values())
     spread = rows[:: max(1, len(rows) // MAX_EPISODES)]
     return [*firsts, *(row for row in spread if all(row is not first for first in firsts))][:MAX_EPISODES]
@@ -143,7 +169,7 @@ def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
     turns = row["turns"]
     shown = {"visual_tokens": sum(turn["num_visual_tokens"] for turn in turns)}
-    return {**dict.fromkeys(COLUMNS), **row, **shown, "text": "\n\n".join(turn["text"] for turn in turns)}
+    return {**row, **shown, "text": "\n\n".join(turn["text"] for turn in turns)}
 
 
 def open_trackers(folder: Path, config: Config, *, run_id: str, warn: Callable[[str], None]) -> Trackers:
@@ -155,4 +181,5 @@ def open_trackers(folder: Path, config: Config, *, run_id: str, warn: Callable[[
         starter = functools.partial(ADAPTERS[name], folder, config.run.name, run_id, asdict(config))
         return Background(name, starter, warn=warn)
 
-    return Trackers([start(name) for name in config.run.trackers])
+    has_tool_choice = not toolbox_of(config.rollout.tools).is_resize_alone
+    return Trackers([start(name) for name in config.run.trackers], has_tool_choice=has_tool_choice)

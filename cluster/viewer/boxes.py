@@ -18,13 +18,16 @@ from configs.tools import ToolsConfig
 ANY_TOOL = toolbox_of(ToolsConfig(names=tuple(TOOLS)))
 """Reads the calls of every run: what a number of a picture means depends on no setting."""
 
+BOTH_VIEWS: tuple[View, View] = ("quarter", "full")
+"""Which a page shows of every sample."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
     """A rectangle on a picture, in its pixels."""
 
     turn: int
-    """Number of the turn that showed the region, from 1."""
+    """Number of the turn that showed the region, from 1; 0 for a region that is needed, whoever saw it."""
     left: float
     top: float
     width: float
@@ -73,6 +76,14 @@ def boxes_by_view(turns: Sequence[Mapping[str, Any]], full_size: Size) -> dict[s
         if turn["view"] is not None:
             shown.append(view)
     return found
+
+
+def needed_boxes(needed: View | None, full_size: Size) -> dict[str, list[Box]]:
+    """The region that is needed, by the text of the two views that it is drawn on; empty where no region is."""
+    if not isinstance(needed, Crop):
+        return {}
+    placed = {seen: _place(needed, seen, full_size, 0) for seen in BOTH_VIEWS}
+    return {str(seen): [box] for seen, box in placed.items() if box}
 
 
 def _source(text: str, shown: Sequence[View | None]) -> View | None:

@@ -56,7 +56,7 @@ def _pairs(curves: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((key, label) for key, label in (curve.split(" ", 1) for curve in curves))
 
 
-ASKS = ("policy/ask_share all", "policy/ask_share_needed full view needed", "policy/ask_share_unneeded not needed")
+ASKS = ("policy/ask_share all", "policy/ask_share_needed needed", "policy/ask_share_unneeded not needed")
 RATIOS = ("policy/visual_token_share rollouts", "heldout/visual_token_share held-out")
 STAGES = ("time/step_s step", "time/collect_s rollout", "time/update_s update", "time/publish_s weight sync")
 CALLS = ("judge/llm_calls calls", "judge/cache_hits from the cache", "judge/retries retries")

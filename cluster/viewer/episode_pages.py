@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from actors.tools.resize import RESIZE
-from actors.views import Crop, Size, View, shown_size
+from actors.views import Crop, Size, shown_size
 from cluster.records.reading import Row
 from cluster.viewer import queries
-from cluster.viewer.boxes import Box, boxes_by_view, readable_view, view_of
+from cluster.viewer.boxes import BOTH_VIEWS, Box, boxes_by_view, needed_boxes, readable_view, view_of
 from cluster.viewer.filters import Filter, choices, presets
 from cluster.viewer.index import OPENED
 from cluster.viewer.pictures import Views
@@ -21,14 +21,13 @@ from cluster.viewer.runs import RunFolder
 from cluster.viewer.text import load_tokenizer, spans_of
 from configs.schema import Config
 
-VIEWS: tuple[View, View] = ("quarter", "full")
-
 
 def episodes(run: RunFolder, chosen: Filter) -> dict[str, Any]:
     """The frame of the table, which asks for its rows and counts itself."""
     return {
         **run_page(run, "episodes", "Episodes"),
         "filter": chosen,
+        "has_tool_choice": run.has_tool_choice,
         "choices": choices(with_tool_choice=run.has_tool_choice),
         "presets": presets(with_tool_choice=run.has_tool_choice),
     }
@@ -44,7 +43,8 @@ def pair(run: RunFolder, found: Sequence[tuple[RunFolder, Row]]) -> dict[str, An
 
 
 def _side_by_side(found: Sequence[tuple[RunFolder, Row]]) -> dict[str, Any]:
-    """The picture stands once, with the views that any of them saw; boxes are on the pages of the episodes."""
+    """The picture stands once, with the views that any of them saw and the region that is needed; the regions that were
+    called for are on the pages of the episodes."""
     shown = [episode_view(owner, row) for owner, row in found]
     views = [replace(view, boxes=()) for view in shown[0]["views"]]
     return {"episodes": shown, "row": shown[0]["row"], "picture": {**shown[0], "views": views}}
@@ -96,15 +96,15 @@ def episode_view(owner: RunFolder, row: Row) -> dict[str, Any]:
         row, problem = {**row, **dict.fromkeys(OPENED), "turns": []}, str(error)
         views = problem
     tokenizer = load_tokenizer(config.model.path) if isinstance(config, Config) else None
-    shown = [] if isinstance(views, str) else _shown(row["turns"], views)
+    shown = [] if isinstance(views, str) else _shown(row, views)
     return {
         "row": row,
         "url": episode_url(owner.name, row),
         "problem": problem,
         "no_picture": views if isinstance(views, str) else "",
         "sources": {v.name: episode_url(owner.name, row, "picture", urlencode({"view": v.name})) for v in shown},
-        "views": [view for view in shown if view.name in VIEWS],
-        "crops": {view.name: view for view in shown if view.name not in VIEWS},
+        "views": [view for view in shown if view.name in BOTH_VIEWS],
+        "crops": {view.name: view for view in shown if view.name not in BOTH_VIEWS},
         "turns": [_turn(turn, row["turns"][:i], tokenizer) for i, turn in enumerate(row["turns"])],
         "calls": Counter(turn["tool"] or RESIZE.name for turn in row["turns"][1:] if turn["view"] is not None),
         "needed": _needed(row),
@@ -124,16 +124,22 @@ class ShownView:
     width: int
     height: int
     boxes: Sequence[Box]
+    needed: Sequence[Box]
+    """The region that the data set says is needed, on the quarter and the full view."""
 
 
-def _shown(turns: Sequence[Mapping[str, Any]], views: Views) -> list[ShownView]:
+def _shown(row: Row, views: Views) -> list[ShownView]:
     """The quarter and the full view, whether seen or not, then each region that was seen."""
     full_size: Size = views[1].shape[:2]
-    boxes = boxes_by_view(turns, full_size)
-    both = [view for view, pixels in zip(VIEWS, views, strict=True) if pixels is not None]
+    turns = row["turns"]
+    boxes, needed = boxes_by_view(turns, full_size), needed_boxes(view_of(row["needed_view"], full_size), full_size)
+    both = [view for view, pixels in zip(BOTH_VIEWS, views, strict=True) if pixels is not None]
     seen = (view for turn in turns if isinstance(view := view_of(turn["view"], full_size), Crop))
     sizes = {str(view): shown_size(view, full_size) for view in (*both, *seen)}
-    return [ShownView(name=n, width=w, height=h, boxes=boxes.get(n, ())) for n, (h, w) in sizes.items()]
+    return [
+        ShownView(name=name, width=width, height=height, boxes=boxes.get(name, ()), needed=needed.get(name, ()))
+        for name, (height, width) in sizes.items()
+    ]
 
 
 def _turn(turn: Mapping[str, Any], before: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Floating-point operations of an update, counted from shapes, and the peak that they are held against.
 
 A multiplication and an addition are two operations. Matrix products and attention are counted; attention is causal in
-the language model. The backward pass counts as two forward passes.
+the language model. The backward pass counts as two forward passes: a product for the inputs and one for the weights.
+The second falls away for frozen weights, and both for a frozen vision tower.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,22 +48,50 @@ def update_flops(
     for piece in pieces:
         families = [family for each in piece.micro_batches for family in each]
         language, head, vision = _language(model, families), _head(model, families), _vision(model, families)
-        needed += 3 * (language + head + vision)
-        executed += (3 + language_again) * language + 4 * head + (3 + vision_again) * vision
+        once = language.total + head.total + vision.total
+        needed += once
+        executed += once + language_again * language.forward + head.forward + vision_again * vision.forward
     return needed, executed
 
 
-def _language(model: Any, families: Iterable[Family]) -> float:
+@dataclass(frozen=True)
+class Passes:
+    """Operations of a forward pass, and of the backward pass that belongs to it."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: float) -> Passes:
+        return Passes(self.forward * times, self.backward * times)
+
+
+def products(weights: Iterable[torch.nn.Parameter]) -> Passes:
+    """Of one token through these weights."""
+    sizes = [(weight.numel(), 1 + weight.requires_grad) for weight in weights if weight.ndim > 1]
+    return Passes(2.0 * sum(size for size, _ in sizes), 2.0 * sum(size * num for size, num in sizes))
+
+
+def _attention(products_of_pairs: float) -> Passes:
+    return Passes(products_of_pairs, 2 * products_of_pairs)
+
+
+def _language(model: Any, families: Iterable[Family]) -> Passes:
     layers, width = model.model.language_model.layers, read_shape(model.config.to_dict()).text.query_width
-    weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
-    last_mlp = sum(p.numel() for p in layers[-1].mlp.parameters() if p.ndim == 2)
-    total = 0.0
+    of_token, of_last_mlp = products(layers.parameters()), products(layers[-1].mlp.parameters())
+    total = Passes()
     for family in families:
         shared = family.num_shared
         pairs = shared**2 / 2 + sum(length * (shared + length / 2) for length in family.remainders)
-        total += 2 * weights * family.num_tokens + 4 * width * len(layers) * pairs
+        total += of_token * family.num_tokens + _attention(4 * width * len(layers) * pairs)
         # Behind the attention of the last layer only what predicts a token is computed.
-        total -= 2 * last_mlp * (family.num_tokens - _num_read(family))
+        total += of_last_mlp * (_num_read(family) - family.num_tokens)
     return total
 
 
@@ -72,23 +102,23 @@ def _num_read(family: Family) -> int:
     return len(shared) + sum(int((each >= family.num_shared).sum()) for each in before)
 
 
-def _head(model: Any, families: Iterable[Family]) -> float:
+def _head(model: Any, families: Iterable[Family]) -> Passes:
     scored = sum(len(row.generated_at) for family in families for row in family.rows)
-    return 2.0 * model.lm_head.weight.numel() * scored
+    return products([model.lm_head.weight]) * scored
 
 
-def _vision(model: Any, families: Iterable[Family]) -> float:
+def _vision(model: Any, families: Iterable[Family]) -> Passes:
     config, tower = model.config.vision_config, model.model.visual
     unit = config.spatial_merge_size**2
     sizes = {key: size for family in families for key, size in family.visual_tokens.items()}.values()
-    per_patch = sum(p.numel() for block in tower.blocks for p in block.parameters() if p.ndim == 2)
-    per_patch += tower.patch_embed.proj.weight.numel()
+    of_patch = products(tower.blocks.parameters()) + products([tower.patch_embed.proj.weight])
     mergers = [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
-    per_token = sum(p.numel() for merger in mergers for p in merger.parameters() if p.ndim == 2)
-    shape, total = read_shape(model.config.to_dict()), 0.0
+    of_token = products(weight for merger in mergers for weight in merger.parameters())
+    shape, total = read_shape(model.config.to_dict()), Passes()
     for size in sizes:
         patches = unit * size
         inside = min(shape.window_patches, patches)
         seen = config.depth * (shape.whole_share * patches + (1 - shape.whole_share) * inside)
-        total += 2 * (per_patch * patches + per_token * size) + 4 * config.hidden_size * seen * patches
-    return total
+        total += of_patch * patches + of_token * size + _attention(4 * config.hidden_size * seen * patches)
+    is_trained = any(weight.requires_grad for weight in tower.parameters())
+    return total if is_trained else Passes(total.forward)

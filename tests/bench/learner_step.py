@@ -4,6 +4,7 @@
     python -m tests.bench.model_shape 3b DIR
     python -m tests.bench.learner_step --json --model DIR --gpus 1    # a GPU: techniques, memory, use of the card
     python -m tests.bench.learner_step --model DIR --gpus 1 --variants ours --profile    # kernels by class and stage
+    python -m tests.bench.learner_step --json --model DIR --gpus 1 --lora 64             # adapters, weights frozen
 
 One process, one rank, without Ray and vLLM. Every line of progress is a variant of the same episodes: the medians of
 `--repeats` updates after one that warms caches up. On the CPU the plain loop alternates with ours.
@@ -24,7 +25,7 @@ from unittest import mock
 
 import torch
 
-from configs.learner import LearnerConfig, WeightsConfig
+from configs.learner import LearnerConfig, LoraConfig, WeightsConfig
 from configs.schema import ModelConfig
 from learner.batches.batch import PlannedEpisode, TrainingGroup
 from learner.batches.plan import PiecePlan, RankPlan, plan_mini_batches, split_views
@@ -62,6 +63,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--reference", action="store_true", help="with a reference policy, as with a KL coefficient")
     parser.add_argument("--frozen-vision", action="store_true")
+    parser.add_argument(
+        "--lora", type=int, default=0, help="rank of adapters in place of the weights, which are frozen"
+    )
     parser.add_argument("--profile", action="store_true", help="on a GPU: one more update, its kernels by class")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON, last")
     chosen = parser.parse_args()
@@ -242,6 +246,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]
         max_tokens_per_micro_batch=chosen.budget,
         max_tokens_per_vision_pass=chosen.vision_budget,
         train_vision=not chosen.frozen_vision,
+        lora=LoraConfig(rank=chosen.lora),
         kl_coefficient=1e-3 if chosen.reference or chosen.model is None else 0.0,
         gradient_checkpointing=chosen.model is not None,
         learning_rate=1e-6,
@@ -276,7 +281,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]
                 print(f"{name}: out of memory; the measurement ends here", flush=True)
                 return found
             show(name, found[name])
-    if not chosen.gpus:
+    if not chosen.gpus and not chosen.lora:  # the plain loop trains the weights
         groups = drawn[chosen.group_sizes[0]]
         found["against a plain loop"] = compare(rank, groups, config, folder, chosen.repeats)
         show("against a plain loop", found["against a plain loop"])

@@ -5,8 +5,10 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
+from actors.needs import NEEDS
 from cluster.display import COLUMNS, Display, fitting_columns, judge_line, time_left
 from configs.judges import JudgeConfig
+from configs.load import load_config
 from configs.schema import Config
 from tests.judge.scripted import llm_config
 
@@ -37,6 +39,55 @@ def test_lines_of_a_log_carry_the_time_of_day():
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in out.getvalue().splitlines())
 
 
+RIGHT_TOOLS = {f"policy/right_tool_share_{need}": 0.25 for need in NEEDS}
+HELDOUT = {"accuracy": 0.98, "right_tool_share_quarter": 1.0, "right_tool_share_full": 0.99, "visual_token_share": 0.6}
+REGIONS = {"right_tool_share_region": 0.96, "visual_token_optimum": 0.604}
+
+
+def lines_of(config, figures, heldout, **console):
+    out = io.StringIO()
+    display = Display(config, Console(file=out, width=200, **console))
+    display.step_done(1, FIGURES | figures)
+    if console:
+        display.console.print(display)
+    display.evaluation_done(heldout)
+    return out.getvalue()
+
+
+def test_a_run_with_a_choice_of_tools_tells_where_each_was_the_right_one():
+    text = lines_of(load_config("tiny_crop", []), RIGHT_TOOLS, HELDOUT | REGIONS)
+    assert "visual tokens 50.0%, right tool: quarter / region / full 25.0% / 25.0% / 25.0%, trained" in text
+    one = lines_of(load_config("tiny_crop", []), {"policy/right_tool_share_region": 0.25}, HELDOUT)
+    assert "right tool: quarter / region / full - / 25.0% / -, trained" in one
+    assert (
+        "right tool by what is needed, policy: quarter view 100.0%, region 96.0%, full view 99.0%, "
+        "visual tokens 60.0%, optimum 60.4%"
+    ) in text
+
+
+def test_a_terminal_has_them_as_columns_and_as_a_table():
+    text = lines_of(
+        load_config("tiny_crop", []), RIGHT_TOOLS, HELDOUT | REGIONS, force_terminal=True, color_system=None
+    )
+    assert re.search(r"visual tokens +quarter / region / full +trained", text)
+    assert "25.0% / 25.0% / 25.0%" in text
+    table = text.partition("right tool by what is needed")[2].splitlines()
+    assert table[1].split() == ["quarter", "view", "region", "full", "view", "visual", "tokens", "optimum"]
+    assert table[2].split() == ["policy", "100.0%", "96.0%", "99.0%", "60.0%", "60.4%"]
+
+
+@pytest.mark.parametrize("console", [{}, {"force_terminal": True, "color_system": None}])
+def test_right_tools_are_told_of_regions_and_never_of_the_full_view_alone(console):
+    """Resize alone on rows that need a region is compared with crops; the paper's rows are in `if needed` already."""
+    without = {name: share for name, share in RIGHT_TOOLS.items() if not name.endswith("region")}
+    default = lines_of(Config(), without, HELDOUT, **console)
+    times = (r"\d\d:\d\d:\d\d|\d:\d\d:\d\d", "")
+    assert re.sub(*times, default) == re.sub(*times, lines_of(Config(), {}, HELDOUT, **console))
+    assert "right tool" not in default
+    assert "right tool" not in lines_of(load_config("tiny_crop", []), {}, {"accuracy": 0.5}, **console)
+    assert "right tool:" in lines_of(Config(), RIGHT_TOOLS, HELDOUT | REGIONS, **console)
+
+
 def test_what_others_wrote_cannot_command_the_terminal():
     out = io.StringIO()
     display = Display(Config(), Console(file=out, width=200))
@@ -48,14 +99,16 @@ def test_what_others_wrote_cannot_command_the_terminal():
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (200, 50), (40, 10)])
 @pytest.mark.parametrize("judge", [JudgeConfig(), llm_config()])
-def test_the_live_screen_fits_the_terminal_one_line_a_row(judge, width, height):
+@pytest.mark.parametrize("right_tools", [{}, {f"policy/right_tool_share_{need}": 1.0 for need in NEEDS}])
+def test_the_live_screen_fits_the_terminal_one_line_a_row(judge, right_tools, width, height):
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None)
     display = Display(Config(judge=judge), console)
     for step in range(1, 41):
-        display.step_done(step, FIGURES | LLM_FIGURES | {"time/step_s": 123.4})
+        display.step_done(step, FIGURES | LLM_FIGURES | {"time/step_s": 123.4} | right_tools)
     console.print(display)
     lines = out.getvalue().splitlines()
+    assert ("100.0% / 100.0% / 100.0%" in out.getvalue()) is (bool(right_tools) and width >= 80)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
     assert len([line for line in lines if line.lstrip().startswith("40 ")]) == 1, "the newest step is among them"

@@ -9,6 +9,7 @@ const COLUMNS = {
   question: (row) => row.question,
   answer: (row) => row.answer ?? `(${row.status})`,
   verdict: null,
+  need: (row) => row.need ?? "–", // has a column where there is more to choose from than the full view
   tool: (row) => (!row.asked ? "direct" : row.called === "resize_image" || !row.called ? "asked" : `${row.tool_calls} call${row.tool_calls > 1 ? "s" : ""}`),
   visual_tokens: (row) => (row.full_tokens ? `${Math.round((100 * row.visual_tokens) / row.full_tokens)} %` : "–"),
   generated_tokens: (row) => row.generated_tokens,
@@ -22,7 +23,8 @@ const VERDICTS = new Map([[true, ["right", "good"]], [false, ["wrong", "bad"]], 
 function makeCell(name, row) {
   const cell = document.createElement("td");
   cell.className = name;
-  let text = COLUMNS[name]?.(row) ?? "";
+  const text = COLUMNS[name]?.(row) ?? "";
+  let needed = "";
   if (name === "verdict") {
     const badge = document.createElement("span");
     const [word, kind] = VERDICTS.get(row.is_correct);
@@ -35,13 +37,14 @@ function makeCell(name, row) {
   if (name === "tool" && row.kind === "policy" && row.asked && row.is_right_tool === false && (row.need === "region" || !resized)) {
     cell.classList.add("odd");
     cell.title = `called ${row.called}; ${NEEDED[row.need]} is needed`;
-    text += `, ${NEEDED[row.need]} needed`;
+    needed = `, ${NEEDED[row.need]} needed`;
   } else if (name === "tool" && row.needs_full !== null && row.asked !== row.needs_full && row.kind === "policy") {
     cell.classList.add("odd");
     cell.title = row.need === "region" ? "a region is needed" : row.needs_full ? "the full view is needed" : "the full view is not needed";
-    text += row.needs_full ? ", needed" : ", not needed";
+    needed = row.needs_full ? ", needed" : ", not needed";
   }
   if (name === "tool" && row.called && !cell.title) cell.title = row.called + (row.refused_calls ? `; ${row.refused_calls} refused` : "");
+  if (name === "need") cell.title = row.need ? `${NEEDED[row.need]} is needed` : "not recorded";
   if (name === "answer" || name === "question") cell.title = text;
   if (name === "visual_tokens") cell.title = `${row.visual_tokens} visual tokens; the full view alone: ${row.full_tokens}`;
   if (name === "sample") {
@@ -53,6 +56,12 @@ function makeCell(name, row) {
     const isolated = document.createElement("bdi");
     isolated.textContent = text;
     cell.append(isolated);
+    if (needed) {
+      const told = document.createElement("span");
+      told.className = "told"; // hidden beside a column that says what is needed
+      told.textContent = needed;
+      cell.append(told);
+    }
   }
   return cell;
 }
@@ -62,6 +71,7 @@ export function startTable() {
   const frame = document.getElementById("episodes");
   const body = frame.querySelector("tbody");
   const note = document.getElementById("note");
+  const names = [...frame.querySelectorAll("thead th")].map((head) => head.className);
   const chunks = new Map();
   let total = 0;
   let selected = -1;
@@ -109,7 +119,7 @@ export function startTable() {
     row.className = "spacer";
     row.ariaHidden = "true";
     const cell = row.insertCell();
-    cell.colSpan = Object.keys(COLUMNS).length;
+    cell.colSpan = names.length;
     cell.style.height = `${height}px`;
     return row;
   }
@@ -130,7 +140,7 @@ export function startTable() {
       row.dataset.url = found.url;
       row.ariaRowIndex = at + 2;
       if (at === selected) row.ariaSelected = "true";
-      row.append(...Object.keys(COLUMNS).map((name) => makeCell(name, found)));
+      row.append(...names.map((name) => makeCell(name, found)));
       rows.push(row);
     }
     rows.push(spacer((total - last) * height));

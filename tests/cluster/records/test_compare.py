@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.records.compare import heldout_figures, labels_of, plot_runs
+from cluster.records.compare import heldout_figures, heldout_tables, labels_of, plot_runs
 
 
 def make_run(folder: Path, *, accuracy: float, needed: float | None = 0.5, heldout: float | None = 0.9) -> Path:
@@ -91,6 +91,12 @@ def test_runs_with_tools_have_panels_by_need_and_the_optimum(tmp_path, monkeypat
     assert [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"] == [[], [0.6, 0.6]]
     found = heldout_figures([plain, tools])
     assert (found["tools"]["right tool, region needed"], found["tools"]["optimum"]) == (0.8, 0.61)
+    (first, _), (heads, rows) = heldout_tables(found)
+    assert (first[:2], len(first)) == (("step", "accuracy"), 8)
+    needed = (f"right tool, {view} needed" for view in ("quarter view", "region", "full view"))
+    assert heads == (*needed, "optimum")
+    assert rows["tools"] == (None, 0.8, None, 0.61)
+    assert len(heldout_tables(heldout_figures([plain]))) == 1
     assert found["plain"]["optimum"] is None
 
 

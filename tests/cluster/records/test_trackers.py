@@ -11,7 +11,7 @@ import pytest
 
 from cluster.records.recorder import Recorder
 from cluster.records.tracker_adapters import ADAPTERS
-from cluster.records.trackers import COLUMNS, Background, Trackers, open_trackers
+from cluster.records.trackers import COLUMNS, NEED_COLUMNS, Background, Trackers, open_trackers
 from configs.load import load_config
 from tests.cluster.records.test_recorder import collected
 
@@ -132,6 +132,38 @@ def test_the_table_has_every_kind_of_episode_and_is_short():
     assert {"5", "7999"} <= {row["sample"] for row in found}, "the only wrong one, and the only one that needs it"
     assert len({row["sample"] for row in found}) == 32
     assert found[0]["visual_tokens"] == 4
+
+
+def needing(needed, *, is_right, **columns):
+    turn = {"num_visual_tokens": 4, "text": "x"}
+    row = {"kind": "policy", "needs_full": None, "asked": False, "is_correct": True, "turns": [turn]}
+    return row | {"needed_view": needed, "is_right_tool": is_right, "least_visual_tokens": 5} | columns
+
+
+@pytest.mark.parametrize("has_tool_choice", [True, False])
+def test_the_table_tells_what_was_needed_where_there_is_a_choice_of_tools(has_tool_choice):
+    """By the tools on offer, or by rows that need a region; always-full, which has no choice, is in it as well."""
+    tracker, plain = Scripted(), Scripted()
+    full = [needing("full", is_right=n != 700, sample=f"full {n}") for n in range(900)]
+    regions = [needing(f"crop:0,0,{n},56", is_right=n > 3, sample=f"region {n}") for n in range(1, 99)]
+    (baseline,) = [needing("full", is_right=None, kind="always_full")]
+    del baseline["is_right_tool"]
+    Trackers([tracker], has_tool_choice=has_tool_choice).log_episodes(3, "heldout", [*full, *regions, baseline])
+    ((_, _, columns, cells),) = tracker.calls
+    assert columns == COLUMNS + NEED_COLUMNS
+    found = {row[columns.index("sample")]: dict(zip(columns, row, strict=True)) for row in cells}
+    assert {"full 0", "full 700", "region 1", "region 4", None} <= set(found), "each kind of need, right and wrong"
+    assert (found["region 4"]["needed_view"], found["region 4"]["is_right_tool"]) == ("crop:0,0,4,56", True)
+    assert (found[None]["kind"], found[None]["is_right_tool"]) == ("always_full", None)
+    Trackers([plain], has_tool_choice=has_tool_choice).log_episodes(3, "heldout", full)
+    ((_, _, columns, cells),) = plain.calls
+    assert columns == (COLUMNS + NEED_COLUMNS if has_tool_choice else COLUMNS)
+
+
+def test_the_tools_on_offer_decide_on_the_columns(tmp_path):
+    for config, has_tool_choice in (("tiny", False), ("tiny_crop", True)):
+        trackers = open_trackers(tmp_path, load_config(config, ["run.trackers=[]"]), run_id="0", warn=print)
+        assert trackers.has_tool_choice is has_tool_choice
 
 
 def test_a_tracker_is_named_once():

@@ -18,6 +18,7 @@ from cluster.viewer.runs import RunBook
 from cluster.viewer.server import make_app
 from tests.bench.viewer import draw_run
 from tests.cluster.viewer.drawn import episode, heldout, turn, write_run
+from tests.cluster.viewer.test_needs import write_needing_run
 from tests.cluster.viewer.test_tools import KEY, write_tools_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -40,6 +41,7 @@ def runs(tmp_path_factory):
     metrics = [{"step": n, "reward/accuracy": n / 9, "time/step_s": 3.0, "judge/mean_s": 1.0} for n in range(1, 9)]
     small = write_run(folder / "small <b>", files, metrics)
     write_tools_run(folder / "tools")
+    write_needing_run(folder / "needs")
     EventLog(small, say=lambda _: None, warn=lambda _: None).add(Event(kind="skip", who=ATTACK, detail=ATTACK))
     return folder
 
@@ -116,7 +118,10 @@ def paths(page, address: str) -> list[str]:
     compare = "/compare?run=large&run=small+%3Cb%3E"
     groups = [path.replace("/episode?", "/group?") for path in opened]
     tools = ["/r/tools/", "/r/tools/curves", f"/r/tools/episode?{KEY}1", f"/r/tools/episode?{KEY}2"]
-    return ["/", compare, pair, *opened, *tools, *groups, *(f"{place}/{name}" for name in names)]
+    needs = [
+        f"/r/needs/{page}" for page in ("", "heldout", "episodes", "group?set=training&file=step-000001&sample=region")
+    ]
+    return ["/", compare, pair, *opened, *tools, *needs, *groups, *(f"{place}/{name}" for name in names)]
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
@@ -202,6 +207,20 @@ def test_boxes_lie_where_the_region_is_and_come_along_into_the_zoom(open_page, w
         page.keyboard.press("x")
     assert names == ["quarter view", "full view", "region", "region"]
     assert page.locator("#zoom .box").count() == 1, "back at the first view"
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(("width", "is_column"), [(1280, True), (390, False)])
+def test_what_an_episode_needed_has_a_column_or_stands_beside_its_tool(open_page, width, is_column):
+    page = open_page("/r/needs/episodes?preset=tool&set=training", width=width)
+    page.wait_for_selector("#episodes a")
+    assert page.locator("td.need").all_inner_texts() == ["full", "quarter", "region"]
+    assert page.locator("td.need").first.is_visible() is is_column
+    told = page.locator("td.tool .told")
+    assert told.all_text_contents() == [
+        f", {view} needed" for view in ("the full view", "the quarter view", "a region")
+    ]
+    assert [each.is_visible() for each in told.all()] == [not is_column] * 3
     assert page.problems == []
 
 

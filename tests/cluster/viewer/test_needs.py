@@ -91,8 +91,13 @@ def test_filters_find_episodes_by_what_they_needed(needing, query, found):
 def test_pages_tell_who_took_the_right_tool(needing):
     for page in ("", "heldout"):
         text = page_text(needing, page)
-        assert "right tool, region needed" in text
-        assert re.search(r"50\.0% 50\.0% 50\.0% 66\.7%", text), page
+        table = text.partition("Right tool, by what is needed")[2]
+        assert table.startswith(
+            " played by quarter view [95 %] region [95 %] full view [95 %] optimum of visual tokens"
+        )
+        half = r"50\.0% \[9\.5%, 90\.5%\]"
+        assert re.search(rf"policy (step-000001 )?{half} {half} {half} 66\.7%", table), page
+    assert "of always-full's visual tokens optimum 66.7%" in page_text(needing, "").replace("&#39;", "'")
     assert "wrong tool" in page_text(needing, "")
     curves = page_text(needing, "curves")
     assert "Right tool, by what is needed" in curves
@@ -100,6 +105,7 @@ def test_pages_tell_who_took_the_right_tool(needing):
     listed = page_text(needing, "episodes")
     assert "wrong tool" in listed
     assert re.search(r"full region quarter unknown", listed)
+    assert "verdict need tool visual" in listed
     group = page_text(needing, "group?set=training&file=step-000001&sample=region")
     assert "a region is needed: x 56 to 168, y 56 to 168 of the full view" in group
     assert "; the right tool" in group
@@ -136,7 +142,7 @@ def test_the_penalties_of_a_reward_are_told_one_by_one(needing):
 
 def test_the_report_tells_who_took_the_right_tool(needing):
     text = write_report(needing).read_text()
-    assert "right tool, region needed" in text
+    assert "<h2>Right tool, by what is needed</h2>" in text
     assert '<span class="hint">wrong tool;' in text
 
 
@@ -154,8 +160,10 @@ def test_a_run_of_the_full_view_alone_is_told_as_before(tmp_path):
     for text in [*texts, write_report(run).read_text()]:
         assert "right tool" not in text
         assert "wrong tool" not in text
+        assert "by what is needed" not in text
         assert "optimum" not in text
     assert "full quarter unknown" in texts[3]
+    assert "verdict tool visual" in texts[3]
     assert "reward 1.40 = 1.0 + 0.5 − 0.1" in texts[4]
     assert "0.50 format − 0.10 penalty" in texts[5]
 
@@ -171,6 +179,17 @@ def test_why_a_call_was_refused_is_told_where_it_was_recorded(tmp_path):
     one = page_text(run, f"episode?{place}&kind=policy&index=0")
     assert "they tell why the call was refused: the box must not be empty" in one
     assert "malformed: turn 2 is the last one" in one
+
+
+def test_a_malformed_reply_is_called_so_once(tmp_path):
+    rows = [episode(0, status="malformed", is_well_formed=False, asked=False, answer=None), episode(1)]
+    rows.append(episode(2, is_well_formed=False))
+    run = write_run(tmp_path / "runs" / "r", {"episodes/step-000001": rows})
+    place = "episode?set=training&file=step-000001&kind=policy&sample=0-7&index="
+    broken, sound, refused = (page_text(run, f"{place}{n}") for n in range(3))
+    assert re.search(r"tool called no tool; .* status malformed visual tokens", broken)
+    assert "status answered, well formed visual tokens" in sound
+    assert "status answered, malformed visual tokens" in refused
 
 
 def test_a_damaged_record_of_a_need_is_no_need(tmp_path):

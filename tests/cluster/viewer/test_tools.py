@@ -16,7 +16,7 @@ from actors.data.shapes import write_split
 from actors.views import Crop
 from cluster.records.episodes import EPISODES
 from cluster.viewer import queries
-from cluster.viewer.boxes import boxes_by_view, view_of
+from cluster.viewer.boxes import boxes_by_view, needed_boxes, view_of
 from cluster.viewer.charts import line_charts
 from cluster.viewer.filters import Filter
 from cluster.viewer.index import EpisodeIndex
@@ -86,6 +86,16 @@ def test_a_call_that_cannot_be_read_has_its_box_on_the_first_picture():
     assert boxes_by_view([], FULL) == {}
 
 
+def test_a_needed_region_lies_on_both_views():
+    """By hand: the quarter view has half the scale."""
+    placed = {
+        view: [(box.left, box.top, box.width, box.height) for box in boxes]
+        for view, boxes in needed_boxes(Crop(left=56, top=0, right=168, bottom=112), FULL).items()
+    }
+    assert placed == {"quarter": [(28, 0, 56, 56)], "full": [(56, 0, 112, 112)]}
+    assert needed_boxes("full", FULL) == needed_boxes(None, FULL) == {}
+
+
 @pytest.mark.parametrize("text", [None, "", "half", "crop:1,2,3", "crop:0,0,252,28", "crop:0,0,28,252", "crop:9,9,9,9"])
 def test_what_is_no_view_of_the_picture_is_none(text):
     assert view_of(text, FULL) is None
@@ -107,6 +117,24 @@ def test_the_page_draws_each_box_and_shows_the_region_in_its_turn(client, run):
     shown = np.asarray(Image.open(io.BytesIO(client.get(source.replace("&amp;", "&")).content)))
     full = client.get(re.search(r'<img class="full" src="([^"]+)"', page)[1].replace("&amp;", "&")).content
     assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(full)))[112:168, 56:112])
+
+
+def test_the_region_that_is_needed_is_drawn_whatever_was_called_for(run, client):
+    shapes = str(run.parent / "shapes.parquet")
+    rows = [
+        episode(n, dataset=shapes, image_sha256="", needed_view="crop:56,0,112,56", turns=TURNS[name])
+        for n, name in enumerate(("zoomed", "direct"))
+    ]
+    write_run(run, {"episodes/step-000002": rows})
+    key = KEY.replace("000001", "000002")
+    group = key.partition("&kind")[0] + "&sample=0-7"
+    for page, num_called in ((f"episode?{key}0", 4), (f"episode?{key}1", 0), (f"group?{group}", 0)):
+        text = client.get(f"/r/tiny/{page}").text
+        assert re.findall(r'<rect class="needed" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', text) == [
+            ("28.0", "0.0", "28.0"), ("56.0", "0.0", "56.0"),
+        ]  # fmt: skip
+        assert text.count('<rect class="box"') == num_called
+        assert text.count("dashed: the region that is needed") == 1
 
 
 def test_the_reward_of_a_box_is_a_part_of_its_own(client, run):

@@ -76,8 +76,8 @@ def _set_lines(key: str, figures: Mapping[str, Any]) -> Iterator[str]:
     for one in figures["unreadable"]:
         yield f"    {one['count']} x {one['example']} (row {', '.join(map(str, one['rows']))})"
     if figures["num_duplicates"]:
-        rows = ", ".join(f"{again} of {first}" for first, again in figures["duplicates"])
-        yield f"  {figures['num_duplicates']} duplicates, the same picture and question: row {rows}"
+        rows = ", ".join(f"row {again} repeats row {first}" for first, again in figures["duplicates"])
+        yield f"  {figures['num_duplicates']} duplicates, the same picture and question: {rows}"
     needs = figures["use_tool"]
     yield f"  full view needed: {needs['true']} yes, {needs['false']} no, {needs['unknown']} unknown"
     if figures["num_too_small"]:

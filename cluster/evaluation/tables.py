@@ -55,6 +55,7 @@ def _scores(comparisons: Sequence[Comparison], means: Mapping[str, Estimate]) ->
 
 
 def _costs(comparisons: Sequence[Comparison]) -> Table:
+    """A row per figure, so that a terminal has room for their intervals."""
     columns = {
         "tool calls": "ask_share",
         "if needed": "ask_share_needed",
@@ -66,10 +67,11 @@ def _costs(comparisons: Sequence[Comparison]) -> Table:
         "generated tokens": "generated_token_share",
         "time": "time_share",
     }
-    shown = {head: name for head, name in columns.items() if any(_value(one, name) is not None for one in comparisons)}
-    table = _table("Tool calls (Fig. 4), tokens and time against always-full (Fig. 5)", "suite", shown)
-    for one in comparisons:
-        table.add_row(one.suite, *(_cell(one, name) for name in shown.values()))
+    title = "Tool calls (Fig. 4), tokens and time against always-full (Fig. 5)"
+    table = _table(title, "", [one.suite for one in comparisons])
+    for head, name in columns.items():
+        if any(_value(one, name) is not None for one in comparisons):
+            table.add_row(head, *(_cell(one, name) for one in comparisons))
     return table
 
 

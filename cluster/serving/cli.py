@@ -163,10 +163,8 @@ class _Screen:
         told = f"{called or 'no tool called'}: {spent} visual tokens, always-full {full}: {told}"
         fault = answered.episode.turns[-1].fault
         status = answered.episode.status.value + (f" ({fault})" if fault else "")
-        self._console.print(
-            f"\n\n[dim]{escape(status)}; {told}; "
-            f"{answered.episode.num_generated_tokens} tokens generated in {answered.seconds:.2f} s[/]"
-        )
+        generated = f"{answered.episode.num_generated_tokens} tokens generated in {answered.seconds:.2f} s"
+        self._console.print(f"\n\n[dim]{escape(status)}; {told}\n{generated}[/]", soft_wrap=True)
 
 
 def serve(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +108,7 @@ class ServedPolicy:
         rules = rules_for(question.kind, self._rollout, greedy=True)
         sampling = replace(rules.sampling, temperature=question.temperature, top_p=question.top_p, seed=question.seed)
         rules = replace(rules, sampling=replace(sampling, has_logprobs=False))
-        episode_id = EpisodeId(run="serve", step=0, sample=uuid.uuid4().hex, index=0, attempt=0)
+        episode_id = EpisodeId(run="serve", step=0, sample="", index=0, attempt=0)
         turns = _Turns(self._engine, self._renderer, question.max_tokens, on_event)
         played = (turns, self._renderer, picture.views, question.text, rules, episode_id, turns.started)
         try:

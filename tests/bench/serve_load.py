@@ -1,12 +1,14 @@
 """1,000 mixed requests, 64 at a time, through the official client: our endpoint beside plain vLLM, always-full.
 
     uv run python -m tests.bench.serve_load [--json] [--policy configs/tiny] [--requests 1000] [--concurrency 64]
-    uv run python -m tests.bench.serve_load --shape 3b --gpus 1 --side 1008,2016 --json
+    uv run python -m tests.bench.serve_load --shape 3b --gpus 1 --pictures 1008,2016 --json
 
-The shapes task: each picture is played once before anything is timed, which tells whether the policy asks about it and
-what it replies. A timed request shows a copy of a picture that no cache knows, and has to get the reply of its own
-picture. With a `--shape`, weights are random: whether a question is asked about is forced (`forced_policy.py`, in this
-bench only), replies are not looked at, and a request is known by its visual tokens.
+`--pictures` of `shapes` are those of the shapes task: each is played once before anything is timed, which tells whether
+the policy asks about it and what it replies. A timed request shows a copy of a picture that no cache knows, and has to
+get the reply of its own picture. A full view has 64 visual tokens there, fewer than the request has tokens of text.
+Pictures of a number of pixels a side are soft noise, for a model with random weights: whether a question is asked about
+is forced (`forced_policy.py`, in this bench only), replies are not looked at, and a request is known by its visual
+tokens. Of 672 x 672 pixels a full view has 576, as a chart of 800 x 560 has, or half a page of text.
 
 `time` is the time of a request against plain vLLM's, `tokens` the visual tokens against always-full. The limit of both
 is 1/4 + p, where p is the share of requests in which the policy asked. `engine` is the time of a request in the engine
@@ -55,7 +57,9 @@ from tests.bench.serve_jobs import Job, fresh_copy, shapes_jobs, shapes_phases, 
 from tests.bench.serve_split import cpu_seconds, start_with_floor
 
 START_S = 240.0
-MODEL = "policy"
+MODEL, SHAPES = "policy", "shapes"
+MOST_ALONE = 256
+"""Requests of a phase that the engine alone plays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,22 +198,30 @@ def plain_vllm(config: Config, *, on_gpu: bool) -> Iterator[str]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    is_tiny, on_gpu, number = arguments.shape == "tiny", arguments.gpus > 0, arguments.requests
-    sides = [] if is_tiny else [int(side) for side in arguments.side.split(",")]
-    if is_tiny:
-        config = policy_config(Path(arguments.policy), None, arguments.overrides).config
-    else:
-        overrides = [f"rollout.max_turn_tokens={arguments.max_tokens}", *arguments.overrides]
-        config = bench_config(arguments.shape, side=max(sides), on_gpu=on_gpu, overrides=overrides)
+    """The figures of each phase: of the shapes task, and of each size of pictures."""
+    pictures, found = arguments.pictures.split(","), {}
+    if SHAPES in pictures:
+        found |= _measure(policy_config(Path(arguments.policy), None, arguments.overrides).config, [], arguments)
+    if sides := [int(side) for side in pictures if side != SHAPES]:
+        overrides = ["model.load=random", f"rollout.max_turn_tokens={arguments.max_tokens}", *arguments.overrides]
+        config = bench_config(arguments.shape, side=max(sides), on_gpu=arguments.gpus > 0, overrides=overrides)
+        found |= _measure(config, sides, arguments)
+    return found
+
+
+def _measure(config: Config, sides: Sequence[int], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Without `sides`, of the shapes task."""
+    is_shapes, on_gpu, number = not sides, arguments.gpus > 0, arguments.requests
     play = partial(run_phase, concurrency=arguments.concurrency)
     phases: dict[str, tuple[Phase, list[Job]]] = {}
     floor = Path(tempfile.mkdtemp()) / "floor.json"
     settings = ServeSettings(model=MODEL, created=int(time.time()), max_running=arguments.concurrency)
     engine, port = serving_config(config, max_running=arguments.concurrency), free_port()
-    start = partial(start_with_floor, sides=sides, number=number, concurrency=arguments.concurrency, file=str(floor))
+    alone = {"number": min(number, MOST_ALONE), "concurrency": arguments.concurrency}
+    start = partial(start_with_floor, sides=sides, file=str(floor), **alone)
     connect(ENVIRONMENT)
     with served(engine, settings, replicas=Range(minimum=1, maximum=1), host="127.0.0.1", port=port, start=start) as to:
-        if is_tiny:
+        if is_shapes:
             jobs = shapes_jobs(seed=0)
             known = [
                 (replace(job, expected=reply.mark(has_text=True)), reply.asked)
@@ -226,14 +238,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         print(f"engine alone, requests/s: {floor.read_text()}", file=sys.stderr)
     ray.shutdown()
     with plain_vllm(config, on_gpu=on_gpu) as to:
-        fields = {"max_tokens": config.rollout.max_turn_tokens, **({} if is_tiny else {"ignore_eos": True})}
+        fields = {"max_tokens": config.rollout.max_turn_tokens, **({} if is_shapes else {"ignore_eos": True})}
         full = {name: jobs for name, jobs in chosen.items() if name.endswith("full")}
-        warm = next(iter(full.values()))[:16] if is_tiny else smooth_jobs(config, sides[0], 64, 0.0, seed=98)
+        warm = next(iter(full.values()))[:16] if is_shapes else smooth_jobs(config, sides[0], 64, 0.0, seed=98)
         asyncio.run(run_phase(to, [_plain(config, job) for job in warm], concurrency=64, **fields))
         for name, jobs in full.items():
-            jobs = [_plain(config, job, copy=number if is_tiny else None) for number, job in enumerate(jobs)]
+            jobs = [_plain(config, job, copy=number if is_shapes else None) for number, job in enumerate(jobs)]
             phases[name.replace("full", "plain")] = (asyncio.run(play(to, jobs, name=f"plain {name}", **fields)), jobs)
-    found = {name: phase.figures(jobs, has_text=is_tiny) for name, (phase, jobs) in phases.items()}
+    found = {name: phase.figures(jobs, has_text=is_shapes) for name, (phase, jobs) in phases.items()}
     _compare(found, json.loads(floor.read_text()))
     return found
 
@@ -265,11 +277,11 @@ def _compare(found: dict[str, dict[str, float]], floor: dict[str, float]) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--policy", default="configs/tiny", help="run, checkpoint or export of the shapes task")
-    parser.add_argument("--shape", default="tiny", help="tiny, or a shape of model_shape.py with random weights")
+    parser.add_argument("--policy", default="configs/tiny", help="run, checkpoint or export, for the shapes task")
+    parser.add_argument("--shape", default="tiny", help="tiny, or a shape of model_shape.py, for others")
     parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--side", default="1008", help="pixels of a square picture's side, with --shape; or several")
-    parser.add_argument("--max-tokens", type=int, default=16, help="generated per turn, with --shape")
+    parser.add_argument("--pictures", default=f"{SHAPES},672", help="shapes, and pixels of a square picture's side")
+    parser.add_argument("--max-tokens", type=int, default=16, help="generated per turn, with random weights")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("overrides", nargs="*")

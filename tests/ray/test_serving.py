@@ -14,7 +14,6 @@ import openai
 import pytest
 import ray
 from PIL import Image
-from ray import serve
 
 from actors.errors import RunError
 from cluster.policies import policy_config
@@ -24,6 +23,7 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
+from tests.local_ray import end_serve
 from tests.ray.serving_parts import draw_rows, make_export
 
 pytestmark = [
@@ -58,7 +58,7 @@ def address():
     one = Range(minimum=1, maximum=1)
     with served(serving_config(config, max_running=16), limits, replicas=one, host="127.0.0.1", port=18_734) as address:
         yield address
-    serve.shutdown()
+    end_serve()
     ray.shutdown()
 
 
@@ -183,7 +183,7 @@ def test_the_client_that_an_export_carries(address, export, rows, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert f"answer:    {row.answer}\n" in done.stdout
-    assert "spent:     {'spent': 64, 'always_full': 64, 'saved': 0} called: {} refused: 0\n" in done.stdout
+    assert "spent:     64 visual tokens, always-full 64\ncalls:     none (0 refused)\n" in done.stdout
 
 
 def test_plain_transformers_answers_from_an_export(export, rows):

@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
-from ray import serve
 
 from actors.errors import RolloutError, RunError
 from cluster.runtime.connect import connect
@@ -20,6 +19,7 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from configs.load import load_config
 from configs.ranges import Range
+from tests.local_ray import end_serve
 from tests.ray.serving_parts import draw_rows, make_export
 
 pytestmark = [
@@ -111,6 +111,6 @@ def test_an_engine_that_fails_is_not_started_again(tmp_path, monkeypatch):
         ):
             pass
     finally:
-        serve.shutdown()
+        end_serve()
         ray.shutdown()
     assert (tmp_path / "starts").read_text() == "once\n"

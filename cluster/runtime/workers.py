@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from actors.engine.budget import check_max_prefill_tokens
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, SampleError, root_cause
+from actors.fleet.spare import SpareWorker
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest
@@ -34,11 +36,13 @@ T = TypeVar("T")
 class RayWorker:
     """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only references are passed."""
 
-    def __init__(self, name: str, actor: Any, *, num_receivers: int) -> None:
+    def __init__(self, name: str, actor: Any, *, num_receivers: int, beginning: Awaitable[None] | None = None) -> None:
+        """`beginning`: the call in which a spare becomes this worker."""
         self.name = name
         self.num_receivers = num_receivers
         self.reaches_learner = True
         self._actor = actor
+        self._beginning = beginning
         self._is_killed = False
 
     @property
@@ -54,7 +58,11 @@ class RayWorker:
             RolloutError: it died for another reason.
         """
         try:
+            if self._beginning is not None:
+                await await_remote(self._beginning, RolloutError, self.name)
             await self.check_health()
+        except RayTaskError as error:
+            raise BrokenWorkerError(f"{self.name}: {root_cause(error)}") from error
         except RolloutError as error:
             if isinstance(error.__cause__, ActorDiedError) and error.__cause__.actor_init_failed:
                 raise BrokenWorkerError(str(error)) from error.__cause__
@@ -131,6 +139,40 @@ class RayWorker:
         return await await_remote(retry_while_unavailable(start), RolloutError, self.name)
 
 
+class Spares:
+    """Actors that stand by with all that a worker imports; whoever is started next is one of them, if it is up.
+
+    Args:
+        ask: asks the cluster for one, which may stay pending.
+    """
+
+    def __init__(self, ask: Callable[[], Any], number: int) -> None:
+        self._ask = ask
+        self._number = number
+        self._standing_by: list[tuple[Any, Any, Any]] = []
+        """Actor, and the calls that end once it is up and once its process has ended."""
+
+    def fill(self) -> None:
+        """Ask for as many as are wanted, in place of those that were taken or have died."""
+        self._standing_by = [spare for spare in self._standing_by if not _is_done(spare[2])]
+        while len(self._standing_by) < self._number:
+            actor = self._ask()
+            self._standing_by.append((actor, actor.stand_by.remote(), actor.wait_for_ever.remote()))
+
+    def take(self) -> Any | None:
+        """An actor that is up; None if none is."""
+        for spare in self._standing_by:
+            actor, up, ended = spare
+            if _is_done(up) and not _is_done(ended):
+                self._standing_by.remove(spare)
+                return actor
+        return None
+
+
+def _is_done(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
 def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
     """Create the workers of a fleet that stays as it is; they start asynchronously."""
     start = worker_starter(config, placement)
@@ -143,22 +185,31 @@ def worker_starter(config: Config, placement: Placement) -> Callable[[int, int],
     Raises:
         ValueError: `rollout.max_prefill_tokens` does not fit the model.
     """
-    model = config.model
-    spec = ViewSpec.from_model(model)
-    check_max_prefill_tokens(config.rollout, spec)
+    check_max_prefill_tokens(config.rollout, ViewSpec.from_model(config.model))
     threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
-    actor_class = ray.remote(RolloutWorker).options(**actor_options(placement.worker, threads))
+    options = actor_options(placement.worker, threads)
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "rollout": config.rollout,
+        "data": config.data,
+        "transport": config.transport,
+        "in_flight": config.weights.in_flight,
+        "can_sleep": config.engines_sleep,
+    }
+    actor_class, spare_class = (ray.remote(each).options(**options) for each in (RolloutWorker, SpareWorker))
+    spares = Spares(lambda: spare_class.remote(**settings), config.rollout.num_spares)
+    num_started = itertools.count(1)
 
     def start(slot: int, attempt: int) -> RayWorker:
-        actor = actor_class.remote(
-            model=config.model,
-            rollout=config.rollout,
-            data=config.data,
-            transport=config.transport,
-            in_flight=config.weights.in_flight,
-            can_sleep=config.engines_sleep,
-            seed=derive_seed(config.run.seed, "rollout worker", slot, *([attempt] if attempt else [])),
-        )
-        return RayWorker(f"rollout worker {slot}", actor, num_receivers=config.rollout.tensor_parallel_size)
+        seed = derive_seed(config.run.seed, "rollout worker", slot, *([attempt] if attempt else []))
+        actor, beginning = spares.take(), None
+        if actor is not None:
+            beginning = actor.begin.remote(seed)
+        else:
+            actor = actor_class.remote(**settings, seed=seed)
+        if next(num_started) >= config.rollout.workers.maximum:  # workers come before spares where room is short
+            spares.fill()
+        num_receivers = config.rollout.tensor_parallel_size
+        return RayWorker(f"rollout worker {slot}", actor, num_receivers=num_receivers, beginning=beginning)
 
     return start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -168,48 +167,63 @@ class Spares:
                 return actor
         return None
 
+    def close(self) -> None:
+        """End those that stand by."""
+        for actor, _, _ in self._standing_by:
+            ray.kill(actor)
+        self._standing_by = []
+
 
 def _is_done(call: Any) -> bool:
     return bool(ray.wait([call], timeout=0)[0])
 
 
-def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
-    """Create the workers of a fleet that stays as it is; they start asynchronously."""
-    start = worker_starter(config, placement)
-    return [start(slot, 0) for slot in range(config.rollout.workers.maximum)]
-
-
-def worker_starter(config: Config, placement: Placement) -> Callable[[int, int], RayWorker]:
-    """A function that creates one worker on the connected cluster: (slot, number of the attempt) -> worker.
+class WorkerStarter:
+    """Creates workers on the connected cluster, and the spares of a fleet.
 
     Raises:
         ValueError: `rollout.max_prefill_tokens` does not fit the model.
     """
-    check_max_prefill_tokens(config.rollout, ViewSpec.from_model(config.model))
-    threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
-    options = actor_options(placement.worker, threads)
-    settings: dict[str, Any] = {
-        "model": config.model,
-        "rollout": config.rollout,
-        "data": config.data,
-        "transport": config.transport,
-        "in_flight": config.weights.in_flight,
-        "can_sleep": config.engines_sleep,
-    }
-    actor_class, spare_class = (ray.remote(each).options(**options) for each in (RolloutWorker, SpareWorker))
-    spares = Spares(lambda: spare_class.remote(**settings), config.rollout.num_spares)
-    num_started = itertools.count(1)
 
-    def start(slot: int, attempt: int) -> RayWorker:
-        seed = derive_seed(config.run.seed, "rollout worker", slot, *([attempt] if attempt else []))
-        actor, beginning = spares.take(), None
+    def __init__(self, config: Config, placement: Placement) -> None:
+        check_max_prefill_tokens(config.rollout, ViewSpec.from_model(config.model))
+        threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+        options = actor_options(placement.worker, threads)
+        self._settings: dict[str, Any] = {
+            "model": config.model,
+            "rollout": config.rollout,
+            "data": config.data,
+            "transport": config.transport,
+            "in_flight": config.weights.in_flight,
+            "can_sleep": config.engines_sleep,
+        }
+        self._config = config
+        self._worker_class, spare_class = (ray.remote(each).options(**options) for each in (RolloutWorker, SpareWorker))
+        self._spares = Spares(lambda: spare_class.remote(**self._settings), config.rollout.num_spares)
+        self._num_started = 0
+
+    def __call__(self, slot: int, attempt: int) -> RayWorker:
+        """A worker that is starting, for a slot of the fleet in which `attempt` others were started before it."""
+        rollout = self._config.rollout
+        seed = derive_seed(self._config.run.seed, "rollout worker", slot, *([attempt] if attempt else []))
+        actor, beginning = self._spares.take(), None
         if actor is not None:
             beginning = actor.begin.remote(seed)
         else:
-            actor = actor_class.remote(**settings, seed=seed)
-        if next(num_started) >= config.rollout.workers.maximum:  # workers come before spares where room is short
-            spares.fill()
-        num_receivers = config.rollout.tensor_parallel_size
-        return RayWorker(f"rollout worker {slot}", actor, num_receivers=num_receivers, beginning=beginning)
+            actor = self._worker_class.remote(**self._settings, seed=seed)
+        self._num_started += 1
+        if self._num_started >= rollout.workers.maximum:  # workers come before spares where room is short
+            self._spares.fill()
+        return RayWorker(
+            f"rollout worker {slot}", actor, num_receivers=rollout.tensor_parallel_size, beginning=beginning
+        )
 
-    return start
+    def close(self) -> None:
+        """End the spares."""
+        self._spares.close()
+
+
+def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+    """Create the workers of a fleet that stays as it is; they start asynchronously."""
+    start = WorkerStarter(config, placement)
+    return [start(slot, 0) for slot in range(config.rollout.workers.maximum)]

@@ -26,7 +26,7 @@ from cluster.runtime.members import Members
 from cluster.runtime.placement import Placement, Resources, actor_options
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
-from cluster.runtime.workers import RayWorker, worker_starter
+from cluster.runtime.workers import RayWorker, WorkerStarter
 from cluster.weights import WeightChannel
 from configs.ranges import Range
 from configs.schema import Config, RolloutConfig
@@ -90,7 +90,7 @@ class Fleet:
         self.pool = RolloutPool(max_groups_in_flight=2, group_timeout_s=60.0)
         self.channel = WeightChannel(source, self.pool, timeout_s=10.0)
         placement = Placement(worker=Resources(num_cpus=1.0, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
-        create = worker_starter(replace(CONFIG, rollout=replace(CONFIG.rollout, num_spares=num_spares)), placement)
+        create = WorkerStarter(replace(CONFIG, rollout=replace(CONFIG.rollout, num_spares=num_spares)), placement)
 
         def start(slot, attempt):
             self.workers.append(create(slot, attempt))
@@ -104,6 +104,7 @@ class Fleet:
             desired=lambda: self.size,
             emit=self.tell,
             look=nodes.Lookout(),
+            on_close=create.close,
         )
 
     def tell(self, event):
@@ -194,6 +195,7 @@ def test_a_spare_takes_the_place_of_a_lost_member_and_another_one_stands_by(two_
             await fail_and_recover(run, "SIGKILL")
             assert await pid_of(run.workers[-1]) == spare
             assert spare in await standing_by(2)
+        assert not await standing_by(0)
 
     asyncio.run(check())
 

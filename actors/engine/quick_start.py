@@ -62,7 +62,7 @@ def _watch_forks() -> None:
 
 
 def forgo_collections() -> None:
-    """Keep collections from what the fork has inherited, millions of objects that all stay.
+    """Keep collections from what the fork has inherited, a million objects that all stay.
 
     vLLM collects several times as an engine starts, and when it ends, for which it has all looked through again.
     """

@@ -44,6 +44,18 @@ def test_collections_go_on_after_a_failure_and_stay_off_where_they_were_off():
         gc.enable()
 
 
+def test_what_was_there_after_imports_is_not_looked_through_again():
+    gc.unfreeze()
+    mine = [[]]
+    try:
+        with no_collections():
+            pass
+        assert not any(each is mine for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
+    assert any(each is mine for each in gc.get_objects())
+
+
 def test_what_is_left_out_counts_as_not_installed_and_is_there_afterwards():
     assert "tabnanny" not in sys.modules
     with without("tabnanny"), pytest.raises(ImportError):

@@ -43,14 +43,15 @@ MAY_CHANGE = (
     "train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_checkpoint_every",
     "train.checkpoint_dir", "train.max_failed_saves", "train.eval_every", "train.stop_without_signal",
     "train.max_lost_fraction", "data.max_skipped_fraction", "eval.num_samples",
-    "rollout.num_workers", "rollout.max_groups_in_flight", "rollout.num_gpus", "rollout.gpu_memory_fraction",
-    "rollout.tensor_parallel_size", "rollout.kv_cache_gib", "rollout.num_threads", "rollout.max_prefill_tokens",
-    "rollout.enforce_eager", "learner.num_ranks", "learner.num_gpus", "learner.num_threads", "learner.zero_stage",
-    "learner.param_persistence_threshold", "learner.offload_optimizer", "learner.offload_reference", "learner.stream",
-    "learner.max_tokens_per_micro_batch", "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing",
-    "learner.num_spares", "learner.copy_state", "learner.compile", "learner.max_skipped_updates", "judge.min_replicas",
-    "judge.max_replicas", "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share",
-    "judge.canary_alarm", "judge.canary_stop", "judge.chain",
+    "rollout.num_workers", "rollout.num_spares", "rollout.max_groups_in_flight", "rollout.num_gpus",
+    "rollout.gpu_memory_fraction", "rollout.tensor_parallel_size", "rollout.kv_cache_gib", "rollout.num_threads",
+    "rollout.max_prefill_tokens", "rollout.enforce_eager", "learner.num_ranks", "learner.num_gpus",
+    "learner.num_threads", "learner.zero_stage", "learner.param_persistence_threshold", "learner.offload_optimizer",
+    "learner.offload_reference", "learner.stream", "learner.max_tokens_per_micro_batch",
+    "learner.max_tokens_per_vision_pass", "learner.gradient_checkpointing", "learner.num_spares", "learner.copy_state",
+    "learner.compile", "learner.max_skipped_updates", "judge.min_replicas", "judge.max_replicas",
+    "judge.target_ongoing_requests", "judge.max_tries", "judge.cache", "judge.canary_share", "judge.canary_alarm",
+    "judge.canary_stop", "judge.chain",
 )  # fmt: skip
 """Settings that a resumed run may change: sizes, limits and places. What is read there (data, model, prompts) is
 compared by content. All settings not listed are fixed, for they change what is learned; only the judge's model may be

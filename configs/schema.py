@@ -114,6 +114,9 @@ class RolloutConfig:
     num_workers: int | str = 1
     """Number of rollout workers, one vLLM engine each: a number, or MIN..MAX. MAX workers are requested from the
     cluster; the run starts once MIN are up, and the others join later."""
+    num_spares: int = 0
+    """Further processes that have loaded their libraries, with the resources of a worker each but no engine: one takes
+    the place of a lost worker. On GPUs, where an engine's own start takes longer, one more worker serves better."""
     max_groups_in_flight: int = 16
     """Maximum groups that one worker generates concurrently."""
     group_timeout_s: float = 600.0
@@ -175,7 +178,7 @@ class RolloutConfig:
         parse_range("rollout.num_workers", self.num_workers)
         for name in TIMES:
             require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "must be above 0")
-        for name in ("drain_timeout_s", "max_restarts"):
+        for name in ("drain_timeout_s", "max_restarts", "num_spares"):
             require(getattr(self, name) >= 0, f"rollout.{name}", getattr(self, name), "must be at least 0")
         most = self.max_prefill_tokens
         require(most >= 0, "rollout.max_prefill_tokens", most, "must be at least 0; 0 chooses automatically")
@@ -354,7 +357,7 @@ class Config:
         rollout, learner = self.rollout, self.learner
         per_worker = rollout.num_gpus * rollout.tensor_parallel_size
         num_ranks = learner.ranks.maximum + learner.num_spares
-        return rollout.workers.maximum * per_worker + num_ranks * learner.num_gpus
+        return (rollout.workers.maximum + rollout.num_spares) * per_worker + num_ranks * learner.num_gpus
 
     @property
     def engines_sleep(self) -> bool:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from actors.errors import InterruptedCallError
+from actors.importing import without
 from configs.learner import LearnerConfig
 from learner.lora.merging import is_adapter, merged, name_of_weight
 from learner.memory import deepspeed_stage
@@ -55,7 +56,8 @@ def import_deepspeed(*, on_gpu: bool) -> Any:
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     # A rank sees only its own device, however it was launched.
     os.environ["LOCAL_RANK"] = "0"
-    import deepspeed
+    with without("mlflow"):  # half of what DeepSpeed imports, for its tuner, which is not used
+        import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # An all-reduce through shared memory, for inference on CPUs: two minutes of compilation that training never uses.

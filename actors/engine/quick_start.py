@@ -49,27 +49,25 @@ def engine_forked(rollout: RolloutConfig) -> Iterator[None]:
         _is_engine_starting = False
 
 
-@contextlib.contextmanager
-def no_collections() -> Iterator[None]:
-    """Imports make millions of objects and leave no cycles; looking for some takes a fifth of their time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 @functools.cache
 def _watch_forks() -> None:
     def become_an_engine() -> None:
         if _is_engine_starting:
+            forgo_collections()
             let_go_of_sockets()
             if "ray._raylet" in sys.modules:  # it has written its titles where vLLM would write this one
                 sys.modules["ray._raylet"].setproctitle(ENGINE_TITLE)
 
     os.register_at_fork(after_in_child=become_an_engine)
+
+
+def forgo_collections() -> None:
+    """Keep collections from what the fork has inherited, a million objects that all stay.
+
+    vLLM collects several times as an engine starts, and when it ends, for which it has all looked through again.
+    """
+    gc.freeze()
+    gc.unfreeze = lambda: None
 
 
 def let_go_of_sockets() -> None:

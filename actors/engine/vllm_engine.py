@@ -18,11 +18,12 @@ from typing import Any, get_args
 from actors.engine.budget import ModelWidths, token_budget
 from actors.engine.engine_config import engine_config, gpu_memory, set_engine_environment
 from actors.engine.gate import TurnGate
-from actors.engine.quick_start import engine_forked, no_collections
+from actors.engine.quick_start import engine_forked
 from actors.engine.vllm_versions import RunningTurns, labels_tokens, refusals
 from actors.episode import FinishReason
 from actors.errors import RolloutError, SampleError, WeightSyncError
 from actors.images import ViewSpec
+from actors.importing import no_collections
 from actors.play import Completion, OnTokens, Sampling, ShownImage
 from actors.weights.layout import WeightLink, WeightOffer
 from configs.learner import InFlight, Transport
@@ -54,10 +55,7 @@ class VllmEngine:
         can_sleep: bool,
         seed: int,
     ) -> None:
-        set_engine_environment(rollout)
-        with no_collections():
-            from vllm.v1.engine.async_llm import AsyncLLM  # reads the environment set above
-
+        engine_class = import_engine(rollout)
         budget = token_budget(
             rollout,
             ModelWidths.from_model(model.path),
@@ -69,7 +67,7 @@ class VllmEngine:
             model, rollout, budget, extension=self.extension, transport=transport, can_sleep=can_sleep, seed=seed
         )
         with engine_forked(rollout):
-            self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            self._engine = engine_class.from_vllm_config(config, disable_log_stats=True)
         self._end_id = end_id
         self._image_pad_id = image_pad_id
         self._forbidden = dict.fromkeys(forbidden_ids, -math.inf)
@@ -314,6 +312,14 @@ class VllmEngine:
         """End the engine's processes. Nothing else may be called afterwards."""
         self._engine.shutdown()
         del self._engine, self._turns  # vLLM complains of an engine that is collected at the end of the process
+
+
+def import_engine(rollout: RolloutConfig) -> Any:
+    """vLLM's `AsyncLLM`, for which this process must be the one that is to own the engine."""
+    set_engine_environment(rollout)
+    with no_collections():
+        from vllm.v1.engine.async_llm import AsyncLLM  # reads the environment set above
+    return AsyncLLM
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from enum import StrEnum
 
 from configs.ranges import Range
 
-FIRST_PAUSE_S = 1.0
-"""Before the first restart within a window; each further one doubles it."""
+FIRST_PAUSE_S = 2.0
+"""Before the second restart within a window, as the first one comes at once; each further one doubles it."""
 MAX_PAUSE_S = 60.0
 
 
@@ -200,7 +200,9 @@ def restart_at(slot: Slot, now: float, policy: Policy) -> float | None:
     recent = [at for at in slot.restarts if at > now - policy.restart_window_s]
     if len(recent) >= policy.max_restarts:
         return None
-    return slot.freed_at + min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** len(recent))
+    if not recent:
+        return slot.freed_at
+    return slot.freed_at + min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (len(recent) - 1))
 
 
 def _of_member(member: Member, seen: Observed, policy: Policy) -> Sync | Admit | Drain | Kill | None:

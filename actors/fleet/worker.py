@@ -14,13 +14,13 @@ import numpy as np
 
 from actors.data.benchmarks.dataset import BenchmarkSet, open_samples
 from actors.data.dataset import Dataset
-from actors.engine.quick_start import no_collections
 from actors.engine.vllm_engine import VllmEngine
 from actors.episode import Episode, PlayedGroup, Sample, SampleRef, SkippedSample
 from actors.errors import DataError, RolloutError, SampleError
 from actors.fleet.cutting import CutPicture, PictureCutter
 from actors.hub import local_copy
 from actors.images import ViewSpec
+from actors.importing import no_collections
 from actors.needs import needed_view
 from actors.play import Completion, PlayRequest, Sampling, ShownImage, play_group, rules_for
 from actors.prompts import ChatRenderer, load_prompt_style, load_tokenizer, vision_token_ids

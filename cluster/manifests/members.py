@@ -70,9 +70,10 @@ def teams(config: Config, shape: ModelShape | None) -> list[Team]:
         shape: of the policy; None where its config.json is not at hand.
     """
     workers, ranks = config.rollout.workers, config.learner.ranks
+    most_workers = workers.maximum + config.rollout.num_spares
     most_ranks = ranks.maximum + config.learner.num_spares
     found = [
-        Team(name="rollouts", member=_worker(config, shape), minimum=workers.minimum, maximum=workers.maximum),
+        Team(name="rollouts", member=_worker(config, shape), minimum=workers.minimum, maximum=most_workers),
         Team(name="learner", member=_rank(config, shape), minimum=ranks.minimum, maximum=most_ranks),
     ]
     if "cluster" in config.judge.chain:

@@ -57,6 +57,7 @@ class Members:
         start: (slot, number of starts in it before) -> a worker that is starting.
         desired: asked at each look, so that the fleet may be scaled.
         look: actor ids -> where they are; None where they have room at once.
+        on_close: ends what `start` keeps beside the members.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Members:
         desired: Callable[[], Range],
         emit: OnEvent,
         look: Callable[[Sequence[str]], Awaitable[Cluster]] | None = None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = pool
         self._weights = weights
@@ -77,6 +79,7 @@ class Members:
         self._desired = desired
         self._emit = emit
         self._look = look
+        self._on_close = on_close
         self._seats: dict[int, Seat] = {}
         self._slots: dict[int, Slot] = {}
         self._num_starts: dict[int, int] = {}
@@ -110,6 +113,7 @@ class Members:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._on_close()
         goodbyes = []
         for seat in self._seats.values():
             if seat.is_ready and seat.death is None:

@@ -30,8 +30,12 @@ class Placement:
 
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
-        learner = config.learner
-        return self._sum(config, config.rollout.workers.maximum, learner.ranks.maximum + learner.num_spares)
+        rollout, learner = config.rollout, config.learner
+        num_workers, num_ranks = (
+            rollout.workers.maximum + rollout.num_spares,
+            learner.ranks.maximum + learner.num_spares,
+        )
+        return self._sum(config, num_workers, num_ranks)
 
     def least(self, config: Config) -> Resources:
         """What the run needs to start."""

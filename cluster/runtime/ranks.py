@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import ray
@@ -16,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.errors import InterruptedCallError, LearnerError, RankLostError, VisionThinkError, root_cause
 from actors.hub import local_copy
 from actors.images import View_HW3, ViewSpec
+from actors.importing import in_background, no_collections
 from actors.weights.layout import SentWeights, WeightLink
 from cluster.records.events import Event, OnEvent
 from cluster.runtime.failures import STORE_FAILURES, is_ray_failure, kind_of
@@ -68,10 +70,16 @@ class FetchedViews:
 class RankHost:
     """A learner rank in its actor. PyTorch and DeepSpeed are imported there, not by the driver.
 
-    One thread works; others answer meanwhile, and hand shares of the state to other processes.
+    One thread works; others answer meanwhile, and hand shares of the state to other processes. One that nobody waits
+    for gets ready at a lower priority.
     """
 
-    def __init__(self, learner: LearnerConfig, model: ModelConfig, data: DataConfig, **settings: Any) -> None:
+    def __init__(
+        self, learner: LearnerConfig, model: ModelConfig, data: DataConfig, *, is_awaited: bool, **settings: Any
+    ) -> None:
+        self._get_ready: Callable[[Callable[[], Any]], Any] = _at_once if is_awaited else in_background
+        with no_collections():
+            self._get_ready(lambda: import_module("learner.worker"))
         from learner.worker import LearnerRank
 
         model = replace(model, path=local_copy(model.path))
@@ -85,7 +93,8 @@ class RankHost:
 
     def up(self) -> str:
         """Get ready to meet others; the node that this rank is on."""
-        self._rank.prepare()
+        with no_collections():
+            self._get_ready(self._rank.prepare)
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
@@ -134,6 +143,10 @@ class RankHost:
             if self._rank.is_cut_off(error):
                 raise InterruptedCallError(f"{method}: {error}") from error
             raise
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    return work()
 
 
 class HolderHost:
@@ -324,11 +337,17 @@ def start_learner(
     actor_class = ray.remote(concurrency_groups={WATCH: 1, MEMORY: 1, SAVING: 2})(RankHost)
     actor_class = actor_class.options(**actor_options(placement.rank, environment))
 
+    asked: set[int] = set()
+
     def start_rank(number: int) -> RayRank:
+        # Where others stand by, one that is asked for in place of a lost one will stand by next.
+        is_awaited = config.learner.num_spares == 0 or number not in asked
+        asked.add(number)
         actor = actor_class.remote(
             config.learner,
             config.model,
             config.data,
+            is_awaited=is_awaited,
             seed=derive_seed(config.run.seed, "learner"),
             temperature=config.rollout.temperature,
             weights=config.weights,

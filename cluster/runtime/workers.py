@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from actors.engine.budget import check_max_prefill_tokens
 from actors.episode import PlayedGroup, SkippedSample
 from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, SampleError, root_cause
+from actors.fleet.spare import SpareWorker
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
 from actors.play import PlayRequest
@@ -34,11 +35,13 @@ T = TypeVar("T")
 class RayWorker:
     """`fleet.pool.Worker` over a Ray actor. Full views stay in the object store; only references are passed."""
 
-    def __init__(self, name: str, actor: Any, *, num_receivers: int) -> None:
+    def __init__(self, name: str, actor: Any, *, num_receivers: int, beginning: Awaitable[None] | None = None) -> None:
+        """`beginning`: the call in which a spare becomes this worker."""
         self.name = name
         self.num_receivers = num_receivers
         self.reaches_learner = True
         self._actor = actor
+        self._beginning = beginning
         self._is_killed = False
 
     @property
@@ -54,7 +57,11 @@ class RayWorker:
             RolloutError: it died for another reason.
         """
         try:
+            if self._beginning is not None:
+                await await_remote(self._beginning, RolloutError, self.name)
             await self.check_health()
+        except RayTaskError as error:
+            raise BrokenWorkerError(f"{self.name}: {root_cause(error)}") from error
         except RolloutError as error:
             if isinstance(error.__cause__, ActorDiedError) and error.__cause__.actor_init_failed:
                 raise BrokenWorkerError(str(error)) from error.__cause__
@@ -131,34 +138,92 @@ class RayWorker:
         return await await_remote(retry_while_unavailable(start), RolloutError, self.name)
 
 
-def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
-    """Create the workers of a fleet that stays as it is; they start asynchronously."""
-    start = worker_starter(config, placement)
-    return [start(slot, 0) for slot in range(config.rollout.workers.maximum)]
+class Spares:
+    """Actors that stand by with all that a worker imports; whoever is started next is one of them, if it is up.
+
+    Args:
+        ask: asks the cluster for one, which may stay pending.
+    """
+
+    def __init__(self, ask: Callable[[], Any], number: int) -> None:
+        self._ask = ask
+        self._number = number
+        self._standing_by: list[tuple[Any, Any, Any]] = []
+        """Actor, and the calls that end once it is up and once its process has ended."""
+
+    def fill(self) -> None:
+        """Ask for as many as are wanted, in place of those that were taken or have died."""
+        self._standing_by = [spare for spare in self._standing_by if not _is_done(spare[2])]
+        while len(self._standing_by) < self._number:
+            actor = self._ask()
+            self._standing_by.append((actor, actor.stand_by.remote(), actor.wait_for_ever.remote()))
+
+    def take(self) -> Any | None:
+        """An actor that is up; None if none is."""
+        for spare in self._standing_by:
+            actor, up, ended = spare
+            if _is_done(up) and not _is_done(ended):
+                self._standing_by.remove(spare)
+                return actor
+        return None
+
+    def close(self) -> None:
+        """End those that stand by."""
+        for actor, _, _ in self._standing_by:
+            ray.kill(actor)
+        self._standing_by = []
 
 
-def worker_starter(config: Config, placement: Placement) -> Callable[[int, int], RayWorker]:
-    """A function that creates one worker on the connected cluster: (slot, number of the attempt) -> worker.
+def _is_done(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
+class WorkerStarter:
+    """Creates workers on the connected cluster, and the spares of a fleet.
 
     Raises:
         ValueError: `rollout.max_prefill_tokens` does not fit the model.
     """
-    model = config.model
-    spec = ViewSpec.from_model(model)
-    check_max_prefill_tokens(config.rollout, spec)
-    threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
-    actor_class = ray.remote(RolloutWorker).options(**actor_options(placement.worker, threads))
 
-    def start(slot: int, attempt: int) -> RayWorker:
-        actor = actor_class.remote(
-            model=config.model,
-            rollout=config.rollout,
-            data=config.data,
-            transport=config.transport,
-            in_flight=config.weights.in_flight,
-            can_sleep=config.engines_sleep,
-            seed=derive_seed(config.run.seed, "rollout worker", slot, *([attempt] if attempt else [])),
+    def __init__(self, config: Config, placement: Placement) -> None:
+        check_max_prefill_tokens(config.rollout, ViewSpec.from_model(config.model))
+        threads = {} if config.rollout.num_gpus else {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+        options = actor_options(placement.worker, threads)
+        self._settings: dict[str, Any] = {
+            "model": config.model,
+            "rollout": config.rollout,
+            "data": config.data,
+            "transport": config.transport,
+            "in_flight": config.weights.in_flight,
+            "can_sleep": config.engines_sleep,
+        }
+        self._config = config
+        self._worker_class, spare_class = (ray.remote(each).options(**options) for each in (RolloutWorker, SpareWorker))
+        self._spares = Spares(lambda: spare_class.remote(**self._settings), config.rollout.num_spares)
+        self._num_started = 0
+
+    def __call__(self, slot: int, attempt: int) -> RayWorker:
+        """A worker that is starting, for a slot of the fleet in which `attempt` others were started before it."""
+        rollout = self._config.rollout
+        seed = derive_seed(self._config.run.seed, "rollout worker", slot, *([attempt] if attempt else []))
+        actor, beginning = self._spares.take(), None
+        if actor is not None:
+            beginning = actor.begin.remote(seed)
+        else:
+            actor = self._worker_class.remote(**self._settings, seed=seed)
+        self._num_started += 1
+        if self._num_started >= rollout.workers.maximum:  # workers come before spares where room is short
+            self._spares.fill()
+        return RayWorker(
+            f"rollout worker {slot}", actor, num_receivers=rollout.tensor_parallel_size, beginning=beginning
         )
-        return RayWorker(f"rollout worker {slot}", actor, num_receivers=config.rollout.tensor_parallel_size)
 
-    return start
+    def close(self) -> None:
+        """End the spares."""
+        self._spares.close()
+
+
+def start_workers(config: Config, placement: Placement) -> list[RayWorker]:
+    """Create the workers of a fleet that stays as it is; they start asynchronously."""
+    start = WorkerStarter(config, placement)
+    return [start(slot, 0) for slot in range(config.rollout.workers.maximum)]

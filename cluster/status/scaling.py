@@ -85,7 +85,8 @@ def configured_sizes(config: Config) -> dict[str, Range]:
 def size_problem(config: Config, sizes: Sizes) -> str | None:
     """Why a run with this config cannot have these sizes; None if it can, on a cluster that is large enough."""
     placed, num_ranks = place(config), sizes["learner"].maximum + config.learner.num_spares
-    num_gpus = sizes["rollouts"].maximum * placed.worker.num_gpus + num_ranks * placed.rank.num_gpus
+    num_workers = sizes["rollouts"].maximum + config.rollout.num_spares
+    num_gpus = num_workers * placed.worker.num_gpus + num_ranks * placed.rank.num_gpus
     if config.transport == "ipc" and num_gpus > 1:
         return (
             f"weights go over CUDA IPC inside the one GPU that all share, and these sizes take {num_gpus:g}: "
@@ -109,7 +110,8 @@ def size_problem(config: Config, sizes: Sizes) -> str | None:
 def shortage(config: Config, sizes: Sizes, available: Mapping[str, float]) -> str:
     """What the cluster lacks for the maximum of these sizes, as a remark; empty if it lacks nothing."""
     placed = place(config)
-    rollouts, learner = sizes["rollouts"].maximum, sizes["learner"].maximum + config.learner.num_spares
+    rollouts = sizes["rollouts"].maximum + config.rollout.num_spares
+    learner = sizes["learner"].maximum + config.learner.num_spares
     wanted = {
         "CPU": rollouts * placed.worker.num_cpus + learner * placed.rank.num_cpus,
         "GPU": rollouts * placed.worker.num_gpus + learner * placed.rank.num_gpus,

@@ -43,20 +43,19 @@ class Copies:
         """All ranks of the group have their own copy."""
         self._held |= self._own(snapshot, group)
 
+    async def prepare(self, group: Sequence[Member]) -> None:
+        """Ask for the processes that will hold copies, so that the first copy need not wait until they are up."""
+        for node in await self._holder_nodes(group):
+            self._holder(node)
+
     async def spread(self, snapshot: int, group: Sequence[Member]) -> None:
         """Copy the ranks' shares to other processes; then earlier snapshots are not needed any more.
 
         Raises:
             LearnerError: a rank or a holder is gone. What was held before is still held.
         """
-        nodes = await self._list_nodes()
-        rank_nodes = [member.node for member in group]
-        held = await asyncio.gather(
-            *(
-                self._hold(snapshot, index, group, holder_node(member.node, rank_nodes, nodes))
-                for index, member in enumerate(group)
-            )
-        )
+        nodes = await self._holder_nodes(group)
+        held = await asyncio.gather(*(self._hold(snapshot, index, group, node) for index, node in enumerate(nodes)))
         self._held = self._own(snapshot, group) | set(held)
         self.newest = snapshot
 
@@ -93,10 +92,18 @@ class Copies:
             **{_place(node): holder for node, holder in self._holders.items()},
         }
 
-    async def _hold(self, snapshot: int, index: int, group: Sequence[Member], node: str) -> Held:
+    async def _holder_nodes(self, group: Sequence[Member]) -> list[str]:
+        """By rank, the node whose memory takes its copy."""
+        nodes, rank_nodes = await self._list_nodes(), [member.node for member in group]
+        return [holder_node(node, rank_nodes, nodes) for node in rank_nodes]
+
+    def _holder(self, node: str) -> Holder:
         if node not in self._holders:
             self._holders[node] = self._start_holder(node)
-        holder = self._holders[node]
+        return self._holders[node]
+
+    async def _hold(self, snapshot: int, index: int, group: Sequence[Member], node: str) -> Held:
+        holder = self._holder(node)
         try:
             await holder.hold(snapshot, index, group[index].rank.share(snapshot, index), oldest=self.newest)
         except LearnerError:

@@ -82,6 +82,8 @@ class Formation:
         while len(self._members.up) < self._desired().maximum and loop_time() < until:
             await self._members.wait(until - loop_time())
         await self.ready()
+        if self._config.copy_state:
+            await self._copies.prepare(self.serving)
 
     async def call(
         self,

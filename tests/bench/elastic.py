@@ -54,7 +54,7 @@ SHORT = ["train.num_steps=24", "learner.learning_rate=1e-4", "judge.chain=[opena
 SHORT += ["judge.cache="]  # each answer is a call
 """Something to learn from up to the last steps."""
 LONG = [f"train.num_steps={FIRST_FAULT + 3 * FAULT_EVERY}", "train.prompts_per_step=64", "learner.learning_rate=1e-6"]
-LONG += ["learner.num_spares=1"]
+LONG += ["rollout.num_spares=1", "learner.num_spares=1"]
 """All steps alike, and as long as two cores allow, since a process takes as long to start as in a large run."""
 
 

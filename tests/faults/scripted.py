@@ -112,6 +112,18 @@ class ScriptedWorker:
     async def shutdown(self): ...
 
 
+class ScriptedSpare(ScriptedWorker):
+    """Stands for `actors.fleet.spare.SpareWorker`."""
+
+    def __init__(self, **settings):
+        end_on_sigterm()
+
+    def stand_by(self): ...
+
+    def begin(self, seed):
+        super().__init__()
+
+
 class QuickWorker(ScriptedWorker):
     """Plays groups of a fiftieth of a second."""
 

@@ -37,7 +37,7 @@ from cluster.runtime.members import Members
 from cluster.runtime.placement import Placement, Resources
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
-from cluster.runtime.workers import worker_starter
+from cluster.runtime.workers import WorkerStarter
 from cluster.status.observer import Observer
 from cluster.status.scaling import SizeDesk
 from cluster.timekeeping import RunClock
@@ -189,7 +189,7 @@ class Soak:
 
     def _members(self, pool, weights, observer) -> Members:
         placement = Placement(worker=Resources(num_cpus=0.5, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
-        create = worker_starter(self.config, placement)
+        create = WorkerStarter(self.config, placement)
 
         def start(slot, attempt):
             worker = create(slot, attempt)

@@ -92,6 +92,13 @@ class Disturbed:
             assert time.monotonic() < give_up_at, "it did not come back"
             await asyncio.sleep(0.1)
 
+    async def wait_until_copied(self):
+        """The copies of the last update are in other processes."""
+        copying = self.learner._formation._copying
+        async with asyncio.timeout(60):
+            await copying
+        print(f"{time.monotonic() - self._at:6.2f} s  copies are in place")
+
 
 def undisturbed(config, num_updates, folder):
     """The same updates by a rank of its own in this process; its weights."""

@@ -26,14 +26,14 @@ from cluster.runtime.members import Members
 from cluster.runtime.placement import Placement, Resources, actor_options
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
-from cluster.runtime.workers import RayWorker, worker_starter
+from cluster.runtime.workers import RayWorker, WorkerStarter
 from cluster.weights import WeightChannel
 from configs.ranges import Range
 from configs.schema import Config, RolloutConfig
 from learner.batches.pictures import Picture
 from tests.actors.fleet.test_pool import request
 from tests.fakes import FakeWeightSource
-from tests.faults.scripted import RowReader, ScriptedWorker
+from tests.faults.scripted import RowReader, ScriptedSpare, ScriptedWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -56,6 +56,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setattr(ray_workers, "RolloutWorker", ScriptedWorker)
+        patch.setattr(ray_workers, "SpareWorker", ScriptedSpare)
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         found = Cluster(initialize_head=True, head_node_args={**head, "_system_config": QUICK_DEATHS})
         ray.init(address=found.address, log_to_driver=False)
@@ -84,12 +85,12 @@ def two_nodes(cluster):
 
 
 class Fleet:
-    def __init__(self, size, source):
+    def __init__(self, size, source, num_spares):
         self.events, self.workers, self.size, self.source = [], [], size, source
         self.pool = RolloutPool(max_groups_in_flight=2, group_timeout_s=60.0)
         self.channel = WeightChannel(source, self.pool, timeout_s=10.0)
         placement = Placement(worker=Resources(num_cpus=1.0, num_gpus=0), rank=Resources(num_cpus=0, num_gpus=0))
-        create = worker_starter(CONFIG, placement)
+        create = WorkerStarter(replace(CONFIG, rollout=replace(CONFIG.rollout, num_spares=num_spares)), placement)
 
         def start(slot, attempt):
             self.workers.append(create(slot, attempt))
@@ -103,6 +104,7 @@ class Fleet:
             desired=lambda: self.size,
             emit=self.tell,
             look=nodes.Lookout(),
+            on_close=create.close,
         )
 
     def tell(self, event):
@@ -122,8 +124,8 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(minimum, maximum, source=None):
-    run = Fleet(Range(minimum=minimum, maximum=maximum), source or FakeWeightSource(keeps_last=True))
+async def fleet(minimum, maximum, source=None, num_spares=0):
+    run = Fleet(Range(minimum=minimum, maximum=maximum), source or FakeWeightSource(keeps_last=True), num_spares)
     try:
         await run.members.up()
         await run.channel.publish()
@@ -171,6 +173,29 @@ def test_a_member_that_is_killed_costs_no_group_keeps_nothing_and_is_replaced(tw
         async with fleet(2, 2) as run:
             await fail_and_recover(run, "SIGKILL")
             assert "wedged" not in run.kinds()
+
+    asyncio.run(check())
+
+
+async def standing_by(number, within_s=30.0):
+    """Process ids of the spares, once there are so many."""
+    async with asyncio.timeout(within_s):
+        while True:
+            titles = {each.pid: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
+            found = {pid for pid, title in titles.items() if title.startswith(f"ray::{ScriptedSpare.__name__}")}
+            if len(found) == number:
+                return found
+            await asyncio.sleep(0.1)
+
+
+def test_a_spare_takes_the_place_of_a_lost_member_and_another_one_stands_by(two_nodes):
+    async def check():
+        async with fleet(1, 1, num_spares=1) as run:
+            (spare,) = await standing_by(1)
+            await fail_and_recover(run, "SIGKILL")
+            assert await pid_of(run.workers[-1]) == spare
+            assert spare in await standing_by(2)
+        assert not await standing_by(0)
 
     asyncio.run(check())
 

@@ -121,6 +121,14 @@ async def test_a_single_rank_restarts_from_the_memory_of_another_node():
 
 
 @in_virtual_time
+async def test_the_processes_that_will_hold_copies_are_asked_for_before_the_first_update():
+    world = World("a", "b")
+    learner = await trained(world, 0, num_ranks="1..2")
+    assert sorted(world.holders) == ["a", "b"]
+    await learner.shutdown()
+
+
+@in_virtual_time
 async def test_a_loss_before_the_copies_are_in_place_replays_the_update_before_too():
     world = World("a", "b")
     learner = await trained(world, 2, num_ranks="1..2")  # the copies of the second update are under way

@@ -1,6 +1,5 @@
 """An engine's process that is forked off a rollout worker, and what it lets go of."""
 
-import gc
 import os
 import select
 import signal
@@ -11,7 +10,7 @@ import sys
 import pytest
 
 from actors.engine.engine_config import set_engine_environment
-from actors.engine.quick_start import can_fork, no_collections
+from actors.engine.quick_start import can_fork
 from configs.paths import ROOT
 from configs.schema import RolloutConfig
 
@@ -54,24 +53,6 @@ def test_only_an_engine_that_survives_it_is_forked():
     assert can_fork(RolloutConfig(num_threads=1))
     assert not can_fork(RolloutConfig(num_threads=2))
     assert not can_fork(RolloutConfig(num_gpus=1))
-
-
-def test_collections_go_on_after_a_failure_and_stay_off_where_they_were_off():
-    def fail():
-        with no_collections():
-            assert not gc.isenabled()
-            raise ImportError
-
-    with pytest.raises(ImportError):
-        fail()
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        with no_collections():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(

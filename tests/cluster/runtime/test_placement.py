@@ -38,10 +38,12 @@ def test_gpus_of_an_llm_judge_count_and_are_named():
     )
 
 
-def test_spares_take_what_a_rank_takes_but_no_run_waits_for_them():
-    config = load_config("visionthink_7b_8gpu", ["learner.num_spares=1"])
+@pytest.mark.parametrize("section", ["rollout", "learner"])
+def test_spares_take_what_a_member_takes_but_no_run_waits_for_them(section):
+    config = load_config("visionthink_7b_8gpu", [f"{section}.num_spares=1"])
     without = load_config("visionthink_7b_8gpu", [])
-    assert place(config).total(config).num_gpus == place(without).total(without).num_gpus + config.learner.num_gpus
+    each = getattr(config, section).num_gpus
+    assert place(config).total(config).num_gpus == place(without).total(without).num_gpus + each
     assert place(config).least(config) == place(without).least(without)
 
 

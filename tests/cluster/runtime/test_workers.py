@@ -1,6 +1,7 @@
 """What Ray's failures become on their way to the pools."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from actors.errors import BrokenWorkerError, LearnerError, LostBucketError, Roll
 from actors.play import PlayRequest
 from actors.weights.layout import WeightOffer
 from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
-from cluster.runtime.workers import RayWorker, start_workers
+from cluster.runtime.workers import RayWorker, Spares, start_workers
 from configs.schema import Config, ModelConfig, RolloutConfig
 from tests.virtual_time import in_virtual_time, now
 
@@ -216,6 +217,41 @@ async def test_an_error_of_the_workers_own_code_is_told_from_other_deaths_at_the
     with pytest.raises(RolloutError) as caught:
         await make_worker(FakeActor(DEAD)).ready()
     assert not isinstance(caught.value, BrokenWorkerError)
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"), [(raised_by_task(KeyError("bug")), BrokenWorkerError), (DEAD, RolloutError)], ids=str
+)
+async def test_a_spare_that_fails_to_become_a_worker_fails_as_one_that_fails_to_start(failure, expected):
+    worker = RayWorker("worker", FakeActor(), num_receivers=1, beginning=fail(failure))
+    with pytest.raises(RolloutError, match="worker: ") as caught:
+        await worker.ready()
+    assert type(caught.value) is expected
+
+
+class FakeSpare:
+    """Its calls are done when they are in `done`."""
+
+    def __init__(self, number):
+        self.stand_by = SimpleNamespace(remote=lambda: (number, "up"))
+        self.wait_for_ever = SimpleNamespace(remote=lambda: (number, "ended"))
+        self.number = number
+
+
+def test_a_spare_that_is_up_is_taken_and_those_that_are_gone_are_asked_for_again(monkeypatch):
+    done, numbers = set(), itertools.count()
+    monkeypatch.setattr(ray, "wait", lambda calls, timeout: ([call for call in calls if call in done], []))
+    spares = Spares(lambda: FakeSpare(next(numbers)), 2)
+    assert spares.take() is None
+    spares.fill()
+    assert spares.take() is None, "neither is up"
+    done |= {(0, "up"), (1, "up"), (0, "ended")}
+    assert spares.take().number == 1, "the other one has died"
+    assert spares.take() is None
+    spares.fill()
+    assert next(numbers) == 4, "two more were asked for"
+    done.add((3, "up"))
+    assert spares.take().number == 3
 
 
 @in_virtual_time

@@ -243,6 +243,6 @@ def _serve(settings: Any, limits: Any, **where: Any) -> None:
             await asyncio.shield(serving)
         finally:
             stop.set()
-            await asyncio.wait([serving])
+            await asyncio.gather(serving, return_exceptions=True)
 
     run_async(run(), Stopping(grace_s=DRAIN_S + 15.0))

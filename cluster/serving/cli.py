@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -227,15 +228,21 @@ def _serve(settings: Any, limits: Any, **where: Any) -> None:
     from cluster.serving.deployment import DRAIN_S, served
     from cluster.serving.gateway import ENVIRONMENT
 
+    stop = threading.Event()
+
+    def serve_until_stopped() -> None:
+        with served(settings, limits, stop=stop, **where) as address:
+            console.print(f"{limits.model} is served at {address}/v1; Ctrl-C ends it", highlight=False)
+            stop.wait()
+
     async def run() -> None:
         console.print("[dim]starting Ray and the first engine[/]", highlight=False)
         connect(ENVIRONMENT)
-        endpoint = served(settings, limits, **where)
-        address = await asyncio.to_thread(endpoint.__enter__)
+        serving = asyncio.ensure_future(asyncio.to_thread(serve_until_stopped))
         try:
-            console.print(f"{limits.model} is served at {address}/v1; Ctrl-C ends it", highlight=False)
-            await asyncio.Event().wait()
+            await asyncio.shield(serving)
         finally:
-            await asyncio.to_thread(endpoint.__exit__, None, None, None)
+            stop.set()
+            await asyncio.gather(serving, return_exceptions=True)
 
     run_async(run(), Stopping(grace_s=DRAIN_S + 15.0))

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -66,7 +67,14 @@ async def _started(config: Config, start: Start) -> ServedPolicy:
 
 @contextlib.contextmanager
 def served(
-    config: Config, settings: ServeSettings, *, replicas: Range, host: str, port: int, start: Start = start_policy
+    config: Config,
+    settings: ServeSettings,
+    *,
+    replicas: Range,
+    host: str,
+    port: int,
+    start: Start = start_policy,
+    stop: threading.Event | None = None,
 ) -> Iterator[str]:
     """The endpoint's address while it is up. Blocks while the first engine starts.
 
@@ -74,9 +82,10 @@ def served(
 
     Args:
         start: starts the policy of a replica; a function that can be pickled.
+        stop: set by another thread, it ends the wait for the first engine.
 
     Raises:
-        RunError: the port is taken, or no replica came up within `rollout.start_timeout_s`.
+        RunError: the port is taken, or no replica came up within `rollout.start_timeout_s` or until `stop` was set.
     """
     app_name = f"policy-{port}"
     deployment = serve.deployment(**_options(config, settings, replicas, app_name))(serve.ingress()(PolicyReplica))
@@ -88,7 +97,7 @@ def served(
             _refuse_second(app_name, host, port)
             cleanup.callback(delete_application, app_name, within_s=DRAIN_S + 5.0)
             serve.run_many([target], wait_for_applications_running=False)
-            _wait_until_running(app_name, deadline_at)
+            _wait_until_running(app_name, deadline_at, stop or threading.Event())
         except (RayServeException, RayError, RuntimeError, ValueError) as error:
             raise RunError(f"the policy could not be served: {root_cause(error)}") from error
         yield f"http://{host}:{port}"
@@ -149,7 +158,7 @@ def _refuse_second(app_name: str, host: str, port: int) -> None:
         )
 
 
-def _wait_until_running(app_name: str, deadline_at: float) -> None:
+def _wait_until_running(app_name: str, deadline_at: float, stop: threading.Event) -> None:
     while True:
         if failure := failure_of(app_name):
             raise RunError(f"the policy's engine failed to start: {failure}")
@@ -157,4 +166,5 @@ def _wait_until_running(app_name: str, deadline_at: float) -> None:
             return
         if time.monotonic() > deadline_at:
             raise RunError("no engine was up within rollout.start_timeout_s")
-        time.sleep(POLL_S)
+        if stop.wait(POLL_S):
+            raise RunError("stopped before an engine was up")

@@ -5,7 +5,7 @@
 
 `--pictures` of `shapes` are those of the shapes task: each is played once before anything is timed, which tells whether
 the policy asks about it and what it replies. A timed request shows a copy of a picture that no cache knows, and has to
-get the reply of its own picture. A full view has 64 visual tokens there, fewer than the request has tokens of text.
+get the reply of its own picture. A full view has 64 visual tokens there, beside 20 of text and up to 18 generated.
 Pictures of a number of pixels a side are soft noise, for a model with random weights: whether a question is asked about
 is forced (`forced_policy.py`, in this bench only), replies are not looked at, and a request is known by its visual
 tokens. Of 672 x 672 pixels a full view has 576, as a chart of 800 x 560 has, or half a page of text.

@@ -78,16 +78,15 @@ def test_ask_plays_each_tool_of_a_policy_on_the_real_engine(tmp_path, number, vi
     assert found["usage"]["tools"] == tools
 
 
-def health_of(port):
-    """What /health says; None where nobody listens yet, or no engine is up."""
+def health_status(port):
+    """Status of /health; None where nobody listens yet."""
     try:
         reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=5)
     except httpx.TransportError:
         return None
     if reply.status_code == 503:
         assert reply.json()["error"]["code"] == "engine_unavailable"
-        return None
-    return reply.json()
+    return reply.status_code
 
 
 def test_serve_on_the_command_line_ends_with_its_signal(export):
@@ -97,11 +96,10 @@ def test_serve_on_the_command_line_ends_with_its_signal(export):
     serving = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         deadline_at = time.monotonic() + 200
-        while (health := health_of(port)) is None:
-            assert time.monotonic() < deadline_at
+        while (health := health_status(port)) != 200:
+            assert time.monotonic() < deadline_at, health
             assert serving.poll() is None
             time.sleep(0.5)
-        assert health == {"status": "ok"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "export"
         told_at = time.monotonic()
         os.killpg(serving.pid, signal.SIGTERM)

@@ -1,13 +1,18 @@
 """What `visionthink ask` shows, played by a scripted engine, and what both commands refuse before anything starts."""
 
+import contextlib
+import gc
 import json
 import os
+import signal
 
 import pytest
 from typer.testing import CliRunner
 
+from actors.errors import RunError
 from cluster.cli import app
-from cluster.serving import policy
+from cluster.runtime import connect
+from cluster.serving import deployment, policy
 from cluster.serving.cli import _engine_log
 from tests.cluster.serving.endpoint import LOOK, ScriptedEngine, encoded, policy_of
 from tests.cluster.serving.test_tools import OUTSIDE, RED, REGION
@@ -139,3 +144,29 @@ def test_what_cannot_be_served_is_one_line(arguments, reason):
     done = CliRunner().invoke(app, ["serve", *arguments])
     assert done.exit_code == 1
     assert reason in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+def test_a_signal_ends_what_is_served_and_what_waits_for_its_engine(is_up, monkeypatch, caplog):
+    """Left waiting, the thread that starts it would clean up once Python has ended, and hang."""
+    steps = []
+
+    @contextlib.contextmanager
+    def served(config, settings, *, stop, **where):
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            if not is_up:
+                assert stop.wait(20)
+                raise RunError("stopped before an engine was up")
+            yield "http://127.0.0.1:1"
+        finally:
+            steps.append("cleaned up")
+
+    monkeypatch.setattr(deployment, "served", served)
+    monkeypatch.setattr(connect, "connect", lambda environment: steps.append("joined"))
+    done = CliRunner().invoke(app, ["serve", "--policy", "configs/tiny"])
+    assert done.exit_code == 143, done.output
+    assert steps == ["joined", "cleaned up"]
+    assert "stopped by SIGTERM" in done.output
+    gc.collect()
+    assert caplog.text == "", "asyncio tells of what nobody has read when it is collected"

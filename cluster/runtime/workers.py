@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 
 from actors.engine.budget import check_max_prefill_tokens
 from actors.episode import PlayedGroup, SkippedSample
-from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, SampleError, root_cause
+from actors.errors import BrokenWorkerError, LostBucketError, RolloutError, SampleError, VisionThinkError, root_cause
 from actors.fleet.spare import SpareWorker
 from actors.fleet.worker import RolloutWorker
 from actors.images import ViewSpec
@@ -57,15 +57,22 @@ class RayWorker:
             RolloutError: it died for another reason.
         """
         try:
-            if self._beginning is not None:
-                await await_remote(self._beginning, RolloutError, self.name)
+            await self._begin()
             await self.check_health()
-        except RayTaskError as error:
-            raise BrokenWorkerError(f"{self.name}: {root_cause(error)}") from error
         except RolloutError as error:
             if isinstance(error.__cause__, ActorDiedError) and error.__cause__.actor_init_failed:
                 raise BrokenWorkerError(str(error)) from error.__cause__
             raise
+
+    async def _begin(self) -> None:
+        if self._beginning is None:
+            return
+        try:
+            await await_remote(self._beginning, RolloutError, self.name)
+        except RolloutError:
+            raise
+        except (RayTaskError, ValueError, VisionThinkError) as error:
+            raise BrokenWorkerError(f"{self.name}: {root_cause(error)}") from error
 
     async def ended(self) -> str:
         """Wait until its process has ended, and return why. A moment without connection is no end."""

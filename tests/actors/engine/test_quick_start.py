@@ -49,6 +49,21 @@ def test_whoever_is_connected_to_a_worker_sees_its_end_though_the_fork_lives():
             worker.communicate()
 
 
+def test_what_a_fork_inherits_is_never_collected_even_where_vllm_would_thaw_it():
+    program = (
+        "import gc\n"
+        "from actors.engine.quick_start import forgo_collections\n"
+        "inherited = []\n"
+        "forgo_collections()\n"
+        "own = []\n"
+        "gc.unfreeze()\n"
+        "seen = gc.get_objects()\n"
+        "print(any(each is own for each in seen), any(each is inherited for each in seen))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True False\n", done.stderr
+
+
 def test_only_an_engine_that_survives_it_is_forked():
     assert can_fork(RolloutConfig(num_threads=1))
     assert not can_fork(RolloutConfig(num_threads=2))

@@ -10,7 +10,15 @@ from ray import exceptions
 from ray.exceptions import RayError, RayTaskError
 
 from actors.episode import SampleRef
-from actors.errors import BrokenWorkerError, LearnerError, LostBucketError, RolloutError, SampleError, WeightSyncError
+from actors.errors import (
+    BrokenWorkerError,
+    DataError,
+    LearnerError,
+    LostBucketError,
+    RolloutError,
+    SampleError,
+    WeightSyncError,
+)
 from actors.play import PlayRequest
 from actors.weights.layout import WeightOffer
 from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
@@ -220,7 +228,14 @@ async def test_an_error_of_the_workers_own_code_is_told_from_other_deaths_at_the
 
 
 @pytest.mark.parametrize(
-    ("failure", "expected"), [(raised_by_task(KeyError("bug")), BrokenWorkerError), (DEAD, RolloutError)], ids=str
+    ("failure", "expected"),
+    [
+        (raised_by_task(KeyError("bug")), BrokenWorkerError),
+        (raised_by_task(ValueError("no such model")), BrokenWorkerError),
+        (raised_by_task(DataError("no such file")), BrokenWorkerError),
+        (DEAD, RolloutError),
+    ],
+    ids=str,
 )
 async def test_a_spare_that_fails_to_become_a_worker_fails_as_one_that_fails_to_start(failure, expected):
     worker = RayWorker("worker", FakeActor(), num_receivers=1, beginning=fail(failure))

@@ -1,14 +1,11 @@
 """A small Ray of the test's own process."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
-from ray.serve.context import _disconnect, _get_global_client
-
-END_S = 30.0
+from ray import serve
 
 from cluster.runtime.ray_start import start_ray
 
@@ -22,17 +19,5 @@ def ray_on_this_machine(**settings: object) -> Iterator[object]:
         try:
             yield context
         finally:
-            end_serve()
+            serve.shutdown()
             ray.shutdown()
-
-
-def end_serve() -> None:
-    """`serve.shutdown` without a line of Ray's: it waits in a call to a controller that ends by being killed, and Ray
-    tells of that call that it will be tried again."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return
-    client.shutdown_cached_handles()
-    with suppress(RayActorError):
-        ray.get(client._controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=END_S)
-    _disconnect()

@@ -44,8 +44,8 @@ def engine_config(
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
 
-    from actors.engine.vllm_scheduler import LogprobsLastAsyncScheduler, LogprobsLastScheduler
     from actors.engine.transfer import backend
+    from actors.engine.vllm_scheduler import LogprobsLastAsyncScheduler, LogprobsLastScheduler
 
     on_gpu = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
     memory = on_gpu if rollout.num_gpus > 0 else {"block_size": CPU_BLOCK_TOKENS}

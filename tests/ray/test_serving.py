@@ -14,6 +14,7 @@ import openai
 import pytest
 import ray
 from PIL import Image
+from ray import serve
 
 from actors.errors import RunError
 from cluster.policies import policy_config
@@ -23,7 +24,6 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
-from tests.local_ray import end_serve
 from tests.ray.serving_parts import draw_rows, make_export
 
 pytestmark = [
@@ -58,7 +58,7 @@ def address():
     one = Range(minimum=1, maximum=1)
     with served(serving_config(config, max_running=16), limits, replicas=one, host="127.0.0.1", port=18_734) as address:
         yield address
-    end_serve()
+    serve.shutdown()
     ray.shutdown()
 
 

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import ray
+from ray import serve
 
 from actors.data import crop
 from actors.data.shapes import encode_png
@@ -22,7 +23,6 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from configs.load import load_config
 from configs.ranges import Range
-from tests.local_ray import end_serve
 from tests.ray.serving_parts import draw_rows, make_export
 
 pytestmark = [
@@ -133,6 +133,6 @@ def test_an_engine_that_fails_is_not_started_again(tmp_path, monkeypatch):
         ):
             pass
     finally:
-        end_serve()
+        serve.shutdown()
         ray.shutdown()
     assert (tmp_path / "starts").read_text() == "once\n"

@@ -7,6 +7,7 @@ import numpy as np
 import openai
 import pytest
 import ray
+from ray import serve
 
 from actors.data.crop import NEEDS, draw_row, paint
 from actors.data.shapes import encode_png
@@ -17,7 +18,6 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
-from tests.local_ray import end_serve
 
 pytestmark = [
     pytest.mark.ray,
@@ -37,7 +37,7 @@ def address():
     one = Range(minimum=1, maximum=1)
     with served(config, limits, replicas=one, host="127.0.0.1", port=18_738) as address:
         yield address
-    end_serve()
+    serve.shutdown()
     ray.shutdown()
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray
 from prometheus_client.mmap_dict import MmapedDict
+from ray import serve
 
 from cluster.policies import policy_config
 from cluster.runtime.connect import connect
@@ -22,7 +23,6 @@ from cluster.serving.deployment import served
 from cluster.serving.gateway import ENVIRONMENT
 from cluster.serving.settings import serving_config
 from configs.ranges import Range
-from tests.local_ray import end_serve
 from tests.ray.serving_parts import draw_rows
 
 pytestmark = [
@@ -44,7 +44,7 @@ def address():
     connect(ENVIRONMENT)
     with served(config, limits, replicas=Range(minimum=2, maximum=2), host="127.0.0.1", port=PORT) as address:
         yield address
-    end_serve()
+    serve.shutdown()
     ray.shutdown()
 
 

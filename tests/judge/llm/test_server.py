@@ -22,7 +22,7 @@ from judge.pool import JudgePool
 from judge.trust.goldset import GOLD_FILE, read_gold
 from judge.verdict import JudgeRequest, Verdict
 from tests.judge.smollm2 import PACKAGE, gguf_file
-from tests.local_ray import end_serve, ray_on_this_machine
+from tests.local_ray import ray_on_this_machine
 
 ROOT = Path(__file__).resolve().parents[3]
 START_S = 240.0
@@ -93,7 +93,7 @@ def test_serve_of_another_run_has_proxies_and_serve_of_somebody_else_without_any
     assert address.startswith("http://127.0.0.1:")
     assert _start_proxies() == address, "proxies that are up are used"
     assert "other" in serve.status().applications
-    end_serve()
+    serve.shutdown()
     serve.start(proxy_location="Disabled")
     with pytest.raises(JudgeError, match=r"without HTTP proxies.*serve shutdown"):
         _start_proxies()

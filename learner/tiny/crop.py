@@ -110,7 +110,7 @@ def _probe(rng: np.random.Generator, number: int) -> list[Lesson]:
 CROP_TASK = Task(
     prompt="tiny",
     start=ROOT / "configs" / "tiny",
-    steps=450,
+    steps=800,
     batch_size=40,
     learning_rate=1e-3,
     answer_weight=1.0,
@@ -124,7 +124,7 @@ CROP_TASK = Task(
     ),
     answers=(*COLOURS, *SHAPES, *WAYS),
     stages=(
-        Stage(until=0.35, num_forms=1, draw=partial(_draw, NEEDS, ("crop",))),
+        Stage(until=0.2, num_forms=1, draw=partial(_draw, NEEDS, ("crop",))),
         Stage(until=1.0, num_forms=len(FORMS), draw=partial(_draw, NEEDS, FORMS)),
     ),
     probe=_probe,

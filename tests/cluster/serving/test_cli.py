@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 from actors.errors import RunError
 from cluster.cli import app
 from cluster.runtime import connect
-from cluster.serving import deployment, policy
+from cluster.serving import cli, deployment, policy
 from cluster.serving.cli import _engine_log
+from cluster.stopping import Stopping
 from tests.cluster.serving.endpoint import LOOK, ScriptedEngine, encoded, policy_of
 from tests.cluster.serving.test_tools import OUTSIDE, RED, REGION
 
@@ -163,6 +165,8 @@ def test_a_signal_ends_what_is_served_and_what_waits_for_its_engine(is_up, monke
             steps.append("cleaned up")
 
     monkeypatch.setattr(deployment, "served", served)
+    # Its watchdog outlives the command, to end a process that hangs on its way out: not this one.
+    monkeypatch.setattr(cli, "Stopping", partial(Stopping, end=steps.append))
     monkeypatch.setattr(connect, "connect", lambda environment: steps.append("joined"))
     done = CliRunner().invoke(app, ["serve", "--policy", "configs/tiny"])
     assert done.exit_code == 143, done.output

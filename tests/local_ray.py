@@ -7,15 +7,13 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.runtime.ray_start import start_ray
-
 
 @contextmanager
 def ray_on_this_machine(**settings: object) -> Iterator[object]:
     """Up in the body, with no Serve left behind. Yields what `ray.init` returns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        context = start_ray(**{"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, **settings})
+        context = ray.init(**{"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, **settings})
         try:
             yield context
         finally:

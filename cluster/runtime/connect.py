@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 
 import ray
+from ray._private import services
 
 from actors.causes import root_cause
 from actors.errors import RunError
@@ -29,7 +32,6 @@ from cluster.runtime.addresses import (
 )
 from cluster.runtime.exposure import keep_on_this_machine, refuse_open_head
 from cluster.runtime.probe import ANSWER_S
-from cluster.runtime.ray_start import groups_of_their_own, signals_kept, start_ray
 from configs.paths import ROOT
 
 DIAL_S = 2.0
@@ -58,13 +60,48 @@ def connect(environment: Mapping[str, str] | None = None) -> None:
     what = f"the Ray cluster at {address} could not be joined" if address else "Ray did not start on this machine"
     with _RayStart(what), signals_kept(), groups_of_their_own():
         # At "warning", Ray reports at every start that token authentication is on.
-        start_ray(
+        ray.init(
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
             namespace="visionthink",
             runtime_env={"env_vars": dict(environment)} if environment else None,
         )
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM over when it starts in the body, to exit on the spot: it is given back to this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray leaves signals alone there
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as exit_:
+        if exit_.code != signal.SIGTERM:
+            raise
+        signal.signal(signal.SIGTERM, handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RunError("stopped while Ray was starting") from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def groups_of_their_own() -> Iterator[None]:
+    """What Ray starts in the body gets none of the signals for this terminal or process group.
+
+    `timeout`, supervisors and terminals tell a whole group. Ray's own processes would end at once, and a run could
+    not save, nor an endpoint finish its requests. They end with this process still: Ray has the kernel see to that.
+    They stay in the session: Linux shares cores out between sessions, and a busy terminal would take half of them.
+    """
+    plain = services.ConsolePopen
+    services.ConsolePopen = functools.partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 class _RayStart:

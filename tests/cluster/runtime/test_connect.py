@@ -1,6 +1,7 @@
 """A cluster that cannot be joined costs one line within ten seconds, in the process that wanted to join it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from actors.errors import RunError
-from cluster.runtime.connect import check_address, own_addresses
+from cluster.runtime.connect import check_address, own_addresses, signals_kept
 
 PATIENCE_S = 20.0
 """Ten seconds, and what it takes to import Ray on a busy machine."""
@@ -115,3 +116,29 @@ url = "http://127.0.0.1:%d/" % server.server_port
 
 def test_this_machine_has_an_address():
     assert all(address.count(".") == 3 or ":" in address for address in own_addresses())
+
+
+def take_over(number, frame):
+    """What Ray does with SIGTERM in a driver."""
+    sys.exit(number)
+
+
+def test_signals_are_those_of_the_command_again_once_ray_has_started():
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    def stopped_in_ray() -> None:
+        with signals_kept():
+            signal.signal(signal.SIGTERM, take_over)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    try:
+        with signals_kept():
+            signal.signal(signal.SIGTERM, take_over)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(RunError, match="stopped while Ray was starting"):
+            stopped_in_ray()
+        assert seen == [signal.SIGTERM, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -39,7 +39,7 @@ from cluster.runtime.nodes import Lookout, cluster_size
 from cluster.runtime.placement import Placement, place, wait_for_room
 from cluster.runtime.ranks import start_learner
 from cluster.runtime.seats import Weights, policy_of
-from cluster.runtime.workers import WorkerStarter
+from cluster.runtime.starting import WorkerStarter
 from cluster.status.adapters import rank_view, worker_view
 from cluster.status.observer import Observer
 from cluster.status.scaling import SizeDesk, Sizes, shortage

@@ -74,6 +74,7 @@ def engine_config(
     # No argument of vLLM's sets these two: it derives them from max_num_batched_tokens and keeps what is set here.
     config.scheduler_config.max_num_encoder_input_tokens = budget.encoder_per_step
     config.scheduler_config.encoder_cache_size = budget.encoder_cache
+    # Only now is it decided whether a step is scheduled while the one before runs.
     is_async = config.scheduler_config.async_scheduling
     config.scheduler_config.scheduler_cls = LogprobsLastAsyncScheduler if is_async else LogprobsLastScheduler
     if rollout.num_gpus == 0 and rollout.tensor_parallel_size == 1:

@@ -1,4 +1,4 @@
-"""A rollout worker: sample references in, played groups out. `cluster/runtime/workers.py` makes it a Ray actor."""
+"""A rollout worker: sample references in, played groups out. `cluster/runtime/starting.py` makes it a Ray actor."""
 
 from __future__ import annotations
 

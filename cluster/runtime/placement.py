@@ -31,11 +31,8 @@ class Placement:
         Judges reserve none, except for the GPUs of an LLM in the cluster.
         """
         rollout, learner = config.rollout, config.learner
-        num_workers, num_ranks = (
-            rollout.workers.maximum + rollout.num_spares,
-            learner.ranks.maximum + learner.num_spares,
-        )
-        return self._sum(config, num_workers, num_ranks)
+        num_workers = rollout.workers.maximum + rollout.num_spares
+        return self._sum(config, num_workers, learner.ranks.maximum + learner.num_spares)
 
     def least(self, config: Config) -> Resources:
         """What the run needs to start."""

@@ -35,7 +35,7 @@ from PIL import Image
 
 from actors.episode import PlayedGroup, SampleRef
 from actors.play import PlayRequest
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import starting
 from cluster.runtime.connect import connect
 from cluster.runtime.placement import place
 from configs.schema import Config
@@ -106,8 +106,8 @@ def peer_seconds_per_group(config: Config, pictures: list[bytes], group_size: in
 
 
 async def feed(config: Config, path: Path, *, steps: int, groups: int) -> dict[str, float]:
-    with patch.object(ray_workers, "RolloutWorker", FeedWorker):
-        (worker,) = ray_workers.start_workers(config, place(config))
+    with patch.object(starting, "RolloutWorker", FeedWorker):
+        (worker,) = starting.start_workers(config, place(config))
     consumer = ray.remote(Consumer).options(num_cpus=0).remote()
     await worker.ready()
     await worker.serve_loaded_weights()

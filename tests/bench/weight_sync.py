@@ -28,7 +28,7 @@ from actors.fleet.pool import RolloutPool
 from cluster.runtime.connect import connect
 from cluster.runtime.placement import place
 from cluster.runtime.ranks import start_learner
-from cluster.runtime.workers import start_workers
+from cluster.runtime.starting import start_workers
 from cluster.weights import WeightChannel
 from configs.load import load_config
 from configs.schema import Config

@@ -32,12 +32,12 @@ from cluster.fleet import Fleet
 from cluster.judging.watch import JudgeWatch
 from cluster.launch import Parts
 from cluster.records.journal import Journal
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import starting
 from cluster.runtime.members import Members
 from cluster.runtime.placement import Placement, Resources
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
-from cluster.runtime.workers import WorkerStarter
+from cluster.runtime.starting import WorkerStarter
 from cluster.status.observer import Observer
 from cluster.status.scaling import SizeDesk
 from cluster.timekeeping import RunClock
@@ -276,7 +276,7 @@ def own_shared_memory(process: psutil.Process) -> int:
 def soak(num_steps: int, seed: int) -> dict[str, object]:
     """Run it on a Ray of its own; what was found."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_workers, "RolloutWorker", QuickWorker)
+        patch.setattr(starting, "RolloutWorker", QuickWorker)
         with ray_on_this_machine(address="local", object_store_memory=STORE_BYTES):
             before, started = held(psutil.Process()), time.monotonic()
             run = Soak(Path(folder), num_steps, seed)

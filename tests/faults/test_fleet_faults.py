@@ -20,13 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import WeightSyncError
 from actors.fleet.pool import RolloutPool
-from cluster.runtime import nodes
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import nodes, starting
 from cluster.runtime.members import Members
 from cluster.runtime.placement import Placement, Resources, actor_options
 from cluster.runtime.ranks import FetchedViews
 from cluster.runtime.seats import policy_of
-from cluster.runtime.workers import RayWorker, WorkerStarter
+from cluster.runtime.starting import WorkerStarter
+from cluster.runtime.workers import RayWorker
 from cluster.weights import WeightChannel
 from configs.ranges import Range
 from configs.schema import Config, RolloutConfig
@@ -55,8 +55,8 @@ CONFIG = Config(rollout=RolloutConfig(progress_timeout_s=4.0, drain_timeout_s=5.
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        patch.setattr(ray_workers, "RolloutWorker", ScriptedWorker)
-        patch.setattr(ray_workers, "SpareWorker", ScriptedSpare)
+        patch.setattr(starting, "RolloutWorker", ScriptedWorker)
+        patch.setattr(starting, "SpareWorker", ScriptedSpare)
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         found = Cluster(initialize_head=True, head_node_args={**head, "_system_config": QUICK_DEATHS})
         ray.init(address=found.address, log_to_driver=False)

@@ -21,7 +21,7 @@ from actors.play import PlayRequest, ShownImage
 from actors.prompts import IMAGE_PAD, VISION_END, VISION_START, load_tokenizer, vision_token_ids
 from actors.tools.resize import RESIZE_CALL
 from cluster import launch
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import starting
 from cluster.runtime.failures import await_remote
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RolloutConfig, RunConfig
@@ -72,8 +72,8 @@ def loop():
 def worker(config, loop):
     launch.connect()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_workers, "RolloutWorker", OpenWorker)
-        (worker,) = ray_workers.start_workers(config, place(config))
+        patch.setattr(starting, "RolloutWorker", OpenWorker)
+        (worker,) = starting.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()

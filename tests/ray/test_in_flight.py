@@ -17,7 +17,7 @@ from actors.images import ViewSpec
 from actors.play import PlayRequest, Sampling
 from actors.prompts import load_tokenizer, vision_token_ids
 from cluster import launch
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import starting
 from cluster.runtime.placement import place
 from configs.schema import Config, DataConfig, RolloutConfig, RunConfig
 from learner.advantage import group_advantages
@@ -113,8 +113,8 @@ def loop():
 def worker(config, loop):
     launch.connect()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_workers, "RolloutWorker", OpenWorker)
-        (worker,) = ray_workers.start_workers(config, place(config))
+        patch.setattr(starting, "RolloutWorker", OpenWorker)
+        (worker,) = starting.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()

@@ -13,7 +13,7 @@ from actors.data.shapes import make_shapes
 from actors.play import PlayRequest
 from actors.prompts import load_prompt_style, load_tokenizer
 from cluster import launch
-from cluster.runtime import workers as ray_workers
+from cluster.runtime import starting
 from cluster.runtime.placement import place
 from configs.paths import ROOT
 from configs.schema import Config, DataConfig, ModelConfig, RolloutConfig
@@ -66,8 +66,8 @@ def config(tmp_path_factory):
 def worker(config, loop):  # noqa: F811 - fixtures
     launch.connect()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_workers, "RolloutWorker", AskingWorker)
-        (worker,) = ray_workers.start_workers(config, place(config))
+        patch.setattr(starting, "RolloutWorker", AskingWorker)
+        (worker,) = starting.start_workers(config, place(config))
     yield worker
     loop.run(worker.shutdown())
     ray.shutdown()

@@ -22,7 +22,8 @@ from actors.errors import (
 from actors.play import PlayRequest
 from actors.weights.layout import WeightOffer
 from cluster.runtime.failures import RAY_BUGS, UNAVAILABLE_S, await_remote, is_ray_failure
-from cluster.runtime.workers import RayWorker, Spares, start_workers
+from cluster.runtime.starting import Spares, start_workers
+from cluster.runtime.workers import RayWorker
 from configs.schema import Config, ModelConfig, RolloutConfig
 from tests.virtual_time import in_virtual_time, now
 
